@@ -1,0 +1,55 @@
+"""Names shared by every signature, and the legend of axis letters.
+
+Axis letters used in comments and docstrings:
+
+    B  users in a batch            T  events in a training window
+    S  events per segment          K  segments per training window
+    N  item tokens in a pass       C  slots (memory tokens) per group
+    G  memory groups a state holds D  model width
+    H  attention heads             V  catalogue size, padding row included
+
+Item ids are contiguous from 1; id 0 is padding everywhere. Times are int32 seconds since the
+dataset's `time_origin` (x64 stays off). Sequences are padded on the right.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+
+Array = jax.Array
+Params = Any  # a pytree of arrays, as flax.linen returns it
+PRNGKey = jax.Array
+Batch = dict[str, Any]
+Terms = dict[str, tuple[Array, Array]]  # loss name -> (sum, weight), both float32 scalars
+
+PADDING_ID = 0
+
+
+class Events(NamedTuple):
+    """A batch of interaction sequences, padded on the right.
+
+    Attributes:
+      ids: int32 [B, N], contiguous item ids; 0 where padded.
+      times: int32 [B, N] seconds since the dataset's time origin, or None.
+      types: int32 [B, N] event-type ids from 1 (0 where padded), or None.
+    """
+
+    ids: Array  # B N
+    times: Array | None = None  # B N
+    types: Array | None = None  # B N
+
+
+class State(NamedTuple):
+    """What is stored for a user between requests.
+
+    Attributes:
+      memory: float [B, G * C, D] preference memory. Groups are aligned to the right: the newest
+        group is the last C rows, and unused rows on the left are zero. Overwrite has G = 1. Methods
+        without memory have zero rows here.
+      groups: int32 [B], how many groups are in use (bookkeeping, 4 bytes per user).
+    """
+
+    memory: Array  # B G*C D
+    groups: Array  # B
