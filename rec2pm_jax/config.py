@@ -1,0 +1,268 @@
+"""The configuration: nested frozen dataclasses that validate themselves.
+
+Presets in `launch/configs/` return `ml_collections.ConfigDict`s (so that absl flags can override any
+field); `from_dict` turns one into `Config` at once, and nothing below `launch/` sees a ConfigDict.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from rec2pm_jax.errors import UserError, nearest
+
+
+def _require(ok: bool, field: str, rule: str, value: object) -> None:
+    if not ok:
+        raise UserError(f"config.{field} must be {rule}, got {value!r}.")
+
+
+def _one_of(value: str, options: tuple[str, ...], field: str) -> None:
+    if value not in options:
+        raise UserError(
+            f"config.{field}={value!r} is unknown; choose one of {', '.join(options)}."
+            f"{nearest(str(value), options)}"
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """How histories are cut. See `methods/segments.py` for the arithmetic."""
+
+    segment: int = 25  # S, events per segment
+    segments: int = 16  # K, segments per training window
+    recent: int = 1  # R >= 1, newest events that always stay raw
+    protocol: str = "last_10"  # leave_one_out | last_10
+
+    def __post_init__(self):
+        _require(self.segment >= 1, "data.segment", ">= 1", self.segment)
+        _require(self.segments >= 1, "data.segments", ">= 1", self.segments)
+        _require(
+            1 <= self.recent <= self.segment,
+            "data.recent",
+            "between 1 and data.segment",
+            self.recent,
+        )
+        _one_of(self.protocol, ("leave_one_out", "last_10"), "data.protocol")
+
+    @property
+    def read_length(self) -> int:
+        """Most raw events a read sees: S + R - 1."""
+        return self.segment + self.recent - 1
+
+    @property
+    def window(self) -> int:
+        """Events of a training window, and of `full`: L = K * S + R - 1."""
+        return self.segments * self.segment + self.recent - 1
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """The backbone. Sizes are the paper's names; 0 means "derive" where a comment says so."""
+
+    backbone: str = "sasrec"  # sasrec | hstu
+    layers: int = 2
+    heads: int = 2
+    dim: int = 64  # D
+    head_dim: int = 0  # 0: dim // heads (HSTU: dqk = dv)
+    ffn_dim: int = 0  # SASRec only; 0: dim
+    activation: str = "relu"  # SASRec only: relu | gelu
+    dropout: float = 0.2
+    relative_bias: str = "none"  # HSTU only: none | position | position_time
+    absolute_positions: bool = True
+    event_types: int = 0  # rows of the event-type embedding; 0: event types are not used
+    scan_layers: bool = True
+    dtype: str = "float32"  # compute dtype: float32 | bfloat16
+
+    def __post_init__(self):
+        _one_of(self.backbone, ("sasrec", "hstu"), "model.backbone")
+        _one_of(self.activation, ("relu", "gelu"), "model.activation")
+        _one_of(self.relative_bias, ("none", "position", "position_time"), "model.relative_bias")
+        _one_of(self.dtype, ("float32", "bfloat16"), "model.dtype")
+        for field in ("layers", "heads", "dim"):
+            value = getattr(self, field)
+            _require(value >= 1, f"model.{field}", ">= 1", value)
+        _require(0 <= self.dropout < 1, "model.dropout", "in [0, 1)", self.dropout)
+        _require(self.event_types >= 0, "model.event_types", ">= 0", self.event_types)
+        if not self.head_dim:
+            _require(
+                self.dim % self.heads == 0,
+                "model.heads",
+                f"a divisor of model.dim={self.dim} (or set model.head_dim)",
+                self.heads,
+            )
+        if self.relative_bias != "none" and self.backbone != "hstu":
+            raise UserError(
+                "config.model.relative_bias is for model.backbone=hstu; sasrec has none."
+            )
+
+    @property
+    def key_dim(self) -> int:
+        return self.head_dim or self.dim // self.heads
+
+
+@dataclasses.dataclass(frozen=True)
+class MethodConfig:
+    """The memory and the losses that train it. Defaults are the recipe of BUILD_NOTES.md."""
+
+    name: str = "rec2pm"  # rec2pm | full | recent
+    memory: str = "overwrite"  # overwrite | append (rec2pm)
+    slots: int = 4  # C
+    max_groups: int = 16  # append keeps the newest max_groups groups
+    consistency: float = 1.0  # lambda of L_con
+    consistency_ramp: int = 0  # steps over which lambda rises linearly from 0
+    consistency_reduction: str = "mean"  # mean | sum over [C, D]
+    stop_target: bool = True  # stop gradients into the target of L_con
+    reference_ar: float = 0.5  # weight of the next-item loss on the reference pass
+    bag: float = 0.0  # weight of "m_h^ref predicts the items of segment h + 1"
+    hide: float = 0.0  # share of (user, segment) whose older working memory is hidden in training
+    live: float = 0.0  # share of (user, segment) fed the live memory instead of the reference
+
+    def __post_init__(self):
+        _one_of(self.name, ("rec2pm", "full", "recent"), "method.name")
+        _one_of(self.memory, ("overwrite", "append"), "method.memory")
+        _one_of(self.consistency_reduction, ("mean", "sum"), "method.consistency_reduction")
+        for field in ("slots", "max_groups"):
+            value = getattr(self, field)
+            _require(value >= 1, f"method.{field}", ">= 1", value)
+        for field in ("consistency", "consistency_ramp", "reference_ar", "bag"):
+            value = getattr(self, field)
+            _require(value >= 0, f"method.{field}", ">= 0", value)
+        for field in ("hide", "live"):
+            value = getattr(self, field)
+            _require(0 <= value <= 1, f"method.{field}", "in [0, 1]", value)
+
+
+@dataclasses.dataclass(frozen=True)
+class LossConfig:
+    """The catalogue loss. Item embeddings are tied to the input table."""
+
+    kind: str = "full_softmax"  # full_softmax | sampled_softmax
+    negatives: int = 128
+    sharing: str = "shared"  # shared | per_position: one set of negatives per step or per token
+    in_batch: bool = False  # add the batch's own targets as negatives
+    temperature: float = 1.0
+    normalize: bool = False  # L2-normalise outputs and items (cosine logits)
+    log_q: bool = False  # subtract log of the sampling probability
+
+    def __post_init__(self):
+        _one_of(self.kind, ("full_softmax", "sampled_softmax"), "loss.kind")
+        _one_of(self.sharing, ("shared", "per_position"), "loss.sharing")
+        _require(self.negatives >= 1, "loss.negatives", ">= 1", self.negatives)
+        _require(self.temperature > 0, "loss.temperature", "> 0", self.temperature)
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimConfig:
+    learning_rate: float = 2e-3
+    warmup_steps: int = 100
+    schedule: str = "cosine"  # constant | cosine (to 1 % at train.steps)
+    decay_steps: int = 0  # length of the cosine; 0: train.steps
+    weight_decay: float = 0.01
+    b1: float = 0.9
+    b2: float = 0.98
+    clip_norm: float = 1.0  # 0: no clipping
+    accumulate: int = 1  # micro-batches per step
+
+    def __post_init__(self):
+        _one_of(self.schedule, ("constant", "cosine"), "optim.schedule")
+        _require(self.learning_rate > 0, "optim.learning_rate", "> 0", self.learning_rate)
+        _require(self.accumulate >= 1, "optim.accumulate", ">= 1", self.accumulate)
+        for field in ("warmup_steps", "weight_decay", "clip_norm", "decay_steps"):
+            value = getattr(self, field)
+            _require(value >= 0, f"optim.{field}", ">= 0", value)
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    steps: int = 2000
+    batch_size: int = 32  # users per step, over all processes
+    seed: int = 0
+    log_every: int = 20
+    eval_every: int = 500
+    eval_users: int = 0  # users per validation during training; 0: all
+    patience: int = 10  # evaluations without a better validation NDCG@10 before stopping
+    checkpoint_every: int = 500
+    keep_checkpoints: int = 2  # newest ones, beside the best
+    partition: str = "jit"  # jit | pmap
+
+    def __post_init__(self):
+        _one_of(self.partition, ("jit", "pmap"), "train.partition")
+        for field in (
+            "steps",
+            "batch_size",
+            "log_every",
+            "eval_every",
+            "patience",
+            "checkpoint_every",
+            "keep_checkpoints",
+        ):
+            value = getattr(self, field)
+            _require(value >= 1, f"train.{field}", ">= 1", value)
+        _require(self.eval_users >= 0, "train.eval_users", ">= 0", self.eval_users)
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    data: DataConfig = DataConfig()
+    model: ModelConfig = ModelConfig()
+    method: MethodConfig = MethodConfig()
+    loss: LossConfig = LossConfig()
+    optim: OptimConfig = OptimConfig()
+    train: TrainConfig = TrainConfig()
+
+    def __post_init__(self):
+        if self.train.batch_size % self.optim.accumulate:
+            raise UserError(
+                f"config.train.batch_size={self.train.batch_size} must be a multiple of "
+                f"config.optim.accumulate={self.optim.accumulate}."
+            )
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    """Returns plain nested dicts (JSON-ready)."""
+    return dataclasses.asdict(config)
+
+
+def _build(cls: type, values: Mapping[str, Any], path: str) -> Any:
+    fields = {f.name: f for f in dataclasses.fields(cls)}
+    kwargs = {}
+    for name, value in values.items():
+        if name not in fields:
+            raise UserError(f"Unknown config field {path}{name}.{nearest(name, fields)}")
+        default = fields[name].default
+        if dataclasses.is_dataclass(default):
+            kwargs[name] = _build(type(default), value, f"{path}{name}.")
+        else:
+            kwargs[name] = _cast(value, default, f"{path}{name}")
+    return cls(**kwargs)
+
+
+def _cast(value: Any, default: Any, path: str) -> Any:
+    """Checks the type against the default's; an int is accepted where a float is expected."""
+    if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if type(value) is not type(default):
+        raise UserError(
+            f"config.{path} must be {type(default).__name__}, got {value!r} "
+            f"({type(value).__name__})."
+        )
+    return value
+
+
+def from_dict(values: Mapping[str, Any]) -> Config:
+    """Builds and validates a `Config` from nested mappings; absent fields take their defaults.
+
+    Raises:
+      UserError: an unknown field (with the nearest known name), a wrong type or a value out of range.
+    """
+    return _build(Config, values, "")
+
+
+def config_hash(config: Config) -> str:
+    """12 hex digits over data, model, method, loss and optim; `train` may change on resume."""
+    identity = {k: v for k, v in to_dict(config).items() if k != "train"}
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]

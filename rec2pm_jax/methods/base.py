@@ -1,0 +1,86 @@
+"""The interface every method implements. All functions are pure."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from rec2pm_jax.config import Config
+from rec2pm_jax.methods.segments import ReadPlan
+from rec2pm_jax.typing import Array, Batch, Events, Params, PRNGKey, State, Terms
+
+
+class Method(Protocol):
+    """A way to serve a user's history: what is stored, how it is updated, read and trained.
+
+    `config` and `num_items` (real items; the table has num_items + 1 rows, row 0 is padding) are
+    static; everything else is an argument.
+    """
+
+    config: Config
+    num_items: int
+
+    def init(self, rng: PRNGKey) -> Params:
+        """Fresh parameters."""
+
+    def init_state(self, params: Params, batch_size: int) -> State:
+        """The state of `batch_size` users without archived events."""
+
+    def update(self, params: Params, state: State, events: Events, valid: Array) -> State:
+        """Folds one segment into the state (the body of `lax.scan` at inference).
+
+        events: [B, S]; valid: bool [B, S], true on a prefix of each row. A row without valid events
+        keeps its state bit for bit.
+        """
+
+    def read(
+        self,
+        params: Params,
+        state: State,
+        events: Events,
+        valid: Array,
+        request_time: Array | None = None,
+    ) -> Array:
+        """Returns float32 [B, D], the vector that scores the catalogue after the last valid event.
+
+        events: [B, N], N <= read_length raw events; valid: bool [B, N], a prefix of each row, at least
+        one event. request_time: int32 [B], needed with a time bias only.
+        """
+
+    def read_all(
+        self,
+        params: Params,
+        state: State,
+        events: Events,
+        valid: Array,
+        request_time: Array | None = None,
+    ) -> Array:
+        """Like `read`, after every event: float32 [B, N, D]."""
+
+    def score(self, params: Params, vectors: Array) -> Array:
+        """Logits over the catalogue: [..., D] -> float32 [..., V]; the padding column is -inf."""
+
+    def plan(self, n, max_segments: int = 0) -> ReadPlan:
+        """Which events of histories of length `n` are folded and which are read."""
+
+    @property
+    def read_length(self) -> int:
+        """Most events `read` is given."""
+
+    def loss(
+        self,
+        params: Params,
+        batch: Batch,
+        rng: PRNGKey | None,
+        *,
+        step: Array,
+        target_params: Params | None = None,
+    ) -> Terms:
+        """Training losses as {name: (sum, weight)}; rng None switches dropout off.
+
+        batch: `ids` int32 [B, T + 1] with T = config.data.window (inputs are [:, :-1], next-item
+        targets [:, 1:], padded on the right with 0), `times` and `types` likewise where the dataset
+        has them, and `index` int32 [B], the global example index.
+        """
+
+    def loss_weights(self, step: Array) -> dict[str, Array]:
+        """Coefficient of each loss term at `step`; the objective is sum_i c_i * sum_i / weight_i."""

@@ -1,0 +1,52 @@
+"""Segment arithmetic: the one place that says which events are archived and which are read raw.
+
+For a user with n events, segment length S and R >= 1 events always kept raw,
+
+    archived(n) = S * max(0, (n - R) // S)
+
+events [0, archived(n)) are in memory after archived(n) / S updates and events [archived(n), n) are
+read raw, so that R <= n - archived(n) < R + S once n >= R. Training windows, offline evaluation and
+streaming all call these functions (numpy or Python integers).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from rec2pm_jax.config import DataConfig
+
+
+class ReadPlan(NamedTuple):
+    """How a history of n events is served, elementwise over n.
+
+    Attributes:
+      updates: memory updates to fold, each over S events starting at `first_segment * S`.
+      first_segment: index of the first folded segment (0 unless `max_segments` limits it).
+      start: first raw event; events [start, n) are read.
+    """
+
+    updates: np.ndarray
+    first_segment: np.ndarray
+    start: np.ndarray
+
+
+def archived(n, segment: int, recent: int):
+    """Number of archived events of a history of `n` events (int or int array)."""
+    return segment * np.maximum(0, (np.asarray(n) - recent) // segment)
+
+
+def plan_memory(n, data: DataConfig, max_segments: int = 0) -> ReadPlan:
+    """Memory methods: fold every archived segment (the newest `max_segments` if > 0), read the rest."""
+    start = archived(n, data.segment, data.recent)
+    segments = start // data.segment
+    updates = np.minimum(segments, max_segments) if max_segments else segments
+    return ReadPlan(updates, segments - updates, start)
+
+
+def plan_last(n, length: int) -> ReadPlan:
+    """Methods without memory read the last `length` events."""
+    n = np.asarray(n)
+    zeros = np.zeros_like(n)
+    return ReadPlan(zeros, zeros, np.maximum(0, n - length))
