@@ -1,0 +1,64 @@
+"""AdamW with warm-up, a decay mask and clipping by global norm, built from `config.optim`."""
+
+from __future__ import annotations
+
+import jax
+import optax
+
+from rec2pm_jax.config import OptimConfig
+from rec2pm_jax.typing import Params
+
+FINAL_FRACTION = 0.01  # the cosine ends at this share of the peak learning rate
+
+# Parts of parameter names that mark vectors and tables, which weight decay would only shrink. Names
+# decide as well as rank, because layers stacked for a scan give their biases a leading axis.
+_UNDECAYED = ("embedding", "norm", "bias", "scale")
+
+
+def is_decayed(path: str, ndim: int) -> bool:
+    """True where weight decay applies: matrices that are not embeddings, biases or norms.
+
+    path: parameter names joined by '/', as in 'layers/attention/kernel'; ndim: the rank.
+    """
+    return ndim >= 2 and not any(part in path.lower() for part in _UNDECAYED)
+
+
+def decay_mask(params: Params) -> Params:
+    """A pytree of bools like `params`, true where weight decay applies."""
+
+    def decayed(path, leaf):
+        return is_decayed(jax.tree_util.keystr(path, simple=True, separator="/"), leaf.ndim)
+
+    return jax.tree_util.tree_map_with_path(decayed, params)
+
+
+def make_schedule(optim: OptimConfig, total_steps: int) -> optax.Schedule:
+    """Learning rate by step: linear warm-up, then constant or a cosine to 1 % of the peak.
+
+    Step 0 already learns (rate `learning_rate / warmup_steps`); the cosine starts where the warm-up
+    ends and reaches its floor at `decay_steps` (0: `total_steps`).
+    """
+    peak, warmup = optim.learning_rate, optim.warmup_steps
+    if optim.schedule == "cosine":
+        length = max(1, (optim.decay_steps or total_steps) - warmup)
+        main = optax.cosine_decay_schedule(peak, length, alpha=FINAL_FRACTION)
+    else:
+        main = optax.constant_schedule(peak)
+    if warmup <= 1:
+        return main
+    rise = optax.linear_schedule(peak / warmup, peak, warmup - 1)
+    return optax.join_schedules([rise, main], [warmup])
+
+
+def make_optimizer(optim: OptimConfig, total_steps: int) -> optax.GradientTransformation:
+    """AdamW on clipped gradients; `clip_norm` 0 leaves them as they are."""
+    adamw = optax.adamw(
+        make_schedule(optim, total_steps),
+        b1=optim.b1,
+        b2=optim.b2,
+        weight_decay=optim.weight_decay,
+        mask=decay_mask,
+    )
+    if optim.clip_norm == 0:
+        return adamw
+    return optax.chain(optax.clip_by_global_norm(optim.clip_norm), adamw)

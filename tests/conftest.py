@@ -1,0 +1,24 @@
+"""Strict settings for every test: several CPU devices, strict dtypes, own warnings are errors."""
+
+from __future__ import annotations
+
+import os
+
+# Before JAX starts: eight simulated CPU devices, for the tests that divide a batch.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+_DEVICES = "--xla_force_host_platform_device_count"
+if _DEVICES not in os.environ.get("XLA_FLAGS", ""):
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_DEVICES}=8".strip()
+
+import jax  # noqa: E402
+import pytest  # noqa: E402
+from absl import flags  # noqa: E402
+
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # Grain's worker processes read absl flags, which pytest never parses.
+    flags.FLAGS.mark_as_parsed()
+    for module in ("rec2pm_jax", "launch"):
+        config.addinivalue_line("filterwarnings", f"error:::{module}(\\.|$)")
