@@ -1,0 +1,1 @@
+"""From raw logs to batches: sources -> canonical interactions -> prepared dataset -> pipeline."""

@@ -1,0 +1,9 @@
+"""The sources `launch.prepare` knows: name -> load(options) -> canonical interactions."""
+
+from __future__ import annotations
+
+from rec2pm_jax.data.sources import complete_journey
+
+SOURCES = {
+    "complete_journey": complete_journey.load,
+}

@@ -1,0 +1,55 @@
+"""Turns interaction logs into a prepared dataset.
+
+    python -m launch.prepare --source=complete_journey --item=product_type --output_dir=data/types
+    python -m launch.prepare --source=movielens --input=ml-1m/ratings.dat --output_dir=data/ml1m
+    python -m launch.prepare --source=interactions --input=log.csv --user_column=uid \\
+        --item_column=sku --time_column=ts --output_dir=data/log
+    python -m launch.prepare --source=synthetic --output_dir=data/synthetic
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from absl import flags
+
+from launch import cli
+from rec2pm_jax.data.options import PrepareOptions
+from rec2pm_jax.data.prepare import prepare, summary
+
+flags.DEFINE_string("source", None, "complete_journey, movielens, interactions or synthetic.")
+flags.DEFINE_string("output_dir", None, "Directory of the prepared dataset.")
+flags.DEFINE_string("input", "", "File (or directory) of the source.")
+flags.DEFINE_string("item", "", "complete_journey: product or product_type.")
+flags.DEFINE_integer("min_item_count", 0, "Drop items with fewer events.")
+flags.DEFINE_integer("min_user_events", 0, "Drop users with fewer events.")
+flags.DEFINE_string("ties", "", "Equal timestamps of a user: shuffle or keep (default: by source).")
+flags.DEFINE_integer("seed", 0, "Seed of the tie shuffle and of the synthetic source.")
+flags.DEFINE_integer("shards", 0, "Record files; 0 chooses by size.")
+flags.DEFINE_boolean("overwrite", False, "Replace another prepared dataset in output_dir.")
+flags.DEFINE_boolean("progress", True, "Show a progress bar.")
+flags.DEFINE_string("user_column", "user", "interactions: column of the user.")
+flags.DEFINE_string("item_column", "item", "interactions: column of the item.")
+flags.DEFINE_string("time_column", "timestamp", "interactions: column of the time in seconds.")
+flags.DEFINE_string("type_column", "", "interactions: column of the event type, if any.")
+flags.DEFINE_integer("synthetic_users", 2000, "synthetic: users.")
+flags.DEFINE_integer("synthetic_items", 400, "synthetic: items.")
+flags.DEFINE_integer("synthetic_length", 200, "synthetic: events per user.")
+flags.DEFINE_integer("synthetic_taste_events", 25, "synthetic: first events that show the taste.")
+flags.mark_flags_as_required(["source", "output_dir"])
+
+
+def main(_) -> None:
+    options = PrepareOptions(
+        **{
+            field.name: flags.FLAGS[field.name].value
+            for field in dataclasses.fields(PrepareOptions)
+        }
+    )
+    info, written = prepare(options)
+    print(summary(info))
+    print(f"{'written to' if written else 'already prepared in'} {options.output_dir}")
+
+
+if __name__ == "__main__":
+    cli.run(main)

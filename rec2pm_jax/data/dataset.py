@@ -1,0 +1,232 @@
+"""Reading a prepared dataset (the layout is described in `writer.py`)."""
+
+from __future__ import annotations
+
+import json
+from functools import cached_property
+from pathlib import Path
+from typing import NamedTuple
+
+import msgpack
+import numpy as np
+import polars as pl
+from array_record.python.array_record_module import ArrayRecordReader
+
+from rec2pm_jax.data.histories import Histories, content_hash
+from rec2pm_jax.errors import UserError
+
+FORMAT_VERSION = 1
+
+
+class UserSequence(NamedTuple):
+    """One user's events, oldest first.
+
+    Attributes:
+      user: raw id.
+      ids: int32 [n] item ids from 1.
+      times: int32 [n] seconds since the dataset's time origin, or None without real times.
+      types: int32 [n] event-type ids from 1, or None without event types.
+    """
+
+    user: str
+    ids: np.ndarray
+    times: np.ndarray | None
+    types: np.ndarray | None
+
+
+class Items:
+    """The item table; row 0 of every field is padding.
+
+    Attributes:
+      raw_ids: list of str, length V; "" at 0.
+      titles: list of str, length V; the raw id where the source has no title.
+      categories: list of str or None, length V.
+      counts: int64 [V] events per item in the whole dataset; 0 at 0.
+    """
+
+    def __init__(self, table: pl.DataFrame):
+        self.raw_ids = ["", *table["raw_id"].to_list()]
+        titles = table["title"].fill_null(table["raw_id"])
+        self.titles = ["", *titles.to_list()]
+        self.categories = [None, *table["category"].to_list()]
+        self.counts = np.concatenate([[0], table["count"].to_numpy()]).astype(np.int64)
+        self._ids = {raw: i for i, raw in enumerate(self.raw_ids) if i}
+
+    def id_of(self, raw: str) -> int | None:
+        """The contiguous id of a raw id, or None for an unknown item."""
+        return self._ids.get(raw)
+
+
+class Dataset:
+    """A prepared dataset. Sequences are read and checked at their first use, then kept in memory.
+
+    It is also a Grain random access source of `UserSequence`s.
+
+    Attributes:
+      path: the directory.
+      info: the contents of `dataset.json`.
+      items: the item table.
+      lengths: int32 [num_users] events per user.
+    """
+
+    def __init__(self, path: Path, info: dict, items: pl.DataFrame, users: pl.DataFrame):
+        self.path = path
+        self.info = info
+        self.items = Items(items)
+        self.lengths = users["length"].to_numpy().astype(np.int32)
+        self._item_table = items
+        self._users = users["user"].to_list()
+        self._indices = {user: index for index, user in enumerate(self._users)}
+
+    @property
+    def content_hash(self) -> str:
+        return self.info["content_hash"]
+
+    @property
+    def num_items(self) -> int:
+        """Real items; the embedding table has num_items + 1 rows."""
+        return self.info["items"]
+
+    @property
+    def num_users(self) -> int:
+        return self.info["users"]
+
+    @property
+    def has_times(self) -> bool:
+        return self.info["has_times"]
+
+    @property
+    def time_origin(self) -> int:
+        """Seconds since 1970 of time 0."""
+        return self.info["time_origin"]
+
+    @property
+    def event_types(self) -> list[str]:
+        """Names of the event types; type id = position + 1. Empty without event types."""
+        return self.info["event_types"]
+
+    def user_index(self, raw: str) -> int | None:
+        """The index of a raw user id, or None for an unknown user."""
+        return self._indices.get(raw)
+
+    def user(self, index: int) -> str:
+        """The raw id of a user."""
+        return self._users[index]
+
+    @cached_property
+    def histories(self) -> Histories:
+        """All sequences in flat arrays, with `times` as the source gave them.
+
+        Raises:
+          UserError: the record files are damaged or do not match `dataset.json`.
+        """
+        histories = _read_histories(self.path, self.info)
+        found = content_hash(histories, self._item_table, self.event_types, self.has_times)
+        if found != self.content_hash:
+            raise UserError(
+                f"{self.path}: the files do not match the content hash in dataset.json; "
+                "prepare the dataset again."
+            )
+        return histories
+
+    @cached_property
+    def relative_times(self) -> np.ndarray | None:
+        """int32 [events] seconds since `time_origin`, or None without real times."""
+        if not self.has_times:
+            return None
+        return (self.histories.times - self.time_origin).astype(np.int32)
+
+    def sequence(self, index: int) -> UserSequence:
+        """The events of user `index` in [0, num_users)."""
+        histories = self.histories
+        events = slice(histories.offsets[index], histories.offsets[index + 1])
+        times, types = self.relative_times, histories.types
+        return UserSequence(
+            user=histories.users[index],
+            ids=histories.ids[events],
+            times=None if times is None else times[events],
+            types=None if types is None else types[events].astype(np.int32),
+        )
+
+    def __len__(self) -> int:
+        return self.num_users
+
+    def __getitem__(self, index: int) -> UserSequence:
+        return self.sequence(index)
+
+
+def read_info(path: str | Path) -> dict:
+    """Reads `dataset.json`; UserError when it is missing, damaged or of another version."""
+    file = Path(path) / "dataset.json"
+    if not file.is_file():
+        raise UserError(
+            f"{path} holds no prepared dataset (no dataset.json); make one with "
+            "`python -m launch.prepare`."
+        )
+    try:
+        info = json.loads(file.read_text())
+        version = info["format_version"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{file} is damaged ({error}); prepare the dataset again.") from error
+    if version != FORMAT_VERSION:
+        raise UserError(
+            f"{file} has format version {version}, this program reads {FORMAT_VERSION}; prepare "
+            "the dataset again."
+        )
+    return info
+
+
+def open_dataset(path: str | Path) -> Dataset:
+    """Opens a prepared dataset.
+
+    Raises:
+      UserError: missing, damaged or of another version.
+    """
+    path = Path(path)
+    info = read_info(path)
+    tables = {}
+    for name, rows in (("items", "items"), ("users", "users")):
+        try:
+            tables[name] = pl.read_parquet(path / f"{name}.parquet")
+        except (OSError, pl.exceptions.PolarsError) as error:
+            raise UserError(
+                f"{path / name}.parquet is missing or damaged; prepare the dataset again."
+            ) from error
+        if tables[name].height != info[rows]:
+            raise UserError(
+                f"{path / name}.parquet has {tables[name].height} rows, dataset.json says "
+                f"{info[rows]}; prepare the dataset again."
+            )
+    return Dataset(path, info, tables["items"], tables["users"])
+
+
+def _read_histories(path: Path, info: dict) -> Histories:
+    users, ids, times, types = [], [], [], []
+    for shard in range(info["shards"]):
+        file = path / f"sequences-{shard:05d}-of-{info['shards']:05d}.arrayrecord"
+        for record in _read_records(file):
+            users.append(record["user"])
+            ids.append(np.frombuffer(record["ids"], "<i4"))
+            times.append(np.frombuffer(record["times"], "<i8"))
+            if record["types"] is not None:
+                types.append(np.frombuffer(record["types"], np.int8))
+    lengths = [len(sequence) for sequence in ids]
+    return Histories(
+        users=users,
+        offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+        ids=np.concatenate(ids).astype(np.int32),
+        times=np.concatenate(times).astype(np.int64),
+        types=np.concatenate(types) if types else None,
+    )
+
+
+def _read_records(file: Path) -> list[dict]:
+    if not file.is_file():
+        raise UserError(f"{file} is missing; prepare the dataset again.")
+    try:
+        reader = ArrayRecordReader(str(file))
+        records = [msgpack.unpackb(record) for record in reader.read_all()]
+        reader.close()
+    except Exception as error:  # the reader raises plain RuntimeErrors, msgpack several kinds
+        raise UserError(f"{file} is damaged; prepare the dataset again. ({error})") from error
+    return records

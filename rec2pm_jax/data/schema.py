@@ -1,0 +1,60 @@
+"""Canonical interactions: the one shape that every source maps its own schema to."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+import numpy as np
+import polars as pl
+
+from rec2pm_jax.errors import UserError
+
+EVENT_COLUMNS = {"user": pl.String, "item": pl.String, "timestamp": pl.Int64}
+ITEM_COLUMNS = {"item": pl.String, "title": pl.String, "category": pl.String}
+
+
+@dataclasses.dataclass(frozen=True)
+class Interactions:
+    """What a source returns.
+
+    Attributes:
+      events: one row per interaction: user (string), item (string), timestamp (int64 seconds, or
+        any order key when `has_times` is false) and optionally event_type (string). The order of
+        the rows has a meaning only with `ties` = "keep".
+      items: item (string, unique), title and category (strings or null). Items that no event names
+        are ignored; items absent from here have neither title nor category.
+      item_level: what an item is, e.g. "product_type".
+      has_times: whether timestamps are real seconds since 1970 rather than ranks.
+      ties: how this source wants equal timestamps of a user ordered, "shuffle" or "keep".
+      dropped: rows left out by the source, by reason.
+      notes: anything else about the source that a reader of `dataset.json` should know.
+      ground_truth: arrays a synthetic source knows about its users; written to `ground_truth.npz`.
+    """
+
+    events: pl.DataFrame
+    items: pl.DataFrame
+    item_level: str = "item"
+    has_times: bool = True
+    ties: str = "shuffle"
+    dropped: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    notes: Mapping[str, object] = dataclasses.field(default_factory=dict)
+    ground_truth: Mapping[str, np.ndarray] | None = None
+
+    def __post_init__(self):
+        _check_columns(self.events, EVENT_COLUMNS, "events")
+        _check_columns(self.items, ITEM_COLUMNS, "items")
+        if self.items["item"].n_unique() != self.items.height:
+            raise UserError("The item table has several rows for one item; keep one per item.")
+
+
+def _check_columns(frame: pl.DataFrame, columns: Mapping, name: str) -> None:
+    for column, dtype in columns.items():
+        found = frame.schema.get(column)
+        if found != dtype:
+            raise TypeError(f"canonical {name} need a column {column} of {dtype}, got {found}")
+
+
+def no_items() -> pl.DataFrame:
+    """An item table for sources that know nothing about their items."""
+    return pl.DataFrame(schema=ITEM_COLUMNS)
