@@ -1,0 +1,88 @@
+"""The one definition of every ranking metric: full catalogue, one target, ties pessimistic.
+
+    rank = 1 + number of other items whose score is >= the target's
+    hr@k = [rank <= k]      ndcg@k = [rank <= k] / log2(rank + 1)      mrr = 1 / rank
+
+A model that gives every item the same score therefore ranks the target last, not first.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+HIT_CUTOFFS = (1, 10, 50)
+NDCG_CUTOFFS = (10, 50)
+METRICS = (*(f"hr@{k}" for k in HIT_CUTOFFS), *(f"ndcg@{k}" for k in NDCG_CUTOFFS), "mrr")
+
+
+def target_ranks(scores, targets):
+    """Pessimistic rank of each target among all items.
+
+    Works on numpy arrays and, inside `jit`, on jax arrays alike.
+
+    Args:
+      scores: float [B, V]; column 0 is padding and never counts, whatever it holds.
+      targets: int [B], ids from 1.
+
+    Returns:
+      int [B], ranks from 1 to V - 1; 0 marks a row with a non-finite score, which `check_ranks`
+      turns into an error on the host.
+    """
+    items = scores[:, 1:]
+    own = scores[np.arange(scores.shape[0]), targets]
+    at_least = (items >= own[:, None]).sum(axis=1)  # the target counts itself: the "1 +"
+    # x - x is 0 for every finite x and NaN otherwise.
+    finite = (items - items == 0).all(axis=1)
+    return at_least * finite
+
+
+def check_ranks(ranks: np.ndarray) -> np.ndarray:
+    """Returns `ranks` if all are valid.
+
+    Raises:
+      FloatingPointError: some scores were NaN or infinite.
+    """
+    bad = int((ranks < 1).sum())
+    if bad:
+        raise FloatingPointError(
+            f"{bad} of {ranks.size} targets have NaN or infinite scores; the parameters have "
+            "diverged (lower the learning rate, or use an earlier checkpoint)."
+        )
+    return ranks
+
+
+def hits(ranks: np.ndarray, k: int) -> np.ndarray:
+    """hr@k of each target: float64, 0 or 1."""
+    return (ranks <= k).astype(np.float64)
+
+
+def ndcg(ranks: np.ndarray, k: int) -> np.ndarray:
+    """ndcg@k of each target (the ideal DCG of a single target is 1): float64 in [0, 1]."""
+    return np.where(ranks <= k, 1.0 / np.log2(ranks + 1.0), 0.0)
+
+
+def summarize(ranks: np.ndarray) -> dict[str, float]:
+    """Means over targets of every metric, as fractions of 1.
+
+    Raises:
+      ValueError: no targets.
+      FloatingPointError: see `check_ranks`.
+    """
+    if ranks.size == 0:
+        raise ValueError("No targets: metrics of nothing are undefined.")
+    check_ranks(ranks)
+    values = {f"hr@{k}": hits(ranks, k) for k in HIT_CUTOFFS}
+    values |= {f"ndcg@{k}": ndcg(ranks, k) for k in NDCG_CUTOFFS}
+    values["mrr"] = 1.0 / ranks
+    return {name: float(values[name].mean()) for name in METRICS}
+
+
+def user_means(values: np.ndarray, users: np.ndarray) -> np.ndarray:
+    """Mean of per-target `values` for each distinct user, in ascending order of user.
+
+    Args:
+      values: float [T].
+      users: int [T], the user of each target.
+    """
+    _, group = np.unique(users, return_inverse=True)
+    return np.bincount(group, weights=values) / np.bincount(group)
