@@ -1,0 +1,155 @@
+"""Token layouts of the passes: where memory, queries and events stand and who sees whom.
+
+Tokens are [slots; items]. C slots make a group; memory groups are aligned to the right, next to the
+queries, so that "the groups in use and my own queries" is always one interval.
+"""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+
+from rec2pm_jax.nn.attention import Block, Layout, Spans
+from rec2pm_jax.typing import Array
+
+
+def query_times(times: Array, valid: Array, request_time: Array | None) -> Array:
+    """The time each event row asks for: the next event's, or `request_time` after the last valid one.
+
+    times: int32 [B, N]; valid: bool [B, N], a prefix of each row; request_time: int32 [B], or None to
+    ask at the last event's own time. Returns int32 [B, N].
+    """
+    following = jnp.concatenate([times[:, 1:], times[:, -1:]], axis=1)
+    last = jnp.arange(times.shape[1]) == jnp.sum(valid, axis=1, keepdims=True) - 1
+    asked = times if request_time is None else request_time[:, None]
+    return jnp.where(last, asked, following)
+
+
+def causal(length: int, row_times: Array | None, key_times: Array | None) -> Layout:
+    """One causal pass over `length` events, no slots (`full`, `recent`)."""
+    place = jnp.arange(length, dtype=jnp.int32)
+    zero = jnp.zeros_like(place)
+    spans = Spans(*(a[None] for a in (zero, zero, zero, place + 1)))
+    block = Block(spans, row_start=0, row_stop=length, key_start=0)
+    return Layout(
+        blocks=(block,),
+        place=place[None],
+        slot_ids=jnp.zeros(0, jnp.int32),
+        row_times=row_times,
+        key_times=key_times,
+        num_slots=0,
+    )
+
+
+def update(
+    lengths: Array,
+    groups: Array,
+    *,
+    num_items: int,
+    slots: int,
+    max_groups: int,
+    segment: int,
+    with_queries: bool,
+    hidden: Array | None = None,
+    row_times: Array | None = None,
+    key_times: Array | None = None,
+) -> Layout:
+    """[M_{h-1}; S_h; Q] of the update pass, or [M; recent] of a read (`with_queries=False`).
+
+    Args:
+      lengths: int32 [B], valid events per row (a prefix).
+      groups: int32 [B], memory groups in use; a row with none sees no memory.
+      num_items: event tokens; more than `segment` of them when R > 1.
+      slots: C; max_groups: G, memory groups the pass holds; segment: S.
+      hidden: int32 [B], events before this index are hidden from later events (training only).
+      row_times, key_times: int32 [B, num_items]; queries ask for the time of the segment's last event.
+
+    Queries see the memory, the first `segment` events and themselves; events see the memory and the
+    events up to themselves; memory tokens see the memory.
+    """
+    batch = lengths.shape[0]
+    memory = max_groups * slots
+    queries = slots if with_queries else 0
+    start = (memory - groups * slots)[:, None]
+
+    def rows(value, count):
+        return jnp.broadcast_to(jnp.asarray(value, jnp.int32), (batch, count))
+
+    place = jnp.arange(num_items, dtype=jnp.int32)[None]
+    lo = jnp.zeros_like(start) if hidden is None else jnp.minimum(hidden[:, None], place)
+    covered = jnp.minimum(lengths, segment)[:, None]
+    spans = Spans(
+        slot_lo=rows(start, memory + queries + num_items),
+        slot_hi=jnp.concatenate(
+            [rows(memory, memory), rows(memory + queries, queries), rows(memory, num_items)], 1
+        ),
+        item_lo=jnp.concatenate([rows(0, memory + queries), rows(lo, num_items)], 1),
+        item_hi=jnp.concatenate(
+            [rows(0, memory), rows(covered, queries), rows(place + 1, num_items)], 1
+        ),
+    )
+    tokens = memory + queries + num_items
+    slot_ids = jnp.arange(memory, dtype=jnp.int32) % slots
+    slot_ids = jnp.concatenate([slot_ids, slots + jnp.arange(queries, dtype=jnp.int32)])
+    slot_place = jnp.concatenate([jnp.zeros(memory), jnp.full(queries, segment)]).astype(jnp.int32)
+    if row_times is not None:
+        last = key_times[:, min(segment, num_items) - 1]
+        last = jnp.where(lengths < segment, jnp.max(key_times, axis=1), last)
+        at_slots = jnp.broadcast_to(last[:, None], (batch, memory + queries))
+        row_times = jnp.concatenate([at_slots, row_times], axis=1)
+        key_times = jnp.concatenate([at_slots, key_times], axis=1)
+    return Layout(
+        blocks=(Block(spans, row_start=0, row_stop=tokens, key_start=0),),
+        place=jnp.concatenate([slot_place[None], place], axis=1),
+        slot_ids=slot_ids,
+        row_times=row_times,
+        key_times=key_times,
+        num_slots=memory + queries,
+    )
+
+
+def reference(
+    lengths: Array,
+    query_ends: Array,
+    *,
+    num_items: int,
+    slots: int,
+    row_times: Array | None = None,
+    key_times: Array | None = None,
+) -> Layout:
+    """[S_0; Q; S_1; Q; ...] of the reference pass, stored as [Q_0; Q_1; ...; items].
+
+    Items attend causally to items only; query group g sees the items before `query_ends[:, g]` and
+    itself. No item row ever reaches a query, so the item block skips the slot keys altogether.
+
+    Args:
+      lengths: int32 [B], valid events per row.
+      query_ends: int32 [1 or B, groups], end of the segment each query group closes.
+      num_items, slots: event tokens and C.
+      row_times, key_times: int32 [B, num_items].
+    """
+    groups = query_ends.shape[1]
+    total = groups * slots
+    first = (jnp.arange(groups, dtype=jnp.int32) * slots).repeat(slots)[None]
+    ends = jnp.repeat(query_ends, slots, axis=1)
+    queries = Spans(first, first + slots, jnp.zeros_like(first), jnp.minimum(ends, lengths[:, None]))
+    place = jnp.arange(num_items, dtype=jnp.int32)[None]
+    none = jnp.zeros_like(place)
+    items = Spans(none, none, none, place + 1)
+    if row_times is not None:
+        batch = key_times.shape[0]
+        last = jnp.broadcast_to(jnp.maximum(jnp.minimum(ends, lengths[:, None]) - 1, 0), (batch, total))
+        at_slots = jnp.take_along_axis(key_times, last, axis=1)
+        row_times = jnp.concatenate([at_slots, row_times], axis=1)
+        key_times = jnp.concatenate([at_slots, key_times], axis=1)
+    place = jnp.broadcast_to(place, (ends.shape[0], num_items))
+    return Layout(
+        blocks=(
+            Block(queries, row_start=0, row_stop=total, key_start=0),
+            Block(items, row_start=total, row_stop=total + num_items, key_start=total),
+        ),
+        place=jnp.concatenate([ends, place], axis=1),
+        slot_ids=slots + jnp.arange(total, dtype=jnp.int32) % slots,
+        row_times=row_times,
+        key_times=key_times,
+        num_slots=total,
+    )

@@ -1,0 +1,83 @@
+"""Preference memory as tokens: how it enters a pass, how it leaves it, and how states fold it."""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from rec2pm_jax.config import ModelConfig
+from rec2pm_jax.typing import Array, State
+
+
+class MemoryTokens(nn.Module):
+    """Query tokens, and the adapter by which stored memory re-enters the backbone.
+
+    Attributes:
+      slots: C.
+      max_groups: G, groups with an age embedding of their own.
+    """
+
+    config: ModelConfig
+    slots: int
+    max_groups: int
+
+    def setup(self):
+        dim = self.config.dim
+        dtype = jnp.dtype(self.config.dtype)
+        apart = nn.initializers.truncated_normal(dim**-0.5)  # distinct slots, at the items' scale
+        self.query_embedding = self.param("query_embedding", apart, (self.slots, dim))
+        self.slot_embedding = self.param("slot_embedding", apart, (self.slots, dim))
+        zeros = nn.initializers.zeros_init()
+        self.age_embedding = self.param("age_embedding", zeros, (self.max_groups, dim))
+        # Stored memory has unit scale; 0.02 * sqrt(D) brings it to that of embedded items.
+        scale = nn.initializers.normal(0.02)
+        self.adapter = nn.Dense(dim, use_bias=False, kernel_init=scale, dtype=dtype)
+        self.norm = nn.LayerNorm(epsilon=1e-6, use_bias=False, use_scale=False, dtype=jnp.float32)
+
+    def __call__(self, batch: int) -> Array:
+        """Initialises everything; used by `init` only."""
+        self.enter(jnp.zeros((batch, self.slots, self.config.dim)))
+        return self.queries(batch)
+
+    def queries(self, batch: int) -> Array:
+        """Q repeated over the batch: [B, C, D]."""
+        queries = self.query_embedding.astype(jnp.dtype(self.config.dtype))
+        return jnp.broadcast_to(queries, (batch, *queries.shape))
+
+    def enter(self, memory: Array) -> Array:
+        """Stored memory [B, G * C, D] (float32) to tokens of the same shape in the compute dtype."""
+        groups = memory.shape[1] // self.slots
+        # Age 0 is the newest group, which stands last; ages beyond the table share its last row.
+        age = jnp.minimum(jnp.arange(groups)[::-1], self.max_groups - 1)
+        place = jnp.tile(self.slot_embedding, (groups, 1))
+        place = place + jnp.repeat(self.age_embedding[age], self.slots, axis=0)
+        return self.adapter(memory) * self.config.dim**0.5 + place.astype(self.config.dtype)
+
+    def leave(self, outputs: Array) -> Array:
+        """Outputs at the queries [..., D] to stored memory: layer-normed, float32.
+
+        The norm (no affine) keeps the scale of the memory fixed however often it is updated, gives
+        L_con a unit to be measured in, and suits a quantised store.
+        """
+        return self.norm(outputs)
+
+
+def fold(state: State, memory: Array, valid: Array) -> State:
+    """M_k from M_{k-1} and m_k: the one place where overwrite and append differ (by G alone).
+
+    The newest group enters on the right and the oldest of G falls off on the left: with G = 1 that is
+    overwrite, otherwise append. Rows whose `valid` is False keep their state bit for bit.
+
+    Args:
+      state: memory [B, G * C, D].
+      memory: m_k, [B, C, D].
+      valid: bool [B].
+    """
+    slots = memory.shape[1]
+    capacity = state.memory.shape[1] // slots
+    folded = jnp.concatenate([state.memory[:, slots:], memory.astype(state.memory.dtype)], axis=1)
+    groups = jnp.minimum(state.groups + 1, capacity)
+    return State(
+        jnp.where(valid[:, None, None], folded, state.memory),
+        jnp.where(valid, groups, state.groups),
+    )

@@ -1,0 +1,116 @@
+"""What all neural methods share: embedding, backbone, tied scoring."""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import cached_property
+
+import jax
+import jax.numpy as jnp
+
+from rec2pm_jax.config import Config
+from rec2pm_jax.nn.attention import Layout
+from rec2pm_jax.nn.backbone import Backbone
+from rec2pm_jax.nn.embedding import EventEmbedding
+from rec2pm_jax.nn.losses import catalogue_logits, next_item_loss
+from rec2pm_jax.typing import PADDING_ID, Array, Batch, Events, Params, PRNGKey
+
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+    """The shared backbone with its tied item table; `params` has keys `embedding` and `backbone`.
+
+    Attributes:
+      config: the whole configuration.
+      num_items: real items; ids run from 1 to num_items.
+      max_positions: learned positions, the longest run of events that any pass numbers.
+    """
+
+    config: Config
+    num_items: int
+    max_positions: int
+
+    @cached_property
+    def embedding(self) -> EventEmbedding:
+        return EventEmbedding(self.config.model, self.num_items, self.max_positions)
+
+    @cached_property
+    def backbone(self) -> Backbone:
+        window = self.config.data.window
+        # N is the training window in every pass, see HSTULayer.
+        return Backbone(
+            self.config.model,
+            norm=float(window),
+            max_distance=window,
+            num_slot_ids=2 * self.config.method.slots,
+        )
+
+    def init(self, rng: PRNGKey, layout: Layout, tokens: int) -> Params:
+        """Parameters; `layout` describes any pass over `tokens` tokens."""
+        embed_rng, stack_rng = jax.random.split(rng)
+        one = jnp.zeros((1, 1), jnp.int32)
+        types = one if self.config.model.event_types else None
+        x = jnp.zeros((1, tokens, self.config.model.dim))
+        return {
+            "embedding": self.embedding.init(embed_rng, one, one, types)["params"],
+            "backbone": self.backbone.init(stack_rng, x, layout)["params"],
+        }
+
+    def embed(self, params: Params, events: Events, positions: Array) -> Array:
+        """[B, N, D] event tokens."""
+        return self.embedding.apply(
+            {"params": params["embedding"]}, events.ids, positions, events.types
+        )
+
+    def run(self, params: Params, x: Array, layout: Layout, rng: PRNGKey | None = None) -> Array:
+        """The backbone over [B, tokens, D]; dropout is on when an rng is given."""
+        rngs = None if rng is None else {"dropout": rng}
+        variables = {"params": params["backbone"]}
+        return self.backbone.apply(variables, x, layout, deterministic=rng is None, rngs=rngs)
+
+    def score(self, params: Params, vectors: Array) -> Array:
+        """[..., D] -> float32 logits [..., V]; the padding column is -inf."""
+        return catalogue_logits(self.config.loss, vectors, self.table(params))
+
+    def table(self, params: Params) -> Array:
+        """Item embeddings [V, D]."""
+        return params["embedding"]["item_embedding"]
+
+    def next_item(
+        self, params: Params, vectors: Array, targets: Array, weights: Array, rng: PRNGKey | None
+    ) -> tuple[Array, Array]:
+        """(sum, weight) of the next-item loss over vectors [..., D] and targets, weights [...]."""
+        rng = jax.random.key(0) if rng is None else rng
+        return next_item_loss(
+            self.config.loss,
+            vectors.reshape(-1, vectors.shape[-1]),
+            self.table(params),
+            targets.reshape(-1),
+            weights.reshape(-1),
+            rng,
+        )
+
+
+def training_events(batch: Batch) -> tuple[Events, Array, Array, Array | None]:
+    """Splits a batch into inputs, targets, weights (1 where a target exists) and next-event times.
+
+    Shapes [B, T]; times are None where the batch has none.
+    """
+    ids, times, types = batch["ids"], batch.get("times"), batch.get("types")
+    inputs = Events(
+        ids[:, :-1],
+        None if times is None else times[:, :-1],
+        None if types is None else types[:, :-1],
+    )
+    targets = ids[:, 1:]
+    next_times = None if times is None else times[:, 1:]
+    return inputs, targets, (targets != PADDING_ID).astype(jnp.float32), next_times
+
+
+def cut(x, segment: int, length: int, count: int):
+    """Windows [h * segment, h * segment + length) for h < count, folded into the batch.
+
+    x: array [B, T] (or a pytree of such; None stays None) -> [B * count, length].
+    """
+    index = jnp.arange(count)[:, None] * segment + jnp.arange(length)[None]
+    return jax.tree.map(lambda a: a[:, index].reshape(-1, length), x)

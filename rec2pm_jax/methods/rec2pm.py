@@ -1,0 +1,281 @@
+"""Rec2PM (arXiv 2602.11605): recurrent preference memory by self-referential teacher forcing."""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import cached_property
+
+import jax
+import jax.numpy as jnp
+
+from rec2pm_jax.config import Config
+from rec2pm_jax.methods import layout as layouts
+from rec2pm_jax.methods.memory import MemoryTokens, fold
+from rec2pm_jax.methods.network import Network, cut, training_events
+from rec2pm_jax.methods.segments import ReadPlan, plan_memory
+from rec2pm_jax.methods.single_pass import last_valid
+from rec2pm_jax.typing import PADDING_ID, Array, Batch, Events, Params, PRNGKey, State, Terms
+
+
+@dataclasses.dataclass(frozen=True)
+class Rec2PM:
+    """Overwrite and append; `params` has keys `embedding`, `backbone` and `memory`.
+
+    Reference pass (training, and one-time compression): queries closing segment h see every event of
+    segments 0..h and give m_h^ref. Update pass (training folds all segments into the batch; inference
+    scans it): [M_{h-1}; S_h; Q] predicts next items and gives m_h^upd. A user without archived
+    segments has no memory tokens in either pass, so m_0^ref == m_0^upd.
+    """
+
+    config: Config
+    num_items: int
+
+    @property
+    def read_length(self) -> int:
+        return self.config.data.read_length
+
+    @property
+    def capacity(self) -> int:
+        """G: groups that a state holds."""
+        method = self.config.method
+        return method.max_groups if method.memory == "append" else 1
+
+    @cached_property
+    def network(self) -> Network:
+        return Network(self.config, self.num_items, self.read_length)
+
+    @cached_property
+    def tokens(self) -> MemoryTokens:
+        method = self.config.method
+        return MemoryTokens(self.config.model, method.slots, method.max_groups)
+
+    def init(self, rng: PRNGKey) -> Params:
+        network_rng, memory_rng, bag_rng = jax.random.split(rng, 3)
+        one = jnp.ones(1, jnp.int32)
+        times = jnp.zeros((1, 1), jnp.int32)
+        layout = self._update_layout(one, one, 1, False, times, times)
+        params = self.network.init(network_rng, layout, layout.num_slots + 1)
+        params["memory"] = self.tokens.init(memory_rng, 1)["params"]
+        if self.config.method.bag:
+            width = self.config.method.slots * self.config.model.dim
+            shape = (width, self.config.model.dim)
+            params["bag"] = jax.nn.initializers.lecun_normal()(bag_rng, shape)
+        return params
+
+    def init_state(self, params: Params, batch_size: int) -> State:
+        rows = self.capacity * self.config.method.slots
+        memory = jnp.zeros((batch_size, rows, self.config.model.dim), jnp.float32)
+        return State(memory, jnp.zeros(batch_size, jnp.int32))
+
+    def plan(self, n, max_segments: int = 0) -> ReadPlan:
+        return plan_memory(n, self.config.data, max_segments)
+
+    def score(self, params: Params, vectors: Array) -> Array:
+        return self.network.score(params, vectors)
+
+    # --- inference ---
+
+    def update(self, params: Params, state: State, events: Events, valid: Array) -> State:
+        lengths = jnp.sum(valid, axis=1, dtype=jnp.int32)
+        _, memory = self._update_pass(params, state, events, lengths, events.times, queries=True)
+        return fold(state, memory, lengths > 0)
+
+    def read_all(self, params, state, events: Events, valid, request_time=None) -> Array:
+        lengths = jnp.sum(valid, axis=1, dtype=jnp.int32)
+        row_times = None
+        if events.times is not None:
+            row_times = layouts.query_times(events.times, valid, request_time)
+        outputs, _ = self._update_pass(params, state, events, lengths, row_times, queries=False)
+        return outputs.astype(jnp.float32)
+
+    def read(self, params, state, events: Events, valid, request_time=None) -> Array:
+        return last_valid(self.read_all(params, state, events, valid, request_time), valid)
+
+    def compress(self, params: Params, events: Events, valid: Array) -> State:
+        """One-time memory: a single reference-style pass over whole histories.
+
+        events: [B, A]; valid: bool [B, A], a prefix of whole segments. Rows without any valid event
+        get an empty state. Serves the same weights as `update`.
+        """
+        lengths = jnp.sum(valid, axis=1, dtype=jnp.int32)
+        _, memory = self._reference_pass(params, events, lengths, lengths[:, None], events.times)
+        return fold(self.init_state(params, lengths.shape[0]), memory[:, 0], lengths > 0)
+
+    # --- the two passes ---
+
+    def _update_layout(self, lengths, groups, num_items, queries, row_times, key_times, **extra):
+        method = self.config.method
+        return layouts.update(
+            lengths,
+            groups,
+            num_items=num_items,
+            slots=method.slots,
+            max_groups=extra.pop("max_groups", self.capacity),
+            segment=self.config.data.segment,
+            with_queries=queries,
+            row_times=row_times,
+            key_times=key_times,
+            **extra,
+        )
+
+    def _update_pass(
+        self, params, state: State, events, lengths, row_times, *, queries, rng=None, hidden=None
+    ) -> tuple[Array, Array | None]:
+        """[M; S; Q] -> outputs at the events [B, N, D] and memory m [B, C, D] (None w/o queries)."""
+        slots = self.config.method.slots
+        batch, num_items = events.ids.shape
+        layout = self._update_layout(
+            lengths,
+            state.groups,
+            num_items,
+            queries,
+            row_times,
+            events.times,
+            hidden=hidden,
+            max_groups=state.memory.shape[1] // slots,
+        )
+        positions = jnp.arange(num_items, dtype=jnp.int32)[None]
+        variables = {"params": params["memory"]}
+        parts = [self.tokens.apply(variables, state.memory, method="enter")]
+        if queries:
+            parts.append(self.tokens.apply(variables, batch, method="queries"))
+        parts.append(self.network.embed(params, events, positions))
+        outputs = self.network.run(params, jnp.concatenate(parts, axis=1), layout, rng)
+        items = outputs[:, layout.num_slots :]
+        if not queries:
+            return items, None
+        at_queries = outputs[:, layout.num_slots - slots : layout.num_slots]
+        return items, self.tokens.apply(variables, at_queries, method="leave")
+
+    def _reference_pass(
+        self, params, events, lengths, query_ends, row_times, rng=None
+    ) -> tuple[Array, Array]:
+        """[S_0; Q; S_1; Q; ...] -> outputs at the events [B, N, D] and memories [B, groups, C, D]."""
+        slots = self.config.method.slots
+        batch, num_items = events.ids.shape
+        groups = query_ends.shape[1]
+        layout = layouts.reference(
+            lengths,
+            query_ends,
+            num_items=num_items,
+            slots=slots,
+            row_times=row_times,
+            key_times=events.times,
+        )
+        # Positions count within the segment, so that a segment looks alike in both passes.
+        positions = jnp.arange(num_items, dtype=jnp.int32)[None] % self.config.data.segment
+        variables = {"params": params["memory"]}
+        queries = self.tokens.apply(variables, batch, method="queries")
+        x = jnp.concatenate(
+            [jnp.tile(queries, (1, groups, 1)), self.network.embed(params, events, positions)], 1
+        )
+        outputs = self.network.run(params, x, layout, rng)
+        memory = self.tokens.apply(variables, outputs[:, : layout.num_slots], method="leave")
+        return outputs[:, layout.num_slots :], memory.reshape(batch, groups, slots, -1)
+
+    # --- training ---
+
+    def loss(self, params, batch: Batch, rng, *, step, target_params=None) -> Terms:
+        """Terms `ar`, `consistency`, and where weighted `reference_ar` and `bag`.
+
+        L_AR flows through the memory into the reference pass; only the target of L_con is stopped
+        (`stop_target`). Without stopping it, the reference is dragged towards what one step can
+        predict, a constant.
+        """
+        data, method = self.config.data, self.config.method
+        rngs = dict.fromkeys(("ref", "upd", "live", "hide", "mix", "neg", "neg_ref"))
+        if rng is not None:
+            rngs = dict(zip(rngs, jax.random.split(rng, len(rngs)), strict=True))
+        events, targets, weights, next_times = training_events(batch)
+        span = data.segments * data.segment  # the last R - 1 events belong to no segment
+        inside = jax.tree.map(lambda a: a[:, :span], events)
+        lengths = jnp.sum(inside.ids != PADDING_ID, axis=1, dtype=jnp.int32)
+        ends = (jnp.arange(data.segments, dtype=jnp.int32)[None] + 1) * data.segment
+        inside_times = None if next_times is None else next_times[:, :span]
+        ref_items, reference = self._reference_pass(
+            params, inside, lengths, ends, inside_times, rngs["ref"]
+        )
+
+        cut_to = (data.segment, data.read_length, data.segments)
+        windows, w_targets, w_weights, w_times = cut((events, targets, weights, next_times), *cut_to)
+        w_lengths = jnp.sum(windows.ids != PADDING_ID, axis=1, dtype=jnp.int32)
+        hidden = self._hidden(w_lengths, rngs["hide"])
+
+        def update_pass(reference, rng):
+            state = self._previous(reference)
+            items, memory = self._update_pass(
+                params, state, windows, w_lengths, w_times, queries=True, rng=rng, hidden=hidden
+            )
+            return items, memory.reshape(reference.shape)
+
+        memory_in = reference
+        if method.live:
+            _, live = update_pass(reference, rngs["live"])
+            share = jnp.zeros(live.shape[:2], bool)
+            if rng is not None:
+                share = jax.random.bernoulli(rngs["mix"], method.live, share.shape)
+            memory_in = jnp.where(share[..., None, None], live, reference)
+        items, updated = update_pass(memory_in, rngs["upd"])
+
+        terms = {"ar": self.network.next_item(params, items, w_targets, w_weights, rngs["neg"])}
+        terms["consistency"] = self._consistency(reference, updated, ends <= lengths[:, None])
+        if method.reference_ar:
+            at = (targets[:, :span], weights[:, :span], rngs["neg_ref"])
+            terms["reference_ar"] = self.network.next_item(params, ref_items, *at)
+        if method.bag:
+            terms["bag"] = self._bag(params, reference, inside.ids)
+        return terms
+
+    def loss_weights(self, step: Array) -> dict[str, Array]:
+        method = self.config.method
+        ramp = jnp.float32(1.0)
+        if method.consistency_ramp:
+            ramp = jnp.minimum(1.0, jnp.float32(step) / method.consistency_ramp)
+        return {
+            "ar": jnp.float32(1.0),
+            "consistency": ramp * method.consistency,
+            "reference_ar": jnp.float32(method.reference_ar),
+            "bag": jnp.float32(method.bag),
+        }
+
+    def _previous(self, reference: Array) -> State:
+        """The state before each segment, folded into the batch: [B, K, C, D] -> rows B * K.
+
+        Row h holds m_0 .. m_{h-1}, the newest `capacity` of them, aligned to the right.
+        """
+        batch, count, slots, dim = reference.shape
+        capacity = min(self.capacity, max(count - 1, 1))
+        padded = jnp.pad(reference, ((0, 0), (capacity, 0), (0, 0), (0, 0)))
+        index = jnp.arange(count)[:, None] + jnp.arange(capacity)[None]
+        memory = padded[:, index].reshape(batch * count, capacity * slots, dim)
+        groups = jnp.minimum(jnp.arange(count, dtype=jnp.int32), capacity)
+        return State(memory, jnp.tile(groups, batch))
+
+    def _hidden(self, lengths: Array, rng: PRNGKey | None) -> Array | None:
+        """First visible event per row: hides a random older part of some working memories."""
+        if not self.config.method.hide or rng is None:
+            return None
+        which, where = jax.random.split(rng)
+        start = jnp.floor(jax.random.uniform(where, lengths.shape) * lengths).astype(jnp.int32)
+        return jnp.where(
+            jax.random.bernoulli(which, self.config.method.hide, lengths.shape), start, 0
+        )
+
+    def _consistency(self, reference, updated, whole) -> tuple[Array, Array]:
+        """L_con over whole segments h >= 1 (h = 0 has nothing to be consistent with): (sum, weight)."""
+        if self.config.method.stop_target:
+            reference = jax.lax.stop_gradient(reference)
+        squares = jnp.square(updated - reference)
+        reduce = jnp.mean if self.config.method.consistency_reduction == "mean" else jnp.sum
+        weights = (whole & (jnp.arange(whole.shape[1]) > 0)).astype(jnp.float32)
+        return jnp.sum(reduce(squares, axis=(2, 3)) * weights), jnp.sum(weights)
+
+    def _bag(self, params, reference: Array, ids: Array) -> tuple[Array, Array]:
+        """m_h^ref predicts which items segment h + 1 holds (a departure from the paper)."""
+        batch, count = reference.shape[:2]
+        vectors = reference.reshape(batch, count, -1)[:, :-1] @ params["bag"]
+        log_p = jax.nn.log_softmax(self.network.score(params, vectors), axis=-1)
+        following = ids.reshape(batch, count, -1)[:, 1:]
+        losses = -jnp.take_along_axis(log_p, following, axis=-1)
+        present = following != PADDING_ID
+        return jnp.sum(jnp.where(present, losses, 0.0)), jnp.sum(present).astype(jnp.float32)

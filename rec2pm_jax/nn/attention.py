@@ -1,0 +1,122 @@
+"""The one mask rule and the one attention seam.
+
+Tokens of a pass are ordered [slots; items]: memory and query tokens first, then raw events. Every mask
+in this project says, for each row, one interval of slots and one interval of items that it may see
+(`Spans`). A pass is a few `Block`s of rows, each with the keys it can reach, so that whole blocks
+nobody may see (items never see reference queries) are never computed.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from rec2pm_jax.typing import Array
+
+
+class Spans(NamedTuple):
+    """What each row sees: slots [slot_lo, slot_hi) and items [item_lo, item_hi).
+
+    All are int32, shaped [1 or B, rows]. An empty interval sees nothing.
+    """
+
+    slot_lo: Array
+    slot_hi: Array
+    item_lo: Array
+    item_hi: Array
+
+
+@struct.dataclass
+class Block:
+    """Rows [row_start, row_stop) of the token axis attend to keys [key_start, end) under `spans`."""
+
+    spans: Spans
+    row_start: int = struct.field(pytree_node=False)
+    row_stop: int = struct.field(pytree_node=False)
+    key_start: int = struct.field(pytree_node=False)  # 0: slots and items; num_slots: items only
+
+
+@struct.dataclass
+class Layout:
+    """The token layout of a pass: who sees whom, and where and when every token is.
+
+    Attributes:
+      blocks: disjoint row blocks that cover all tokens.
+      place: int32 [1 or B, tokens], position used by a relative bias (a query's is that of the next
+        event; unused for memory tokens).
+      slot_ids: int32 [num_slots], row of the learned slot bias: c for memory slot c, C + c for query c.
+      row_times: int32 [B, tokens], the time a row asks for (the next event's), or None.
+      key_times: int32 [B, tokens], the time of the event itself, or None.
+      num_slots: slots before the first item.
+    """
+
+    blocks: tuple[Block, ...]
+    place: Array
+    slot_ids: Array
+    row_times: Array | None
+    key_times: Array | None
+    num_slots: int = struct.field(pytree_node=False)
+
+
+def mask_of(block: Block, num_slots: int, num_items: int) -> Array:
+    """The block's mask as bool [1 or B, rows, keys]; keys as the block orders them."""
+    spans = block.spans
+
+    def inside(lo, hi, size):
+        key = jnp.arange(size, dtype=jnp.int32)
+        return (key >= lo[..., None]) & (key < hi[..., None])
+
+    items = inside(spans.item_lo, spans.item_hi, num_items)
+    if block.key_start:
+        return items
+    slots = inside(spans.slot_lo, spans.slot_hi, num_slots)
+    batch = max(slots.shape[0], items.shape[0])
+    parts = (jnp.broadcast_to(part, (batch, *part.shape[1:])) for part in (slots, items))
+    return jnp.concatenate([*parts], axis=-1)
+
+
+def softmax_weights(scores: Array, mask: Array) -> Array:
+    """Softmax over visible keys in float32; rows that see nothing give zeros.
+
+    scores: [B, H, rows, keys]; mask: bool broadcastable to it.
+    """
+    scores = jnp.where(mask, scores.astype(jnp.float32), -jnp.inf)
+    top = jnp.max(scores, axis=-1, keepdims=True, initial=-1e30)
+    weights = jnp.exp(scores - jax.lax.stop_gradient(top))
+    return weights / jnp.maximum(jnp.sum(weights, axis=-1, keepdims=True), 1e-30)
+
+
+def silu_weights(scores: Array, mask: Array, norm: float) -> Array:
+    """HSTU's pointwise weights SiLU(scores) / norm, zero where masked. `norm` is a constant N."""
+    weights = jax.nn.silu(scores.astype(jnp.float32)) / norm
+    return jnp.where(mask, weights, 0.0)
+
+
+def attend(q: Array, k: Array, v: Array, layout: Layout, weigh, bias=None) -> Array:
+    """Attention of all tokens of a pass: the seam every backbone and every method goes through.
+
+    Args:
+      q, k: [B, tokens, H, dqk]; v: [B, tokens, H, dv]. Scaling of q is the caller's.
+      layout: the pass.
+      weigh: (scores [B, H, rows, keys], mask [B or 1, 1, rows, keys]) -> weights; `softmax_weights`
+        or `silu_weights` with its norm, and dropout if any.
+      bias: (block) -> [B or 1, rows, keys] added to the scores of every head, or None.
+
+    Returns:
+      [B, tokens, H, dv], in the dtype of v.
+    """
+    num_items = q.shape[1] - layout.num_slots
+    outputs = []
+    for block in layout.blocks:
+        rows = slice(block.row_start, block.row_stop)
+        keys = slice(block.key_start, None)
+        scores = jnp.einsum("bqhd,bkhd->bhqk", q[:, rows], k[:, keys])
+        if bias is not None:
+            scores = scores + bias(block)[:, None].astype(scores.dtype)
+        mask = mask_of(block, layout.num_slots, num_items)[:, None]
+        weights = weigh(scores, mask).astype(v.dtype)
+        outputs.append(jnp.einsum("bhqk,bkhd->bqhd", weights, v[:, keys]))
+    return jnp.concatenate(outputs, axis=1)

@@ -1,0 +1,49 @@
+"""A stack of identical layers over the tokens of one pass."""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from rec2pm_jax.config import ModelConfig
+from rec2pm_jax.nn.attention import Layout
+from rec2pm_jax.nn.hstu import HSTULayer
+from rec2pm_jax.nn.sasrec import SASRecLayer
+from rec2pm_jax.typing import Array
+
+
+class Backbone(nn.Module):
+    """[B, tokens, D] -> [B, tokens, D]; input dropout, then `layers` layers, no final norm.
+
+    Parameters of all layers are stacked on a leading axis and the stack is a scan; with
+    `scan_layers=False` the same parameters run unrolled (for cost reports, or faster small models).
+
+    Attributes:
+      norm: HSTU's constant N.
+      max_distance: largest relative position with a bias of its own.
+      num_slot_ids: rows of the learned slot bias.
+    """
+
+    config: ModelConfig
+    norm: float
+    max_distance: int
+    num_slot_ids: int
+
+    @nn.compact
+    def __call__(self, x: Array, layout: Layout, deterministic: bool = True) -> Array:
+        cfg = self.config
+        x = nn.Dropout(cfg.dropout, deterministic=deterministic)(x)
+        if cfg.backbone == "sasrec":
+            layer = SASRecLayer(cfg, norm=self.norm, name="layers")
+        else:
+            layer = HSTULayer(cfg, self.norm, self.max_distance, self.num_slot_ids, name="layers")
+        stack = nn.scan(
+            lambda layer, x, layout: (layer(x, layout, deterministic), None),
+            variable_axes={"params": 0},
+            split_rngs={"params": True, "dropout": True},
+            in_axes=(nn.broadcast,),
+            length=cfg.layers,
+            unroll=1 if cfg.scan_layers else cfg.layers,
+        )
+        x, _ = stack(layer, x.astype(jnp.dtype(cfg.dtype)), layout)
+        return x

@@ -1,0 +1,45 @@
+"""Events to token vectors."""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from rec2pm_jax.config import ModelConfig
+from rec2pm_jax.typing import Array
+
+
+class EventEmbedding(nn.Module):
+    """E[id] * sqrt(D) + position[i] (+ type[t]), as generative-recommenders embeds events.
+
+    Attributes:
+      num_items: real items; the table has one more row for padding (row 0).
+      max_positions: rows of the learned absolute positions.
+    """
+
+    config: ModelConfig
+    num_items: int
+    max_positions: int
+
+    @nn.compact
+    def __call__(self, ids: Array, positions: Array, types: Array | None = None) -> Array:
+        """ids: int32 [B, N]; positions: int32 [1 or B, N]; types: int32 [B, N] -> float [B, N, D]."""
+        cfg = self.config
+        dim = cfg.dim
+        table = self.param(
+            "item_embedding", nn.initializers.truncated_normal(0.02), (self.num_items + 1, dim)
+        )
+        x = table[ids] * dim**0.5
+        if cfg.absolute_positions:
+            places = self.param(
+                "position_embedding",
+                nn.initializers.truncated_normal(dim**-0.5),
+                (self.max_positions, dim),
+            )
+            x = x + places[positions]
+        if cfg.event_types:
+            kinds = self.param(
+                "type_embedding", nn.initializers.truncated_normal(0.02), (cfg.event_types + 1, dim)
+            )
+            x = x + kinds[types] * dim**0.5
+        return x.astype(jnp.dtype(cfg.dtype))

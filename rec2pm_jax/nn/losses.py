@@ -1,0 +1,101 @@
+"""Losses over the catalogue. Item embeddings are the input table (tied)."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from rec2pm_jax.config import LossConfig
+from rec2pm_jax.typing import Array, PRNGKey
+
+
+def _unit(x: Array) -> Array:
+    """x / max(||x||, 1e-6) over the last axis."""
+    norm = jnp.sqrt(jnp.sum(x * x, axis=-1, keepdims=True) + 1e-12)
+    return x / norm
+
+
+def prepare(config: LossConfig, vectors: Array, table: Array) -> tuple[Array, Array]:
+    """Outputs and item table in float32, so that logits are their dot products.
+
+    With `normalize` both are L2-normalised; the temperature divides the outputs. This is the one
+    definition of a logit, for training and for ranking.
+    """
+    vectors, table = vectors.astype(jnp.float32), table.astype(jnp.float32)
+    if config.normalize:
+        vectors, table = _unit(vectors), _unit(table)
+    return vectors / config.temperature, table
+
+
+def catalogue_logits(config: LossConfig, vectors: Array, table: Array) -> Array:
+    """[..., D] x [V, D] -> float32 [..., V]; the padding column is -inf."""
+    vectors, table = prepare(config, vectors, table)
+    logits = vectors @ table.T
+    return jnp.where(jnp.arange(table.shape[0]) == 0, -jnp.inf, logits)
+
+
+def next_item_loss(
+    config: LossConfig,
+    vectors: Array,
+    table: Array,
+    targets: Array,
+    weights: Array,
+    rng: PRNGKey,
+) -> tuple[Array, Array]:
+    """Cross-entropy of the next item: (weighted sum, sum of weights), float32 scalars.
+
+    Args:
+      vectors: [T, D] outputs, one per predicted position.
+      table: [V, D] item embeddings, row 0 is padding.
+      targets: int32 [T].
+      weights: float32 [T], 0 where the position does not count.
+      rng: for the sampled negatives.
+    """
+    if config.kind == "full_softmax":
+        logits = catalogue_logits(config, vectors, table)
+        positive = jnp.take_along_axis(logits, targets[:, None], axis=-1)[:, 0]
+        losses = jax.nn.logsumexp(logits, axis=-1) - positive
+        # Padded rows point at the -inf column: select before weighting, inf * 0 is NaN.
+        losses = jnp.where(weights > 0, losses, 0.0)
+    else:
+        losses = _sampled_softmax(config, vectors, table, targets, weights, rng)
+    return jnp.sum(losses * weights), jnp.sum(weights)
+
+
+def sample_negatives(
+    config: LossConfig, num_items: int, targets: Array, weights: Array, rng: PRNGKey
+) -> tuple[Array, Array]:
+    """Negative ids, and the log probability of drawing each catalogue id.
+
+    Uniform over the catalogue with replacement, or with `in_batch` drawn from the targets of the
+    batch, so by their frequency there. ids: int32 [R] when shared, [T, R] per position;
+    log_q: float32 [V].
+    """
+    shape = (config.negatives,)
+    if config.sharing == "per_position":
+        shape = (targets.shape[0], config.negatives)
+    if not config.in_batch:
+        ids = jax.random.randint(rng, shape, 1, num_items + 1)
+        return ids, jnp.full(num_items + 1, -jnp.log(float(num_items)))
+    present = (weights > 0).astype(jnp.int32)
+    rank = jnp.cumsum(present)
+    draws = jax.random.randint(rng, shape, 0, jnp.maximum(rank[-1], 1)) + 1
+    ids = targets[jnp.searchsorted(rank, draws)]
+    counts = jnp.zeros(num_items + 1).at[targets].add(present.astype(jnp.float32))
+    return ids, jnp.log(jnp.maximum(counts, 1.0) / jnp.maximum(rank[-1], 1))
+
+
+def _sampled_softmax(config, vectors, table, targets, weights, rng) -> Array:
+    ids, log_q = sample_negatives(config, table.shape[0] - 1, targets, weights, rng)
+    # Gather first, then normalise: the cost does not grow with the catalogue.
+    vectors, positives = prepare(config, vectors, table[targets])
+    _, negatives = prepare(config, vectors, table[ids])
+    positive = jnp.sum(vectors * positives, axis=-1, keepdims=True)
+    spec = "td,rd->tr" if config.sharing == "shared" else "td,trd->tr"
+    negative = jnp.einsum(spec, vectors, negatives)
+    if config.log_q:  # Yi et al. 2019; for uniform negatives it cancels
+        positive = positive - log_q[targets][:, None]
+        negative = negative - log_q[ids]
+    negative = jnp.where(ids == targets[:, None], -jnp.inf, negative)
+    logits = jnp.concatenate([positive, negative], axis=-1)
+    return jax.nn.logsumexp(logits, axis=-1) - positive[:, 0]
