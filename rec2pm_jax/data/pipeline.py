@@ -76,7 +76,7 @@ def train_iterator(
       types: int32 [B, T + 1], with event types only; padding is 0.
       index: int32 [B], the global example index (modulo 2^31).
 
-    A crop starts uniformly in [0, max(0, n - (T + 1))] for a user with n training events and depends
+    A crop of n training events starts uniformly in [0, max(0, n - (T + 1))], a choice that depends
     only on (seed, global example index). Users with fewer than 2 training events are left out
     (`training_users` counts them). The iterator's state is the number of batches consumed.
 
@@ -91,46 +91,45 @@ def train_iterator(
     selection = training_users(dataset, data)
     crop = _Crop(dataset, selection, data.window + 1, seed)
     examples = grain.MapDataset.range(len(selection.users)).seed(seed).shuffle().repeat()
-    mine = examples.map_with_index(crop)[process_index::process_count]
-    batches = mine.batch(batch_size // process_count, batch_fn=_stack)
+    mine = examples.map_with_index(_with_index)[process_index::process_count]
+    batches = mine.batch(batch_size // process_count, batch_fn=np.array).map(crop)
     # One read-ahead thread; more would only contend, as a crop is a memory copy.
     options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)
     return iter(batches.to_iter_dataset(options))
 
 
+def _with_index(index: int, row: int) -> tuple[int, int]:
+    return index, row
+
+
 class _Crop:
-    """(global example index, position in the selection) -> one row of the batch."""
+    """Turns examples, int64 [B, 2] (global example index, row of the selection), into a batch."""
 
     def __init__(self, dataset: Dataset, selection: TrainingUsers, length: int, seed: int):
         histories = dataset.histories
-        self._first = histories.offsets[selection.users].tolist()
-        self._events = selection.train_ends.tolist()
+        self._first = histories.offsets[selection.users]
+        self._events = selection.train_ends
         self._ids, self._types = histories.ids, histories.types
         self._times = dataset.relative_times
         self._length = length
         self._seed = seed
 
-    def __call__(self, index: int, position: int) -> dict[str, np.ndarray]:
-        events = self._events[position]
-        start = self._first[position] + self._start(index, events)
-        taken = min(events, self._length)
-        crop = slice(start, start + taken)
-        row = {"index": np.int32(index % _INDEX_RANGE), "ids": self._pad(self._ids[crop], 0)}
+    def __call__(self, examples: np.ndarray) -> dict[str, np.ndarray]:
+        index, row = examples[:, 0], examples[:, 1]
+        events = self._events[row]
+        choices = np.maximum(0, events - self._length) + 1
+        start = (mix(self._seed, index) % choices.astype(np.uint64)).astype(np.int64)
+        taken = np.minimum(events, self._length)[:, None]  # B 1
+        offset = np.arange(self._length)  # T+1
+        # Padding reads the row's last event, then ids and types are blanked.
+        source = (self._first[row] + start)[:, None] + np.minimum(offset, taken - 1)
+        valid = offset < taken
+        batch = {
+            "index": (index % _INDEX_RANGE).astype(np.int32),
+            "ids": np.where(valid, self._ids[source], 0),
+        }
         if self._times is not None:
-            row["times"] = self._pad(self._times[crop], self._times[start + taken - 1])
+            batch["times"] = self._times[source]
         if self._types is not None:
-            row["types"] = self._pad(self._types[crop], 0)
-        return row
-
-    def _start(self, index: int, events: int) -> int:
-        choices = max(0, events - self._length) + 1
-        return int(mix(self._seed, np.uint64(index)) % np.uint64(choices))
-
-    def _pad(self, values: np.ndarray, padding: int) -> np.ndarray:
-        row = np.full(self._length, padding, np.int32)
-        row[: len(values)] = values
-        return row
-
-
-def _stack(rows: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+            batch["types"] = np.where(valid, self._types[source], 0).astype(np.int32)
+        return batch
