@@ -36,8 +36,8 @@ def check_memory(method, memory: str) -> None:
     possible = (own, "one_time") if hasattr(method, "compress") else (own,)
     if memory not in possible:
         raise UserError(
-            f"memory={memory!r} does not fit method {method.config.method.name} with "
-            f"config.method.memory={method.config.method.memory}; use {' or '.join(possible)}."
+            f"memory={memory!r} does not fit method {method.config.method.name} as it is "
+            f"configured; use {' or '.join(possible)}."
         )
 
 
@@ -88,9 +88,8 @@ def evaluate(
       swap: also rank every target with another user's memory.
 
     Raises:
-      UserError: `memory` does not fit the method, no user is long enough for the protocol, or
-        targets were training events under the protocol of `config.data`.
-      FloatingPointError: scores are NaN or infinite.
+      UserError: `memory` does not fit the method, no user is long enough for the protocol, targets
+        were training events under the protocol of `config.data`, or scores are not finite.
     """
     began = time.perf_counter()
     config = method.config

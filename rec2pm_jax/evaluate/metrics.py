@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from rec2pm_jax.errors import UserError
+
 HIT_CUTOFFS = (1, 10, 50)
 NDCG_CUTOFFS = (10, 50)
 METRICS = (*(f"hr@{k}" for k in HIT_CUTOFFS), *(f"ndcg@{k}" for k in NDCG_CUTOFFS), "mrr")
@@ -40,11 +42,11 @@ def check_ranks(ranks: np.ndarray) -> np.ndarray:
     """Returns `ranks` if all are valid.
 
     Raises:
-      FloatingPointError: some scores were NaN or infinite.
+      UserError: some scores were NaN or infinite.
     """
     bad = int((ranks < 1).sum())
     if bad:
-        raise FloatingPointError(
+        raise UserError(
             f"{bad} of {ranks.size} targets have NaN or infinite scores; the parameters have "
             "diverged (lower the learning rate, or use an earlier checkpoint)."
         )
@@ -66,7 +68,7 @@ def summarize(ranks: np.ndarray) -> dict[str, float]:
 
     Raises:
       ValueError: no targets.
-      FloatingPointError: see `check_ranks`.
+      UserError: see `check_ranks`.
     """
     if ranks.size == 0:
         raise ValueError("No targets: metrics of nothing are undefined.")

@@ -100,7 +100,7 @@ def rank_targets(
     """Pessimistic full-catalogue rank of each target: int64 [T].
 
     Raises:
-      FloatingPointError: some scores are NaN or infinite.
+      UserError: some scores are NaN or infinite.
     """
     item = histories.ids[histories.offsets[targets.user] + targets.position]
     chunk = max(1, min(len(item), _SCORES // (method.num_items + 1)))

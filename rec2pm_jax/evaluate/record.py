@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from rec2pm_jax.errors import UserError
 from rec2pm_jax.evaluate.bootstrap import bootstrap
 from rec2pm_jax.evaluate.metrics import hits, ndcg, user_means
 
@@ -78,7 +78,7 @@ class Evaluation:
         Args:
           config: nested plain dicts: the whole configuration, or a heuristic's settings.
           config_hash, seed, step: of the training run; None for heuristics.
-          git_commit: see `git_commit`.
+          git_commit: see `provenance.git_commit`.
         """
         swap = None
         if self.swapped_rank is not None:
@@ -116,33 +116,24 @@ class Evaluation:
 
 
 def dataset_name(info: Mapping[str, Any]) -> str:
-    """Name of a prepared dataset in records: its source, and what an item is where it can differ."""
+    """Name of a prepared dataset in records: its source, and the item level unless plain items."""
     level = info["item_level"]
     return info["source"] if level == "item" else f"{info['source']}/{level}"
-
-
-def git_commit() -> str | None:
-    """Commit of the checkout this package runs from; None when it is installed without one."""
-    root = Path(__file__).resolve().parents[2]
-    if not (root / ".git").exists():
-        return None
-    result = subprocess.run(
-        ["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
-    )
-    return result.stdout.strip() or None
 
 
 def write_records(path: str | os.PathLike, records: list[dict[str, Any]]) -> None:
     """Writes a JSON list atomically (temporary name, then rename); NaN is refused.
 
     Raises:
-      OSError: the path cannot be written.
+      UserError: the path cannot be written.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(records, indent=2, allow_nan=False) + "\n"
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        temporary.write_text(json.dumps(records, indent=2, allow_nan=False) + "\n")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(text)
         os.replace(temporary, path)
-    finally:
+    except OSError as error:
         temporary.unlink(missing_ok=True)
+        raise UserError(f"Cannot write {path}: {error.strerror}.") from error
