@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from rec2pm_jax.data.sources import complete_journey
+from rec2pm_jax.data.sources import complete_journey, interactions, movielens, synthetic
 
 SOURCES = {
     "complete_journey": complete_journey.load,
+    "movielens": movielens.load,
+    "interactions": interactions.load,
+    "synthetic": synthetic.load,
 }

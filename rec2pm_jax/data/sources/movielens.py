@@ -1,0 +1,108 @@
+"""MovieLens in its own layouts, by the file given as --input.
+
+    ratings.dat        UserID::MovieID::Rating::Timestamp, no header (1M, 10M), latin-1
+    ratings.csv        userId,movieId,rating,timestamp (20M, 25M, 32M)
+    any .parquet       user_id, item_id, timestamp and optionally order
+
+Every rating is an interaction, whatever its value. Titles and genres come from movies.dat,
+movies.csv or NAME-items.parquet beside the file when there is one.
+
+A parquet file with an `order` column is put in that order, and its timestamps are then not treated
+as seconds where they only repeat the order. In the ratings files many events of a user share a
+second; the published preprocessings keep the order of the file there, so ties are kept by default.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import polars as pl
+
+from rec2pm_jax.data.schema import ITEM_COLUMNS, Interactions, no_items
+from rec2pm_jax.data.sources import tables
+from rec2pm_jax.errors import UserError
+
+
+def load(options) -> Interactions:
+    """Reads ratings; UserError for a missing or malformed file."""
+    path = tables.input_file(options.input, "movielens")
+    if path.suffix == ".dat":
+        return _from_dat(path)
+    if path.suffix == ".csv":
+        return _from_table(path, "userId", "movieId", path.with_name("movies.csv"), first_row=2)
+    if path.suffix == ".parquet":
+        titles = path.with_name(f"{path.stem}-items.parquet")
+        return _from_table(path, "user_id", "item_id", titles, first_row=1)
+    raise UserError(f"{path}: movielens reads ratings.dat, ratings.csv or a .parquet file.")
+
+
+def _from_dat(path: Path) -> Interactions:
+    ratings = _read_dat(path, ["UserID", "MovieID", "Rating", "Timestamp"])
+    titles = path.with_name("movies.dat")
+    items = no_items()
+    if titles.is_file():
+        movies = _read_dat(titles, ["MovieID", "Title", "Genres"])
+        items = movies.select(item="MovieID", title="Title", category="Genres")
+    return Interactions(
+        _events(ratings, "UserID", "MovieID", "Timestamp", path), items, ties="keep"
+    )
+
+
+def _read_dat(path: Path, names: list[str]) -> pl.DataFrame:
+    """Lines of fields separated by "::", all as text."""
+    try:
+        lines = path.read_text(encoding="latin-1").splitlines()
+    except OSError as error:
+        raise tables.unreadable(path, error) from error
+    fields = pl.Series("line", lines, dtype=pl.String).str.split("::")
+    wrong = (fields.list.len() != len(names)).arg_true()
+    if len(wrong):
+        raise UserError(
+            f"{path}, row {wrong[0] + 1}: expected {'::'.join(names)}, got "
+            f"{lines[int(wrong[0])][:80]!r}."
+        )
+    return pl.DataFrame({name: fields.list.get(i) for i, name in enumerate(names)})
+
+
+def _from_table(path: Path, user: str, item: str, titles: Path, first_row: int) -> Interactions:
+    ratings = tables.read_table(path)
+    has_times = True
+    if "order" in ratings.columns:
+        rank = tables.seconds(ratings["order"], path, first_row)
+        has_times = not (rank == tables.column(ratings, "timestamp", path)).all()
+        time = "timestamp" if has_times else "order"
+        ratings = ratings[rank.arg_sort()] if has_times else ratings
+    else:
+        time = "timestamp"
+    return Interactions(
+        _events(ratings, user, item, time, path, first_row),
+        _titles(titles, item),
+        ties="keep",
+        has_times=has_times,
+    )
+
+
+def _titles(path: Path, item: str) -> pl.DataFrame:
+    if not path.is_file():
+        return no_items()
+    movies = tables.read_table(path)
+    return pl.DataFrame(
+        {
+            "item": tables.ids(tables.column(movies, item, path), path),
+            "title": tables.column(movies, "title", path),
+            "category": tables.column(movies, "genres", path),
+        },
+        schema=ITEM_COLUMNS,
+    )
+
+
+def _events(
+    frame: pl.DataFrame, user: str, item: str, time: str, path: Path, first_row: int = 1
+) -> pl.DataFrame:
+    return pl.DataFrame(
+        {
+            "user": tables.ids(tables.column(frame, user, path), path, first_row),
+            "item": tables.ids(tables.column(frame, item, path), path, first_row),
+            "timestamp": tables.seconds(tables.column(frame, time, path), path, first_row),
+        }
+    )

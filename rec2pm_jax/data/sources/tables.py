@@ -1,0 +1,120 @@
+"""Reading columns of a file: CSV, Parquet or JSON-lines, with errors that name what is wrong."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import polars as pl
+
+from rec2pm_jax.errors import UserError, nearest
+
+_READERS = {
+    ".csv": lambda path: pl.read_csv(path, infer_schema=False),
+    ".tsv": lambda path: pl.read_csv(path, infer_schema=False, separator="\t"),
+    ".parquet": pl.read_parquet,
+    ".jsonl": lambda path: pl.read_ndjson(path, infer_schema_length=None),
+    ".ndjson": lambda path: pl.read_ndjson(path, infer_schema_length=None),
+    ".json": lambda path: pl.read_ndjson(path, infer_schema_length=None),
+}
+
+_LATEST = 100_000_000_000  # seconds; milliseconds since 1970 have passed it in 1973
+
+
+def input_file(value: str, source: str) -> Path:
+    """The path given as --input; UserError when it is missing."""
+    if not value:
+        raise UserError(f"--source={source} needs --input=FILE.")
+    path = Path(value)
+    if not path.is_file():
+        raise UserError(f"--input={value} does not exist or is not a file.")
+    return path
+
+
+def read_table(path: Path) -> pl.DataFrame:
+    """Reads a table by its suffix; every column of a CSV file is text.
+
+    Raises:
+      UserError: unknown suffix, or a file that cannot be read.
+    """
+    reader = _READERS.get(path.suffix.lower())
+    if reader is None:
+        raise UserError(f"{path}: unknown file type; known are {', '.join(_READERS)}.")
+    try:
+        return reader(path)
+    except pl.exceptions.NoDataError as error:
+        raise UserError(f"{path} is empty.") from error
+    except (OSError, pl.exceptions.PolarsError) as error:
+        raise unreadable(path, error) from error
+
+
+def unreadable(path: Path, error: Exception) -> UserError:
+    reason = (str(error).splitlines() or [type(error).__name__])[0]
+    return UserError(f"{path} cannot be read: {reason}")
+
+
+def column(frame: pl.DataFrame, name: str, path: Path, flag: str = "") -> pl.Series:
+    """A column of a file; UserError naming the columns that exist when it is not there."""
+    if name not in frame.columns:
+        asked = f"{flag}={name}" if flag else f'a column "{name}"'
+        raise UserError(
+            f"{path} has no {asked}; its columns are {', '.join(frame.columns)}."
+            f"{nearest(name, frame.columns)}"
+        )
+    return frame[name]
+
+
+def ids(values: pl.Series, path: Path, first_row: int = 1) -> pl.Series:
+    """User or item ids as strings.
+
+    Raises:
+      UserError: null or empty, fractional or nested ids, with the first row (from `first_row`).
+    """
+    if not (values.dtype.is_integer() or values.dtype in (pl.String, pl.Categorical)):
+        raise UserError(
+            f'{path}, column "{values.name}": ids must be integers or text, not {values.dtype}.'
+        )
+    texts = values.cast(pl.String)
+    _refuse(texts.is_null() | (texts == "").fill_null(True), texts, path, first_row, "an empty id")
+    if values.dtype.is_integer():
+        _refuse(values < 0, values, path, first_row, "a negative id")
+    return texts
+
+
+def seconds(values: pl.Series, path: Path, first_row: int = 1) -> pl.Series:
+    """Timestamps as int64 seconds since 1970, from integers, whole floats, text or datetimes.
+
+    Raises:
+      UserError: null, negative or non-integer timestamps, with the first row (from `first_row`).
+    """
+    if values.dtype == pl.Datetime or values.dtype == pl.Date:
+        times = values.cast(pl.Datetime("us")).dt.epoch("s")
+    else:
+        numbers = values.cast(pl.Float64, strict=False)
+        _refuse(
+            numbers.is_null() | (numbers != numbers.floor()).fill_null(True),
+            values,
+            path,
+            first_row,
+            "a timestamp that is not a whole number of seconds",
+        )
+        # Text goes straight to int64 where it can: float64 would round beyond 2^53.
+        times = values.cast(pl.Int64, strict=False).fill_null(numbers.cast(pl.Int64, strict=False))
+    _refuse(times.is_null(), values, path, first_row, "a missing or too large timestamp")
+    _refuse(times < 0, values, path, first_row, "a negative timestamp")
+    _refuse(
+        times > _LATEST,
+        values,
+        path,
+        first_row,
+        "a timestamp beyond the year 5000 (are these milliseconds? convert them to seconds)",
+    )
+    return times
+
+
+def _refuse(bad: pl.Series, values: pl.Series, path: Path, first_row: int, what: str) -> None:
+    rows = bad.arg_true()
+    if len(rows):
+        raise UserError(
+            f'{path}, row {rows[0] + first_row}, column "{values.name}": {what} '
+            f"({values[int(rows[0])]!r}); {len(rows)} such rows in all."
+        )
