@@ -2,31 +2,88 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
-from absl import app, flags
+from absl import app, flags, logging
+from ml_collections import config_flags
 
-from rec2pm_jax.errors import UserError
+from rec2pm_jax import config as config_lib
+from rec2pm_jax.errors import UserError, nearest
 
 
-def run(main: Callable) -> None:
+def run(main: Callable[[list[str]], None]) -> None:
     """Runs `main(argv)` under absl; bad flags and `UserError`s are reported without a traceback."""
 
     def guarded(argv):
         try:
+            if len(argv) > 1:
+                raise UserError(f"Unexpected argument {argv[1]!r}; flags are --name=value.")
             return main(argv)
         except UserError as error:
             _fail(error)
 
+    # Orbax reports every phase of a save at INFO; --verbosity=0 brings that back.
+    logging.set_verbosity(logging.WARNING)
     app.run(guarded, flags_parser=_parse)
+
+
+def define_config() -> None:
+    """Defines the required flag `--config=FILE` with its overrides `--config.section.field=value`.
+
+    The file is Python and defines `get_config() -> ml_collections.ConfigDict`, as the presets in
+    `launch/configs/` do.
+    """
+    config_flags.DEFINE_config_file("config", None, "Preset, for example launch/configs/base.py.")
+    flags.mark_flag_as_required("config")
+
+
+def get_config() -> config_lib.Config:
+    """The validated configuration of `--config` and its overrides, once flags are parsed.
+
+    Raises:
+      UserError: a field is unknown, of the wrong type or out of range.
+    """
+    return config_lib.from_dict(flags.FLAGS["config"].value.to_dict())
 
 
 def _parse(argv: list[str]) -> list[str]:
     try:
+        if "config" in flags.FLAGS:
+            _check_config_flags(argv)
         return flags.FLAGS(argv)
-    except flags.Error as error:
+    except (flags.Error, UserError) as error:
         _fail(error)
+
+
+def _check_config_flags(argv: list[str]) -> None:
+    """Refuses a missing preset and unknown fields, which config_flags would meet with a traceback.
+
+    Raises:
+      UserError: names the file, or the field and the nearest known one.
+    """
+    known = [
+        f"{section}.{field}"
+        for section, fields in config_lib.to_dict(config_lib.Config()).items()
+        for field in fields
+    ]
+    for i, argument in enumerate(argv):
+        field = re.match(r"--?(?:no)?config\.([^=]*)", argument)
+        if field and field[1] not in known:
+            raise UserError(f"Unknown config field {field[1]}.{nearest(field[1], known)}")
+        preset = re.match(r"--?config(?:=(.*))?$", argument)
+        if preset:
+            path = preset[1] if preset[1] is not None else "".join(argv[i + 1 : i + 2])
+            if not Path(path.split(":")[0]).is_file():
+                raise UserError(f"--config={path}: there is no such file.{_nearest_preset(path)}")
+
+
+def _nearest_preset(path: str) -> str:
+    folder = Path(__file__).parent / "configs"
+    names = {p.stem: p for p in folder.glob("*.py") if not p.stem.startswith("_")}
+    return nearest(Path(path).stem, names) or f" Presets: {', '.join(sorted(names))}."
 
 
 def _fail(error: Exception) -> None:

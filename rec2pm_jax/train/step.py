@@ -100,9 +100,7 @@ def make_train_step(
         # Optax mixes integer and float scalars; everything else holds under strict promotion.
         with jax.numpy_dtype_promotion("standard"):
             updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
-        updated = TrainState(
-            state.step + 1, optax.apply_updates(state.params, updates), opt_state
-        )
+        updated = TrainState(state.step + 1, optax.apply_updates(state.params, updates), opt_state)
         new_state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), updated, state)
 
         tokens = (micro["ids"][:, :, 1:] != PADDING_ID).sum(axis=(1, 2))

@@ -1,0 +1,28 @@
+"""Rec2PM on the synthetic set: a hidden long-term taste that shows only in old events.
+
+Command:
+    python -m launch.prepare --source=synthetic --output_dir=data/synthetic
+    python -m launch.train --config=launch/configs/synthetic.py \\
+        --data=data/synthetic --workdir=runs/synthetic
+Hardware: two CPU cores.
+Time: see results/.
+Metrics: see results/.
+"""
+
+from __future__ import annotations
+
+import ml_collections
+
+from launch.configs.base import base_config
+
+
+def get_config() -> ml_collections.ConfigDict:
+    config = base_config()
+    config.data.segment = 10
+    config.data.segments = 8
+    config.data.protocol = "leave_one_out"
+    config.model.dropout = 0.0
+    config.train.steps = 1000
+    config.train.eval_every = 250
+    config.train.checkpoint_every = 250
+    return config

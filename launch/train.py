@@ -1,0 +1,53 @@
+"""Trains one method and validates it on the way; the same command continues a killed run exactly.
+
+    python -m launch.train --config=launch/configs/synthetic.py \\
+        --data=data/synthetic --workdir=runs/synthetic --config.train.steps=2000
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import jax
+from absl import flags
+
+from launch import cli
+from rec2pm_jax.data.dataset import open_dataset
+from rec2pm_jax.evaluate.evaluator import evaluate
+from rec2pm_jax.methods.registry import make_method
+from rec2pm_jax.train.loop import train_and_evaluate
+
+cli.define_config()
+flags.DEFINE_string("data", None, "Directory of a prepared dataset (see launch.prepare).")
+flags.DEFINE_string("workdir", None, "Directory of the run: checkpoints, logs and summary.")
+flags.DEFINE_string(
+    "compilation_cache",
+    str(Path.home() / ".cache" / "rec2pm_jax"),
+    "Directory of compiled programs, shared by runs; empty for none.",
+)
+flags.mark_flags_as_required(["data", "workdir"])
+
+
+def main(_) -> None:
+    config = cli.get_config()
+    if flags.FLAGS.compilation_cache:
+        jax.config.update("jax_compilation_cache_dir", flags.FLAGS.compilation_cache)
+    dataset = open_dataset(flags.FLAGS.data)
+    method = make_method(config, dataset.num_items)
+
+    def validate(params):
+        result = evaluate(
+            method,
+            params,
+            dataset,
+            split="validation",
+            max_users=config.train.eval_users,
+            swap=False,
+        )
+        return result.metrics
+
+    train_and_evaluate(config, dataset, method, flags.FLAGS.workdir, validate)
+
+
+if __name__ == "__main__":
+    cli.run(main)

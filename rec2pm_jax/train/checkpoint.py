@@ -1,0 +1,231 @@
+"""Checkpoints of a run: parameters, optimizer, data position and what belongs to them.
+
+A thin layer over Orbax. Saves are synchronous and atomic (Orbax writes to a temporary name), so a
+process killed at any moment leaves complete checkpoints only; damage that happens later is found on
+restore, which falls back to the checkpoint before.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import grain
+import jax
+import orbax.checkpoint as ocp
+
+from rec2pm_jax import config as config_lib
+from rec2pm_jax.config import Config
+from rec2pm_jax.errors import UserError
+from rec2pm_jax.methods.registry import make_method
+from rec2pm_jax.train.step import TrainState
+from rec2pm_jax.typing import Params
+
+Meta = dict[str, Any]  # JSON; see `train.loop.Progress` for what a run keeps in it
+
+_log = logging.getLogger(__name__)
+
+
+class Restored(NamedTuple):
+    state: TrainState
+    meta: Meta
+
+
+class Checkpoints:
+    """The checkpoints of one workdir: the newest `keep`, and the best by validation.
+
+    Orbax items: `params` and `optimizer` (apart, so that serving reads parameters only), `data`
+    (the Grain iterator) and `meta`.
+    """
+
+    def __init__(self, workdir: str | Path, keep: int):
+        self._directory = _directory(workdir)
+        self._keep = keep
+        self._manager = _open(self._directory, create=True)
+
+    def save(self, state: TrainState, iterator: grain.DatasetIterator, meta: Meta) -> None:
+        """Writes step `meta["step"]`, then removes what is neither new nor `meta["best_step"]`."""
+        step = meta["step"]
+        self._manager.save(
+            step,
+            args=ocp.args.Composite(
+                params=ocp.args.StandardSave(state.params),
+                optimizer=ocp.args.StandardSave((state.step, state.opt_state)),
+                data=grain.checkpoint.CheckpointSave(iterator),
+                meta=ocp.args.JsonSave(meta),
+            ),
+        )
+        self._manager.wait_until_finished()
+        steps = sorted(self._manager.all_steps())
+        for old in steps[: -self._keep]:
+            if old != meta["best_step"]:
+                self._manager.delete(old)
+
+    def restore(
+        self,
+        abstract_state: TrainState,
+        iterator: grain.DatasetIterator,
+        check: Callable[[Meta], None],
+    ) -> Restored | None:
+        """Restores the newest readable checkpoint and moves `iterator` to its position.
+
+        Unreadable newer ones are reported and moved to `<workdir>/unreadable_checkpoints/`.
+
+        Args:
+          abstract_state: shapes, dtypes and shardings to restore into.
+          iterator: of the same data pipeline; its position is changed in place.
+          check: raises UserError where a checkpoint belongs to another run; called before any
+            array is read.
+
+        Returns:
+          The state and its meta, or None where there is no checkpoint at all.
+
+        Raises:
+          UserError: no checkpoint is readable, or `check` refuses.
+        """
+        unreadable: list[int] = []
+        for step in sorted(self._manager.all_steps(), reverse=True):
+            try:
+                meta = _read_meta(self._manager, step)
+                check(meta)
+                restored = self._manager.restore(
+                    step,
+                    args=ocp.args.Composite(
+                        params=ocp.args.StandardRestore(abstract_state.params),
+                        optimizer=ocp.args.StandardRestore(
+                            (abstract_state.step, abstract_state.opt_state)
+                        ),
+                        data=grain.checkpoint.CheckpointRestore(iterator),
+                    ),
+                )
+            except UserError:
+                raise
+            except Exception as error:  # a damaged file can raise anything, in several libraries
+                _warn_unreadable(self._directory / str(step), error)
+                unreadable.append(step)
+                continue
+            self._set_aside(unreadable)
+            count, opt_state = restored["optimizer"]
+            return Restored(TrainState(count, restored["params"], opt_state), meta)
+        if unreadable:
+            raise _none_readable(self._directory)
+        return None
+
+    def _set_aside(self, steps: list[int]) -> None:
+        """Frees the names of unreadable steps, which training is about to reach again."""
+        for step in steps:
+            target = self._directory.parent / "unreadable_checkpoints" / str(step)
+            if target.exists():
+                shutil.rmtree(target)
+            target.parent.mkdir(exist_ok=True)
+            shutil.move(self._directory / str(step), target)
+        if steps:
+            self._manager.reload()
+
+    def close(self) -> None:
+        self._manager.close()
+
+
+def load_for_inference(workdir: str | Path, which: str = "best") -> tuple[Config, Params, Meta]:
+    """Reads a trained model: its config, parameters and meta (`step`, `num_items`, hashes, ...).
+
+    Args:
+      workdir: of a training run, finished or not.
+      which: `best` (by validation NDCG@10) or `latest`.
+
+    Raises:
+      UserError: no checkpoint, nothing readable, or `best` before the first validation.
+    """
+    directory = _directory(workdir)
+    if which not in ("best", "latest"):
+        raise UserError(f'which={which!r} is unknown; choose "best" or "latest".')
+    if not directory.is_dir():
+        raise UserError(f"{workdir} holds no checkpoint; train it first with launch.train.")
+    manager = _open(directory, create=False)
+    try:
+        step = latest = _newest_readable(manager, directory)
+        if which == "best":
+            step = _read_meta(manager, latest)["best_step"]
+            if step is None:
+                raise UserError(
+                    f"{workdir} has no best checkpoint yet (no validation so far); ask for the "
+                    "latest, or let training reach config.train.eval_every."
+                )
+        try:
+            meta = _read_meta(manager, step)
+            config = config_lib.from_dict(meta["config"])
+            method = make_method(config, meta["num_items"])
+            abstract = abstract_with_sharding(jax.eval_shape(method.init, jax.random.key(0)))
+            restored = manager.restore(
+                step, args=ocp.args.Composite(params=ocp.args.StandardRestore(abstract))
+            )
+        except UserError:
+            raise
+        except Exception as error:  # as in `Checkpoints.restore`
+            raise UserError(
+                f"Checkpoint {directory / str(step)} is unreadable ({_first_line(error)}); use "
+                "the other of best and latest, or train again."
+            ) from error
+    finally:
+        manager.close()
+    return config, restored["params"], meta
+
+
+def abstract_with_sharding(tree: Any) -> Any:
+    """Places the shapes of `tree` on the first local device, as Orbax wants to be told."""
+    sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree
+    )
+
+
+def _directory(workdir: str | Path) -> Path:
+    return Path(workdir).absolute() / "checkpoints"
+
+
+def _open(directory: Path, create: bool) -> ocp.CheckpointManager:
+    options = ocp.CheckpointManagerOptions(
+        create=create,
+        read_only=not create,
+        cleanup_tmp_directories=create,
+        enable_async_checkpointing=False,
+    )
+    return ocp.CheckpointManager(directory, options=options)
+
+
+def _read_meta(manager: ocp.CheckpointManager, step: int) -> Meta:
+    restored = manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))
+    return restored["meta"]
+
+
+def _newest_readable(manager: ocp.CheckpointManager, directory: Path) -> int:
+    steps = sorted(manager.all_steps(), reverse=True)
+    if not steps:
+        raise UserError(f"{directory} holds no checkpoint yet; train first with launch.train.")
+    for step in steps:
+        try:
+            _read_meta(manager, step)
+            return step
+        except Exception as error:  # as in `Checkpoints.restore`
+            _warn_unreadable(directory / str(step), error)
+    raise _none_readable(directory)
+
+
+def _warn_unreadable(path: Path, error: Exception) -> None:
+    reason = _first_line(error)
+    _log.warning("Checkpoint %s is unreadable (%s); falling back to the one before.", path, reason)
+
+
+def _none_readable(directory: Path) -> UserError:
+    return UserError(
+        f"None of the checkpoints in {directory} is readable (see the warnings above); restore "
+        "them from a backup, or start again with another --workdir."
+    )
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines() or [""]
+    return f"{type(error).__name__}: {lines[0][:200]}"

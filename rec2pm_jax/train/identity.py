@@ -1,0 +1,62 @@
+"""Is this workdir's checkpoint part of the run that was asked for?"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rec2pm_jax.config import Config, config_hash, to_dict
+from rec2pm_jax.errors import UserError
+
+# Of `config.train`, the fields that decide which batches and random numbers a step sees. The others
+# (how long, how often logged, validated and saved) may change between starts.
+_FIXED = ("train.seed", "train.batch_size")
+
+_log = logging.getLogger(__name__)
+
+
+def check_same_run(
+    meta: Mapping[str, Any], config: Config, data_hash: str, workdir: str | Path
+) -> None:
+    """Compares a checkpoint's meta with what is about to be trained.
+
+    Raises:
+      UserError: another config or other data; the message names what differs.
+    """
+    changed = _differences(meta["config"], to_dict(config))
+    fatal = {n: v for n, v in changed.items() if not n.startswith("train.") or n in _FIXED}
+    if fatal or meta["config_hash"] != config_hash(config):
+        listing = "; ".join(f"config.{n} was {a!r}, now {b!r}" for n, (a, b) in fatal.items())
+        raise UserError(
+            f"{workdir} holds a run of another config ({listing or 'the code has changed'}). Use "
+            "another --workdir, or the config it was started with."
+        )
+    if meta["data_hash"] != data_hash:
+        raise UserError(
+            f"{workdir} was trained on other data (content hash {meta['data_hash']}, now "
+            f"{data_hash}). Use another --workdir, or point --data to the data it was started with."
+        )
+    derived = config.optim.schedule == "cosine" and not config.optim.decay_steps
+    if derived and "train.steps" in changed:
+        old, new = changed["train.steps"]
+        _log.warning(
+            "train.steps changes from %s to %s: the cosine schedule, which follows it, changes too "
+            "(set config.optim.decay_steps to keep one).",
+            old,
+            new,
+        )
+
+
+def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """{"section.field": (old, new)} where nested dicts of one level differ."""
+    old, new = (
+        {f"{s}.{f}": value for s, fields in c.items() for f, value in fields.items()}
+        for c in (old, new)
+    )
+    return {
+        name: (old.get(name), new.get(name))
+        for name in {**old, **new}
+        if old.get(name) != new.get(name)
+    }

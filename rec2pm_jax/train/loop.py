@@ -1,0 +1,268 @@
+"""The training run: steps, logs, validations, checkpoints, and its exact continuation."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import grain
+import jax
+
+from rec2pm_jax.config import Config, config_hash, to_dict
+from rec2pm_jax.data.dataset import Dataset
+from rec2pm_jax.data.pipeline import train_iterator
+from rec2pm_jax.errors import UserError
+from rec2pm_jax.methods.base import Method
+from rec2pm_jax.provenance import git_commit
+from rec2pm_jax.train.checkpoint import Checkpoints, abstract_with_sharding
+from rec2pm_jax.train.identity import check_same_run
+from rec2pm_jax.train.metric_writer import MetricWriter
+from rec2pm_jax.train.optimizer import make_optimizer, make_schedule
+from rec2pm_jax.train.partition import make_partition
+from rec2pm_jax.train.progress import (
+    TARGET,
+    Progress,
+    ProgressLine,
+    Stopwatch,
+    parameter_table,
+    setting_table,
+)
+from rec2pm_jax.train.step import init_train_state, make_train_step
+from rec2pm_jax.typing import Params
+
+EvaluateFn = Callable[[Params], Mapping[str, float]]
+Summary = dict[str, Any]
+
+
+def train_and_evaluate(
+    config: Config,
+    dataset: Dataset,
+    method: Method,
+    workdir: str | Path,
+    evaluate_fn: EvaluateFn,
+) -> Summary:
+    """Trains `method` on `dataset`; a workdir that holds part of this run is continued exactly.
+
+    See `train_on` for what is written and raised.
+    """
+    iterator = train_iterator(
+        dataset,
+        config.data,
+        config.train.batch_size,
+        config.train.seed,
+        jax.process_index(),
+        jax.process_count(),
+    )
+    return train_on(config, iterator, dataset.content_hash, method, workdir, evaluate_fn)
+
+
+def train_on(
+    config: Config,
+    iterator: grain.DatasetIterator,
+    data_hash: str,
+    method: Method,
+    workdir: str | Path,
+    evaluate_fn: EvaluateFn,
+) -> Summary:
+    """Trains on an endless iterator of batches until the steps or the patience are used up.
+
+    Writes under `workdir`: `checkpoints/` (see `train.checkpoint`), `train/train.jsonl` (means
+    since the row before), `train/validation.jsonl`, `train/tensorboard/` and, once the run is
+    complete, `train/summary.json`.
+
+    Args:
+      config: the whole configuration; sizes of the batches must fit it.
+      iterator: of batches as `Method.loss` takes them; it is moved to the checkpoint's position.
+      data_hash: names the data; a workdir remembers it.
+      method: what is trained.
+      workdir: a new directory, or one of the same run.
+      evaluate_fn: params -> validation metrics, "ndcg@10" among them.
+
+    Returns:
+      The contents of `train/summary.json`.
+
+    Raises:
+      UserError: the workdir belongs to another run or none of its checkpoints is readable; a loss
+        or gradient is not finite.
+    """
+    workdir = Path(workdir)
+    run = _Run(config, iterator, data_hash, method, workdir, evaluate_fn)
+    try:
+        run.start()
+        while run.progress.stop_reason(config) is None:
+            run.advance()
+        return run.finish()
+    finally:
+        run.close()
+
+
+class _Run:
+    """One run in this process: what `train_on` needs at hand between steps."""
+
+    def __init__(self, config, iterator, data_hash, method, workdir, evaluate_fn):
+        self.config, self.iterator, self.data_hash = config, iterator, data_hash
+        self.method, self.workdir, self.evaluate_fn = method, workdir, evaluate_fn
+        self.is_main = jax.process_index() == 0
+        train = config.train
+        optimizer = make_optimizer(config.optim, train.steps)
+        self.schedule = make_schedule(config.optim, train.steps)
+        self.init = lambda: init_train_state(method, optimizer, train.seed)
+        step = make_train_step(method, optimizer, train.seed, config.optim.accumulate)
+        self.partition = make_partition(
+            step, train.partition, train.batch_size, config.optim.accumulate
+        )
+        self.checkpoints = Checkpoints(workdir, train.keep_checkpoints)
+        self.progress = Progress()
+        self.pending = None  # (step, metrics still being computed)
+        self.writer = self.line = None
+
+    def start(self) -> None:
+        """Restores or initialises the state, opens the logs, and says what is being trained."""
+        abstract = abstract_with_sharding(jax.eval_shape(self.init))
+        restored = self.checkpoints.restore(
+            abstract,
+            self.iterator,
+            check=lambda meta: check_same_run(meta, self.config, self.data_hash, self.workdir),
+        )
+        positions = {}
+        if restored is not None:
+            self.progress = Progress(**restored.meta["progress"])
+            positions = restored.meta["log_positions"]
+        step = self.progress.step
+        self._print(
+            setting_table(
+                self.config,
+                {
+                    "workdir": self.workdir,
+                    "data_hash": self.data_hash,
+                    "config": config_hash(self.config),
+                    "items": self.method.num_items,
+                    "start": f"resumed at step {step}" if step else "step 0",
+                },
+            )
+        )
+        self._print(parameter_table(abstract.params))
+        self.state = self.partition.place(restored.state if restored else jax.jit(self.init)())
+        if self.is_main:
+            self.writer = MetricWriter(self.workdir / "train", step, positions)
+        self.line = ProgressLine(self.config.train.steps, step, show=self.is_main)
+        self.watch = Stopwatch(self.progress)
+
+    def advance(self) -> None:
+        """One step, and the row, validation and checkpoint that are due after it."""
+        config, progress = self.config.train, self.progress
+        self.state, metrics = self.partition.step(self.state, next(self.iterator))
+        progress.step += 1
+        self._take_pending()  # the step before: its numbers are ready while this one is computed
+        self.pending = (progress.step, metrics)
+        self.line.advance()
+
+        last = progress.step >= config.steps
+        log = last or progress.step % config.log_every == 0
+        validate = last or progress.step % config.eval_every == 0
+        save = last or progress.step % config.checkpoint_every == 0
+        if not (log or validate or save):
+            return
+        self._take_pending()
+        if log:
+            self._log()
+        if validate:
+            better = self._validate()
+            save = save or better or progress.stop_reason(self.config) is not None
+        if save:
+            self._save()
+        self.line.describe(progress)
+        self.watch.skip()
+
+    def finish(self) -> Summary:
+        """Writes the summary (again, where a run was killed just before) and returns it."""
+        progress, path = self.progress, self.workdir / "train" / "summary.json"
+        summary = {
+            "stopped_by": progress.stop_reason(self.config),
+            "steps": progress.step,
+            "best_step": progress.best_step,
+            "best": progress.best,
+            "wall_s": progress.wall_s,
+            "tokens_per_s": progress.tokens_per_s,
+            **self._identity(),
+        }
+        if self.is_main:
+            _write_json(path, summary)
+        self.line.close()
+        self._print(
+            f"complete: {progress.step} steps ({summary['stopped_by']}), best validation {TARGET} "
+            f"{progress.best[TARGET]:.4f} at step {progress.best_step}; summary in {path}"
+        )
+        return summary
+
+    def close(self) -> None:
+        for resource in (self.line, self.writer, self.checkpoints):
+            if resource is not None:
+                resource.close()
+
+    def _take_pending(self) -> None:
+        """Fetches the metrics of the last step, checks them and adds them to the window."""
+        if self.pending is None:
+            return
+        (step, metrics), self.pending = self.pending, None
+        metrics = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        if not metrics.pop("finite"):
+            raise _not_finite(step, metrics)
+        self.progress.add(metrics)
+        self.watch.steps_done(metrics["tokens"])
+
+    def _log(self) -> None:
+        rate = float(self.schedule(self.progress.step - 1))
+        values = {**self.progress.close_window(), "learning_rate": rate}
+        if self.writer:
+            speed = {"tokens_per_s": self.progress.tokens_per_s}
+            self.writer.write("train", self.progress.step, values, volatile=speed)
+
+    def _validate(self) -> bool:
+        metrics = dict(self.evaluate_fn(self.partition.gather(self.state).params))
+        if self.writer:
+            self.writer.write("validation", self.progress.step, metrics)
+        return self.progress.validated(metrics)
+
+    def _save(self) -> None:
+        self.watch.book_wall()
+        meta = {
+            "step": self.progress.step,
+            "best_step": self.progress.best_step,
+            "progress": dataclasses.asdict(self.progress),
+            "log_positions": self.writer.positions() if self.writer else {},
+            **self._identity(),
+        }
+        self.checkpoints.save(self.partition.gather(self.state), self.iterator, meta)
+
+    def _identity(self) -> dict[str, Any]:
+        return {
+            "num_items": self.method.num_items,
+            "config": to_dict(self.config),
+            "config_hash": config_hash(self.config),
+            "data_hash": self.data_hash,
+            "git_commit": git_commit(),
+        }
+
+    def _print(self, text: str) -> None:
+        if self.is_main:
+            print(text, flush=True)
+
+
+def _not_finite(step: int, metrics: Mapping[str, float]) -> UserError:
+    values = ", ".join(f"{name} {value:.6g}" for name, value in metrics.items() if name != "tokens")
+    return UserError(
+        f"Step {step}: the loss or its gradient is not finite ({values}); the update was not "
+        "applied and the last checkpoint stands. Lower config.optim.learning_rate, raise "
+        "config.optim.warmup_steps, set config.optim.clip_norm, or use config.model.dtype=float32."
+    )
+
+
+def _write_json(path: Path, value: Any) -> None:
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(json.dumps(value, indent=2) + "\n")
+    os.replace(temporary, path)
