@@ -24,7 +24,7 @@ class PrepareOptions:
     item_column: str = "item"
     time_column: str = "timestamp"
     type_column: str = ""
-    synthetic_users: int = 2000
+    synthetic_users: int = 4000
     synthetic_items: int = 400
-    synthetic_length: int = 200
-    synthetic_taste_events: int = 25
+    synthetic_length: int = 80
+    synthetic_taste_events: int = 10

@@ -40,7 +40,7 @@ def training_users(dataset: Dataset, data: DataConfig) -> TrainingUsers:
     """Applies the protocol of `data`.
 
     Raises:
-      UserError: nobody is left, or a window's K * S events exceed every training history.
+      UserError: nobody is left, or the K * S events of a window exceed every history.
     """
     ends = split_rule(data.protocol).train_end(dataset.lengths.astype(np.int64))
     users = np.flatnonzero(ends >= MIN_TRAIN_EVENTS)
@@ -49,13 +49,12 @@ def training_users(dataset: Dataset, data: DataConfig) -> TrainingUsers:
             f"{dataset.path}: no user has {MIN_TRAIN_EVENTS} training events under "
             f"protocol={data.protocol} (the longest history has {dataset.lengths.max()} events)."
         )
-    longest = int(ends.max())
-    if data.segments * data.segment > longest:
+    longest, window = int(dataset.lengths.max()), data.segments * data.segment
+    if window > longest:
         raise UserError(
-            f"data.segments * data.segment = {data.segments} * {data.segment} = "
-            f"{data.segments * data.segment} events per window, but the longest training history "
-            f"of {dataset.path} has {longest}; lower data.segments to at most "
-            f"{max(longest // data.segment, 1)} or data.segment."
+            f"data.segments * data.segment = {data.segments} * {data.segment} = {window} events, "
+            f"but the longest history of {dataset.path} has {longest}; lower data.segments to at "
+            f"most {max(longest // data.segment, 1)}, or data.segment."
         )
     return TrainingUsers(users, ends[users], dataset.num_users - len(users))
 

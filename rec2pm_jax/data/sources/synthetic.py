@@ -1,22 +1,20 @@
 """Synthetic users whose tastes show only in old events: the unit test of a memory.
 
-The catalogue has departments, each with a few clusters of items, and a user has one hidden
-favourite cluster (a taste) in every department. A history of L events reads
+The catalogue has departments of a few items each, and a user has one hidden favourite item (a
+taste) in every department. A history of L events reads
 
-    [0, E)      tastes show: every department's favourite cluster a few times, in random order,
-                between session noise
+    [0, E)      tastes show: every favourite at least once, in random order, between session noise
     [E, L)      session noise, with OCCASIONS triples at scattered positions of the second half:
-                an occasion item o, then an item of the favourite cluster of department 2 o, then
-                one of department 2 o + 1
+                an occasion item o, then the favourites of departments 2 o and 2 o + 1
 
 Session noise comes in short sessions on one topic; topics and their items have Zipf popularity, so
 there is something to learn from the recent events and from popularity, too.
 
 Why a truncated reader cannot know the taste: the occasion says which department comes, but each
 occasion occurs once per user and tastes are independent between departments, so nothing after
-event E says which of the department's clusters it will be. A reader of the last S + R - 1 events is
-left with a uniform guess among the department's items as long as its window does not reach back to
-event E, that is, for S + R - 1 <= L / 2 - E. A reader of the whole history knows the cluster.
+event E says which of the department's items it will be. A reader of the last S + R - 1 events is
+left with a uniform guess among them as long as its window does not reach back to event E, that is,
+for S + R - 1 <= L / 2 - E. A reader of the whole history has seen the very item.
 
 Why the protocols see it: the last two events (validation and test of `leave_one_out`) are the two
 items that follow the last occasion, and the occasion before ends at event L - 11, the last
@@ -24,9 +22,9 @@ validation target of `last_10`. The other occasions are for training, in windows
 event 0: use K * S >= L.
 
 With E = S the taste shows in segment 0 only. Ground truth (`ground_truth.npz`, users in the order
-of the dataset; positions count events before any filter): tastes int32 [users, departments],
-answer_positions int32 [users, 2 * OCCASIONS] of the items that tastes explain, answer_departments
-likewise, and item_raw_ids, item_departments, item_clusters, all [items], -1 for other items.
+of the dataset; positions count events before any filter): favourites int32 [users, departments]
+index item_raw_ids [items]; answer_positions int32 [users, 2 * OCCASIONS] of the events that tastes
+explain, answer_departments likewise; item_departments int32 [items], -1 for other items.
 """
 
 from __future__ import annotations
@@ -42,12 +40,11 @@ from rec2pm_jax.errors import UserError
 
 OCCASIONS = 4
 DEPARTMENTS = 2 * OCCASIONS
-CLUSTERS = 8  # per department
-CLUSTER_ITEMS = 2
+ALTERNATIVES = 8  # items per department
 TOPICS = 10
 SESSION_EVENTS = 6  # mean length of a session
 VALIDATION_GAP = 10  # events between the last two occasions' ends
-_TASTE_ITEMS = DEPARTMENTS * CLUSTERS * CLUSTER_ITEMS
+_TASTE_ITEMS = DEPARTMENTS * ALTERNATIVES
 _START = 1_577_836_800  # 2020-01-01
 _SESSION_GAP = 43_200  # mean seconds between sessions
 
@@ -71,7 +68,9 @@ def load(options) -> Interactions:
     )
     _check(shape)
     rng = np.random.default_rng(options.seed)
-    tastes = rng.integers(CLUSTERS, size=(shape.users, DEPARTMENTS))
+    # Items are laid out as occasions, departments, noise.
+    first = OCCASIONS + ALTERNATIVES * np.arange(DEPARTMENTS)
+    tastes = first + rng.integers(ALTERNATIVES, size=(shape.users, DEPARTMENTS))
     items, starts = _session_noise(rng, shape)
     _show_tastes(rng, items, tastes, shape.taste_events)
     positions, departments = _place_occasions(rng, items, tastes)
@@ -85,18 +84,17 @@ def load(options) -> Interactions:
             "timestamp": times.ravel(),
         }
     )
-    department, cluster = _describe_items(shape.items)
+    department = _item_departments(shape.items)
     return Interactions(
         events,
-        _item_table(names, department, cluster),
+        _item_table(names, department),
         notes={**shape._asdict(), "seed": options.seed},
         ground_truth={
-            "tastes": tastes.astype(np.int32),
+            "favourites": tastes.astype(np.int32),
             "answer_positions": positions.astype(np.int32),
             "answer_departments": departments.astype(np.int32),
             "item_raw_ids": names,
             "item_departments": department,
-            "item_clusters": cluster,
         },
     )
 
@@ -118,12 +116,6 @@ def _check(shape: Shape) -> None:
             f"--synthetic_length must be >= {shortest} for --synthetic_taste_events="
             f"{shape.taste_events}, got {shape.length}: tastes must be old when they are needed."
         )
-
-
-def _taste_item(rng: np.random.Generator, department, cluster) -> np.ndarray:
-    """A uniform item of the cluster; items are laid out as occasions, taste items, noise."""
-    member = rng.integers(CLUSTER_ITEMS, size=np.shape(cluster))
-    return OCCASIONS + (department * CLUSTERS + cluster) * CLUSTER_ITEMS + member
 
 
 def _zipf(size: int) -> np.ndarray:
@@ -154,8 +146,7 @@ def _show_tastes(rng, items: np.ndarray, tastes: np.ndarray, taste_events: int) 
     order = rng.permuted(np.tile(np.arange(taste_events), (users, 1)), axis=1)
     slots = order[:, : shows * DEPARTMENTS]
     department = np.tile(np.arange(DEPARTMENTS), shows)
-    chosen = _taste_item(rng, department, tastes[:, department])
-    np.put_along_axis(items, slots, chosen, axis=1)
+    np.put_along_axis(items, slots, tastes[:, department], axis=1)
 
 
 def _place_occasions(rng, items: np.ndarray, tastes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -173,7 +164,7 @@ def _place_occasions(rng, items: np.ndarray, tastes: np.ndarray) -> tuple[np.nda
         for half in range(2):
             department = 2 * occasion[:, number] + half
             position = end - 2 + half
-            items[rows, position] = _taste_item(rng, department, tastes[rows, department])
+            items[rows, position] = tastes[rows, department]
             positions.append(position)
             departments.append(department)
     return np.stack(positions, axis=1), np.stack(departments, axis=1)
@@ -189,23 +180,21 @@ def _times(rng: np.random.Generator, starts: np.ndarray) -> np.ndarray:
     return _START + np.cumsum(1 + gaps.astype(np.int64), axis=1)
 
 
-def _describe_items(items: int) -> tuple[np.ndarray, np.ndarray]:
-    """Department and cluster of every item, int32 [items]; -1 for occasions and noise."""
+def _item_departments(items: int) -> np.ndarray:
+    """Department of every item, int32 [items]; -1 for occasions and noise."""
     taste = np.arange(items) - OCCASIONS
     inside = (taste >= 0) & (taste < _TASTE_ITEMS)
-    department = np.where(inside, taste // (CLUSTERS * CLUSTER_ITEMS), -1)
-    cluster = np.where(inside, taste // CLUSTER_ITEMS % CLUSTERS, -1)
-    return department.astype(np.int32), cluster.astype(np.int32)
+    return np.where(inside, taste // ALTERNATIVES, -1).astype(np.int32)
 
 
-def _item_table(names: np.ndarray, department: np.ndarray, cluster: np.ndarray) -> pl.DataFrame:
+def _item_table(names: np.ndarray, department: np.ndarray) -> pl.DataFrame:
     titles, categories = [], []
-    for i, (d, c) in enumerate(zip(department, cluster, strict=True)):
+    for i, d in enumerate(department):
         if i < OCCASIONS:
             titles.append(f"occasion {i}")
             categories.append("occasion")
         elif d >= 0:
-            titles.append(f"department {d} cluster {c} item {(i - OCCASIONS) % CLUSTER_ITEMS}")
+            titles.append(f"department {d} item {(i - OCCASIONS) % ALTERNATIVES}")
             categories.append(f"department {d}")
         else:
             titles.append(f"noise {i}")
