@@ -95,7 +95,7 @@ def make_train_step(
         sums = total(sums)
 
         loss = sum(scales[name] * value for name, value in sums.items())
-        grad_norm = optax.global_norm(gradient)
+        grad_norm = optax.tree.norm(gradient)
         finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
         # Optax mixes integer and float scalars; everything else holds under strict promotion.
         with jax.numpy_dtype_promotion("standard"):
