@@ -33,9 +33,8 @@ def target_ranks(scores, targets):
     items = scores[:, 1:]
     own = scores[np.arange(scores.shape[0]), targets]
     at_least = (items >= own[:, None]).sum(axis=1)  # the target counts itself: the "1 +"
-    # x - x is 0 for every finite x and NaN otherwise.
-    finite = (items - items == 0).all(axis=1)
-    return at_least * finite
+    finite = (abs(items) < np.inf).all(axis=1)  # false for NaN too
+    return at_least * finite.astype(at_least.dtype)
 
 
 def check_ranks(ranks: np.ndarray) -> np.ndarray:
