@@ -20,5 +20,8 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 def pytest_configure(config: pytest.Config) -> None:
     # Grain's worker processes read absl flags, which pytest never parses.
     flags.FLAGS.mark_as_parsed()
+    # Most of a test's time is compilation; programs are the same from one run to the next.
+    jax.config.update("jax_compilation_cache_dir", str(config.cache.mkdir("jax")))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
     for module in ("rec2pm_jax", "launch"):
         config.addinivalue_line("filterwarnings", f"error:::{module}(\\.|$)")

@@ -41,9 +41,9 @@ def assert_same(got, want, tolerance):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=tolerance), got, want)
 
 
-@pytest.mark.parametrize(("kind", "accumulate"), [("jit", 4), ("pmap", 1), ("pmap", 2)])
+@pytest.mark.parametrize(("kind", "accumulate"), [("jit", 4), ("pmap", 2)])
 def test_dividing_the_batch_changes_nothing(kind, accumulate, undivided):
-    """Micro-batches of 4 or 2 examples, some of which have no weight in the second loss term."""
+    """Micro-batches of 4 examples or 1, some of which have no weight in the second loss term."""
     state, log = train(kind, accumulate)
     expected_state, expected_log = undivided
     assert_same(state.params, expected_state.params, 1e-6)
@@ -67,7 +67,7 @@ def test_matches_the_objective_written_out():
         means = {name: value / weight for name, (value, weight) in terms.items()}
         return means["ar"] + 0.05 * means["norm"], means
 
-    (loss, means), gradient = jax.value_and_grad(objective, has_aux=True)(state.params)
+    (loss, means), gradient = jax.jit(jax.value_and_grad(objective, has_aux=True))(state.params)
     with jax.numpy_dtype_promotion("standard"):
         updates, _ = optimizer.update(gradient, state.opt_state, state.params)
     assert_same(new.params, optax.apply_updates(state.params, updates), 1e-6)

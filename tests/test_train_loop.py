@@ -1,0 +1,220 @@
+"""The run as a whole: logs, validations, early stopping, and a continuation that is exact."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from train_fakes import FakeMethod, fake_validation, make_iterator
+
+from rec2pm_jax.config import Config, OptimConfig, TrainConfig
+from rec2pm_jax.errors import UserError
+from rec2pm_jax.train import checkpoint, loop
+from rec2pm_jax.train.checkpoint import load_for_inference
+from rec2pm_jax.train.loop import train_on
+
+BATCH = 4
+
+
+def config_of(**train):
+    fields = {"steps": 12, "batch_size": BATCH, "log_every": 5, "eval_every": 4}
+    fields |= {"checkpoint_every": 3} | train
+    return Config(
+        optim=OptimConfig(learning_rate=1e-2, warmup_steps=3, decay_steps=12),
+        train=TrainConfig(**fields),
+    )
+
+
+def run(workdir, validate=fake_validation, method=None, **train):
+    config = config_of(**train)
+    method = method or FakeMethod(config, noise=0.1)
+    return train_on(config, make_iterator(BATCH), "data", method, workdir, validate)
+
+
+def rows(workdir, stream):
+    return [json.loads(line) for line in (workdir / f"train/{stream}.jsonl").open()]
+
+
+def assert_same_run(workdir, expected):
+    """Logs, summary and final arrays are equal bit for bit; clock times and commit may differ."""
+    for stream in ("train", "validation"):
+        got = (workdir / f"train/{stream}.jsonl").read_bytes()
+        assert got == (expected / f"train/{stream}.jsonl").read_bytes()
+    summaries = [json.loads((d / "train/summary.json").read_text()) for d in (workdir, expected)]
+    for name in summaries[0].keys() - {"wall_s", "tokens_per_s", "git_commit"}:
+        assert summaries[0][name] == summaries[1][name], name
+    (_, got, _), (_, want, _) = (load_for_inference(d, "latest") for d in (workdir, expected))
+    jax.tree.map(np.testing.assert_array_equal, got, want)
+
+
+@pytest.fixture(autouse=True)
+def _load_fakes(monkeypatch):
+    monkeypatch.setattr(checkpoint, "make_method", FakeMethod)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("undisturbed")
+    return workdir, run(workdir)
+
+
+def test_writes_logs_checkpoints_and_summary(undisturbed):
+    workdir, summary = undisturbed
+    log = rows(workdir, "train")
+    assert [row["step"] for row in log] == [5, 10, 12]
+    assert {"loss/ar", "loss/norm", "loss/total", "grad_norm", "tokens", "learning_rate"} < set(
+        log[0]
+    )
+    assert [row["step"] for row in rows(workdir, "validation")] == [4, 8, 12]
+    assert json.loads((workdir / "train/summary.json").read_text()) == summary
+    assert (summary["steps"], summary["stopped_by"]) == (12, "steps")
+    assert summary["best"]["ndcg@10"] == max(r["ndcg@10"] for r in rows(workdir, "validation"))
+    assert list((workdir / "train/tensorboard").iterdir())
+
+
+def test_rows_average_the_steps_since_the_row_before(undisturbed, tmp_path):
+    run(tmp_path, log_every=1)
+    single = [row["loss/ar"] for row in rows(tmp_path, "train")]
+    log = rows(undisturbed[0], "train")
+    np.testing.assert_allclose(log[0]["loss/ar"], np.mean(single[:5]))
+    np.testing.assert_allclose(log[2]["loss/ar"], np.mean(single[10:]))
+
+
+class Crash(Exception):
+    pass
+
+
+@pytest.mark.parametrize("step", [1, 5, 7, 11])
+def test_resumes_exactly_after_a_crash(undisturbed, tmp_path, monkeypatch, step):
+    def crash(self):
+        if self.progress.step == step:
+            raise Crash
+        advance(self)
+
+    advance = loop._Run.advance
+    with monkeypatch.context() as patch:
+        patch.setattr(loop._Run, "advance", crash)
+        with pytest.raises(Crash):
+            run(tmp_path)
+    run(tmp_path)
+    assert_same_run(tmp_path, undisturbed[0])
+
+
+def test_crash_between_validation_and_checkpoint(undisturbed, tmp_path):
+    """The validation row is on disk, its checkpoint is not: the row must not appear twice."""
+    calls = []
+
+    def validate(params):
+        calls.append(1)
+        if len(calls) == 2:
+            raise Crash
+        return fake_validation(params)
+
+    with pytest.raises(Crash):
+        run(tmp_path, validate)
+    run(tmp_path)
+    assert_same_run(tmp_path, undisturbed[0])
+
+
+def test_falls_back_from_a_torn_checkpoint_and_continues_exactly(undisturbed, tmp_path, caplog):
+    shutil.copytree(undisturbed[0], tmp_path, dirs_exist_ok=True)
+    (tmp_path / "train/summary.json").unlink()
+    newest = max((tmp_path / "checkpoints").iterdir(), key=lambda path: int(path.name))
+    assert newest.name == "12"
+    (newest / "data" / "process_0-of-1.json").write_text("")
+    run(tmp_path)
+    assert "is unreadable" in caplog.text
+    assert_same_run(tmp_path, undisturbed[0])
+
+
+def test_a_finished_run_does_nothing(undisturbed, tmp_path, capsys):
+    shutil.copytree(undisturbed[0], tmp_path, dirs_exist_ok=True)
+    (tmp_path / "train/summary.json").unlink()  # killed just before it was written
+
+    def validate(params):
+        raise AssertionError("a finished run must not validate")
+
+    assert run(tmp_path, validate) == undisturbed[1]
+    assert "complete: 12 steps" in capsys.readouterr().out
+
+
+def test_a_finished_run_can_be_extended(undisturbed, tmp_path):
+    shutil.copytree(undisturbed[0], tmp_path, dirs_exist_ok=True)
+    assert run(tmp_path, steps=16)["steps"] == 16
+
+
+def test_early_stopping_counts_validations_without_a_better_one(tmp_path):
+    scores = iter([0.1, 0.3, 0.3, 0.2, 0.9])
+    summary = run(
+        tmp_path, lambda params: {"ndcg@10": next(scores)}, steps=50, eval_every=2, patience=2
+    )
+    assert (summary["steps"], summary["stopped_by"], summary["best_step"]) == (8, "patience", 4)
+    assert load_for_inference(tmp_path)[2]["step"] == 4
+    assert load_for_inference(tmp_path, "latest")[2]["step"] == 8
+
+
+class Explodes(FakeMethod):
+    def loss(self, params, batch, rng, *, step, target_params=None):
+        terms = super().loss(params, batch, rng, step=step)
+        value, weight = terms["ar"]
+        return terms | {"ar": (value + jax.numpy.where(step >= 7, jax.numpy.inf, 0.0), weight)}
+
+
+def test_stops_when_the_loss_is_not_finite(tmp_path):
+    with pytest.raises(UserError, match=r"Step 8: .*loss/ar inf.*learning_rate"):
+        run(tmp_path, method=Explodes(config_of()))
+    assert load_for_inference(tmp_path, "latest")[2]["step"] == 6
+
+
+def test_other_settings_are_refused(undisturbed):
+    with pytest.raises(UserError, match="config.train.seed was 0, now 1"):
+        run(undisturbed[0], seed=1)
+
+
+@pytest.mark.slow
+def test_kill_9_at_random_moments(tmp_path):
+    """Kills real processes until one gets through; every kill lands at an arbitrary instruction."""
+    steps = 400
+    command = [sys.executable, __file__, str(tmp_path / "killed"), str(steps)]
+    root = Path(__file__).parents[1]
+    environment = os.environ | {"PYTHONPATH": f"{root}{os.pathsep}{root / 'tests'}"}
+    delays = random.Random(0)
+    kills = 0
+    while kills < 8:
+        process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE)
+        for line in process.stdout:  # training starts after the table
+            if line.startswith(b"total"):
+                break
+        time.sleep(delays.uniform(0.5, 4.0))
+        if process.poll() is not None:
+            break
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        process.stdout.close()
+        kills += 1
+    assert kills >= 3
+    for workdir in ("killed", "undisturbed"):
+        command[2] = str(tmp_path / workdir)
+        subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE)
+    assert_same_run(tmp_path / "killed", tmp_path / "undisturbed")
+
+
+if __name__ == "__main__":
+    run(
+        Path(sys.argv[1]),
+        steps=int(sys.argv[2]),
+        log_every=1,
+        eval_every=7,
+        checkpoint_every=5,
+        patience=1000,
+    )
