@@ -30,14 +30,27 @@ def run(main: Callable[[list[str]], None]) -> None:
     app.run(guarded, flags_parser=_parse)
 
 
-def define_config() -> None:
+def define_config(
+    flag_values: flags.FlagValues | None = None, sys_argv: list[str] | None = None
+) -> None:
     """Defines the required flag `--config=FILE` with its overrides `--config.section.field=value`.
 
     The file is Python and defines `get_config() -> ml_collections.ConfigDict`, as the presets in
     `launch/configs/` do.
+
+    Args:
+      flag_values: where to define it; the process's flags unless given.
+      sys_argv: where to look for overrides; the command line unless given.
     """
-    config_flags.DEFINE_config_file("config", None, "Preset, for example launch/configs/base.py.")
-    flags.mark_flag_as_required("config")
+    flag_values = flags.FLAGS if flag_values is None else flag_values
+    config_flags.DEFINE_config_file(
+        "config",
+        None,
+        "Preset, for example launch/configs/base.py.",
+        flag_values=flag_values,
+        sys_argv=sys_argv,
+    )
+    flags.mark_flag_as_required("config", flag_values=flag_values)
 
 
 def get_config() -> config_lib.Config:
