@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -135,5 +136,6 @@ def write_records(path: str | os.PathLike, records: list[dict[str, Any]]) -> Non
         temporary.write_text(text)
         os.replace(temporary, path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # often it was never created
+            temporary.unlink()
         raise UserError(f"Cannot write {path}: {error.strerror}.") from error

@@ -57,7 +57,15 @@ def train_and_evaluate(
         jax.process_index(),
         jax.process_count(),
     )
-    return train_on(config, iterator, dataset.content_hash, method, workdir, evaluate_fn)
+    return train_on(
+        config,
+        iterator,
+        dataset.content_hash,
+        method,
+        workdir,
+        evaluate_fn,
+        data_path=str(Path(dataset.path).absolute()),
+    )
 
 
 def train_on(
@@ -67,6 +75,7 @@ def train_on(
     method: Method,
     workdir: str | Path,
     evaluate_fn: EvaluateFn,
+    data_path: str | None = None,
 ) -> Summary:
     """Trains on an endless iterator of batches until the steps or the patience are used up.
 
@@ -81,6 +90,7 @@ def train_on(
       method: what is trained.
       workdir: a new directory, or one of the same run.
       evaluate_fn: params -> validation metrics, "ndcg@10" among them.
+      data_path: where the data lie, remembered for commands that are given only the workdir.
 
     Returns:
       The contents of `train/summary.json`.
@@ -90,7 +100,7 @@ def train_on(
         or gradient is not finite.
     """
     workdir = Path(workdir)
-    run = _Run(config, iterator, data_hash, method, workdir, evaluate_fn)
+    run = _Run(config, iterator, data_hash, method, workdir, evaluate_fn, data_path)
     try:
         run.start()
         while run.progress.stop_reason(config) is None:
@@ -103,8 +113,9 @@ def train_on(
 class _Run:
     """One run in this process: what `train_on` needs at hand between steps."""
 
-    def __init__(self, config, iterator, data_hash, method, workdir, evaluate_fn):
+    def __init__(self, config, iterator, data_hash, method, workdir, evaluate_fn, data_path):
         self.config, self.iterator, self.data_hash = config, iterator, data_hash
+        self.data_path = data_path
         self.method, self.workdir, self.evaluate_fn = method, workdir, evaluate_fn
         self.is_main = jax.process_index() == 0
         train = config.train
@@ -245,6 +256,7 @@ class _Run:
             "config": to_dict(self.config),
             "config_hash": config_hash(self.config),
             "data_hash": self.data_hash,
+            "data_path": self.data_path,
             "git_commit": git_commit(),
         }
 
