@@ -3,33 +3,36 @@
 The catalogue has departments of a few items each, and a user has one hidden favourite item (a
 taste) in every department. A history of L events reads
 
-    [0, E)      tastes show: every favourite at least once, in random order, between session noise
-    [E, L)      session noise, with OCCASIONS triples at scattered positions of the second half:
-                an occasion item o, then the favourites of departments 2 o and 2 o + 1
+    [0, E)      tastes show in triples, in random order: an occasion item o, then the favourites of
+                departments 2 o and 2 o + 1
+    [E, L)      session noise, with further triples at scattered positions
 
 Session noise comes in short sessions on one topic; topics and their items have Zipf popularity, so
 there is something to learn from the recent events and from popularity, too.
 
-Why a truncated reader cannot know the taste: the occasion says which department comes, but each
-occasion occurs once per user and tastes are independent between departments, so nothing after
-event E says which of the department's items it will be. A reader of the last S + R - 1 events is
-left with a uniform guess among them as long as its window does not reach back to event E, that is,
-for S + R - 1 <= L / 2 - E. A reader of the whole history has seen the very item.
+One occasion of a user, drawn at random, is rehearsed: its triple comes one to several times, more
+than E events apart, from event 2 E on, and last at the end of the validation targets of `last_10`.
+All but that last rehearsal come twice in a row: the second, predictable from recent events, teaches
+a model quickly what an occasion asks for, and tells it nothing else. The other occasion comes once,
+as the last three events, so that validation and test of `leave_one_out` are favourites that nothing
+after event E has shown. Tastes are independent between departments, so the rehearsed ones say
+nothing about them; as users rehearse either occasion, training teaches both.
 
-Why the protocols see it: the last two events (validation and test of `leave_one_out`) are the two
-items that follow the last occasion, and the occasion before ends at event L - 11, the last
-validation target of `last_10`. The other occasions are for training, in windows that reach back to
-event 0: use K * S >= L.
+Why a truncated reader cannot know the taste: the occasion says which department comes, but a reader
+of the last S + R - 1 <= E events never sees an earlier favourite of that department (but for
+repetitions, which are no targets of `leave_one_out` and `last_10`) and is left with a uniform guess
+among its items. A reader of the whole history has seen the very item. Use K * S >= L, so that
+training windows reach back to event 0.
 
-With E = S the taste shows in segment 0 only. Ground truth (`ground_truth.npz`, users in the order
-of the dataset; positions count events before any filter): favourites int32 [users, departments]
-index item_raw_ids [items]; answer_positions int32 [users, 2 * OCCASIONS] of the events that tastes
-explain, answer_departments likewise; item_departments int32 [items], -1 for other items.
+With E = S the taste of the targets shows in segment 0 only. Ground truth (`ground_truth.npz`, users
+in the order of the dataset; positions count events before any filter): favourites int32 [users,
+departments] index item_raw_ids [items]; answer_positions int32 [users, A], in order, of the events
+that tastes explain, and answer_departments likewise, both -1 where a user has fewer than A;
+item_departments int32 [items], -1 for other items.
 """
 
 from __future__ import annotations
 
-import itertools
 from typing import NamedTuple
 
 import numpy as np
@@ -38,12 +41,12 @@ import polars as pl
 from rec2pm_jax.data.schema import Interactions
 from rec2pm_jax.errors import UserError
 
-OCCASIONS = 4
+OCCASIONS = 2
 DEPARTMENTS = 2 * OCCASIONS
 ALTERNATIVES = 8  # items per department
 TOPICS = 10
 SESSION_EVENTS = 6  # mean length of a session
-VALIDATION_GAP = 10  # events between the last two occasions' ends
+LAST_TARGETS = 10  # the rehearsed occasion comes last before these events
 _TASTE_ITEMS = DEPARTMENTS * ALTERNATIVES
 _START = 1_577_836_800  # 2020-01-01
 _SESSION_GAP = 43_200  # mean seconds between sessions
@@ -72,8 +75,7 @@ def load(options) -> Interactions:
     first = OCCASIONS + ALTERNATIVES * np.arange(DEPARTMENTS)
     tastes = first + rng.integers(ALTERNATIVES, size=(shape.users, DEPARTMENTS))
     items, starts = _session_noise(rng, shape)
-    _show_tastes(rng, items, tastes, shape.taste_events)
-    positions, departments = _place_occasions(rng, items, tastes)
+    positions, departments = _place_occasions(rng, items, tastes, shape.taste_events)
     times = _times(rng, starts)
     names = np.array([f"item{i:06d}" for i in range(shape.items)])
     users = np.array([f"user{u:08d}" for u in range(shape.users)])
@@ -105,12 +107,13 @@ def _check(shape: Shape) -> None:
         raise UserError(f"--synthetic_users must be >= 1, got {shape.users}.")
     if shape.items < smallest:
         raise UserError(f"--synthetic_items must be >= {smallest}, got {shape.items}.")
-    if shape.taste_events < DEPARTMENTS:
+    smallest = 3 * OCCASIONS
+    if shape.taste_events < smallest:
         raise UserError(
-            f"--synthetic_taste_events must be >= {DEPARTMENTS} (each department shows once), got "
+            f"--synthetic_taste_events must be >= {smallest} (each occasion shows once), got "
             f"{shape.taste_events}."
         )
-    shortest = max(4 * shape.taste_events, 8 * VALIDATION_GAP)
+    shortest = 2 * LAST_TARGETS + 4 * shape.taste_events
     if shape.length < shortest:
         raise UserError(
             f"--synthetic_length must be >= {shortest} for --synthetic_taste_events="
@@ -139,35 +142,50 @@ def _session_noise(rng: np.random.Generator, shape: Shape) -> tuple[np.ndarray, 
     return items, starts
 
 
-def _show_tastes(rng, items: np.ndarray, tastes: np.ndarray, taste_events: int) -> None:
-    """Puts every taste at taste_events * 2/3 / DEPARTMENTS (at least one) of the first events."""
-    users = len(items)
-    shows = max(1, taste_events * 2 // 3 // DEPARTMENTS)
-    order = rng.permuted(np.tile(np.arange(taste_events), (users, 1)), axis=1)
-    slots = order[:, : shows * DEPARTMENTS]
-    department = np.tile(np.arange(DEPARTMENTS), shows)
-    np.put_along_axis(items, slots, tastes[:, department], axis=1)
-
-
-def _place_occasions(rng, items: np.ndarray, tastes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _place_occasions(
+    rng, items: np.ndarray, tastes: np.ndarray, taste_events: int
+) -> tuple[np.ndarray, np.ndarray]:
     """Writes the triples; returns positions and departments of the items tastes explain."""
     users, length = items.shape
-    occasion = rng.permuted(np.tile(np.arange(OCCASIONS), (users, 1)), axis=1)
-    # The first OCCASIONS - 2 triples: one in each of equal stretches of the second half.
-    edges = np.linspace(length // 2, length - 2 * VALIDATION_GAP, OCCASIONS - 1).astype(int)
-    ends = [rng.integers(low + 3, high, size=users) for low, high in itertools.pairwise(edges)]
-    ends += [np.full(users, length - VALIDATION_GAP), np.full(users, length)]
-    rows = np.arange(users)
+    # The taste shows: the occasions in turn, in random order, in E // 3 slots of three events.
+    slots = rng.permuted(np.tile(np.arange(taste_events // 3), (users, 1)), axis=1)
+    for slot in range(taste_events // 3 // OCCASIONS * OCCASIONS):
+        _write(items, tastes, np.full(users, slot % OCCASIONS), 3 * slots[:, slot] + 3)
+
+    rehearsed = rng.integers(OCCASIONS, size=users)
+    asked = (rehearsed + 1) % OCCASIONS
+    gap = taste_events + 4  # from a triple's repetition to the next: more than E events
+    last = length - LAST_TARGETS
+    first = rng.integers(2 * taste_events + 2, last - gap + 1, size=users)
+    triples = []
+    for end in _every(gap, first, last - gap):
+        triples.append((rehearsed, end))
+        _write(items, tastes, rehearsed, np.where(end >= 0, end + 3, -1))  # once more, at once
+    triples += [(rehearsed, np.full(users, last)), (asked, np.full(users, length))]
     positions, departments = [], []
-    for number, end in enumerate(ends):
-        items[rows, end - 3] = occasion[:, number]
+    for occasion, end in triples:
+        _write(items, tastes, occasion, end)
         for half in range(2):
-            department = 2 * occasion[:, number] + half
-            position = end - 2 + half
-            items[rows, position] = tastes[rows, department]
-            positions.append(position)
-            departments.append(department)
+            positions.append(np.where(end >= 0, end - 2 + half, -1))
+            departments.append(np.where(end >= 0, 2 * occasion + half, -1))
     return np.stack(positions, axis=1), np.stack(departments, axis=1)
+
+
+def _write(items: np.ndarray, tastes: np.ndarray, occasion: np.ndarray, end: np.ndarray) -> None:
+    """Puts one triple per user before position `end`; -1 leaves the user alone."""
+    rows = np.flatnonzero(end >= 0)
+    occasion, end = occasion[rows], end[rows]
+    items[rows, end - 3] = occasion
+    items[rows, end - 2] = tastes[rows, 2 * occasion]
+    items[rows, end - 1] = tastes[rows, 2 * occasion + 1]
+
+
+def _every(gap: int, first: np.ndarray, last: int) -> list[np.ndarray]:
+    """first, first + gap, ... up to `last`, elementwise; -1 beyond it."""
+    return [
+        np.where(first + k * gap <= last, first + k * gap, -1)
+        for k in range(1 + (last - int(first.min())) // gap)
+    ]
 
 
 def _times(rng: np.random.Generator, starts: np.ndarray) -> np.ndarray:
