@@ -3,19 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import random
 import shutil
-import signal
-import subprocess
-import sys
-import time
-from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
-from train_fakes import FakeMethod, fake_validation, make_iterator
+from train_fakes import FakeMethod, assert_same_run, fake_validation, make_iterator
 
 from rec2pm_jax.config import Config, OptimConfig, TrainConfig
 from rec2pm_jax.errors import UserError
@@ -43,18 +36,6 @@ def run(workdir, validate=fake_validation, method=None, **train):
 
 def rows(workdir, stream):
     return [json.loads(line) for line in (workdir / f"train/{stream}.jsonl").open()]
-
-
-def assert_same_run(workdir, expected):
-    """Logs, summary and final arrays are equal bit for bit; clock times and commit may differ."""
-    for stream in ("train", "validation"):
-        got = (workdir / f"train/{stream}.jsonl").read_bytes()
-        assert got == (expected / f"train/{stream}.jsonl").read_bytes()
-    summaries = [json.loads((d / "train/summary.json").read_text()) for d in (workdir, expected)]
-    for name in summaries[0].keys() - {"wall_s", "tokens_per_s", "git_commit"}:
-        assert summaries[0][name] == summaries[1][name], name
-    (_, got, _), (_, want, _) = (load_for_inference(d, "latest") for d in (workdir, expected))
-    jax.tree.map(np.testing.assert_array_equal, got, want)
 
 
 @pytest.fixture(autouse=True)
@@ -179,42 +160,3 @@ def test_stops_when_the_loss_is_not_finite(tmp_path):
 def test_other_settings_are_refused(undisturbed):
     with pytest.raises(UserError, match="config.train.seed was 0, now 1"):
         run(undisturbed[0], seed=1)
-
-
-@pytest.mark.slow
-def test_kill_9_at_random_moments(tmp_path):
-    """Kills real processes until one gets through; every kill lands at an arbitrary instruction."""
-    steps = 400
-    command = [sys.executable, __file__, str(tmp_path / "killed"), str(steps)]
-    root = Path(__file__).parents[1]
-    environment = os.environ | {"PYTHONPATH": f"{root}{os.pathsep}{root / 'tests'}"}
-    delays = random.Random(0)
-    kills = 0
-    while kills < 8:
-        process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE)
-        for line in process.stdout:  # training starts after the table
-            if line.startswith(b"total"):
-                break
-        time.sleep(delays.uniform(0.5, 4.0))
-        if process.poll() is not None:
-            break
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        process.stdout.close()
-        kills += 1
-    assert kills >= 3
-    for workdir in ("killed", "undisturbed"):
-        command[2] = str(tmp_path / workdir)
-        subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE)
-    assert_same_run(tmp_path / "killed", tmp_path / "undisturbed")
-
-
-if __name__ == "__main__":
-    run(
-        Path(sys.argv[1]),
-        steps=int(sys.argv[2]),
-        log_every=1,
-        eval_every=7,
-        checkpoint_every=5,
-        patience=1000,
-    )

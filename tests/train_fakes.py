@@ -1,6 +1,8 @@
-"""A tiny next-item model and an endless dataset, enough to train without the real rooms."""
+"""A tiny next-item model and an endless dataset for tests of training, and what they compare."""
 
 from __future__ import annotations
+
+import json
 
 import grain
 import jax
@@ -8,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rec2pm_jax.config import Config
+from rec2pm_jax.train.checkpoint import load_for_inference
 
 WINDOW = 6
 
@@ -83,3 +86,15 @@ def make_iterator(batch_size: int, seed: int = 0):
 def fake_validation(params) -> dict[str, float]:
     """A deterministic stand-in for NDCG@10: higher when the dense kernel is larger."""
     return {"ndcg@10": float(jnp.abs(params["dense"]["kernel"]).mean())}
+
+
+def assert_same_run(workdir, expected):
+    """Logs, summary and final arrays are equal bit for bit; clock times and commit may differ."""
+    for stream in ("train", "validation"):
+        got = (workdir / f"train/{stream}.jsonl").read_bytes()
+        assert got == (expected / f"train/{stream}.jsonl").read_bytes()
+    summaries = [json.loads((d / "train/summary.json").read_text()) for d in (workdir, expected)]
+    for name in summaries[0].keys() - {"wall_s", "tokens_per_s", "git_commit"}:
+        assert summaries[0][name] == summaries[1][name], name
+    (_, got, _), (_, want, _) = (load_for_inference(d, "latest") for d in (workdir, expected))
+    jax.tree.map(np.testing.assert_array_equal, got, want)

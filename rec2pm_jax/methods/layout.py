@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 
-from rec2pm_jax.nn.attention import Block, Layout, Spans
+from rec2pm_jax.nn.attention import Block, Layout, Spans, causal_blocks
 from rec2pm_jax.typing import Array
 
 
@@ -27,11 +27,8 @@ def query_times(times: Array, valid: Array, request_time: Array | None) -> Array
 def causal(length: int, row_times: Array | None, key_times: Array | None) -> Layout:
     """One causal pass over `length` events, no slots (`full`, `recent`)."""
     place = jnp.arange(length, dtype=jnp.int32)
-    zero = jnp.zeros_like(place)
-    spans = Spans(*(a[None] for a in (zero, zero, zero, place + 1)))
-    block = Block(spans, row_start=0, row_stop=length, key_start=0)
     return Layout(
-        blocks=(block,),
+        blocks=causal_blocks(length, 0),
         place=place[None],
         slot_ids=jnp.zeros(0, jnp.int32),
         row_times=row_times,
@@ -98,7 +95,7 @@ def update(
         row_times = jnp.concatenate([at_slots, row_times], axis=1)
         key_times = jnp.concatenate([at_slots, key_times], axis=1)
     return Layout(
-        blocks=(Block(spans, row_start=0, row_stop=tokens, key_start=0),),
+        blocks=(Block(spans, 0, tokens, 0, tokens),),
         place=jnp.concatenate([slot_place[None], place], axis=1),
         slot_ids=slot_ids,
         row_times=row_times,
@@ -133,8 +130,6 @@ def reference(
     ends = jnp.repeat(query_ends, slots, axis=1)
     queries = Spans(first, first + slots, jnp.zeros_like(first), jnp.minimum(ends, lengths[:, None]))
     place = jnp.arange(num_items, dtype=jnp.int32)[None]
-    none = jnp.zeros_like(place)
-    items = Spans(none, none, none, place + 1)
     if row_times is not None:
         batch = key_times.shape[0]
         last = jnp.broadcast_to(jnp.maximum(jnp.minimum(ends, lengths[:, None]) - 1, 0), (batch, total))
@@ -143,10 +138,7 @@ def reference(
         key_times = jnp.concatenate([at_slots, key_times], axis=1)
     place = jnp.broadcast_to(place, (ends.shape[0], num_items))
     return Layout(
-        blocks=(
-            Block(queries, row_start=0, row_stop=total, key_start=0),
-            Block(items, row_start=total, row_stop=total + num_items, key_start=total),
-        ),
+        blocks=(Block(queries, 0, total, 0, total + num_items), *causal_blocks(num_items, total)),
         place=jnp.concatenate([ends, place], axis=1),
         slot_ids=slots + jnp.arange(total, dtype=jnp.int32) % slots,
         row_times=row_times,

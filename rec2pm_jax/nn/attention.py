@@ -31,12 +31,17 @@ class Spans(NamedTuple):
 
 @struct.dataclass
 class Block:
-    """Rows [row_start, row_stop) of the token axis attend to keys [key_start, end) under `spans`."""
+    """Rows [row_start, row_stop) of the token axis attend to keys [key_start, key_stop).
+
+    `spans` gives what each of these rows sees within those keys. `key_start` is 0 (slots and items) or
+    the layout's num_slots (items only).
+    """
 
     spans: Spans
     row_start: int = struct.field(pytree_node=False)
     row_stop: int = struct.field(pytree_node=False)
-    key_start: int = struct.field(pytree_node=False)  # 0: slots and items; num_slots: items only
+    key_start: int = struct.field(pytree_node=False)
+    key_stop: int = struct.field(pytree_node=False)
 
 
 @struct.dataclass
@@ -61,7 +66,22 @@ class Layout:
     num_slots: int = struct.field(pytree_node=False)
 
 
-def mask_of(block: Block, num_slots: int, num_items: int) -> Array:
+def causal_blocks(length: int, first: int, rows: int = 128) -> tuple[Block, ...]:
+    """Blocks of `rows` causal event rows each, so that most of the empty upper triangle is skipped.
+
+    Event tokens are [first, first + length) of the token axis and see nothing but earlier events.
+    """
+    blocks = []
+    for start in range(0, length, rows):
+        stop = min(start + rows, length)
+        hi = jnp.arange(start + 1, stop + 1, dtype=jnp.int32)[None]
+        none = jnp.zeros_like(hi)
+        spans = Spans(none, none, none, hi)
+        blocks.append(Block(spans, first + start, first + stop, first, first + stop))
+    return tuple(blocks)
+
+
+def mask_of(block: Block, num_slots: int) -> Array:
     """The block's mask as bool [1 or B, rows, keys]; keys as the block orders them."""
     spans = block.spans
 
@@ -69,7 +89,7 @@ def mask_of(block: Block, num_slots: int, num_items: int) -> Array:
         key = jnp.arange(size, dtype=jnp.int32)
         return (key >= lo[..., None]) & (key < hi[..., None])
 
-    items = inside(spans.item_lo, spans.item_hi, num_items)
+    items = inside(spans.item_lo, spans.item_hi, block.key_stop - num_slots)
     if block.key_start:
         return items
     slots = inside(spans.slot_lo, spans.slot_hi, num_slots)
@@ -108,15 +128,14 @@ def attend(q: Array, k: Array, v: Array, layout: Layout, weigh, bias=None) -> Ar
     Returns:
       [B, tokens, H, dv], in the dtype of v.
     """
-    num_items = q.shape[1] - layout.num_slots
     outputs = []
     for block in layout.blocks:
         rows = slice(block.row_start, block.row_stop)
-        keys = slice(block.key_start, None)
+        keys = slice(block.key_start, block.key_stop)
         scores = jnp.einsum("bqhd,bkhd->bhqk", q[:, rows], k[:, keys])
         if bias is not None:
             scores = scores + bias(block)[:, None].astype(scores.dtype)
-        mask = mask_of(block, layout.num_slots, num_items)[:, None]
+        mask = mask_of(block, layout.num_slots)[:, None]
         weights = weigh(scores, mask).astype(v.dtype)
         outputs.append(jnp.einsum("bhqk,bkhd->bqhd", weights, v[:, keys]))
     return jnp.concatenate(outputs, axis=1)

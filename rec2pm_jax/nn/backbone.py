@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from rec2pm_jax.config import ModelConfig
 from rec2pm_jax.nn.attention import Layout
+from rec2pm_jax.nn.dropout import Dropout
 from rec2pm_jax.nn.hstu import HSTULayer
 from rec2pm_jax.nn.sasrec import SASRecLayer
 from rec2pm_jax.typing import Array
@@ -32,7 +33,7 @@ class Backbone(nn.Module):
     @nn.compact
     def __call__(self, x: Array, layout: Layout, deterministic: bool = True) -> Array:
         cfg = self.config
-        x = nn.Dropout(cfg.dropout, deterministic=deterministic)(x)
+        x = Dropout(cfg.dropout, deterministic)(x)
         if cfg.backbone == "sasrec":
             layer = SASRecLayer(cfg, norm=self.norm, name="layers")
         else:

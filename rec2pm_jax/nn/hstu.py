@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from rec2pm_jax.config import ModelConfig
 from rec2pm_jax.nn.attention import Block, Layout, attend, silu_weights
+from rec2pm_jax.nn.dropout import Dropout
 from rec2pm_jax.typing import Array
 
 TIME_BUCKETS = 129  # bucket = floor(ln(max(|dt|, 1)) / 0.301), clipped to [0, 128]
@@ -55,7 +56,7 @@ class HSTULayer(nn.Module):
         a = attend(q, k, v, layout, weigh, self._bias(layout))
         a = a.reshape(*a.shape[:2], -1)
         gated = u.reshape(a.shape) * layer_norm(name="output_norm")(a)
-        gated = nn.Dropout(cfg.dropout, deterministic=deterministic)(gated)
+        gated = Dropout(cfg.dropout, deterministic)(gated)
         out = nn.Dense(
             cfg.dim, kernel_init=nn.initializers.xavier_uniform(), dtype=dtype, name="out"
         )
@@ -75,10 +76,11 @@ class HSTULayer(nn.Module):
 
         def bias(block: Block) -> Array:
             rows = slice(block.row_start, block.row_stop)
-            distance = layout.place[:, rows, None] - layout.place[:, None, slots:]
+            keys = slice(slots, block.key_stop)
+            distance = layout.place[:, rows, None] - layout.place[:, None, keys]
             items = by_distance[jnp.clip(distance, 0, self.max_distance)]
             if by_time is not None:
-                gap = layout.row_times[:, rows, None] - layout.key_times[:, None, slots:]
+                gap = layout.row_times[:, rows, None] - layout.key_times[:, None, keys]
                 items = items + by_time[time_bucket(gap)]
             if block.key_start:
                 return items

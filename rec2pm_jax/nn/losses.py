@@ -34,6 +34,12 @@ def catalogue_logits(config: LossConfig, vectors: Array, table: Array) -> Array:
     return jnp.where(jnp.arange(table.shape[0]) == 0, -jnp.inf, logits)
 
 
+def _logsumexp(logits: Array) -> Array:
+    """Over the last axis. Finite logits only: fewer passes over a big array than jax.nn's."""
+    top = jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True))
+    return jnp.log(jnp.sum(jnp.exp(logits - top), axis=-1)) + top[:, 0]
+
+
 def next_item_loss(
     config: LossConfig,
     vectors: Array,
@@ -52,11 +58,9 @@ def next_item_loss(
       rng: for the sampled negatives.
     """
     if config.kind == "full_softmax":
-        logits = catalogue_logits(config, vectors, table)
-        positive = jnp.take_along_axis(logits, targets[:, None], axis=-1)[:, 0]
-        losses = jax.nn.logsumexp(logits, axis=-1) - positive
-        # Padded rows point at the -inf column: select before weighting, inf * 0 is NaN.
-        losses = jnp.where(weights > 0, losses, 0.0)
+        vectors, table = prepare(config, vectors, table)
+        logits = vectors @ table[1:].T  # without the padding column
+        losses = _logsumexp(logits) - jnp.sum(vectors * table[targets], axis=-1)
     else:
         losses = _sampled_softmax(config, vectors, table, targets, weights, rng)
     return jnp.sum(losses * weights), jnp.sum(weights)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from rec2pm_jax.config import ModelConfig
 from rec2pm_jax.nn.attention import Layout, attend, softmax_weights
+from rec2pm_jax.nn.dropout import Dropout
 from rec2pm_jax.typing import Array
 
 
@@ -28,7 +29,7 @@ class SASRecLayer(nn.Module):
         dtype = jnp.dtype(cfg.dtype)
         layer_norm = partial(nn.LayerNorm, epsilon=1e-8, use_bias=False, use_scale=False, dtype=dtype)
         heads = partial(nn.DenseGeneral, features=(cfg.heads, cfg.key_dim), dtype=dtype)
-        drop = nn.Dropout(cfg.dropout, deterministic=deterministic)
+        drop = Dropout(cfg.dropout, deterministic)
 
         q_in = layer_norm(name="attention_norm")(x)
         q = heads(name="query")(q_in) * cfg.key_dim**-0.5
