@@ -32,10 +32,10 @@ flags.DEFINE_string("user_column", "user", "interactions: column of the user.")
 flags.DEFINE_string("item_column", "item", "interactions: column of the item.")
 flags.DEFINE_string("time_column", "timestamp", "interactions: column of the time in seconds.")
 flags.DEFINE_string("type_column", "", "interactions: column of the event type, if any.")
-flags.DEFINE_integer("synthetic_users", 2000, "synthetic: users.")
+flags.DEFINE_integer("synthetic_users", 4000, "synthetic: users.")
 flags.DEFINE_integer("synthetic_items", 400, "synthetic: items.")
-flags.DEFINE_integer("synthetic_length", 200, "synthetic: events per user.")
-flags.DEFINE_integer("synthetic_taste_events", 25, "synthetic: first events that show the taste.")
+flags.DEFINE_integer("synthetic_length", 80, "synthetic: events per user.")
+flags.DEFINE_integer("synthetic_taste_events", 10, "synthetic: first events that show the taste.")
 flags.mark_flags_as_required(["source", "output_dir"])
 
 

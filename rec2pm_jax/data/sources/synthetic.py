@@ -156,9 +156,10 @@ def _place_occasions(
     asked = (rehearsed + 1) % OCCASIONS
     gap = taste_events + 4  # from a triple's repetition to the next: more than E events
     last = length - LAST_TARGETS
-    first = rng.integers(2 * taste_events + 2, last - gap + 1, size=users)
+    latest = last - max(gap, LAST_TARGETS + 3)  # repetitions stay out of the validation targets
+    first = rng.integers(2 * taste_events + 2, latest + 1, size=users)
     triples = []
-    for end in _every(gap, first, last - gap):
+    for end in _every(gap, first, latest):
         triples.append((rehearsed, end))
         _write(items, tastes, rehearsed, np.where(end >= 0, end + 3, -1))  # once more, at once
     triples += [(rehearsed, np.full(users, last)), (asked, np.full(users, length))]
