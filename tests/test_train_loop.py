@@ -75,34 +75,36 @@ class Crash(Exception):
     pass
 
 
-@pytest.mark.parametrize("step", [1, 5, 7, 11])
-def test_resumes_exactly_after_a_crash(undisturbed, tmp_path, monkeypatch, step):
+def crash_before(monkeypatch, name, step):
+    """Makes `_Run.<name>` raise once when it is called at `step`."""
+    method = getattr(loop._Run, name)
+
     def crash(self):
         if self.progress.step == step:
+            monkeypatch.undo()
             raise Crash
-        advance(self)
+        return method(self)
 
-    advance = loop._Run.advance
-    with monkeypatch.context() as patch:
-        patch.setattr(loop._Run, "advance", crash)
+    monkeypatch.setattr(loop._Run, name, crash)
+
+
+@pytest.mark.parametrize(
+    ("name", "step"),
+    # _save at 4 and 12: the validation row is on disk and must not appear twice.
+    [
+        ("advance", 1),
+        ("advance", 5),
+        ("advance", 11),
+        ("_validate", 8),
+        ("_save", 4),
+        ("_save", 12),
+    ],
+)
+def test_resumes_exactly_after_a_crash(undisturbed, tmp_path, name, step):
+    with pytest.MonkeyPatch.context() as patch:
+        crash_before(patch, name, step)
         with pytest.raises(Crash):
             run(tmp_path)
-    run(tmp_path)
-    assert_same_run(tmp_path, undisturbed[0])
-
-
-def test_crash_between_validation_and_checkpoint(undisturbed, tmp_path):
-    """The validation row is on disk, its checkpoint is not: the row must not appear twice."""
-    calls = []
-
-    def validate(params):
-        calls.append(1)
-        if len(calls) == 2:
-            raise Crash
-        return fake_validation(params)
-
-    with pytest.raises(Crash):
-        run(tmp_path, validate)
     run(tmp_path)
     assert_same_run(tmp_path, undisturbed[0])
 
@@ -135,13 +137,13 @@ def test_a_finished_run_can_be_extended(undisturbed, tmp_path):
 
 
 def test_early_stopping_counts_validations_without_a_better_one(tmp_path):
-    scores = iter([0.1, 0.3, 0.3, 0.2, 0.9])
+    scores = iter([0.1, 0.05, 0.3, 0.3, 0.2, 0.9])
     summary = run(
         tmp_path, lambda params: {"ndcg@10": next(scores)}, steps=50, eval_every=2, patience=2
     )
-    assert (summary["steps"], summary["stopped_by"], summary["best_step"]) == (8, "patience", 4)
-    assert load_for_inference(tmp_path)[2]["step"] == 4
-    assert load_for_inference(tmp_path, "latest")[2]["step"] == 8
+    assert (summary["steps"], summary["stopped_by"], summary["best_step"]) == (10, "patience", 6)
+    assert load_for_inference(tmp_path)[2]["step"] == 6
+    assert load_for_inference(tmp_path, "latest")[2]["step"] == 10
 
 
 class Explodes(FakeMethod):
