@@ -16,7 +16,7 @@ from absl import flags
 
 from launch import cli
 from rec2pm_jax.config import Config, config_hash, to_dict
-from rec2pm_jax.data.dataset import Dataset, open_dataset
+from rec2pm_jax.data.dataset import open_dataset
 from rec2pm_jax.data.splits import SPLITS
 from rec2pm_jax.errors import UserError
 from rec2pm_jax.evaluate.diagnostics import memory_diagnostics
@@ -27,6 +27,7 @@ from rec2pm_jax.evaluate.report import diagnostics_table, metrics_table, setting
 from rec2pm_jax.methods.registry import make_method
 from rec2pm_jax.provenance import git_commit
 from rec2pm_jax.train.checkpoint import load_for_inference
+from rec2pm_jax.train.identity import open_training_data
 
 flags.DEFINE_string("workdir", "", "Directory of a training run.")
 flags.DEFINE_string("heuristic", "", "Instead of a run: popularity or personal_frequency.")
@@ -71,20 +72,6 @@ def evaluate_workdir(args) -> tuple[dict, dict | None]:
         return record, None
     diagnostics = memory_diagnostics(method, params, dataset, **options)
     return record | {"diagnostics": diagnostics}, diagnostics
-
-
-def open_training_data(data: str, workdir: str, meta: dict) -> Dataset:
-    """Opens `data`, or what the run was trained on; refuses data with another content."""
-    path = data or meta.get("data_path")
-    if not path:
-        raise UserError(f"{workdir} does not say which data it was trained on; pass --data=DIR.")
-    dataset = open_dataset(path)
-    if dataset.content_hash != meta["data_hash"]:
-        raise UserError(
-            f"{path} has content hash {dataset.content_hash}, {workdir} was trained on "
-            f"{meta['data_hash']}; pass --data=DIR with the data it was trained on."
-        )
-    return dataset
 
 
 def serving_config(config: Config, memory: str) -> Config:

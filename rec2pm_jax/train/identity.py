@@ -1,4 +1,4 @@
-"""Is this workdir's checkpoint part of the run that was asked for?"""
+"""Is this workdir's checkpoint part of the run that was asked for, and are these its data?"""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rec2pm_jax.config import Config, config_hash, to_dict
+from rec2pm_jax.data.dataset import Dataset, open_dataset
 from rec2pm_jax.errors import UserError
 
 # Of `config.train`, the fields that decide which batches and random numbers a step sees. The others
@@ -47,6 +48,26 @@ def check_same_run(
             old,
             new,
         )
+
+
+def open_training_data(
+    data: str | Path | None, workdir: str | Path, meta: Mapping[str, Any]
+) -> Dataset:
+    """Opens `data`, or what the run was trained on where that is empty.
+
+    Raises:
+      UserError: nothing to open, or a dataset with another content.
+    """
+    path = data or meta.get("data_path")
+    if not path:
+        raise UserError(f"{workdir} does not say which data it was trained on; pass --data=DIR.")
+    dataset = open_dataset(path)
+    if dataset.content_hash != meta["data_hash"]:
+        raise UserError(
+            f"{path} has content hash {dataset.content_hash}, {workdir} was trained on "
+            f"{meta['data_hash']}; pass --data=DIR with the data it was trained on."
+        )
+    return dataset
 
 
 def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:

@@ -1,0 +1,111 @@
+"""Events and requests as the outside world writes them, checked field by field.
+
+One JSON object per line, in time order:
+
+    {"user": U, "item": I, "time": seconds since 1970 (optional), "type": T (optional)}
+    {"user": U, "recommend": k, "exclude": [I, ...] (optional), "time": ... (optional)}
+
+Ids are strings or integers (123 and "123" are the same id); other fields are ignored.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from rec2pm_jax.errors import UserError
+
+MALFORMED = "malformed"
+UNKNOWN_ITEM = "unknown item"
+UNKNOWN_TYPE = "unknown event type"
+OUT_OF_ORDER = "out of order"
+
+
+class Refused(UserError):
+    """An event or request that cannot be used. A stream counts it by `reason` and goes on."""
+
+    def __init__(self, reason: str, message: str):
+        super().__init__(message)
+        self.reason = reason
+
+
+class Event(NamedTuple):
+    """Attributes: raw ids, `time` in whole seconds since 1970, `type` by its name."""
+
+    user: str
+    item: str
+    time: int | None = None
+    type: str | None = None
+
+
+class Request(NamedTuple):
+    """Attributes: `k` items for `user`, none of `exclude`, asked at `time` (seconds since 1970)."""
+
+    user: str
+    k: int
+    exclude: tuple[str, ...] = ()
+    time: int | None = None
+
+
+def parse_line(line: bytes) -> Event | Request:
+    """Parses one line of a stream.
+
+    Raises:
+      Refused: malformed; the message says what is wrong with it.
+    """
+    try:
+        fields = json.loads(line)
+    except (ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError
+        raise Refused(MALFORMED, f"not JSON ({error})") from error
+    if not isinstance(fields, dict):
+        raise Refused(MALFORMED, "not a JSON object")
+    if ("item" in fields) == ("recommend" in fields):
+        raise Refused(MALFORMED, 'needs either "item" or "recommend"')
+    if "user" not in fields:
+        raise Refused(MALFORMED, '"user" is missing')
+    user = _raw_id(fields["user"], "user")
+    if "item" in fields:
+        return make_event(fields, user)
+    return _make_request(fields, user)
+
+
+def make_event(fields: Mapping, user: str = "") -> Event:
+    """Checks `item`, `time` and `type` of a mapping.
+
+    Raises:
+      Refused: malformed.
+    """
+    if "item" not in fields:
+        raise Refused(MALFORMED, '"item" is missing')
+    kind = fields.get("type")
+    if kind is not None and not isinstance(kind, str):
+        raise Refused(MALFORMED, f'"type" must be a string, got {kind!r}')
+    return Event(user, _raw_id(fields["item"], "item"), _time(fields.get("time")), kind)
+
+
+def _make_request(fields: Mapping, user: str) -> Request:
+    k, exclude = fields["recommend"], fields.get("exclude")
+    if isinstance(k, bool) or not isinstance(k, int):
+        raise Refused(MALFORMED, f'"recommend" must be a whole number, got {k!r}')
+    exclude = [] if exclude is None else exclude
+    if not isinstance(exclude, list):
+        raise Refused(MALFORMED, f'"exclude" must be a list of items, got {exclude!r}')
+    items = tuple(_raw_id(item, "exclude") for item in exclude)
+    return Request(user, k, items, _time(fields.get("time")))
+
+
+def _raw_id(value, name: str) -> str:
+    if isinstance(value, bool) or not isinstance(value, str | int) or value == "":
+        raise Refused(MALFORMED, f'"{name}" must hold a string or integer, got {value!r}')
+    return str(value)
+
+
+def _time(value) -> int | None:
+    if value is None:
+        return None
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise Refused(MALFORMED, f'"time" must be whole seconds since 1970, got {value!r}')
+    return value

@@ -1,0 +1,21 @@
+"""From a workdir to something that recommends."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rec2pm_jax.methods.registry import make_method
+from rec2pm_jax.stream.catalogue import Catalogue
+from rec2pm_jax.stream.recommender import Recommender
+from rec2pm_jax.train.checkpoint import load_for_inference
+from rec2pm_jax.train.identity import open_training_data
+
+
+def load_recommender(
+    workdir: str | Path, data: str | Path | None = None, checkpoint: str = "best"
+) -> Recommender:
+    """See `rec2pm_jax.load`."""
+    config, params, meta = load_for_inference(workdir, checkpoint)
+    dataset = open_training_data(data, workdir, meta)
+    method = make_method(config, dataset.num_items)
+    return Recommender(method, params, Catalogue.of(dataset, config.model))
