@@ -128,11 +128,15 @@ def reference(
     total = groups * slots
     first = (jnp.arange(groups, dtype=jnp.int32) * slots).repeat(slots)[None]
     ends = jnp.repeat(query_ends, slots, axis=1)
-    queries = Spans(first, first + slots, jnp.zeros_like(first), jnp.minimum(ends, lengths[:, None]))
+    queries = Spans(
+        first, first + slots, jnp.zeros_like(first), jnp.minimum(ends, lengths[:, None])
+    )
     place = jnp.arange(num_items, dtype=jnp.int32)[None]
     if row_times is not None:
         batch = key_times.shape[0]
-        last = jnp.broadcast_to(jnp.maximum(jnp.minimum(ends, lengths[:, None]) - 1, 0), (batch, total))
+        last = jnp.broadcast_to(
+            jnp.maximum(jnp.minimum(ends, lengths[:, None]) - 1, 0), (batch, total)
+        )
         at_slots = jnp.take_along_axis(key_times, last, axis=1)
         row_times = jnp.concatenate([at_slots, row_times], axis=1)
         key_times = jnp.concatenate([at_slots, key_times], axis=1)

@@ -197,7 +197,9 @@ class Rec2PM:
         )
 
         cut_to = (data.segment, data.read_length, data.segments)
-        windows, w_targets, w_weights, w_times = cut((events, targets, weights, next_times), *cut_to)
+        windows, w_targets, w_weights, w_times = cut(
+            (events, targets, weights, next_times), *cut_to
+        )
         w_lengths = jnp.sum(windows.ids != PADDING_ID, axis=1, dtype=jnp.int32)
         hidden = self._hidden(w_lengths, rngs["hide"])
 

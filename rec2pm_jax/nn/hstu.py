@@ -41,7 +41,9 @@ class HSTULayer(nn.Module):
     def __call__(self, x: Array, layout: Layout, deterministic: bool) -> Array:
         cfg = self.config
         dtype = jnp.dtype(cfg.dtype)
-        layer_norm = partial(nn.LayerNorm, epsilon=1e-6, use_bias=False, use_scale=False, dtype=dtype)
+        layer_norm = partial(
+            nn.LayerNorm, epsilon=1e-6, use_bias=False, use_scale=False, dtype=dtype
+        )
         width = (cfg.heads, cfg.key_dim)
 
         uvqk = nn.DenseGeneral(

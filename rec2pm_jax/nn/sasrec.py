@@ -27,7 +27,9 @@ class SASRecLayer(nn.Module):
     def __call__(self, x: Array, layout: Layout, deterministic: bool) -> Array:
         cfg = self.config
         dtype = jnp.dtype(cfg.dtype)
-        layer_norm = partial(nn.LayerNorm, epsilon=1e-8, use_bias=False, use_scale=False, dtype=dtype)
+        layer_norm = partial(
+            nn.LayerNorm, epsilon=1e-8, use_bias=False, use_scale=False, dtype=dtype
+        )
         heads = partial(nn.DenseGeneral, features=(cfg.heads, cfg.key_dim), dtype=dtype)
         drop = Dropout(cfg.dropout, deterministic)
 
