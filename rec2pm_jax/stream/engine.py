@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple, Protocol
 
@@ -38,11 +37,11 @@ class MemoryStore:
 
 
 class Ingested(NamedTuple):
-    """Attributes: events applied, memory updates folded, events refused by reason."""
+    """Attributes: events applied, memory updates folded, (index, why) of the events refused."""
 
     events: int
     updates: int
-    refused: Counter[str]
+    refused: list[tuple[int, Refused]]
 
 
 class Answer(NamedTuple):
@@ -69,15 +68,15 @@ class Engine:
     def ingest(self, events: Sequence[Event]) -> Ingested:
         """Applies events in order. How a stream is cut into calls does not change any state.
 
-        Events that cannot be used are left out of the history and counted: unknown items and event
+        Events that cannot be used are left out of the history and returned: unknown items and event
         types, fields the model needs but that are missing, and times before that of the user's last
         event (equal times are in order).
         """
-        refused: Counter[str] = Counter()
+        refused: list[tuple[int, Refused]] = []
         states: dict[str, UserState] = {}
         codes: dict[str, list] = {}
         last_times: dict[str, int | None] = {}
-        for event in events:
+        for index, event in enumerate(events):
             name = event.user
             if name not in states:
                 states[name] = self.user(name)
@@ -85,7 +84,7 @@ class Engine:
             try:
                 code = self.recommender.code(event, last_times[name])
             except Refused as error:
-                refused[error.reason] += 1
+                refused.append((index, error))
                 continue
             codes.setdefault(name, []).append(code)
             if event.time is not None:

@@ -10,10 +10,10 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable
 
 from rec2pm_jax.stream.engine import Answer, Engine
-from rec2pm_jax.stream.events import MALFORMED, UNKNOWN_ITEM, Event, Refused, Request, parse_line
+from rec2pm_jax.stream.events import UNKNOWN_ITEM, Event, Refused, Request, parse_line
 
 MICRO_BATCH = 4096  # events held back at most; a request applies them first
-_EXAMPLES = 3  # malformed lines that the summary quotes
+_EXAMPLES = 3  # lines that the summary quotes for each reason to skip
 _LATENCIES = 10_000  # newest timings kept for the medians
 
 
@@ -23,23 +23,31 @@ class Summary:
 
     Attributes:
       events: applied. answers: written. updates: memory updates folded.
-      skipped: lines left out, by reason; a request with unknown items in `exclude` is answered and
-        those items are counted in `unknown_excluded`.
-      malformed: the first few malformed lines, with their numbers from 1.
+      skipped: lines left out, by reason.
+      examples: for each reason the first few, with line numbers from 1.
+      unknown_excluded: unknown items in the `exclude` of requests, which are answered all the same.
       seconds: from the first line to the last.
-      update_ms: per micro-batch, milliseconds per memory update (ingestion of the raw events
-        included). read_ms: per request. Both newest first come last; compilation included.
+      update_ms: for each micro-batch that updated memories, milliseconds per update, the handling of
+        its raw events included.
+      read_ms: for each request, milliseconds to answer it. Of both only the newest are kept.
     """
 
     events: int = 0
     answers: int = 0
     updates: int = 0
     skipped: Counter[str] = dataclasses.field(default_factory=Counter)
+    examples: dict[str, list[str]] = dataclasses.field(default_factory=dict)
     unknown_excluded: int = 0
-    malformed: list[str] = dataclasses.field(default_factory=list)
     seconds: float = 0.0
     update_ms: deque[float] = dataclasses.field(default_factory=lambda: deque(maxlen=_LATENCIES))
     read_ms: deque[float] = dataclasses.field(default_factory=lambda: deque(maxlen=_LATENCIES))
+
+    def skip(self, number: int, why: Refused) -> None:
+        """Counts line `number`, which cannot be used."""
+        self.skipped[why.reason] += 1
+        examples = self.examples.setdefault(why.reason, [])
+        if len(examples) < _EXAMPLES:
+            examples.append(f"line {number}: {why}")
 
     def lines(self) -> list[str]:
         """The report, for people."""
@@ -47,7 +55,7 @@ class Summary:
         if self.skipped:
             reasons = ", ".join(f"{count} {reason}" for reason, count in self.skipped.most_common())
             report.append(f"skipped {self.skipped.total()} lines: {reasons}")
-        report += [f"  {example}" for example in self.malformed]
+        report += [f"  {example}" for examples in self.examples.values() for example in examples]
         if self.unknown_excluded:
             report.append(f"ignored {self.unknown_excluded} {UNKNOWN_ITEM}s in exclude lists")
         rate = self.events / self.seconds if self.seconds else 0.0
@@ -77,18 +85,19 @@ def run_stream(engine: Engine, lines: Iterable[bytes], write: Callable[[str], No
     skipped; empty lines are ignored.
     """
     summary = Summary()
-    held: list[Event] = []
+    held: list[tuple[int, Event]] = []  # with line numbers
 
     def apply() -> None:
         if not held:
             return
         began = time.perf_counter()
-        done = engine.ingest(held)
+        done = engine.ingest([event for _, event in held])
         if done.updates:
             summary.update_ms.append((time.perf_counter() - began) * 1e3 / done.updates)
         summary.events += done.events
         summary.updates += done.updates
-        summary.skipped.update(done.refused)
+        for index, why in done.refused:
+            summary.skip(held[index][0], why)
         held.clear()
 
     def answer(request: Request) -> None:
@@ -106,16 +115,14 @@ def run_stream(engine: Engine, lines: Iterable[bytes], write: Callable[[str], No
         try:
             parsed = parse_line(line)
             if isinstance(parsed, Event):
-                held.append(parsed)
+                held.append((number, parsed))
                 if len(held) == MICRO_BATCH:
                     apply()
             else:
                 apply()
                 answer(parsed)
         except Refused as error:
-            summary.skipped[error.reason] += 1
-            if error.reason == MALFORMED and len(summary.malformed) < _EXAMPLES:
-                summary.malformed.append(f"line {number}: {error}")
+            summary.skip(number, error)
     apply()
     summary.seconds = time.perf_counter() - began
     return summary

@@ -1,0 +1,159 @@
+"""Streamed answers equal the offline evaluation's, however the stream is cut."""
+
+from __future__ import annotations
+
+import jax
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from stream_fixtures import (
+    RECENT,
+    SEGMENT,
+    make_config,
+    make_data,
+    make_recommender,
+    offline_logits,
+    raw_events,
+)
+
+from rec2pm_jax.methods.segments import archived
+from rec2pm_jax.stream import batches
+from rec2pm_jax.stream.engine import Engine, MemoryStore
+from rec2pm_jax.stream.events import Event
+
+CONFIGS = {
+    "rec2pm_o sasrec": make_config(),
+    "rec2pm_o hstu, times and types": make_config(backbone="hstu", bias="position_time", types=2),
+    "rec2pm_a sasrec": make_config(memory="append"),
+    "rec2pm_a hstu": make_config(memory="append", backbone="hstu", bias="position"),
+    "recent sasrec": make_config("recent"),
+    "recent hstu, times and types": make_config(
+        "recent", backbone="hstu", bias="position_time", types=2
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    return make_data(tmp_path_factory.mktemp("stream"))
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_streamed_scores_are_those_of_evaluation(dataset, name):
+    recommender = make_recommender(dataset, CONFIGS[name])
+    longest = int(np.argmax(dataset.lengths))
+    assert dataset.lengths[longest] > 3 * (SEGMENT * 3 + RECENT)  # past every window and group
+    positions = [(longest, n) for n in range(1, dataset.lengths[longest], 2)] + [(2, 9), (4, 26)]
+    offline = offline_logits(recommender, dataset, positions)
+
+    users = {}
+    for (index, n), expected in zip(positions, offline, strict=True):
+        user = users.get(index, recommender.new_user())
+        events = raw_events(dataset, index)
+        user = users[index] = recommender.observe(user, events[user.events : n])
+        answer = recommender.recommend(user, dataset.num_items, time=events[n]["time"])
+        ids = [dataset.items.id_of(r.item) for r in answer]
+        assert sorted(ids) == list(range(1, dataset.num_items + 1))
+        scores = [r.score for r in answer]
+        np.testing.assert_allclose(scores, expected[ids], rtol=0, atol=1e-5)
+        assert scores == sorted(scores, reverse=True)
+
+
+@pytest.mark.parametrize("name", ["rec2pm_o sasrec", "recent hstu, times and types"])
+def test_a_request_without_time_asks_at_the_last_event(dataset, name):
+    recommender = make_recommender(dataset, CONFIGS[name])
+    events = raw_events(dataset, 0, 13)
+    user = recommender.observe(recommender.new_user(), events)
+    now = recommender.recommend(user, 5)
+    assert now == recommender.recommend(user, 5, time=events[-1]["time"])
+    later = recommender.recommend(user, 5, time=events[-1]["time"] + 10**6)
+    assert (later == now) == ("times" not in name)
+
+
+@pytest.mark.parametrize("name", ["rec2pm_o sasrec", "rec2pm_a sasrec", "recent sasrec", "full"])
+def test_what_is_kept(dataset, name):
+    config = CONFIGS.get(name, make_config("full"))
+    recommender = make_recommender(dataset, config)
+    method, slots = recommender.method, config.method.slots
+    groups = {"rec2pm_o": 1, "rec2pm_a": 3}.get(name.split()[0], 0)
+    user = recommender.new_user()
+    for n, event in enumerate(raw_events(dataset, 0), start=1):
+        user = recommender.observe(user, [event])
+        assert user.state.memory.nbytes == groups * slots * config.model.dim * 4
+        assert user.events == n
+        kept = len(user.pending.ids)
+        if groups:
+            assert kept == n - archived(n, SEGMENT, RECENT)
+            assert n < RECENT or RECENT <= kept <= SEGMENT + RECENT - 1
+            assert recommender.updates(user) == archived(n, SEGMENT, RECENT) // SEGMENT
+        else:
+            assert kept == min(n, method.read_length)
+            assert recommender.updates(user) == 0
+        newest = dataset.sequence(0).ids[n - kept : n]
+        np.testing.assert_array_equal(user.pending.ids, newest)
+
+
+def engine_of(recommender, calls):
+    engine = Engine(recommender, MemoryStore())
+    for call in calls:
+        engine.ingest(call)
+    return engine
+
+
+def assert_same_user(got, expected):
+    jax.tree.map(np.testing.assert_array_equal, got.pending, expected.pending)
+    assert (got.events, got.last_time) == (expected.events, expected.last_time)
+    assert got.state.groups == expected.state.groups
+    np.testing.assert_allclose(got.state.memory, expected.state.memory, rtol=0, atol=1e-5)
+
+
+@settings(max_examples=25, deadline=None)
+@given(data=st.data())
+def test_chunking_and_interleaving_change_nothing(dataset, data):
+    recommender = make_recommender(dataset, CONFIGS["rec2pm_a sasrec"])
+    lengths = {i: data.draw(st.integers(0, int(dataset.lengths[i]))) for i in (0, 1, 4, 5)}
+    turns = data.draw(st.permutations([i for i, n in lengths.items() for _ in range(n)]))
+    waiting = {i: iter(raw_events(dataset, i)) for i in lengths}
+    stream = [Event(f"u{i}", **next(waiting[i])) for i in turns]
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(stream)), max_size=12)))
+    bounds = zip([0, *cuts], [*cuts, len(stream)], strict=True)
+    engine = engine_of(recommender, [stream[a:b] for a, b in bounds])
+    for index, n in lengths.items():
+        alone = recommender.observe(recommender.new_user(), raw_events(dataset, index, n))
+        assert_same_user(engine.user(f"u{index}"), alone)
+
+
+def test_more_users_than_a_batch_and_nothing_compiled_twice(dataset, monkeypatch):
+    monkeypatch.setattr(batches, "MAX_BATCH", 8)
+    recommender = make_recommender(dataset, CONFIGS["rec2pm_o sasrec"])
+    history = raw_events(dataset, 0, 40)
+
+    def stream(users):  # user u has 12 + u % 29 events, so batches shrink as they go
+        return [Event(f"u{u}", **e) for u in range(users) for e in history[: 12 + u % 29]]
+
+    engine = engine_of(recommender, [stream(29)])
+    answers = engine.recommend([f"u{u}" for u in range(29)], 4)
+    for u, answer in enumerate(answers):
+        alone = recommender.observe(recommender.new_user(), history[: 12 + u % 29])
+        assert_same_user(engine.user(f"u{u}"), alone)
+        expected = recommender.recommend(alone, 4)
+        assert [r.item for r in answer.items] == [r.item for r in expected]
+        assert (answer.events, answer.updates) == (alone.events, recommender.updates(alone))
+
+    for users in (1, 2, 4, 8):  # every bucket
+        engine_of(recommender, [stream(users)]).recommend([f"u{u}" for u in range(users)], 4)
+    compiled = batches.update._cache_size(), batches.top._cache_size()
+    for users in (3, 5, 7, 12, 21, 30):
+        engine_of(recommender, [stream(users)]).recommend([f"u{u}" for u in range(users)], 3)
+    assert (batches.update._cache_size(), batches.top._cache_size()) == compiled
+
+
+def test_old_states_stay_valid(dataset):
+    recommender = make_recommender(dataset, CONFIGS["rec2pm_o sasrec"])
+    history = raw_events(dataset, 0)
+    old = recommender.observe(recommender.new_user(), history[:20])
+    before = jax.tree.map(np.copy, (old.state, old.pending))
+    recommender.observe(old, history[20:])
+    jax.tree.map(np.testing.assert_array_equal, (old.state, old.pending), before)
+    assert recommender.new_user().events == 0
