@@ -145,11 +145,8 @@ def test_skipped_lines_are_counted_and_leave_no_trace(dataset, engine):
 def test_only_the_first_malformed_lines_are_quoted(engine):
     _, summary = stream(engine, [b"?\n"] * 50)
     assert summary.skipped["malformed"] == 50
-    assert [line.split(":")[0] for line in summary.lines()[1:-1]] == [
-        "  line 1",
-        "  line 2",
-        "  line 3",
-    ]
+    quoted = [line.split(":")[0].strip() for line in summary.lines()[1:-1]]
+    assert quoted == ["line 1", "line 2", "line 3"]
 
 
 def test_equal_times_keep_the_order_of_arrival_and_missing_times_pass(engine):
