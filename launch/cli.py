@@ -7,11 +7,25 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
 from rec2pm_jax import config as config_lib
 from rec2pm_jax.errors import UserError, nearest
+
+
+flags.DEFINE_string(
+    "compilation_cache",
+    str(Path.home() / ".cache" / "rec2pm_jax"),
+    "Directory of compiled programs, shared by runs; empty for none.",
+)
+
+
+def use_compilation_cache() -> None:
+    """Keeps compiled programs in `--compilation_cache`, so that only a first start compiles."""
+    if flags.FLAGS.compilation_cache:
+        jax.config.update("jax_compilation_cache_dir", flags.FLAGS.compilation_cache)
 
 
 def run(main: Callable[[list[str]], None]) -> None:

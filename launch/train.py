@@ -6,9 +6,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-import jax
 from absl import flags
 
 from launch import cli
@@ -20,18 +17,12 @@ from rec2pm_jax.train.loop import train_and_evaluate
 cli.define_config()
 flags.DEFINE_string("data", None, "Directory of a prepared dataset (see launch.prepare).")
 flags.DEFINE_string("workdir", None, "Directory of the run: checkpoints, logs and summary.")
-flags.DEFINE_string(
-    "compilation_cache",
-    str(Path.home() / ".cache" / "rec2pm_jax"),
-    "Directory of compiled programs, shared by runs; empty for none.",
-)
 flags.mark_flags_as_required(["data", "workdir"])
 
 
 def main(_) -> None:
     config = cli.get_config()
-    if flags.FLAGS.compilation_cache:
-        jax.config.update("jax_compilation_cache_dir", flags.FLAGS.compilation_cache)
+    cli.use_compilation_cache()
     dataset = open_dataset(flags.FLAGS.data)
     method = make_method(config, dataset.num_items)
 

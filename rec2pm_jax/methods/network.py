@@ -107,6 +107,15 @@ def training_events(batch: Batch) -> tuple[Events, Array, Array, Array | None]:
     return inputs, targets, (targets != PADDING_ID).astype(jnp.float32), next_times
 
 
+def example_key(rng: PRNGKey | None, batch: Batch) -> PRNGKey | None:
+    """The key of this part of a step, by the global index of its first example.
+
+    Micro-batches and devices are given the same key and must not draw the same masks. None stays
+    None (no dropout).
+    """
+    return None if rng is None else jax.random.fold_in(rng, batch["index"][0])
+
+
 def cut(x, segment: int, length: int, count: int):
     """Windows [h * segment, h * segment + length) for h < count, folded into the batch.
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from rec2pm_jax.config import Config
 from rec2pm_jax.methods import layout as layouts
 from rec2pm_jax.methods.memory import MemoryTokens, fold
-from rec2pm_jax.methods.network import Network, cut, training_events
+from rec2pm_jax.methods.network import Network, cut, example_key, training_events
 from rec2pm_jax.methods.segments import ReadPlan, plan_memory
 from rec2pm_jax.methods.single_pass import last_valid
 from rec2pm_jax.typing import PADDING_ID, Array, Batch, Events, Params, PRNGKey, State, Terms
@@ -184,6 +184,7 @@ class Rec2PM:
         """
         data, method = self.config.data, self.config.method
         rngs = dict.fromkeys(("ref", "upd", "live", "hide", "mix", "neg", "neg_ref"))
+        rng = example_key(rng, batch)
         if rng is not None:
             rngs = dict(zip(rngs, jax.random.split(rng, len(rngs)), strict=True))
         events, targets, weights, next_times = training_events(batch)

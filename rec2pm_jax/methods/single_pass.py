@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from rec2pm_jax.config import Config
 from rec2pm_jax.methods import layout as layouts
-from rec2pm_jax.methods.network import Network, cut, training_events
+from rec2pm_jax.methods.network import Network, cut, example_key, training_events
 from rec2pm_jax.methods.segments import ReadPlan, plan_last
 from rec2pm_jax.typing import Array, Batch, Events, Params, PRNGKey, State, Terms
 
@@ -74,6 +74,7 @@ class SinglePass:
             events, targets, weights, next_times = cut(
                 (events, targets, weights, next_times), *window
             )
+        rng = example_key(rng, batch)
         drop_rng, negative_rng = (None, None) if rng is None else jax.random.split(rng)
         outputs = self._encode(params, events, next_times, drop_rng)
         return {"ar": self.network.next_item(params, outputs, targets, weights, negative_rng)}

@@ -1,0 +1,29 @@
+"""The paper's plain recipe on Complete Journey: L = L_AR + L_con, nothing else.
+
+Gradients flow into both sides of L_con, the reference pass has no loss of its own, and no auxiliary
+head helps: what BUILD_NOTES.md measures the default recipe against.
+
+Command:
+    python -m launch.compare --config=launch/configs/paper_plain.py --data=data/types \\
+        --workdir=runs/paper_plain --methods=rec2pm
+Hardware, time: as complete_journey.py.
+Metrics: see BUILD_NOTES.md.
+"""
+
+from __future__ import annotations
+
+import ml_collections
+
+from launch.configs import complete_journey
+
+
+def get_config() -> ml_collections.ConfigDict:
+    config = complete_journey.get_config()
+    config.method.stop_target = False
+    config.method.reference_ar = 0.0
+    config.method.bag = 0.0
+    config.method.consistency = 1.0
+    config.method.consistency_ramp = 0
+    config.method.hide = 0.0
+    config.method.live = 0.0
+    return config
