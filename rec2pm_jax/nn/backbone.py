@@ -20,9 +20,8 @@ class Backbone(nn.Module):
     `scan_layers=False` the same parameters run unrolled (for cost reports, or faster small models).
 
     Attributes:
-      norm: HSTU's constant N.
-      max_distance: largest relative position with a bias of its own.
-      num_slot_ids: rows of the learned slot bias.
+      norm: N of `HSTULayer`.
+      max_distance, num_slot_ids: see `HSTULayer`.
     """
 
     config: ModelConfig
@@ -35,7 +34,7 @@ class Backbone(nn.Module):
         cfg = self.config
         x = Dropout(cfg.dropout, deterministic)(x)
         if cfg.backbone == "sasrec":
-            layer = SASRecLayer(cfg, norm=self.norm, name="layers")
+            layer = SASRecLayer(cfg, name="layers")
         else:
             layer = HSTULayer(cfg, self.norm, self.max_distance, self.num_slot_ids, name="layers")
         stack = nn.scan(

@@ -30,12 +30,17 @@ class HSTULayer(nn.Module):
     makes cached inference differ from training. The bias between a row and an item key is
     pos_w[place_row - place_key] + ts_w[bucket(row_time - key_time)]; a slot has no place in time and
     gets one learned bias per slot id instead.
+
+    Attributes:
+      norm: N.
+      max_distance: largest row-key distance with a bias of its own; longer ones share it.
+      num_slot_ids: rows of the learned slot bias, see `Layout.slot_ids`.
     """
 
     config: ModelConfig
     norm: float
-    max_distance: int = 1  # distances beyond it share one bias
-    num_slot_ids: int = 1
+    max_distance: int
+    num_slot_ids: int
 
     @nn.compact
     def __call__(self, x: Array, layout: Layout, deterministic: bool) -> Array:

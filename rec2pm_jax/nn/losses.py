@@ -10,7 +10,7 @@ from rec2pm_jax.typing import Array, PRNGKey
 
 
 def _unit(x: Array) -> Array:
-    """x / max(||x||, 1e-6) over the last axis."""
+    """x / sqrt(||x||^2 + 1e-12) over the last axis: smooth at 0, unlike a clipped norm."""
     norm = jnp.sqrt(jnp.sum(x * x, axis=-1, keepdims=True) + 1e-12)
     return x / norm
 
@@ -86,7 +86,8 @@ def sample_negatives(
     draws = jax.random.randint(rng, shape, 0, jnp.maximum(rank[-1], 1)) + 1
     ids = targets[jnp.searchsorted(rank, draws)]
     counts = jnp.zeros(num_items + 1).at[targets].add(present.astype(jnp.float32))
-    return ids, jnp.log(jnp.maximum(counts, 1.0) / jnp.maximum(rank[-1], 1))
+    total = jnp.maximum(rank[-1], 1).astype(jnp.float32)
+    return ids, jnp.log(jnp.maximum(counts, 1.0) / total)
 
 
 def _sampled_softmax(config, vectors, table, targets, weights, rng) -> Array:

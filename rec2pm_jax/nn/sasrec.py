@@ -16,12 +16,11 @@ from rec2pm_jax.typing import Array
 class SASRecLayer(nn.Module):
     """q = LN(x); z = LN(q + MHA(q, x, x)); y = z + Drop(W2 Drop(act(W1 z))). [B, tokens, D] -> same.
 
-    LN has no affine part and eps 1e-8; keys and values come from x itself, as in the peer's code
-    (../peers: generative-recommenders `SASREC`). Attention weights are dropped at the same rate.
+    LN has no affine part and eps 1e-8; keys and values come from x itself, as in
+    generative-recommenders' `SASREC`. Attention weights are dropped at the same rate.
     """
 
     config: ModelConfig
-    norm: float = 1.0  # HSTU's N; softmax needs none
 
     @nn.compact
     def __call__(self, x: Array, layout: Layout, deterministic: bool) -> Array:
