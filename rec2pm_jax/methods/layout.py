@@ -89,9 +89,8 @@ def update(
     slot_ids = jnp.concatenate([slot_ids, slots + jnp.arange(queries, dtype=jnp.int32)])
     slot_place = jnp.concatenate([jnp.zeros(memory), jnp.full(queries, segment)]).astype(jnp.int32)
     if row_times is not None:
-        last = key_times[:, min(segment, num_items) - 1]
-        last = jnp.where(lengths < segment, jnp.max(key_times, axis=1), last)
-        at_slots = jnp.broadcast_to(last[:, None], (batch, memory + queries))
+        last = jnp.take_along_axis(key_times, jnp.maximum(covered - 1, 0), axis=1)
+        at_slots = rows(last, memory + queries)
         row_times = jnp.concatenate([at_slots, row_times], axis=1)
         key_times = jnp.concatenate([at_slots, key_times], axis=1)
     return Layout(

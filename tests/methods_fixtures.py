@@ -1,0 +1,93 @@
+"""Tiny configurations, parameters of order one and random histories for tests of methods."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import numpy as np
+
+from rec2pm_jax.config import Config, DataConfig, LossConfig, MethodConfig, ModelConfig
+from rec2pm_jax.methods.registry import make_method
+from rec2pm_jax.typing import Events, State
+
+ITEMS, DIM, SLOTS = 11, 8, 2
+
+
+@functools.cache
+def make(
+    backbone="sasrec",
+    *,
+    name="rec2pm",
+    memory="overwrite",
+    bias="none",
+    recent=1,
+    max_groups=2,
+    model=(),
+    loss=(),
+    **method,
+):
+    """(method, params): S = 3, K = 3, C = 2, two layers of width 8, no dropout.
+
+    `model` and `loss` are tuples of (field, value); other keywords are fields of MethodConfig.
+    """
+    model = dict(
+        backbone=backbone, layers=2, heads=2, dim=DIM, dropout=0.0, relative_bias=bias
+    ) | dict(model)
+    config = Config(
+        data=DataConfig(segment=3, segments=3, recent=recent),
+        model=ModelConfig(**model),
+        method=MethodConfig(name=name, memory=memory, slots=SLOTS, max_groups=max_groups, **method),
+        loss=LossConfig(**dict(loss)),
+    )
+    made = make_method(config, ITEMS)
+    return made, large_parameters(made)
+
+
+def large_parameters(method):
+    """Random float32 parameters large enough that every part of the model matters."""
+    shapes = jax.eval_shape(method.init, jax.random.key(0))
+    rng = np.random.default_rng(0)
+    return jax.tree.map(lambda a: rng.normal(0, 0.4, a.shape).astype(np.float32), shapes)
+
+
+def histories(lengths, width, times=False, types=0, seed=0):
+    """(Events [B, width], valid): random users, padded on the right with zeros."""
+    rng = np.random.default_rng(seed)
+    valid = np.arange(width) < np.array(lengths)[:, None]
+
+    def draw(low, high):
+        return np.where(valid, rng.integers(low, high, valid.shape), 0).astype(np.int32)
+
+    events = Events(
+        draw(1, ITEMS + 1),
+        np.where(valid, np.cumsum(draw(1, 5000), axis=1), 0).astype(np.int32) if times else None,
+        draw(1, types + 1) if types else None,
+    )
+    return events, valid
+
+
+def batch_of(lengths, width, **options):
+    """A training batch of `width` = T + 1 ids."""
+    events, _ = histories(lengths, width, **options)
+    fields = {"ids": events.ids, "times": events.times, "types": events.types}
+    batch = {name: value for name, value in fields.items() if value is not None}
+    return batch | {"index": np.arange(len(lengths), dtype=np.int32)}
+
+
+def columns(events, start, stop):
+    return jax.tree.map(lambda a: a[:, start:stop], events)
+
+
+def rows(tree, index):
+    return jax.tree.map(lambda a: a[index], tree)
+
+
+def random_state(method, groups, seed=1):
+    """A state with `groups` int [B] groups of order-one memory in use."""
+    rng = np.random.default_rng(seed)
+    groups = np.array(groups, np.int32)
+    rows_per_user = method.capacity * SLOTS
+    memory = rng.normal(0, 1, (len(groups), rows_per_user, DIM)).astype(np.float32)
+    used = np.arange(rows_per_user) >= rows_per_user - groups[:, None] * SLOTS
+    return State(np.where(used[..., None], memory, 0), groups)

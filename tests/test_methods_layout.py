@@ -1,0 +1,204 @@
+"""Masks of both passes as literal 0/1 matrices, and the places and times of their tokens."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rec2pm_jax.methods import layout as layouts
+from rec2pm_jax.nn.attention import mask_of
+
+
+def ints(*values):
+    return jnp.array(values, jnp.int32)
+
+
+def full_mask(layout, tokens, user=0):
+    """The token x token matrix; keys outside a block are not seen."""
+    matrix = np.full((tokens, tokens), -1)
+    for block in layout.blocks:
+        rows = matrix[block.row_start : block.row_stop]
+        assert (rows == -1).all()  # blocks are disjoint
+        rows[:] = 0
+        mask = np.asarray(mask_of(block, layout.num_slots))
+        rows[:, block.key_start : block.key_stop] = mask[min(user, len(mask) - 1)]
+    return matrix
+
+
+def literal(text):
+    rows = [line.replace("|", "").split() for line in text.strip().splitlines()]
+    return np.array([[int(c) for c in "".join(row)] for row in rows])
+
+
+def test_reference_pass():
+    """3 segments of 2 events, C = 2: slots Q0 Q0 Q1 Q1 Q2 Q2 | events 0 .. 5."""
+    layout = layouts.reference(ints(6, 3), ints([2, 4, 6]), num_items=6, slots=2)
+    expected = """
+        11 00 00 | 11 00 00
+        11 00 00 | 11 00 00
+        00 11 00 | 11 11 00
+        00 11 00 | 11 11 00
+        00 00 11 | 11 11 11
+        00 00 11 | 11 11 11
+        00 00 00 | 10 00 00
+        00 00 00 | 11 00 00
+        00 00 00 | 11 10 00
+        00 00 00 | 11 11 00
+        00 00 00 | 11 11 10
+        00 00 00 | 11 11 11"""
+    np.testing.assert_array_equal(full_mask(layout, 12), literal(expected))
+    # The second user has 3 events: padding clips what queries see.
+    np.testing.assert_array_equal(
+        full_mask(layout, 12, user=1)[:6],
+        literal("""
+        11 00 00 | 11 00 00
+        11 00 00 | 11 00 00
+        00 11 00 | 11 10 00
+        00 11 00 | 11 10 00
+        00 00 11 | 11 10 00
+        00 00 11 | 11 10 00"""),
+    )
+
+
+def update_layout(groups, lengths, recent=1, **options):
+    """S = 2, C = 2, append capacity 2: memory of two groups, Q Q | S + R - 1 events."""
+    settings = dict(num_items=1 + recent, slots=2, max_groups=2, segment=2, with_queries=True)
+    return layouts.update(ints(*lengths), ints(*groups), **{**settings, **options})
+
+
+@pytest.mark.parametrize(
+    ("groups", "expected"),
+    [
+        (
+            0,
+            """
+            00 00 00 | 00
+            00 00 00 | 00
+            00 00 00 | 00
+            00 00 00 | 00
+            00 00 11 | 11
+            00 00 11 | 11
+            00 00 00 | 10
+            00 00 00 | 11""",
+        ),
+        (
+            1,
+            """
+            00 11 00 | 00
+            00 11 00 | 00
+            00 11 00 | 00
+            00 11 00 | 00
+            00 11 11 | 11
+            00 11 11 | 11
+            00 11 00 | 10
+            00 11 00 | 11""",
+        ),
+        (
+            2,
+            """
+            11 11 00 | 00
+            11 11 00 | 00
+            11 11 00 | 00
+            11 11 00 | 00
+            11 11 11 | 11
+            11 11 11 | 11
+            11 11 00 | 10
+            11 11 00 | 11""",
+        ),
+    ],
+)
+def test_update_pass(groups, expected):
+    """Memory groups in use are the right ones; queries see memory, segment and themselves."""
+    layout = update_layout([groups, 2], [2, 2])
+    np.testing.assert_array_equal(full_mask(layout, 8), literal(expected))
+
+
+def test_update_pass_keeps_a_second_recent_event_from_the_queries():
+    """R = 2: windows of 3 events, of which queries see the segment's 2. Overwrite (G = 1)."""
+    layout = update_layout([1], [3], recent=2, max_groups=1)
+    expected = """
+        11 00 | 000
+        11 00 | 000
+        11 11 | 110
+        11 11 | 110
+        11 00 | 100
+        11 00 | 110
+        11 00 | 111"""
+    np.testing.assert_array_equal(full_mask(layout, 7), literal(expected))
+
+
+def test_queries_of_a_short_segment_see_no_padding():
+    layout = update_layout([0, 0, 0], [1, 0, 3], recent=2, max_groups=1)
+    seen = [full_mask(layout, 7, user)[2:4].tolist() for user in range(3)]
+    assert seen[0] == literal("00 11 | 100 \n 00 11 | 100").tolist()
+    assert seen[1] == literal("00 11 | 000 \n 00 11 | 000").tolist()
+    assert seen[2] == literal("00 11 | 110 \n 00 11 | 110").tolist()
+
+
+def test_hidden_events_vanish_from_later_events_only():
+    """Events before index 2 are hidden; every event still sees itself, queries see all."""
+    layout = update_layout([1, 1], [3, 3], recent=2, max_groups=1, hidden=ints(2, 0))
+    expected = """
+        11 00 | 000
+        11 00 | 000
+        11 11 | 110
+        11 11 | 110
+        11 00 | 100
+        11 00 | 010
+        11 00 | 001"""
+    np.testing.assert_array_equal(full_mask(layout, 7), literal(expected))
+    open_to_all = full_mask(update_layout([1], [3], recent=2, max_groups=1), 7)
+    np.testing.assert_array_equal(full_mask(layout, 7, user=1), open_to_all)
+
+
+def test_a_read_has_no_queries():
+    layout = update_layout([1], [2], with_queries=False)
+    expected = """
+        00 11 | 00
+        00 11 | 00
+        00 11 | 00
+        00 11 | 00
+        00 11 | 10
+        00 11 | 11"""
+    np.testing.assert_array_equal(full_mask(layout, 6), literal(expected))
+
+
+def test_causal_pass():
+    layout = layouts.causal(3, None, None)
+    np.testing.assert_array_equal(full_mask(layout, 3), literal("100 \n 110 \n 111"))
+
+
+def test_places_and_slot_ids():
+    """Queries stand where the next event would; slot c has bias row c in memory, C + c in Q."""
+    update = update_layout([2], [2])
+    np.testing.assert_array_equal(update.slot_ids, [0, 1, 0, 1, 2, 3])
+    np.testing.assert_array_equal(update.place[0, 4:], [2, 2, 0, 1])
+    reference = layouts.reference(ints(6), ints([2, 4, 6]), num_items=6, slots=2)
+    np.testing.assert_array_equal(reference.slot_ids, [2, 3] * 3)
+    np.testing.assert_array_equal(reference.place[0], [2, 2, 4, 4, 6, 6, 0, 1, 2, 3, 4, 5])
+
+
+def test_queries_ask_for_the_time_of_the_last_event_they_see():
+    """Whatever stands in the padding."""
+    times = ints([10, 20, 30], [10, 99, 5])
+    options = dict(row_times=times + 1, key_times=times)
+    update = update_layout([0, 0], [3, 1], recent=2, max_groups=1, **options)
+    np.testing.assert_array_equal(
+        update.row_times[:, 2:], [[20, 20, 11, 21, 31], [10, 10, 11, 100, 6]]
+    )
+    np.testing.assert_array_equal(update.key_times[:, 4:], times)
+    reference = layouts.reference(ints(3, 1), ints([2, 4]), num_items=3, slots=1, **options)
+    np.testing.assert_array_equal(reference.row_times[:, :2], [[20, 30], [10, 10]])
+    np.testing.assert_array_equal(reference.row_times[:, 2:], times + 1)
+
+
+def test_query_times_are_the_next_events_and_the_request():
+    times = ints([10, 20, 30], [10, 20, 0])
+    valid = np.arange(3) < np.array([[3], [2]])
+    asked = layouts.query_times(times, valid, ints(99, 77))
+    np.testing.assert_array_equal(asked[0], [20, 30, 99])
+    np.testing.assert_array_equal(asked[1, :2], [20, 77])
+    own = layouts.query_times(times, valid, None)
+    np.testing.assert_array_equal(own[0], [20, 30, 30])
+    np.testing.assert_array_equal(own[1, :2], [20, 20])
