@@ -73,6 +73,7 @@ class ModelConfig:
     dropout: float = 0.2
     relative_bias: str = "none"  # HSTU only: none | position | position_time
     absolute_positions: bool = True
+    copy_init: bool = True  # SASRec: attention and memory start as copying, see nn/sasrec.py
     event_types: int = 0  # rows of the event-type embedding; 0: event types are not used
     scan_layers: bool = True
     dtype: str = "float32"  # compute dtype: float32 | bfloat16
@@ -117,7 +118,7 @@ class MethodConfig:
     consistency_reduction: str = "mean"  # mean | sum over [C, D]
     stop_target: bool = True  # stop gradients into the target of L_con
     reference_ar: float = 0.5  # weight of the next-item loss on the reference pass
-    bag: float = 0.0  # weight of "m_h^ref predicts the items of segment h + 1"
+    bag: float = 0.3  # weight of "m_h^ref predicts the items of segment h + 1"
     hide: float = 0.0  # share of (user, segment) whose older working memory is hidden in training
     live: float = 0.0  # share of (user, segment) fed the live memory instead of the reference
 
@@ -144,8 +145,8 @@ class LossConfig:
     negatives: int = 128
     sharing: str = "shared"  # shared | per_position: one set of negatives per step or per token
     in_batch: bool = False  # add the batch's own targets as negatives
-    temperature: float = 1.0
-    normalize: bool = False  # L2-normalise outputs and items (cosine logits)
+    temperature: float = 0.05
+    normalize: bool = True  # L2-normalise outputs and items (cosine logits)
     log_q: bool = False  # subtract log of the sampling probability
 
     def __post_init__(self):
@@ -157,7 +158,7 @@ class LossConfig:
 
 @dataclasses.dataclass(frozen=True)
 class OptimConfig:
-    learning_rate: float = 2e-3
+    learning_rate: float = 5e-3
     warmup_steps: int = 100
     schedule: str = "cosine"  # constant | cosine (to 1 % at train.steps)
     decay_steps: int = 0  # length of the cosine; 0: train.steps

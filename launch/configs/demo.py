@@ -16,10 +16,10 @@ from launch.configs.base import base_config
 def get_config() -> ml_collections.ConfigDict:
     config = base_config()
     config.data.segment = 25
-    config.data.segments = 8
-    config.train.batch_size = 16
-    config.train.steps = 500
-    config.train.eval_every = 250
-    config.train.eval_users = 400
-    config.train.checkpoint_every = 250
+    config.data.segments = 16
+    config.train.batch_size = 8
+    config.train.steps = 700
+    config.train.eval_every = 350
+    config.train.eval_users = 300
+    config.train.checkpoint_every = 350
     return config

@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from rec2pm_jax.config import ModelConfig
+from rec2pm_jax.nn.sasrec import scaled_identity
 from rec2pm_jax.typing import Array, State
 
 
@@ -29,8 +30,11 @@ class MemoryTokens(nn.Module):
         self.slot_embedding = self.param("slot_embedding", apart, (self.slots, dim))
         zeros = nn.initializers.zeros_init()
         self.age_embedding = self.param("age_embedding", zeros, (self.max_groups, dim))
-        # Stored memory has unit scale; 0.02 * sqrt(D) brings it to that of embedded items.
+        # Stored memory has unit scale; events are embedded at 0.02 * sqrt(D) per element.
         scale = nn.initializers.normal(0.02)
+        if self.config.copy_init:
+            # At unit scale, a few slots weigh as much in a copied sum as a segment of events.
+            scale = scaled_identity(dim**-0.5)
         self.adapter = nn.Dense(dim, use_bias=False, kernel_init=scale, dtype=dtype)
         self.norm = nn.LayerNorm(epsilon=1e-6, use_bias=False, use_scale=False, dtype=jnp.float32)
 

@@ -13,11 +13,25 @@ from rec2pm_jax.nn.dropout import Dropout
 from rec2pm_jax.typing import Array
 
 
+# Embedded events start with elements of about 0.02 * sqrt(64) = 1 / 6; queries are layer-normed.
+COPY_GAIN = 6.0
+
+
+def scaled_identity(gain: float):
+    """Initialiser of a kernel as gain times the identity (a rectangular one if it is not square)."""
+    return lambda key, shape, dtype=jnp.float32: gain * jnp.eye(*shape, dtype=dtype)
+
+
 class SASRecLayer(nn.Module):
     """q = LN(x); z = LN(q + MHA(q, x, x)); y = z + Drop(W2 Drop(act(W1 z))). [B, tokens, D] -> same.
 
     LN has no affine part and eps 1e-8; keys and values come from x itself, as in
     generative-recommenders' `SASREC`. Attention weights are dropped at the same rate.
+
+    With `copy_init`, values times output projection start as a multiple of the identity: attention
+    begins by adding up the embeddings of what it sees, so that, with tied item embeddings, frequent
+    items score high from the first step. Memory tokens carry that sum on, and a reader that copies
+    gives them gradients; from random kernels the same circuit takes many epochs to appear.
     """
 
     config: ModelConfig
@@ -31,13 +45,16 @@ class SASRecLayer(nn.Module):
         )
         heads = partial(nn.DenseGeneral, features=(cfg.heads, cfg.key_dim), dtype=dtype)
         drop = Dropout(cfg.dropout, deterministic)
+        values = out = nn.initializers.lecun_normal()
+        if cfg.copy_init:
+            values, out = scaled_identity(COPY_GAIN), scaled_identity(1.0)
 
         q_in = layer_norm(name="attention_norm")(x)
         q = heads(name="query")(q_in) * cfg.key_dim**-0.5
         k = heads(name="key")(x)
-        v = heads(name="value")(x)
+        v = heads(kernel_init=values, name="value")(x)
         a = attend(q, k, v, layout, lambda s, m: drop(softmax_weights(s, m)))
-        a = nn.DenseGeneral(cfg.dim, axis=(-2, -1), dtype=dtype, name="out")(a)
+        a = nn.DenseGeneral(cfg.dim, axis=(-2, -1), kernel_init=out, dtype=dtype, name="out")(a)
         z = layer_norm(name="ffn_norm")(q_in + a)
         act = nn.relu if cfg.activation == "relu" else partial(nn.gelu, approximate=False)
         f = drop(act(nn.Dense(cfg.ffn_dim or cfg.dim, dtype=dtype, name="ffn_in")(z)))
