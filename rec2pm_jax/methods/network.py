@@ -7,6 +7,7 @@ from functools import cached_property
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from rec2pm_jax.config import Config
 from rec2pm_jax.nn.attention import Layout
@@ -121,5 +122,5 @@ def cut(x, segment: int, length: int, count: int):
 
     x: array [B, T] (or a pytree of such; None stays None) -> [B * count, length].
     """
-    index = jnp.arange(count)[:, None] * segment + jnp.arange(length)[None]
+    index = np.arange(count)[:, None] * segment + np.arange(length)[None]
     return jax.tree.map(lambda a: a[:, index].reshape(-1, length), x)

@@ -1,0 +1,165 @@
+"""The paper's size through `eval_shape`, compute dtypes, and every method overfits eight users."""
+
+from __future__ import annotations
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from rec2pm_jax.config import Config, DataConfig, MethodConfig, ModelConfig
+from rec2pm_jax.methods.registry import make_method
+from rec2pm_jax.typing import Events
+from tests.methods_fixtures import batch_of, histories, make, random_state
+
+S, K, C, D, V = 200, 5, 4, 64, 20_000
+
+
+def paper_method(name="rec2pm"):
+    config = Config(
+        data=DataConfig(segment=S, segments=K),
+        model=ModelConfig(backbone="hstu", layers=16, heads=8, dim=D),
+        method=MethodConfig(name=name, slots=C),
+    )
+    return make_method(config, V)
+
+
+def shape_of(*shape, dtype=jnp.int32):
+    return jax.ShapeDtypeStruct(shape, dtype)
+
+
+def count(params):
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
+
+
+def test_parameters_and_shapes_at_paper_size():
+    method, batch = paper_method(), 8
+    params = jax.eval_shape(method.init, jax.random.key(0))
+    # W: D x 4 D without bias; W_o: D x D and its bias.
+    assert count(params["backbone"]) == 16 * (4 * D * D + D * D + D) == 328_704
+    assert count(params["embedding"]) == (V + 1) * D + S * D == 1_292_864
+    assert params["memory"]["query_embedding"].shape == (C, D)
+    assert count(params["memory"]) < 10_000
+
+    state = jax.eval_shape(lambda p: method.init_state(p, batch), params)
+    assert state.memory.shape == (batch, C, D) and state.groups.shape == (batch,)
+    segment, valid = Events(shape_of(batch, S)), shape_of(batch, S, dtype=bool)
+    assert jax.eval_shape(method.update, params, state, segment, valid) == state
+    read = jax.eval_shape(method.read, params, state, segment, valid)
+    assert read.shape == (batch, D) and read.dtype == jnp.float32
+    assert jax.eval_shape(method.read_all, params, state, segment, valid).shape == (batch, S, D)
+    assert jax.eval_shape(method.score, params, read).shape == (batch, V + 1)
+    history = Events(shape_of(batch, K * S)), shape_of(batch, K * S, dtype=bool)
+    assert jax.eval_shape(method.compress, params, *history) == state
+
+    training = {"ids": shape_of(batch, K * S + 1)}
+    loss = jax.eval_shape(lambda p, b: method.loss(p, b, None, step=0), params, training)
+    assert {"ar", "consistency"} <= set(loss)
+    assert {(x.shape, str(x.dtype)) for x in jax.tree.leaves(loss)} == {((), "float32")}
+
+
+def test_full_and_recent_differ_in_what_they_read():
+    assert paper_method("full").read_length == K * S
+    assert paper_method("recent").read_length == paper_method().read_length == S
+    params = jax.eval_shape(paper_method("full").init, jax.random.key(0))
+    assert params["embedding"]["position_embedding"].shape == (K * S, D)
+
+
+def test_bfloat16_compute():
+    """Parameters, memory, scores and losses stay float32."""
+    exact, params = make()
+    with jax.numpy_dtype_promotion("standard"):  # Flax's LayerNorm mixes dtypes inside
+        half, _ = make(model=(("dtype", "bfloat16"),))
+    params = jax.tree.map(lambda a: a / 2, params)
+    events, valid = histories([3, 2], 3)
+    state, batch = random_state(exact, [1, 0]), batch_of([10, 7], 10)
+
+    def everything(method):
+        with jax.numpy_dtype_promotion("standard"):
+            return jax.jit(
+                lambda p, s, e, v, b: (
+                    method.update(p, s, e, v).memory,
+                    method.read(p, s, e, v),
+                    method.loss(p, b, None, step=0)["ar"],
+                )
+            )(params, state, events, valid, batch)
+
+    for a, b in zip(*map(jax.tree.leaves, map(everything, (exact, half))), strict=True):
+        assert a.dtype == b.dtype == jnp.float32
+        np.testing.assert_allclose(a, b, rtol=0.05, atol=0.2)
+
+
+# --- overfit ---
+
+USERS, LENGTH = 8, 10  # ids per user: K = 3 segments of 3 inputs and the last target
+
+
+def eight_walks():
+    """Every user walks over items of its own, so the next item follows from the last one."""
+    rng = np.random.default_rng(0)
+    items = rng.permutation(USERS * LENGTH).reshape(USERS, LENGTH) + 1
+    return {"ids": items.astype(np.int32), "index": np.arange(USERS, dtype=np.int32)}
+
+
+OVERFIT = {
+    "full": dict(name="full"),
+    "recent": dict(name="recent"),
+    "rec2pm_o": dict(name="rec2pm"),
+    "rec2pm_a": dict(name="rec2pm", memory="append"),
+}
+
+
+SLOW = {("rec2pm_o", "hstu"), ("rec2pm_a", "sasrec")}
+CASES = [
+    pytest.param(name, backbone, marks=[pytest.mark.slow] * ((name, backbone) in SLOW))
+    for name in OVERFIT
+    for backbone in ("sasrec", "hstu")
+]
+
+
+@pytest.mark.parametrize(("name", "backbone"), CASES)
+def test_overfits_eight_users(name, backbone):
+    config = Config(
+        data=DataConfig(segment=3, segments=3),
+        model=ModelConfig(
+            backbone=backbone,
+            layers=1,
+            dim=32,
+            dropout=0.0,
+            relative_bias="position" if backbone == "hstu" else "none",
+        ),
+        method=MethodConfig(slots=2, max_groups=2, **OVERFIT[name]),
+    )
+    method = make_method(config, USERS * LENGTH)
+    optimizer = optax.adam(1e-2)
+    batch = eight_walks()
+
+    def objective(params, rng, step):
+        terms = method.loss(params, batch, rng, step=step)
+        weights = method.loss_weights(step)
+        return sum(weights[k] * total / weight for k, (total, weight) in terms.items())
+
+    def step(carry, i):
+        params, state = carry
+        gradient = jax.grad(objective)(params, jax.random.key(1), i)
+        with jax.numpy_dtype_promotion("standard"):  # inside Optax
+            updates, state = optimizer.update(gradient, state)
+        return (optax.apply_updates(params, updates), state), None
+
+    @jax.jit
+    def train(params):
+        carry = (params, optimizer.init(params))
+        (params, _), _ = jax.lax.scan(step, carry, jnp.arange(200))
+        return params
+
+    @jax.jit
+    def mean_loss(params):
+        total, weight = method.loss(params, batch, None, step=0)["ar"]
+        return total / weight
+
+    params = jax.jit(method.init)(jax.random.key(0))
+    assert mean_loss(params) > 3  # log(80) = 4.4
+    assert mean_loss(train(params)) < 0.1
