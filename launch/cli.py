@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging as standard_logging
 import re
 import sys
 from collections.abc import Callable
@@ -39,8 +40,10 @@ def run(main: Callable[[list[str]], None]) -> None:
         except UserError as error:
             _fail(error)
 
-    # Orbax reports every phase of a save at INFO; --verbosity=0 brings that back.
-    logging.set_verbosity(logging.WARNING)
+    # Orbax reports every phase of a save, and warns of every directory it only reads;
+    # --verbosity=0 brings that back. Our own warnings stay.
+    logging.set_verbosity(logging.ERROR)
+    standard_logging.getLogger("rec2pm_jax").setLevel(standard_logging.WARNING)
     app.run(guarded, flags_parser=_parse)
 
 

@@ -33,8 +33,9 @@ class MemoryTokens(nn.Module):
         # Stored memory has unit scale; events are embedded at 0.02 * sqrt(D) per element.
         scale = nn.initializers.normal(0.02)
         if self.config.copy_init:
-            # At unit scale, a few slots weigh as much in a copied sum as a segment of events.
-            scale = scaled_identity(dim**-0.5)
+            # A slot weighs a little more than an event in a copied sum; at unit scale the part that
+            # all memories share drowns the recent events.
+            scale = scaled_identity(0.25 * dim**-0.5)
         self.adapter = nn.Dense(dim, use_bias=False, kernel_init=scale, dtype=dtype)
         self.norm = nn.LayerNorm(epsilon=1e-6, use_bias=False, use_scale=False, dtype=jnp.float32)
 

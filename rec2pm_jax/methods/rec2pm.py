@@ -50,16 +50,16 @@ class Rec2PM:
         return MemoryTokens(self.config.model, method.slots, method.max_groups)
 
     def init(self, rng: PRNGKey) -> Params:
-        network_rng, memory_rng, bag_rng = jax.random.split(rng, 3)
+        network_rng, memory_rng = jax.random.split(rng)
         one = jnp.ones(1, jnp.int32)
         times = jnp.zeros((1, 1), jnp.int32)
         layout = self._update_layout(one, one, 1, False, times, times)
         params = self.network.init(network_rng, layout, layout.num_slots + 1)
         params["memory"] = self.tokens.init(memory_rng, 1)["params"]
         if self.config.method.bag:
-            width = self.config.method.slots * self.config.model.dim
-            shape = (width, self.config.model.dim)
-            params["bag"] = jax.nn.initializers.lecun_normal()(bag_rng, shape)
+            # The head starts as the mean of the slots, in the space of the item embeddings.
+            slots, dim = self.config.method.slots, self.config.model.dim
+            params["bag"] = jnp.tile(jnp.eye(dim) / slots, (slots, 1))
         return params
 
     def init_state(self, params: Params, batch_size: int) -> State:
