@@ -15,7 +15,6 @@ from ml_collections import config_flags
 from rec2pm_jax import config as config_lib
 from rec2pm_jax.errors import UserError, nearest
 
-
 flags.DEFINE_string(
     "compilation_cache",
     str(Path.home() / ".cache" / "rec2pm_jax"),

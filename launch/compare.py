@@ -86,9 +86,7 @@ def _train_and_test(config: Config, name: str, dataset: Dataset, workdir: Path) 
 
     def validate(params):
         users = config.train.eval_users
-        found = evaluate(
-            method, params, dataset, split="validation", max_users=users, swap=False
-        )
+        found = evaluate(method, params, dataset, split="validation", max_users=users, swap=False)
         return found.metrics
 
     summary = train_and_evaluate(config, dataset, method, workdir, validate)
@@ -178,7 +176,9 @@ def draw(results: Sequence[Result], path: str | Path) -> None:
     for axis in (bars, curves):
         axis.spines[["top", "right"]].set_visible(False)
     first = results[-1].record
-    title = f"{first['dataset']}, {first['split']} split, {first['protocol']}, {first['users']} users"
+    title = (
+        f"{first['dataset']}, {first['split']} split, {first['protocol']}, {first['users']} users"
+    )
     figure.suptitle(title, fontsize=11)
     figure.tight_layout()
     path = Path(path)
