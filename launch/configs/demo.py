@@ -15,8 +15,8 @@ from launch.configs.base import base_config
 
 def get_config() -> ml_collections.ConfigDict:
     config = base_config()
-    config.data.segment = 25
-    config.data.segments = 16
+    config.data.segment = 16
+    config.data.segments = 25
     config.train.batch_size = 8
     config.train.steps = 700
     config.train.eval_every = 350

@@ -44,15 +44,13 @@ class SASRecLayer(nn.Module):
         )
         heads = partial(nn.DenseGeneral, features=(cfg.heads, cfg.key_dim), dtype=dtype)
         drop = Dropout(cfg.dropout, deterministic)
-        keys = values = out = nn.initializers.lecun_normal()
+        values = out = nn.initializers.lecun_normal()
         if cfg.copy_init:
-            # Keys at unit scale, too: else attention starts uniform and all slots sum alike.
-            keys = nn.initializers.variance_scaling(COPY_GAIN**2, "fan_in", "truncated_normal")
             values, out = scaled_identity(COPY_GAIN), scaled_identity(1.0)
 
         q_in = layer_norm(name="attention_norm")(x)
         q = heads(name="query")(q_in) * cfg.key_dim**-0.5
-        k = heads(kernel_init=keys, name="key")(x)
+        k = heads(name="key")(x)
         v = heads(kernel_init=values, name="value")(x)
         a = attend(q, k, v, layout, lambda s, m: drop(softmax_weights(s, m)))
         a = nn.DenseGeneral(cfg.dim, axis=(-2, -1), kernel_init=out, dtype=dtype, name="out")(a)
