@@ -101,6 +101,11 @@ class ModelConfig:
             )
 
     @property
+    def starts_copying(self) -> bool:
+        """`copy_init` where it applies: HSTU's gated values have no copying start."""
+        return self.copy_init and self.backbone == "sasrec"
+
+    @property
     def key_dim(self) -> int:
         return self.head_dim or self.dim // self.heads
 

@@ -56,7 +56,8 @@ def test_streamed_scores_are_those_of_evaluation(dataset, name):
         ids = [dataset.items.id_of(r.item) for r in answer]
         assert sorted(ids) == list(range(1, dataset.num_items + 1))
         scores = [r.score for r in answer]
-        np.testing.assert_allclose(scores, expected[ids], rtol=0, atol=1e-5)
+        # 1e-5 on the cosines, which the temperature of .05 makes twenty times larger.
+        np.testing.assert_allclose(scores, expected[ids], rtol=0, atol=2e-4)
         assert scores == sorted(scores, reverse=True)
 
 

@@ -31,8 +31,8 @@ class MemoryTokens(nn.Module):
         zeros = nn.initializers.zeros_init()
         self.age_embedding = self.param("age_embedding", zeros, (self.max_groups, dim))
         # Stored memory has unit scale; events are embedded at 0.02 * sqrt(D) per element.
-        scale = nn.initializers.normal(0.02)
-        if self.config.copy_init:
+        scale = nn.initializers.normal(0.02 * dim**-0.5)
+        if self.config.starts_copying:
             # A slot weighs a little more than an event in a copied sum; at unit scale the part that
             # all memories share drowns the recent events.
             scale = scaled_identity(0.25 * dim**-0.5)

@@ -259,7 +259,8 @@ class Rec2PM:
         if not self.config.method.hide or rng is None:
             return None
         which, where = jax.random.split(rng)
-        start = jnp.floor(jax.random.uniform(where, lengths.shape) * lengths).astype(jnp.int32)
+        share = jax.random.uniform(where, lengths.shape)
+        start = jnp.floor(share * lengths.astype(jnp.float32)).astype(jnp.int32)
         return jnp.where(
             jax.random.bernoulli(which, self.config.method.hide, lengths.shape), start, 0
         )

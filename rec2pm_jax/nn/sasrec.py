@@ -45,7 +45,7 @@ class SASRecLayer(nn.Module):
         heads = partial(nn.DenseGeneral, features=(cfg.heads, cfg.key_dim), dtype=dtype)
         drop = Dropout(cfg.dropout, deterministic)
         values = out = nn.initializers.lecun_normal()
-        if cfg.copy_init:
+        if cfg.starts_copying:
             values, out = scaled_identity(COPY_GAIN), scaled_identity(1.0)
 
         q_in = layer_norm(name="attention_norm")(x)

@@ -7,6 +7,8 @@ restore, which falls back to the checkpoint before.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import shutil
 from collections.abc import Callable
@@ -55,7 +57,7 @@ class Checkpoints:
                 params=ocp.args.StandardSave(state.params),
                 optimizer=ocp.args.StandardSave((state.step, state.opt_state)),
                 data=grain.checkpoint.CheckpointSave(iterator),
-                meta=ocp.args.JsonSave(meta),
+                meta=ocp.args.JsonSave({"values": meta, "sha256": _digest(meta)}),
             ),
         )
         self._manager.wait_until_finished()
@@ -197,8 +199,16 @@ def _open(directory: Path, create: bool) -> ocp.CheckpointManager:
 
 
 def _read_meta(manager: ocp.CheckpointManager, step: int) -> Meta:
-    restored = manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))
-    return restored["meta"]
+    stored = manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
+    # A flipped byte may leave valid JSON behind: only a digest tells.
+    if stored["sha256"] != _digest(stored["values"]):
+        raise ValueError("meta does not match its checksum")
+    return stored["values"]
+
+
+def _digest(meta: Meta) -> str:
+    """SHA-256 of the meta as JSON, so that it survives writing and reading."""
+    return hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()
 
 
 def _newest_readable(manager: ocp.CheckpointManager, directory: Path) -> int:
