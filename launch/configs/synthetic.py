@@ -2,11 +2,11 @@
 
 Command:
     python -m launch.prepare --source=synthetic --output_dir=data/synthetic
-    python -m launch.train --config=launch/configs/synthetic.py \\
-        --data=data/synthetic --workdir=runs/synthetic
+    python -m launch.compare --config=launch/configs/synthetic.py --data=data/synthetic \\
+        --workdir=runs/synthetic --json=results/synthetic.json
 Hardware: two CPU cores.
-Time: see results/.
-Metrics: see results/.
+Time: under two minutes per method.
+Metrics: results/synthetic.json; a reader who cannot know the taste gets NDCG@10 .28, one who does .82.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ def get_config() -> ml_collections.ConfigDict:
     config.data.segments = 8
     config.data.protocol = "leave_one_out"
     config.model.dropout = 0.0
-    config.train.steps = 1000
-    config.train.eval_every = 250
-    config.train.checkpoint_every = 250
+    config.train.steps = 600
+    config.train.eval_every = 200
+    config.train.eval_users = 500
+    config.train.checkpoint_every = 200
     return config
