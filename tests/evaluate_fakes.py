@@ -45,7 +45,8 @@ class FakeMethod:
     """Memory and vectors are counts of items, in dyadic fractions that float32 holds exactly.
 
     update: M <- M / 2 + counts of the segment. read: counts of the window so far + M / 4, and 1/8
-    at an item that the query time names. One-time compression adds up all counts.
+    at an item that the query time names. One-time compression adds up all counts. Both count an item
+    that the time of the next event names, once.
     """
 
     config: Config
@@ -67,15 +68,21 @@ class FakeMethod:
     def _one_hot(self, events, valid):
         return jax.nn.one_hot(events.ids, self.num_items + 1) * valid[..., None].astype(jnp.float32)
 
-    def update(self, params, state, events, valid):
-        assert events.ids.shape[1] == self.config.data.segment
+    def _counts(self, events, valid, next_time):
         counts = self._one_hot(events, valid).sum(axis=1)[:, None]
+        if next_time is None:
+            return counts
+        return counts + jax.nn.one_hot(next_time % self.num_items + 1, self.num_items + 1)[:, None]
+
+    def update(self, params, state, events, valid, next_time=None):
+        assert events.ids.shape[1] == self.config.data.segment
+        counts = self._counts(events, valid, next_time)
         some = valid.any(axis=1)
         memory = jnp.where(some[:, None, None], state.memory / 2 + counts, state.memory)
         return State(memory, state.groups + some.astype(jnp.int32))
 
-    def compress(self, params, events, valid):
-        counts = self._one_hot(events, valid).sum(axis=1)[:, None]
+    def compress(self, params, events, valid, next_time=None):
+        counts = self._counts(events, valid, next_time)
         return State(counts, valid.any(axis=1).astype(jnp.int32))
 
     def read_all(self, params, state, events, valid, request_time=None):

@@ -32,12 +32,13 @@ class TasteDataset(FakeDataset):
 class KeepFirst(FakeMethod):
     """Keeps the memory of the first segment; compressing at once gives the same."""
 
-    def update(self, params, state, events, valid):
-        new = super().update(params, state, events, valid)
+    def update(self, params, state, events, valid, *next_time):
+        new = super().update(params, state, events, valid, *next_time)
         return new._replace(memory=jnp.where(state.groups[:, None, None] > 0, state[0], new[0]))
 
-    def compress(self, params, events, valid):
-        return super().compress(params, events._replace(ids=events.ids[:, :5]), valid[:, :5])
+    def compress(self, params, events, valid, *next_time):
+        first = events._replace(ids=events.ids[:, :5])
+        return super().compress(params, first, valid[:, :5], *next_time)
 
 
 def test_a_memory_that_carries_taste_shows_in_every_figure():

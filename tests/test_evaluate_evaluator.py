@@ -58,15 +58,21 @@ class OneByOne:
         valid = np.arange(width)[None] < stop - start
         return Events(padded(sequence.ids), padded(sequence.times), None), valid
 
+    def next_time(self, user, end):
+        times = self.dataset.sequence(user).times
+        return None if times is None else times[end : end + 1]
+
     def state(self, user, first_segment, updates, memory):
         segment = self.method.config.data.segment
         first, stop = first_segment * segment, (first_segment + updates) * segment
         if memory == "one_time" and updates:
-            return self.compress(self.params, *self.events(user, first, stop, stop - first))
+            events = self.events(user, first, stop, stop - first)
+            return self.compress(self.params, *events, self.next_time(user, stop))
         state = self.method.init_state(self.params, 1)
         for begin in range(first, stop, segment):
             events = self.events(user, begin, begin + segment, segment)
-            state = self.update(self.params, state, *events)
+            next_time = self.next_time(user, begin + segment)
+            state = self.update(self.params, state, *events, next_time)
         return state
 
     def vector(self, user, n, start, state):

@@ -124,7 +124,6 @@ def test_live_memories_are_one_update_of_the_reference():
     np.testing.assert_allclose(terms["consistency"][0], consistency, rtol=1e-4)
 
 
-@pytest.mark.xfail(strict=True, reason="update() and compress() do not know the next events' times")
 def test_training_is_what_inference_does_with_a_time_bias():
     """With request times, a served user's memory is the one the reader was trained on."""
     method, params = make("hstu", bias="position_time")
@@ -135,9 +134,13 @@ def test_training_is_what_inference_does_with_a_time_bias():
         params, events, lengths, ends, batch["times"][:, 1:]
     )
     first = columns(events, 0, S)
-    state = method.init_state(params, 2)
-    state = jax.jit(method.update)(params, state, first, first.ids > 0)
-    np.testing.assert_allclose(state.memory, trained[:, 0], atol=1e-4)
+    seen = (first, first.ids > 0)
+    update = lambda p, *args: method.update(p, method.init_state(p, 2), *args)  # noqa: E731
+    for memory_of in (jax.jit(update), jax.jit(method.compress)):
+        state = memory_of(params, *seen, batch["times"][:, S])
+        np.testing.assert_allclose(state.memory, trained[:, 0], atol=1e-4)
+        unaware = memory_of(params, *seen)
+        assert np.abs(unaware.memory - trained[:, 0]).max() > 1e-3  # the argument matters
 
 
 def test_reference_ar_is_the_loss_of_a_pass_without_queries():
@@ -276,3 +279,20 @@ def test_sampled_softmax_in_training():
     terms = terms_of(method, params, batch_of([10, 5], 10), jax.random.key(0))
     assert all(np.isfinite(total) for total, _ in terms.values())
     assert terms["ar"][1] == 9 + 4
+
+
+@pytest.mark.parametrize(("name", "sharing"), [("rec2pm", "per_position"), ("recent", "shared")])
+def test_randomness_does_not_depend_on_the_division_of_the_batch(name, sharing):
+    """Dropout, hidden events, live memories and negatives of an example are its own."""
+    loss = (("kind", "sampled_softmax"), ("negatives", 4), ("sharing", sharing))
+    method, params = make(name=name, model=(("dropout", 0.5),), loss=loss, hide=0.5, live=0.5)
+    batch = batch_of([10, 8, 10], 10)
+    whole = terms_of(method, params, batch, jax.random.key(3))
+    parts = [
+        terms_of(method, params, {k: v[i : i + 1] for k, v in batch.items()}, jax.random.key(3))
+        for i in range(3)
+    ]
+    for term, (total, _) in whole.items():
+        np.testing.assert_allclose(total, sum(p[term][0] for p in parts), rtol=1e-5)
+    other = terms_of(method, params, batch | {"index": batch["index"] + 3}, jax.random.key(3))
+    assert abs(other["ar"][0] - whole["ar"][0]) > 1e-3

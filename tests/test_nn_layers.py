@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -60,17 +59,15 @@ def inputs():
 
 def large_parameters(module, x, layout):
     """Parameters of order one, biases included, so that no term of an equation can hide."""
-    init = partial(module.init, deterministic=True)
-    shapes = jax.eval_shape(init, jax.random.key(0), x, layout)["params"]
+    init = lambda: module.init(jax.random.key(0), x, layout, None)  # noqa: E731
+    shapes = jax.eval_shape(init)["params"]
     rng = np.random.default_rng(1)
     return jax.tree.map(lambda a: rng.normal(0, 0.7, a.shape).astype(np.float32), shapes)
 
 
 def apply(module, params, x, layout):
     """Without dropout, compiled."""
-    return jax.jit(lambda *args: module.apply(*args, deterministic=True))(
-        {"params": params}, x, layout
-    )
+    return jax.jit(lambda *args: module.apply(*args, None))({"params": params}, x, layout)
 
 
 @pytest.mark.parametrize("act", ["relu", "gelu"])
@@ -113,7 +110,7 @@ def test_relative_bias_is_learned_per_layer(bias):
     params = large_parameters(layer, x, layout)
 
     def total(p):
-        out = layer.apply({"params": p}, x, layout, True)
+        out = layer.apply({"params": p}, x, layout, None)
         return jnp.sum(out * jnp.arange(1.0, DIM + 1))
 
     gradient = jax.jit(jax.grad(total))(params)
@@ -196,16 +193,20 @@ def test_bfloat16_stays_close_to_float32(backbone):
 @pytest.mark.parametrize("rate", [0.1, 0.5])
 def test_dropout_drops_at_its_rate_and_keeps_the_expectation(rate):
     x = jnp.ones((400, 400))
-    out = np.asarray(Dropout(rate, False).apply({}, x, rngs={"dropout": jax.random.key(0)}))
+    rngs = {"dropout": jax.random.key(0)}
+    rows = jnp.arange(400)
+    out = np.asarray(Dropout(rate).apply({}, x, rows, rngs=rngs))
     assert abs((out == 0).mean() - rate) < 0.01
     assert abs(out.mean() - 1) < 0.01
     assert len(np.unique(out)) == 2
+    part = Dropout(rate).apply({}, x[5:7], rows[5:7], rngs=rngs)
+    np.testing.assert_array_equal(part, out[5:7])  # a row's mask does not depend on its batch
 
 
-def test_dropout_is_the_identity_when_deterministic_or_at_rate_zero():
+def test_dropout_is_the_identity_without_rows_or_at_rate_zero():
     x = jnp.ones((3, 3))
-    np.testing.assert_array_equal(Dropout(0.5, True).apply({}, x), x)
-    np.testing.assert_array_equal(Dropout(0.0, False).apply({}, x), x)  # needs no key
+    np.testing.assert_array_equal(Dropout(0.5).apply({}, x, None), x)
+    np.testing.assert_array_equal(Dropout(0.0).apply({}, x, jnp.arange(3)), x)  # needs no key
 
 
 @pytest.mark.parametrize("scan", [True, False])
@@ -217,7 +218,7 @@ def test_every_layer_draws_its_own_dropout(scan):
     params = jax.tree.map(lambda a: jnp.zeros(a.shape), shapes)
     params["params"]["layers"]["ffn_out"]["bias"] += 200.0  # doubled where it is kept
     rngs = {"dropout": jax.random.key(7)}
-    out = np.asarray(stack(config).apply(params, x, layout, deterministic=False, rngs=rngs))
+    out = np.asarray(stack(config).apply(params, x, layout, jnp.arange(1), rngs=rngs))
     second = out > 200
     first = out - 400 * second > 0  # the normed input of layer 2: high where layer 1 kept
     assert 0.2 < first.mean() < 0.8 and 0.2 < second.mean() < 0.8

@@ -21,11 +21,12 @@ _ONE_TIME_CELLS = 1 << 24  # attention cells (users x length^2) of a one-time ba
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _fold(method, params, state, kept, wanted, folded, events, valid):
+def _fold(method, params, state, kept, wanted, folded, events, valid, next_times):
     """Scans `method.update` over a chunk; copies the state into `kept` [B, W, ...] where wanted.
 
     wanted: int32 [B, W], number of updates after which each of a chain's rows wants the state.
-    folded: int32 scalar, updates before this chunk. events: fields [B, chunk * S].
+    folded: int32 scalar, updates before this chunk. events: fields [B, chunk * S]. next_times: int32
+    [B, chunk], the time of the event after each segment, or None.
     """
     segment = method.config.data.segment
 
@@ -34,7 +35,8 @@ def _fold(method, params, state, kept, wanted, folded, events, valid):
 
     def body(carry, inputs):
         state, kept, folded = carry
-        state = method.update(params, state, *inputs)
+        (events, valid), next_time = inputs
+        state = method.update(params, state, events, valid, next_time)
         folded = folded + 1
         hit = wanted == folded
 
@@ -43,15 +45,15 @@ def _fold(method, params, state, kept, wanted, folded, events, valid):
 
         return (state, jax.tree.map(keep, kept, state), folded), None
 
-    (state, kept, _), _ = jax.lax.scan(
-        body, (state, kept, folded), jax.tree.map(by_segment, (events, valid))
-    )
+    segments = jax.tree.map(by_segment, (events, valid))
+    by_turn = None if next_times is None else next_times.T
+    (state, kept, _), _ = jax.lax.scan(body, (state, kept, folded), (segments, by_turn))
     return state, kept
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _compress(method, params, events, valid):
-    return method.compress(params, events, valid)
+def _compress(method, params, events, valid, next_time):
+    return method.compress(params, events, valid, next_time)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 2))
@@ -121,8 +123,10 @@ def iterated_memories(
             length = np.clip(todo - folded, 0, _CHUNK) * segment
             start = (first_segment + folded) * segment
             events, valid = histories.window(user, start, length, _CHUNK * segment)
+            ends = start[:, None] + segment * np.arange(1, _CHUNK + 1)
+            next_times = histories.next_time(user, ends)
             state, kept = _fold(
-                method, params, state, kept, wanted, np.int32(folded), events, valid
+                method, params, state, kept, wanted, np.int32(folded), events, valid, next_times
             )
         used = wanted > 0
         for out, new in zip(jax.tree.leaves(result), jax.tree.leaves(kept), strict=True):
@@ -146,9 +150,10 @@ def one_time_memories(
         for batch in batches(np.flatnonzero(widths == width), size):
             real = batch >= 0
             length = np.where(real, rows.updates[batch], 0) * segment
-            start = rows.first_segment[batch] * segment
-            events, valid = histories.window(rows.user[batch], start, length, int(width))
-            state = _compress(method, params, events, valid)
+            user, start = rows.user[batch], rows.first_segment[batch] * segment
+            events, valid = histories.window(user, start, length, int(width))
+            next_time = histories.next_time(user, start + length)
+            state = _compress(method, params, events, valid, next_time)
             for out, new in zip(jax.tree.leaves(result), jax.tree.leaves(state), strict=True):
                 out[batch[real]] = np.asarray(new)[real]
     return result

@@ -50,6 +50,18 @@ class Histories(NamedTuple):
 
         return Events(gather(self.ids), gather(self.times), gather(self.types)), valid
 
+    def next_time(self, user: np.ndarray, end: np.ndarray) -> np.ndarray | None:
+        """The time of event `end` of each user, or of the last event where the history ends there.
+
+        Returns int32 of the shape of `end` (int [B] or [B, n]), None where the events have no times.
+        """
+        if self.times is None:
+            return None
+        first, stop = self.offsets[user], self.offsets[user + 1]
+        if end.ndim == 2:
+            first, stop = first[:, None], stop[:, None]
+        return self.times[np.minimum(first + end, stop - 1)].astype(np.int32)
+
 
 class Targets(NamedTuple):
     """Attributes: user int64 [T] (index into Histories.users); position int64 [T] (n >= 1)."""

@@ -25,11 +25,19 @@ class Method(Protocol):
     def init_state(self, params: Params, batch_size: int) -> State:
         """The state of `batch_size` users without archived events."""
 
-    def update(self, params: Params, state: State, events: Events, valid: Array) -> State:
+    def update(
+        self,
+        params: Params,
+        state: State,
+        events: Events,
+        valid: Array,
+        next_time: Array | None = None,
+    ) -> State:
         """Folds one segment into the state (the body of `lax.scan` at inference).
 
         events: [B, S]; valid: bool [B, S], true on a prefix of each row. A row without valid events
-        keeps its state bit for bit.
+        keeps its state bit for bit. next_time: int32 [B], the time of the event after the segment
+        (there is one, as R >= 1), needed with a time bias only.
         """
 
     def read(

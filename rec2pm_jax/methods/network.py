@@ -63,11 +63,19 @@ class Network:
             {"params": params["embedding"]}, events.ids, positions, events.types
         )
 
-    def run(self, params: Params, x: Array, layout: Layout, rng: PRNGKey | None = None) -> Array:
-        """The backbone over [B, tokens, D]; dropout is on when an rng is given."""
-        rngs = None if rng is None else {"dropout": rng}
+    def run(
+        self,
+        params: Params,
+        x: Array,
+        layout: Layout,
+        rng: PRNGKey | None = None,
+        rows: Array | None = None,
+    ) -> Array:
+        """The backbone over [B, tokens, D]; dropout is on when an rng and `rows` [B] are given."""
         variables = {"params": params["backbone"]}
-        return self.backbone.apply(variables, x, layout, deterministic=rng is None, rngs=rngs)
+        if rng is None:
+            return self.backbone.apply(variables, x, layout)
+        return self.backbone.apply(variables, x, layout, rows, rngs={"dropout": rng})
 
     def score(self, params: Params, vectors: Array) -> Array:
         """[..., D] -> float32 logits [..., V]; the padding column is -inf."""
@@ -78,10 +86,21 @@ class Network:
         return params["embedding"]["item_embedding"]
 
     def next_item(
-        self, params: Params, vectors: Array, targets: Array, weights: Array, rng: PRNGKey | None
+        self,
+        params: Params,
+        vectors: Array,
+        targets: Array,
+        weights: Array,
+        rng: PRNGKey | None,
+        rows: Array,
     ) -> tuple[Array, Array]:
-        """(sum, weight) of the next-item loss over vectors [..., D] and targets, weights [...]."""
+        """(sum, weight) of the next-item loss over vectors [B, N, D] and targets, weights [B, N].
+
+        rows: int32 [B], unique within the step: negatives of a position are drawn by its number.
+        """
         rng = jax.random.key(0) if rng is None else rng
+        length = targets.shape[1]
+        positions = rows[:, None] * length + jnp.arange(length, dtype=jnp.int32)
         return next_item_loss(
             self.config.loss,
             vectors.reshape(-1, vectors.shape[-1]),
@@ -89,6 +108,7 @@ class Network:
             targets.reshape(-1),
             weights.reshape(-1),
             rng,
+            positions.reshape(-1),
         )
 
 
@@ -108,13 +128,9 @@ def training_events(batch: Batch) -> tuple[Events, Array, Array, Array | None]:
     return inputs, targets, (targets != PADDING_ID).astype(jnp.float32), next_times
 
 
-def example_key(rng: PRNGKey | None, batch: Batch) -> PRNGKey | None:
-    """The key of this part of a step, by the global index of its first example.
-
-    Micro-batches and devices are given the same key and must not draw the same masks. None stays
-    None (no dropout).
-    """
-    return None if rng is None else jax.random.fold_in(rng, batch["index"][0])
+def segment_rows(rows: Array, count: int) -> Array:
+    """Row numbers of `count` segments per row, folded into the batch as `cut` does: [B * count]."""
+    return (rows[:, None] * count + jnp.arange(count, dtype=jnp.int32)).reshape(-1)
 
 
 def cut(x, segment: int, length: int, count: int):

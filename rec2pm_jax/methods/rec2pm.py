@@ -11,9 +11,10 @@ import jax.numpy as jnp
 from rec2pm_jax.config import Config
 from rec2pm_jax.methods import layout as layouts
 from rec2pm_jax.methods.memory import MemoryTokens, fold
-from rec2pm_jax.methods.network import Network, cut, example_key, training_events
+from rec2pm_jax.methods.network import Network, cut, segment_rows, training_events
 from rec2pm_jax.methods.segments import ReadPlan, plan_memory
 from rec2pm_jax.methods.single_pass import last_valid
+from rec2pm_jax.nn.dropout import per_row
 from rec2pm_jax.typing import PADDING_ID, Array, Batch, Events, Params, PRNGKey, State, Terms
 
 
@@ -75,30 +76,30 @@ class Rec2PM:
 
     # --- inference ---
 
-    def update(self, params: Params, state: State, events: Events, valid: Array) -> State:
+    def update(self, params, state, events: Events, valid, next_time=None) -> State:
         lengths = jnp.sum(valid, axis=1, dtype=jnp.int32)
-        _, memory = self._update_pass(params, state, events, lengths, events.times, queries=True)
+        row_times = layouts.query_times(events.times, valid, next_time)
+        _, memory = self._update_pass(params, state, events, lengths, row_times, queries=True)
         return fold(state, memory, lengths > 0)
 
     def read_all(self, params, state, events: Events, valid, request_time=None) -> Array:
         lengths = jnp.sum(valid, axis=1, dtype=jnp.int32)
-        row_times = None
-        if events.times is not None:
-            row_times = layouts.query_times(events.times, valid, request_time)
+        row_times = layouts.query_times(events.times, valid, request_time)
         outputs, _ = self._update_pass(params, state, events, lengths, row_times, queries=False)
         return outputs.astype(jnp.float32)
 
     def read(self, params, state, events: Events, valid, request_time=None) -> Array:
         return last_valid(self.read_all(params, state, events, valid, request_time), valid)
 
-    def compress(self, params: Params, events: Events, valid: Array) -> State:
+    def compress(self, params, events: Events, valid, next_time=None) -> State:
         """One-time memory: a single reference-style pass over whole histories.
 
-        events: [B, A]; valid: bool [B, A], a prefix of whole segments. Rows without any valid event
-        get an empty state. Serves the same weights as `update`.
+        events: [B, A]; valid: bool [B, A], a prefix of whole segments; next_time: as in `update`.
+        Rows without any valid event get an empty state. Serves the same weights as `update`.
         """
         lengths = jnp.sum(valid, axis=1, dtype=jnp.int32)
-        _, memory = self._reference_pass(params, events, lengths, lengths[:, None], events.times)
+        row_times = layouts.query_times(events.times, valid, next_time)
+        _, memory = self._reference_pass(params, events, lengths, lengths[:, None], row_times)
         return fold(self.init_state(params, lengths.shape[0]), memory[:, 0], lengths > 0)
 
     # --- the two passes ---
@@ -119,7 +120,17 @@ class Rec2PM:
         )
 
     def _update_pass(
-        self, params, state: State, events, lengths, row_times, *, queries, rng=None, hidden=None
+        self,
+        params,
+        state: State,
+        events,
+        lengths,
+        row_times,
+        *,
+        queries,
+        rng=None,
+        rows=None,
+        hidden=None,
     ) -> tuple[Array, Array | None]:
         """[M; S; Q] -> outputs at the events [B, N, D] and memory m [B, C, D] (None w/o queries)."""
         slots = self.config.method.slots
@@ -140,7 +151,7 @@ class Rec2PM:
         if queries:
             parts.append(self.tokens.apply(variables, batch, method="queries"))
         parts.append(self.network.embed(params, events, positions))
-        outputs = self.network.run(params, jnp.concatenate(parts, axis=1), layout, rng)
+        outputs = self.network.run(params, jnp.concatenate(parts, axis=1), layout, rng, rows)
         items = outputs[:, layout.num_slots :]
         if not queries:
             return items, None
@@ -148,7 +159,7 @@ class Rec2PM:
         return items, self.tokens.apply(variables, at_queries, method="leave")
 
     def _reference_pass(
-        self, params, events, lengths, query_ends, row_times, rng=None
+        self, params, events, lengths, query_ends, row_times, rng=None, rows=None
     ) -> tuple[Array, Array]:
         """[S_0; Q; S_1; Q; ...] -> outputs at the events [B, N, D] and memories [B, groups, C, D]."""
         slots = self.config.method.slots
@@ -169,7 +180,7 @@ class Rec2PM:
         x = jnp.concatenate(
             [jnp.tile(queries, (1, groups, 1)), self.network.embed(params, events, positions)], 1
         )
-        outputs = self.network.run(params, x, layout, rng)
+        outputs = self.network.run(params, x, layout, rng, rows)
         memory = self.tokens.apply(variables, outputs[:, : layout.num_slots], method="leave")
         return outputs[:, layout.num_slots :], memory.reshape(batch, groups, slots, -1)
 
@@ -184,9 +195,10 @@ class Rec2PM:
         """
         data, method = self.config.data, self.config.method
         rngs = dict.fromkeys(("ref", "upd", "live", "hide", "mix", "neg", "neg_ref"))
-        rng = example_key(rng, batch)
         if rng is not None:
             rngs = dict(zip(rngs, jax.random.split(rng, len(rngs)), strict=True))
+        rows = batch["index"]
+        w_rows = segment_rows(rows, data.segments)
         events, targets, weights, next_times = training_events(batch)
         span = data.segments * data.segment  # the last R - 1 events belong to no segment
         inside = jax.tree.map(lambda a: a[:, :span], events)
@@ -194,7 +206,7 @@ class Rec2PM:
         ends = (jnp.arange(data.segments, dtype=jnp.int32)[None] + 1) * data.segment
         inside_times = None if next_times is None else next_times[:, :span]
         ref_items, reference = self._reference_pass(
-            params, inside, lengths, ends, inside_times, rngs["ref"]
+            params, inside, lengths, ends, inside_times, rngs["ref"], rows
         )
 
         cut_to = (data.segment, data.read_length, data.segments)
@@ -202,28 +214,39 @@ class Rec2PM:
             (events, targets, weights, next_times), *cut_to
         )
         w_lengths = jnp.sum(windows.ids != PADDING_ID, axis=1, dtype=jnp.int32)
-        hidden = self._hidden(w_lengths, rngs["hide"])
+        hidden = self._hidden(w_lengths, rngs["hide"], w_rows)
 
         def update_pass(reference, rng):
             state = self._previous(reference)
             items, memory = self._update_pass(
-                params, state, windows, w_lengths, w_times, queries=True, rng=rng, hidden=hidden
+                params,
+                state,
+                windows,
+                w_lengths,
+                w_times,
+                queries=True,
+                rng=rng,
+                rows=w_rows,
+                hidden=hidden,
             )
             return items, memory.reshape(reference.shape)
 
         memory_in = reference
-        if method.live:
+        if method.live and rng is not None:
             _, live = update_pass(reference, rngs["live"])
-            share = jnp.zeros(live.shape[:2], bool)
-            if rng is not None:
-                share = jax.random.bernoulli(rngs["mix"], method.live, share.shape)
-            memory_in = jnp.where(share[..., None, None], live, reference)
+            chosen = per_row(
+                lambda key: jax.random.bernoulli(key, method.live), rngs["mix"], w_rows
+            )
+            chosen = chosen.reshape(reference.shape[:2])
+            memory_in = jnp.where(chosen[..., None, None], live, reference)
         items, updated = update_pass(memory_in, rngs["upd"])
 
-        terms = {"ar": self.network.next_item(params, items, w_targets, w_weights, rngs["neg"])}
+        terms = {
+            "ar": self.network.next_item(params, items, w_targets, w_weights, rngs["neg"], w_rows)
+        }
         terms["consistency"] = self._consistency(reference, updated, ends <= lengths[:, None])
         if method.reference_ar:
-            at = (targets[:, :span], weights[:, :span], rngs["neg_ref"])
+            at = (targets[:, :span], weights[:, :span], rngs["neg_ref"], rows)
             terms["reference_ar"] = self.network.next_item(params, ref_items, *at)
         if method.bag:
             terms["bag"] = self._bag(params, reference, inside.ids)
@@ -254,16 +277,13 @@ class Rec2PM:
         groups = jnp.minimum(jnp.arange(count, dtype=jnp.int32), capacity)
         return State(memory, jnp.tile(groups, batch))
 
-    def _hidden(self, lengths: Array, rng: PRNGKey | None) -> Array | None:
+    def _hidden(self, lengths: Array, rng: PRNGKey | None, rows: Array) -> Array | None:
         """First visible event per row: hides a random older part of some working memories."""
         if not self.config.method.hide or rng is None:
             return None
-        which, where = jax.random.split(rng)
-        share = jax.random.uniform(where, lengths.shape)
-        start = jnp.floor(share * lengths.astype(jnp.float32)).astype(jnp.int32)
-        return jnp.where(
-            jax.random.bernoulli(which, self.config.method.hide, lengths.shape), start, 0
-        )
+        draws = per_row(lambda key: jax.random.uniform(key, (2,)), rng, rows)
+        start = jnp.floor(draws[:, 0] * lengths.astype(jnp.float32)).astype(jnp.int32)
+        return jnp.where(draws[:, 1] < self.config.method.hide, start, 0)
 
     def _consistency(self, reference, updated, whole) -> tuple[Array, Array]:
         """L_con over whole segments h >= 1 (h = 0 has nothing to be consistent with): (sum, weight)."""

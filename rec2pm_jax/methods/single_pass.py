@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from rec2pm_jax.config import Config
 from rec2pm_jax.methods import layout as layouts
-from rec2pm_jax.methods.network import Network, cut, example_key, training_events
+from rec2pm_jax.methods.network import Network, cut, segment_rows, training_events
 from rec2pm_jax.methods.segments import ReadPlan, plan_last
 from rec2pm_jax.typing import Array, Batch, Events, Params, PRNGKey, State, Terms
 
@@ -42,22 +42,20 @@ class SinglePass:
         dim = self.config.model.dim
         return State(jnp.zeros((batch_size, 0, dim)), jnp.zeros(batch_size, jnp.int32))
 
-    def update(self, params: Params, state: State, events: Events, valid: Array) -> State:
+    def update(self, params, state, events: Events, valid, next_time=None) -> State:
         return state
 
     def plan(self, n, max_segments: int = 0) -> ReadPlan:
         return plan_last(n, self.read_length)
 
-    def _encode(self, params, events: Events, row_times, rng=None) -> Array:
+    def _encode(self, params, events: Events, row_times, rng=None, rows=None) -> Array:
         length = events.ids.shape[1]
         layout = layouts.causal(length, row_times, events.times)
         x = self.network.embed(params, events, layout.place)
-        return self.network.run(params, x, layout, rng)
+        return self.network.run(params, x, layout, rng, rows)
 
     def read_all(self, params, state, events: Events, valid, request_time=None) -> Array:
-        row_times = None
-        if events.times is not None:
-            row_times = layouts.query_times(events.times, valid, request_time)
+        row_times = layouts.query_times(events.times, valid, request_time)
         return self._encode(params, events, row_times).astype(jnp.float32)
 
     def read(self, params, state, events: Events, valid, request_time=None) -> Array:
@@ -68,16 +66,17 @@ class SinglePass:
 
     def loss(self, params, batch: Batch, rng, *, step, target_params=None) -> Terms:
         events, targets, weights, next_times = training_events(batch)
+        rows = batch["index"]
         if self.config.method.name == "recent":
             data = self.config.data
             window = (data.segment, data.read_length, data.segments)
             events, targets, weights, next_times = cut(
                 (events, targets, weights, next_times), *window
             )
-        rng = example_key(rng, batch)
+            rows = segment_rows(rows, data.segments)
         drop_rng, negative_rng = (None, None) if rng is None else jax.random.split(rng)
-        outputs = self._encode(params, events, next_times, drop_rng)
-        return {"ar": self.network.next_item(params, outputs, targets, weights, negative_rng)}
+        outputs = self._encode(params, events, next_times, drop_rng, rows)
+        return {"ar": self.network.next_item(params, outputs, targets, weights, negative_rng, rows)}
 
     def loss_weights(self, step: Array) -> dict[str, Array]:
         return {"ar": jnp.float32(1.0)}

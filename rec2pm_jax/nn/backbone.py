@@ -30,15 +30,16 @@ class Backbone(nn.Module):
     num_slot_ids: int
 
     @nn.compact
-    def __call__(self, x: Array, layout: Layout, deterministic: bool = True) -> Array:
+    def __call__(self, x: Array, layout: Layout, rows: Array | None = None) -> Array:
+        """rows: int32 [B], as in `Dropout`, which is off without them."""
         cfg = self.config
-        x = Dropout(cfg.dropout, deterministic)(x)
+        x = Dropout(cfg.dropout)(x, rows)
         if cfg.backbone == "sasrec":
             layer = SASRecLayer(cfg, name="layers")
         else:
             layer = HSTULayer(cfg, self.norm, self.max_distance, self.num_slot_ids, name="layers")
         stack = nn.scan(
-            lambda layer, x, layout: (layer(x, layout, deterministic), None),
+            lambda layer, x, layout: (layer(x, layout, rows), None),
             variable_axes={"params": 0},
             split_rngs={"params": True, "dropout": True},
             in_axes=(nn.broadcast,),

@@ -1,4 +1,4 @@
-"""Dropout from one random byte per element."""
+"""Randomness per row of a batch, and dropout from one random byte per element."""
 
 from __future__ import annotations
 
@@ -6,7 +6,16 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from rec2pm_jax.typing import Array
+from rec2pm_jax.typing import Array, PRNGKey
+
+
+def per_row(draw, rng: PRNGKey, rows: Array) -> Array:
+    """Stacks draw(key) over a key per row: what a row draws does not depend on its batch mates.
+
+    Micro-batches and devices share `rng` and tell their rows apart by `rows`, int32 [B], numbers that
+    are unique within the step.
+    """
+    return jax.vmap(lambda row: draw(jax.random.fold_in(rng, row)))(rows)
 
 
 class Dropout(nn.Module):
@@ -18,13 +27,15 @@ class Dropout(nn.Module):
     """
 
     rate: float
-    deterministic: bool
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Array, rows: Array | None) -> Array:
+        """x: [B, ...]; rows: int32 [B], see `per_row`, or None to switch dropout off."""
         dropped = round(self.rate * 256)
-        if self.deterministic or not dropped:
+        if rows is None or not dropped:
             return x
-        bits = jax.random.bits(self.make_rng("dropout"), x.shape, jnp.uint8)
+        bits = per_row(
+            lambda key: jax.random.bits(key, x.shape[1:], jnp.uint8), self.make_rng("dropout"), rows
+        )
         scale = jnp.asarray(256 / (256 - dropped), x.dtype)
         return jnp.where(bits >= dropped, x * scale, jnp.zeros((), x.dtype))

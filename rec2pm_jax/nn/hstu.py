@@ -43,7 +43,7 @@ class HSTULayer(nn.Module):
     num_slot_ids: int
 
     @nn.compact
-    def __call__(self, x: Array, layout: Layout, deterministic: bool) -> Array:
+    def __call__(self, x: Array, layout: Layout, rows: Array | None) -> Array:
         cfg = self.config
         dtype = jnp.dtype(cfg.dtype)
         layer_norm = partial(
@@ -63,7 +63,7 @@ class HSTULayer(nn.Module):
         a = attend(q, k, v, layout, weigh, self._bias(layout))
         a = a.reshape(*a.shape[:2], -1)
         gated = u.reshape(a.shape) * layer_norm(name="output_norm")(a)
-        gated = Dropout(cfg.dropout, deterministic)(gated)
+        gated = Dropout(cfg.dropout)(gated, rows)
         out = nn.Dense(
             cfg.dim, kernel_init=nn.initializers.xavier_uniform(), dtype=dtype, name="out"
         )

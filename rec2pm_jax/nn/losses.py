@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from rec2pm_jax.config import LossConfig
+from rec2pm_jax.nn.dropout import per_row
 from rec2pm_jax.typing import Array, PRNGKey
 
 
@@ -47,6 +48,7 @@ def next_item_loss(
     targets: Array,
     weights: Array,
     rng: PRNGKey,
+    rows: Array,
 ) -> tuple[Array, Array]:
     """Cross-entropy of the next item: (weighted sum, sum of weights), float32 scalars.
 
@@ -56,42 +58,44 @@ def next_item_loss(
       targets: int32 [T].
       weights: float32 [T], 0 where the position does not count.
       rng: for the sampled negatives.
+      rows: int32 [T], numbers of the positions, unique within the step: see `per_row`.
     """
     if config.kind == "full_softmax":
         vectors, table = prepare(config, vectors, table)
         logits = vectors @ table[1:].T  # without the padding column
         losses = _logsumexp(logits) - jnp.sum(vectors * table[targets], axis=-1)
     else:
-        losses = _sampled_softmax(config, vectors, table, targets, weights, rng)
+        losses = _sampled_softmax(config, vectors, table, targets, weights, rng, rows)
     return jnp.sum(losses * weights), jnp.sum(weights)
 
 
 def sample_negatives(
-    config: LossConfig, num_items: int, targets: Array, weights: Array, rng: PRNGKey
+    config: LossConfig, num_items: int, targets: Array, weights: Array, rng: PRNGKey, rows: Array
 ) -> tuple[Array, Array]:
     """Negative ids, and the log probability of drawing each catalogue id.
 
     Uniform over the catalogue with replacement, or with `in_batch` drawn from the targets of the
-    batch, so by their frequency there. ids: int32 [R] when shared, [T, R] per position;
+    (micro-)batch, so by their frequency there. ids: int32 [R] when shared, [T, R] per position;
     log_q: float32 [V].
     """
-    shape = (config.negatives,)
-    if config.sharing == "per_position":
-        shape = (targets.shape[0], config.negatives)
+
+    def draw(low, high):
+        one = lambda key: jax.random.randint(key, (config.negatives,), low, high)  # noqa: E731
+        return per_row(one, rng, rows) if config.sharing == "per_position" else one(rng)
+
     if not config.in_batch:
-        ids = jax.random.randint(rng, shape, 1, num_items + 1)
+        ids = draw(1, num_items + 1)
         return ids, jnp.full(num_items + 1, -jnp.log(float(num_items)))
     present = (weights > 0).astype(jnp.int32)
     rank = jnp.cumsum(present)
-    draws = jax.random.randint(rng, shape, 0, jnp.maximum(rank[-1], 1)) + 1
-    ids = targets[jnp.searchsorted(rank, draws)]
+    ids = targets[jnp.searchsorted(rank, draw(0, jnp.maximum(rank[-1], 1)) + 1)]
     counts = jnp.zeros(num_items + 1).at[targets].add(present.astype(jnp.float32))
     total = jnp.maximum(rank[-1], 1).astype(jnp.float32)
     return ids, jnp.log(jnp.maximum(counts, 1.0) / total)
 
 
-def _sampled_softmax(config, vectors, table, targets, weights, rng) -> Array:
-    ids, log_q = sample_negatives(config, table.shape[0] - 1, targets, weights, rng)
+def _sampled_softmax(config, vectors, table, targets, weights, rng, rows) -> Array:
+    ids, log_q = sample_negatives(config, table.shape[0] - 1, targets, weights, rng, rows)
     # Gather first, then normalise: the cost does not grow with the catalogue.
     vectors, positives = prepare(config, vectors, table[targets])
     _, negatives = prepare(config, vectors, table[ids])

@@ -36,14 +36,14 @@ class SASRecLayer(nn.Module):
     config: ModelConfig
 
     @nn.compact
-    def __call__(self, x: Array, layout: Layout, deterministic: bool) -> Array:
+    def __call__(self, x: Array, layout: Layout, rows: Array | None) -> Array:
         cfg = self.config
         dtype = jnp.dtype(cfg.dtype)
         layer_norm = partial(
             nn.LayerNorm, epsilon=1e-8, use_bias=False, use_scale=False, dtype=dtype
         )
         heads = partial(nn.DenseGeneral, features=(cfg.heads, cfg.key_dim), dtype=dtype)
-        drop = Dropout(cfg.dropout, deterministic)
+        drop = lambda x: Dropout(cfg.dropout)(x, rows)  # noqa: E731
         values = out = nn.initializers.lecun_normal()
         if cfg.starts_copying:
             values, out = scaled_identity(COPY_GAIN), scaled_identity(1.0)

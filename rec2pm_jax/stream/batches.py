@@ -21,9 +21,9 @@ MAX_BATCH = 64
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def update(method, params, state, events, valid):
+def update(method, params, state, events, valid, next_time):
     """The scan body of evaluation, one segment per user: see `Method.update`."""
-    return method.update(params, state, events, valid)
+    return method.update(params, state, events, valid, next_time)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
@@ -79,10 +79,14 @@ def observe(
     size = method.config.data.segment
     for turn in range(int(step.updates.max())):  # each turn folds one segment of every user due
         for index, real in padded_rows(np.flatnonzero(step.updates > turn)):
-            segment = slice(turn * size, (turn + 1) * size)
+            end = (turn + 1) * size
+            segment = slice(turn * size, end)
             folded = [jax.tree.map(lambda x, s=segment: x[s], pending[i]) for i in index]
+            next_time = None
+            if folded[0].times is not None:  # R >= 1: a segment is folded after its successor came
+                next_time = np.array([pending[i].times[end] for i in index], np.int32)
             old = jax.tree.map(lambda x, i=index: x[i], states)
-            new = update(method, params, old, *stack(folded, size))
+            new = update(method, params, old, *stack(folded, size), next_time)
             for out, leaf in zip(jax.tree.leaves(states), jax.tree.leaves(new), strict=True):
                 out[index[:real]] = np.asarray(leaf)[:real]
 
