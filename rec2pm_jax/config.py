@@ -70,7 +70,7 @@ class ModelConfig:
     head_dim: int = 0  # 0: dim // heads (HSTU: dqk = dv)
     ffn_dim: int = 0  # SASRec only; 0: dim
     activation: str = "relu"  # SASRec only: relu | gelu
-    dropout: float = 0.2
+    dropout: float = 0.1
     relative_bias: str = "none"  # HSTU only: none | position | position_time
     absolute_positions: bool = True
     copy_init: bool = True  # SASRec: attention and memory start as copying, see nn/sasrec.py
@@ -123,7 +123,7 @@ class MethodConfig:
     consistency_reduction: str = "mean"  # mean | sum over [C, D]
     stop_target: bool = True  # stop gradients into the target of L_con
     reference_ar: float = 0.5  # weight of the next-item loss on the reference pass
-    bag: float = 0.3  # weight of "m_h^ref predicts the items of segment h + 1"
+    bag: float = 1.0  # weight of "m_h^ref predicts the items of segment h + 1"
     hide: float = 0.0  # share of (user, segment) whose older working memory is hidden in training
     live: float = 0.0  # share of (user, segment) fed the live memory instead of the reference
 

@@ -48,8 +48,11 @@ class State(NamedTuple):
       memory: float [B, G * C, D] preference memory. Groups are aligned to the right: the newest
         group is the last C rows, and unused rows on the left are zero. Overwrite has G = 1. Methods
         without memory have zero rows here.
-      groups: int32 [B], how many groups are in use (bookkeeping, 4 bytes per user).
+      groups: int32 [B], how many groups are in use.
+      segments: int32 [B], how many segments the memory has seen; with `groups` 8 bytes per user of
+        bookkeeping.
     """
 
     memory: Array  # B G*C D
     groups: Array  # B
+    segments: Array  # B

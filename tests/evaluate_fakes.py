@@ -63,7 +63,8 @@ class FakeMethod:
     def init_state(self, params, batch_size):
         rows = 1 if self.has_memory else 0
         shape = (batch_size, rows, self.num_items + 1)
-        return State(jnp.zeros(shape), jnp.zeros(batch_size, jnp.int32))
+        none = jnp.zeros(batch_size, jnp.int32)
+        return State(jnp.zeros(shape), none, none)
 
     def _one_hot(self, events, valid):
         return jax.nn.one_hot(events.ids, self.num_items + 1) * valid[..., None].astype(jnp.float32)
@@ -79,11 +80,13 @@ class FakeMethod:
         counts = self._counts(events, valid, next_time)
         some = valid.any(axis=1)
         memory = jnp.where(some[:, None, None], state.memory / 2 + counts, state.memory)
-        return State(memory, state.groups + some.astype(jnp.int32))
+        once = some.astype(jnp.int32)
+        return State(memory, state.groups + once, state.segments + once)
 
     def compress(self, params, events, valid, next_time=None):
         counts = self._counts(events, valid, next_time)
-        return State(counts, valid.any(axis=1).astype(jnp.int32))
+        some = valid.any(axis=1).astype(jnp.int32)
+        return State(counts, some, some)
 
     def read_all(self, params, state, events, valid, request_time=None):
         vectors = self._one_hot(events, valid).cumsum(axis=1)

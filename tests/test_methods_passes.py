@@ -96,7 +96,9 @@ def test_update_pass_is_memory_segment_and_queries_written_out(backbone, bias):
         np.testing.assert_allclose(items[user, :length], outputs, **CLOSE)
         np.testing.assert_allclose(without_queries[user, :length], outputs, **CLOSE)
         _, at_queries = slow.update_pass(p, method.config, used, queries, seen[:S])
-        np.testing.assert_allclose(memory[user], left(method, params, at_queries), **CLOSE)
+        keep = np.exp(p["memory"]["log_keep"])[:, None] * state.segments[user]
+        kept = at_queries + keep * state.memory[user, -SLOTS:]
+        np.testing.assert_allclose(memory[user], left(method, params, kept), **CLOSE)
 
 
 @backbones
@@ -139,6 +141,7 @@ def test_scan_equals_a_python_loop_over_updates(memory):
     np.testing.assert_allclose(scanned.memory, state.memory, **ROUNDING)
     np.testing.assert_array_equal(scanned.groups, state.groups)
     np.testing.assert_array_equal(state.groups, [1, 1, 0] if memory == "overwrite" else [2, 2, 0])
+    np.testing.assert_array_equal(state.segments, [3, 2, 0])
 
 
 @backbones
@@ -150,6 +153,7 @@ def test_first_memory_is_the_same_in_both_passes(backbone, bias):
     reference = jax.jit(method.compress)(params, events, valid)
     np.testing.assert_allclose(update.memory, reference.memory, **ROUNDING)
     np.testing.assert_array_equal(update.groups, reference.groups)
+    np.testing.assert_array_equal(update.segments, reference.segments)
 
 
 @backbones
@@ -174,11 +178,13 @@ def test_compressing_k_segments_gives_the_kth_reference_memory(backbone, bias):
     method, params = make(backbone, bias=bias)
     events, _ = histories([9, 9], K * S, times=bias == "position_time")
     lengths, ends = np.array([9, 9], np.int32), np.array([[3, 6, 9]], np.int32)
-    _, memory = jax.jit(method._reference_pass)(params, events, lengths, ends, events.times)
+    asks = asked(events.times, lengths)
+    _, memory = jax.jit(method._reference_pass)(params, events, lengths, ends, asks)
     compress = jax.jit(method.compress)
     for k in range(K):
         valid = np.broadcast_to(np.arange(9) < (k + 1) * S, (2, 9))
-        state = compress(params, events, valid)
+        next_time = None if asks is None else asks[:, (k + 1) * S - 1]
+        state = compress(params, events, valid, next_time)
         np.testing.assert_allclose(state.memory, memory[:, k], **ROUNDING)
     empty = compress(params, events, np.zeros((2, 9), bool))
     np.testing.assert_array_equal(empty.groups, [0, 0])
@@ -233,8 +239,8 @@ def test_memory_is_exactly_c_by_d_floats_per_group(memory, groups):
     state = method.init_state(params, 5)
     assert isinstance(state, State) and state.memory.dtype == jnp.float32
     assert state.memory.nbytes == 5 * groups * SLOTS * DIM * 4
-    assert state.groups.nbytes == 5 * 4  # bookkeeping
-    assert not np.any(state.memory) and not np.any(state.groups)
+    assert state.groups.nbytes + state.segments.nbytes == 5 * 8  # bookkeeping
+    assert not any(np.any(part) for part in state)
     events, valid = histories([3] * 5, S)
     after = jax.eval_shape(method.update, params, state, events, valid)
     assert jax.tree.map(lambda a: (a.shape, a.dtype), after) == jax.tree.map(

@@ -30,6 +30,7 @@ class MemoryTokens(nn.Module):
         self.slot_embedding = self.param("slot_embedding", apart, (self.slots, dim))
         zeros = nn.initializers.zeros_init()
         self.age_embedding = self.param("age_embedding", zeros, (self.max_groups, dim))
+        self.log_keep = self.param("log_keep", zeros, (self.slots,))
         # Stored memory has unit scale; events are embedded at 0.02 * sqrt(D) per element.
         scale = nn.initializers.normal(0.02 * dim**-0.5)
         if self.config.starts_copying:
@@ -58,13 +59,21 @@ class MemoryTokens(nn.Module):
         place = place + jnp.repeat(self.age_embedding[age], self.slots, axis=0)
         return self.adapter(memory) * self.config.dim**0.5 + place.astype(self.config.dtype)
 
-    def leave(self, outputs: Array) -> Array:
-        """Outputs at the queries [..., D] to stored memory: layer-normed, float32.
+    def leave(self, outputs: Array, state: State | None = None) -> Array:
+        """Outputs at the queries [..., C, D] to stored memory: layer-normed, float32.
 
         The norm (no affine) keeps the scale of the memory fixed however often it is updated, gives
         L_con a unit to be measured in, and suits a quantised store.
+
+        With the `state` before an update, m_k = LN(o_k + g_c * k * m_{k-1}) for a memory of k segments
+        and a learned g_c > 0 per slot (1 at first): the running mean of what the updates say. An error
+        of one update fades as 1/k instead of being carried on in full.
         """
-        return self.norm(outputs)
+        if state is None:
+            return self.norm(outputs)
+        gain = jnp.exp(self.log_keep) * state.segments[:, None].astype(jnp.float32)
+        newest = state.memory[:, -self.slots :]
+        return self.norm(outputs.astype(jnp.float32) + gain[..., None] * newest)
 
 
 def fold(state: State, memory: Array, valid: Array) -> State:
@@ -85,4 +94,5 @@ def fold(state: State, memory: Array, valid: Array) -> State:
     return State(
         jnp.where(valid[:, None, None], folded, state.memory),
         jnp.where(valid, groups, state.groups),
+        jnp.where(valid, state.segments + 1, state.segments),
     )

@@ -54,7 +54,7 @@ class Rec2PM:
         network_rng, memory_rng = jax.random.split(rng)
         one = jnp.ones(1, jnp.int32)
         times = jnp.zeros((1, 1), jnp.int32)
-        layout = self._update_layout(one, one, 1, False, times, times)
+        layout = self._update_layout(one, self.init_state(None, 1), 1, False, times, times)
         params = self.network.init(network_rng, layout, layout.num_slots + 1)
         params["memory"] = self.tokens.init(memory_rng, 1)["params"]
         if self.config.method.bag:
@@ -66,7 +66,8 @@ class Rec2PM:
     def init_state(self, params: Params, batch_size: int) -> State:
         rows = self.capacity * self.config.method.slots
         memory = jnp.zeros((batch_size, rows, self.config.model.dim), jnp.float32)
-        return State(memory, jnp.zeros(batch_size, jnp.int32))
+        none = jnp.zeros(batch_size, jnp.int32)
+        return State(memory, none, none)
 
     def plan(self, n, max_segments: int = 0) -> ReadPlan:
         return plan_memory(n, self.config.data, max_segments)
@@ -100,23 +101,26 @@ class Rec2PM:
         lengths = jnp.sum(valid, axis=1, dtype=jnp.int32)
         row_times = layouts.query_times(events.times, valid, next_time)
         _, memory = self._reference_pass(params, events, lengths, lengths[:, None], row_times)
-        return fold(self.init_state(params, lengths.shape[0]), memory[:, 0], lengths > 0)
+        state = fold(self.init_state(params, lengths.shape[0]), memory[:, 0], lengths > 0)
+        return state._replace(segments=lengths // self.config.data.segment)
 
     # --- the two passes ---
 
-    def _update_layout(self, lengths, groups, num_items, queries, row_times, key_times, **extra):
-        method = self.config.method
+    def _update_layout(
+        self, lengths, state: State, num_items, queries, row_times, key_times, hidden=None
+    ):
+        slots = self.config.method.slots
         return layouts.update(
             lengths,
-            groups,
+            state.groups,
             num_items=num_items,
-            slots=method.slots,
-            max_groups=extra.pop("max_groups", self.capacity),
+            slots=slots,
+            max_groups=state.memory.shape[1] // slots,
             segment=self.config.data.segment,
             with_queries=queries,
+            hidden=hidden,
             row_times=row_times,
             key_times=key_times,
-            **extra,
         )
 
     def _update_pass(
@@ -136,14 +140,7 @@ class Rec2PM:
         slots = self.config.method.slots
         batch, num_items = events.ids.shape
         layout = self._update_layout(
-            lengths,
-            state.groups,
-            num_items,
-            queries,
-            row_times,
-            events.times,
-            hidden=hidden,
-            max_groups=state.memory.shape[1] // slots,
+            lengths, state, num_items, queries, row_times, events.times, hidden
         )
         positions = jnp.arange(num_items, dtype=jnp.int32)[None]
         variables = {"params": params["memory"]}
@@ -156,7 +153,7 @@ class Rec2PM:
         if not queries:
             return items, None
         at_queries = outputs[:, layout.num_slots - slots : layout.num_slots]
-        return items, self.tokens.apply(variables, at_queries, method="leave")
+        return items, self.tokens.apply(variables, at_queries, state, method="leave")
 
     def _reference_pass(
         self, params, events, lengths, query_ends, row_times, rng=None, rows=None
@@ -274,8 +271,8 @@ class Rec2PM:
         padded = jnp.pad(reference, ((0, 0), (capacity, 0), (0, 0), (0, 0)))
         index = jnp.arange(count)[:, None] + jnp.arange(capacity)[None]
         memory = padded[:, index].reshape(batch * count, capacity * slots, dim)
-        groups = jnp.minimum(jnp.arange(count, dtype=jnp.int32), capacity)
-        return State(memory, jnp.tile(groups, batch))
+        segments = jnp.tile(jnp.arange(count, dtype=jnp.int32), batch)
+        return State(memory, jnp.minimum(segments, capacity), segments)
 
     def _hidden(self, lengths: Array, rng: PRNGKey | None, rows: Array) -> Array | None:
         """First visible event per row: hides a random older part of some working memories."""

@@ -40,7 +40,8 @@ class SinglePass:
 
     def init_state(self, params: Params, batch_size: int) -> State:
         dim = self.config.model.dim
-        return State(jnp.zeros((batch_size, 0, dim)), jnp.zeros(batch_size, jnp.int32))
+        none = jnp.zeros(batch_size, jnp.int32)
+        return State(jnp.zeros((batch_size, 0, dim)), none, none)
 
     def update(self, params, state, events: Events, valid, next_time=None) -> State:
         return state
