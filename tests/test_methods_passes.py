@@ -257,3 +257,18 @@ def test_a_group_enters_by_its_age_whatever_the_capacity():
     np.testing.assert_allclose(both[:, SLOTS:], newest, atol=1e-6)
     again = tokens_of(method, params, "enter", np.tile(memory[:, SLOTS:], (1, 2, 1)))
     assert not np.allclose(again[:, :SLOTS], newest)  # the same memory, one group older
+
+
+def test_more_events_than_are_read_at_once_are_refused():
+    """A gather would clamp the positions without a word."""
+    for name in ("rec2pm", "recent"):
+        method, params = make(name=name)
+        events, valid = histories([4], S + 1)
+        with pytest.raises(ValueError, match="4 events to read at once.*at most 3"):
+            method.read_all(params, method.init_state(params, 1), events, valid)
+
+
+def test_one_time_memory_is_of_whole_segments():
+    method, params = make()
+    with pytest.raises(ValueError, match="whole segments of 3 events, got 4"):
+        method.compress(params, *histories([4], 4))

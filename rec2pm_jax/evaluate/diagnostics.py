@@ -16,6 +16,7 @@ from rec2pm_jax.errors import UserError
 from rec2pm_jax.evaluate.evaluator import check_memory, final_rows, own_memory, row_memories
 from rec2pm_jax.evaluate.memories import swap_donors, take
 from rec2pm_jax.evaluate.metrics import ndcg
+from rec2pm_jax.evaluate.probe import archived_frequencies, linear_probe
 from rec2pm_jax.evaluate.reading import rank_targets, read_targets
 from rec2pm_jax.evaluate.targets import (
     Histories,
@@ -52,7 +53,7 @@ def memory_diagnostics(
       memory: figures of the newest group of memory [C, D] of each user, per element:
         between_user_variance; persistence, mean of (m_h - m_{h-1})^2 over the last update;
         effective_rank of the centred memories (Roy & Vetterli 2007); slot_cosine, mean cosine of
-        two slots of a user.
+        two slots of a user; linear_probe, see `probe`.
       drift: mean squared distance per element between the memory after h updates and the one-time
         memory of the same events, for h in DRIFT_UPDATES, also relative to the variance between
         users of the one-time memory; empty for methods without `compress`.
@@ -131,11 +132,13 @@ def _figures(method, params, histories, rows, states, final, memory, batch_size)
     earlier = row_memories(method, params, histories, before, memory, batch_size)
     changed = before.updates > 0  # a first memory has no predecessor
     step = np.square(newest - _newest_group(method, earlier))[changed]
+    archive = archived_frequencies(histories, rows, method.num_items, method.config.data.segment)
     return {
         "between_user_variance": float(newest.var(axis=0).mean()),
         "persistence": float(step.mean()) if changed.any() else None,
         "effective_rank": effective_rank(newest.reshape(len(newest), -1)),
         "slot_cosine": slot_cosine(newest),
+        "linear_probe": linear_probe(newest.reshape(len(newest), -1), archive[final]),
     }
 
 

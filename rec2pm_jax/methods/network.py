@@ -57,8 +57,17 @@ class Network:
             "backbone": self.backbone.init(stack_rng, x, layout)["params"],
         }
 
-    def embed(self, params: Params, events: Events, positions: Array) -> Array:
-        """[B, N, D] event tokens."""
+    def embed(self, params: Params, events: Events, positions: np.ndarray) -> Array:
+        """[B, N, D] event tokens; positions: int32 [1, N].
+
+        Raises:
+          ValueError: a position has no learned embedding (a gather would silently take the last).
+        """
+        if positions.max() >= self.max_positions:
+            raise ValueError(
+                f"Got {positions.max() + 1} events to read at once, but this method reads at most "
+                f"{self.max_positions}: cut them by `plan`."
+            )
         return self.embedding.apply(
             {"params": params["embedding"]}, events.ids, positions, events.types
         )

@@ -7,6 +7,7 @@ from functools import cached_property
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from rec2pm_jax.config import Config
 from rec2pm_jax.methods import layout as layouts
@@ -97,12 +98,20 @@ class Rec2PM:
 
         events: [B, A]; valid: bool [B, A], a prefix of whole segments; next_time: as in `update`.
         Rows without any valid event get an empty state. Serves the same weights as `update`.
+
+        Raises:
+          ValueError: A is not a multiple of the segment length.
         """
+        segment = self.config.data.segment
+        if events.ids.shape[1] % segment:
+            raise ValueError(
+                f"compress takes whole segments of {segment} events, got {events.ids.shape[1]}."
+            )
         lengths = jnp.sum(valid, axis=1, dtype=jnp.int32)
         row_times = layouts.query_times(events.times, valid, next_time)
         _, memory = self._reference_pass(params, events, lengths, lengths[:, None], row_times)
         state = fold(self.init_state(params, lengths.shape[0]), memory[:, 0], lengths > 0)
-        return state._replace(segments=lengths // self.config.data.segment)
+        return state._replace(segments=lengths // segment)
 
     # --- the two passes ---
 
@@ -142,7 +151,7 @@ class Rec2PM:
         layout = self._update_layout(
             lengths, state, num_items, queries, row_times, events.times, hidden
         )
-        positions = jnp.arange(num_items, dtype=jnp.int32)[None]
+        positions = np.arange(num_items, dtype=np.int32)[None]
         variables = {"params": params["memory"]}
         parts = [self.tokens.apply(variables, state.memory, method="enter")]
         if queries:
@@ -171,7 +180,7 @@ class Rec2PM:
             key_times=events.times,
         )
         # Positions count within the segment, so that a segment looks alike in both passes.
-        positions = jnp.arange(num_items, dtype=jnp.int32)[None] % self.config.data.segment
+        positions = np.arange(num_items, dtype=np.int32)[None] % self.config.data.segment
         variables = {"params": params["memory"]}
         queries = self.tokens.apply(variables, batch, method="queries")
         x = jnp.concatenate(

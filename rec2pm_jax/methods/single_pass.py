@@ -7,6 +7,7 @@ from functools import cached_property
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from rec2pm_jax.config import Config
 from rec2pm_jax.methods import layout as layouts
@@ -36,7 +37,8 @@ class SinglePass:
         return Network(self.config, self.num_items, self.read_length)
 
     def init(self, rng: PRNGKey) -> Params:
-        return self.network.init(rng, layouts.causal(1, *([jnp.zeros((1, 1), jnp.int32)] * 2)), 1)
+        time = jnp.zeros((1, 1), jnp.int32)
+        return self.network.init(rng, layouts.causal(1, row_times=time, key_times=time), tokens=1)
 
     def init_state(self, params: Params, batch_size: int) -> State:
         dim = self.config.model.dim
@@ -52,7 +54,7 @@ class SinglePass:
     def _encode(self, params, events: Events, row_times, rng=None, rows=None) -> Array:
         length = events.ids.shape[1]
         layout = layouts.causal(length, row_times, events.times)
-        x = self.network.embed(params, events, layout.place)
+        x = self.network.embed(params, events, np.arange(length, dtype=np.int32)[None])
         return self.network.run(params, x, layout, rng, rows)
 
     def read_all(self, params, state, events: Events, valid, request_time=None) -> Array:

@@ -99,11 +99,11 @@ def mask_of(block: Block, num_slots: int) -> Array:
 
 
 def softmax_weights(scores: Array, mask: Array) -> Array:
-    """Softmax over visible keys in float32; rows that see nothing give zeros.
+    """Softmax over visible keys; rows that see nothing give zeros.
 
-    scores: [B, H, rows, keys]; mask: bool broadcastable to it.
+    scores: float32 [B, H, rows, keys]; mask: bool broadcastable to it.
     """
-    scores = jnp.where(mask, scores.astype(jnp.float32), -jnp.inf)
+    scores = jnp.where(mask, scores, -jnp.inf)
     top = jnp.max(scores, axis=-1, keepdims=True, initial=-1e30)
     weights = jnp.exp(scores - jax.lax.stop_gradient(top))
     return weights / jnp.maximum(jnp.sum(weights, axis=-1, keepdims=True), 1e-30)
@@ -111,8 +111,7 @@ def softmax_weights(scores: Array, mask: Array) -> Array:
 
 def silu_weights(scores: Array, mask: Array, norm: float) -> Array:
     """HSTU's pointwise weights SiLU(scores) / norm, zero where masked. `norm` is a constant N."""
-    weights = jax.nn.silu(scores.astype(jnp.float32)) / norm
-    return jnp.where(mask, weights, 0.0)
+    return jnp.where(mask, jax.nn.silu(scores) / norm, 0.0)
 
 
 def attend(q: Array, k: Array, v: Array, layout: Layout, weigh, bias=None) -> Array:
@@ -121,8 +120,8 @@ def attend(q: Array, k: Array, v: Array, layout: Layout, weigh, bias=None) -> Ar
     Args:
       q, k: [B, tokens, H, dqk]; v: [B, tokens, H, dv]. Scaling of q is the caller's.
       layout: the pass.
-      weigh: (scores [B, H, rows, keys], mask [B or 1, 1, rows, keys]) -> weights; `softmax_weights`
-        or `silu_weights` with its norm, and dropout if any.
+      weigh: (float32 scores [B, H, rows, keys], mask [B or 1, 1, rows, keys]) -> weights;
+        `softmax_weights` or `silu_weights` with its norm, and dropout if any.
       bias: (block) -> [B or 1, rows, keys] added to the scores of every head, or None.
 
     Returns:
@@ -132,9 +131,12 @@ def attend(q: Array, k: Array, v: Array, layout: Layout, weigh, bias=None) -> Ar
     for block in layout.blocks:
         rows = slice(block.row_start, block.row_stop)
         keys = slice(block.key_start, block.key_stop)
-        scores = jnp.einsum("bqhd,bkhd->bhqk", q[:, rows], k[:, keys])
+        # Rounding scores to bfloat16 before the exponential would cost more than it saves.
+        scores = jnp.einsum(
+            "bqhd,bkhd->bhqk", q[:, rows], k[:, keys], preferred_element_type=jnp.float32
+        )
         if bias is not None:
-            scores = scores + bias(block)[:, None].astype(scores.dtype)
+            scores = scores + bias(block)[:, None].astype(jnp.float32)
         mask = mask_of(block, layout.num_slots)[:, None]
         weights = weigh(scores, mask).astype(v.dtype)
         outputs.append(jnp.einsum("bhqk,bkhd->bqhd", weights, v[:, keys]))
