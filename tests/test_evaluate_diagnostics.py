@@ -83,7 +83,7 @@ def test_positions_partition_the_targets():
 
 
 def test_drift_and_persistence_equal_their_definitions():
-    method, dataset = FakeMethod(CONFIG, 12), FakeDataset(LENGTHS)
+    method, dataset = FakeMethod(CONFIG, 12), FakeDataset(LENGTHS, times=False)
     found = memory_diagnostics(method, PARAMS, dataset, split="test")
 
     def counts(user, h):  # of segment h
