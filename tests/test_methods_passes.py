@@ -174,11 +174,13 @@ def test_compressing_k_segments_gives_the_kth_reference_memory(backbone, bias):
     method, params = make(backbone, bias=bias)
     events, _ = histories([9, 9], K * S, times=bias == "position_time")
     lengths, ends = np.array([9, 9], np.int32), np.array([[3, 6, 9]], np.int32)
-    _, memory = jax.jit(method._reference_pass)(params, events, lengths, ends, events.times)
+    asks = asked(events.times, lengths)
+    _, memory = jax.jit(method._reference_pass)(params, events, lengths, ends, asks)
     compress = jax.jit(method.compress)
     for k in range(K):
         valid = np.broadcast_to(np.arange(9) < (k + 1) * S, (2, 9))
-        state = compress(params, events, valid)
+        next_time = None if asks is None else asks[:, (k + 1) * S - 1]
+        state = compress(params, events, valid, next_time)
         np.testing.assert_allclose(state.memory, memory[:, k], **ROUNDING)
     empty = compress(params, events, np.zeros((2, 9), bool))
     np.testing.assert_array_equal(empty.groups, [0, 0])
