@@ -110,7 +110,7 @@ class ModelConfig:
         return self.head_dim or self.dim // self.heads
 
 
-METHOD_NAMES = ("rec2pm", "tok_serial", "full", "recent")
+METHOD_NAMES = ("rec2pm", "tok_serial", "kv_mask", "full", "recent")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -238,6 +238,11 @@ class Config:
             raise UserError(
                 f"config.train.batch_size={self.train.batch_size} must be a multiple of "
                 f"config.optim.accumulate={self.optim.accumulate}."
+            )
+        if self.method.name == "kv_mask" and self.model.layers < 2:
+            raise UserError(
+                "config.method.name=kv_mask needs config.model.layers >= 2: keys and values of the "
+                "first layer are made before the query tokens see any event."
             )
 
 
