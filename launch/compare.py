@@ -57,8 +57,9 @@ def compare(
       UserError: as training and evaluation do.
     """
     dataset = open_dataset(data)
+    configs = {name: _with_method(config, name) for name in methods}
     results = _heuristics(config, dataset)
-    trained = [_train_and_test(config, name, dataset, Path(workdir) / name) for name in methods]
+    trained = [_train_and_test(c, dataset, Path(workdir) / name) for name, c in configs.items()]
     for row in trained:
         others = [other for other in trained if other is not row]
         row.record["paired"] = {display_name(o.record): _paired(row, o) for o in others}
@@ -80,8 +81,11 @@ def _heuristics(config: Config, dataset: Dataset) -> list[Result]:
     return results
 
 
-def _train_and_test(config: Config, name: str, dataset: Dataset, workdir: Path) -> Result:
-    config = dataclasses.replace(config, method=dataclasses.replace(config.method, name=name))
+def _with_method(config: Config, name: str) -> Config:
+    return dataclasses.replace(config, method=dataclasses.replace(config.method, name=name))
+
+
+def _train_and_test(config: Config, dataset: Dataset, workdir: Path) -> Result:
     method = make_method(config, dataset.num_items)
 
     def validate(params):
@@ -91,7 +95,7 @@ def _train_and_test(config: Config, name: str, dataset: Dataset, workdir: Path) 
 
     summary = train_and_evaluate(config, dataset, method, workdir, validate)
     _, params, meta = load_for_inference(workdir)
-    print(f"testing {name} ...", flush=True)
+    print(f"testing {config.method.name} ...", flush=True)
     evaluation = evaluate(method, params, dataset, split="test")
     record = evaluation.record(
         config=to_dict(config),
@@ -151,7 +155,13 @@ def draw(results: Sequence[Result], path: str | Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    colours = {"rec2pm": "#c0392b", "full": "#34495e", "recent": "#7f8c8d"}
+    colours = {
+        "rec2pm": "#c0392b",
+        "tok_serial": "#2980b9",
+        "kv_mask": "#27ae60",
+        "full": "#34495e",
+        "recent": "#7f8c8d",
+    }
     figure, (bars, curves) = plt.subplots(1, 2, figsize=(11, 4.2))
     names = [display_name(row.record) for row in results]
     values = np.array([100 * row.record["metrics"]["ndcg@10"] for row in results])

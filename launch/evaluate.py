@@ -20,7 +20,7 @@ from rec2pm_jax.data.dataset import open_dataset
 from rec2pm_jax.data.splits import SPLITS
 from rec2pm_jax.errors import UserError
 from rec2pm_jax.evaluate.diagnostics import memory_diagnostics
-from rec2pm_jax.evaluate.evaluator import evaluate
+from rec2pm_jax.evaluate.evaluator import evaluate, own_memory
 from rec2pm_jax.evaluate.heuristic import evaluate_heuristic
 from rec2pm_jax.evaluate.record import write_records
 from rec2pm_jax.evaluate.report import diagnostics_table, metrics_table, setting_line
@@ -76,7 +76,7 @@ def evaluate_workdir(args) -> tuple[dict, dict | None]:
 
 def serving_config(config: Config, memory: str) -> Config:
     """The run's configuration, serving the same weights with another fold where that is asked."""
-    if config.method.name != "rec2pm" or memory not in ("overwrite", "append"):
+    if own_memory(config) == "none" or memory not in ("overwrite", "append"):
         return config
     return dataclasses.replace(config, method=dataclasses.replace(config.method, memory=memory))
 

@@ -110,14 +110,21 @@ class ModelConfig:
         return self.head_dim or self.dim // self.heads
 
 
+METHOD_NAMES = ("rec2pm", "tok_serial", "kv_mask", "full", "recent")
+
+
 @dataclasses.dataclass(frozen=True)
 class MethodConfig:
-    """The memory and the losses that train it. Defaults are the recipe of BUILD_NOTES.md."""
+    """The memory and the losses that train it. Defaults are the recipe of BUILD_NOTES.md.
 
-    name: str = "rec2pm"  # rec2pm | full | recent
-    memory: str = "overwrite"  # overwrite | append (rec2pm)
+    Fields of one method are ignored by the others, so that methods can be compared under one preset.
+    """
+
+    name: str = "rec2pm"  # one of METHOD_NAMES
+    memory: str = "overwrite"  # overwrite | append (methods with a memory)
     slots: int = 4  # C
     max_groups: int = 16  # append keeps the newest max_groups groups
+    # rec2pm
     consistency: float = 1.0  # lambda of L_con
     consistency_ramp: int = 0  # steps over which lambda rises linearly from 0
     consistency_reduction: str = "mean"  # mean | sum over [C, D]
@@ -126,9 +133,12 @@ class MethodConfig:
     bag: float = 1.0  # weight of "m_h^ref predicts the items of segment h + 1"
     hide: float = 0.0  # share of (user, segment) whose older working memory is hidden in training
     live: float = 0.0  # share of (user, segment) fed the live memory instead of the reference
+    # tok_serial
+    truncate: int = 0  # gradients stop at the memory entering segments T, 2T, ..; 0: nowhere
+    remat: bool = False  # recompute a segment in the backward pass instead of storing it
 
     def __post_init__(self):
-        _one_of(self.name, ("rec2pm", "full", "recent"), "method.name")
+        _one_of(self.name, METHOD_NAMES, "method.name")
         _one_of(self.memory, ("overwrite", "append"), "method.memory")
         _one_of(self.consistency_reduction, ("mean", "sum"), "method.consistency_reduction")
         for field in ("slots", "max_groups"):
@@ -140,6 +150,9 @@ class MethodConfig:
         for field in ("hide", "live"):
             value = getattr(self, field)
             _require(0 <= value <= 1, f"method.{field}", "in [0, 1]", value)
+        # At 1 every memory is cut off before it is read, and nothing would train the queries.
+        allowed = self.truncate == 0 or self.truncate >= 2
+        _require(allowed, "method.truncate", "0 (never) or >= 2", self.truncate)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -225,6 +238,11 @@ class Config:
             raise UserError(
                 f"config.train.batch_size={self.train.batch_size} must be a multiple of "
                 f"config.optim.accumulate={self.optim.accumulate}."
+            )
+        if self.method.name == "kv_mask" and self.model.layers < 2:
+            raise UserError(
+                "config.method.name=kv_mask needs config.model.layers >= 2: keys and values of the "
+                "first layer are made before the query tokens see any event."
             )
 
 

@@ -45,9 +45,9 @@ class State(NamedTuple):
     """What is stored for a user between requests.
 
     Attributes:
-      memory: float [B, G * C, D] preference memory. Groups are aligned to the right: the newest
-        group is the last C rows, and unused rows on the left are zero. Overwrite has G = 1. Methods
-        without memory have zero rows here.
+      memory: float [B, G * C, D] preference memory (kv_mask: keys and values of all layers instead
+        of D). Groups are aligned to the right: the newest group is the last C rows, and unused rows
+        on the left are zero. Overwrite has G = 1. Methods without memory have zero rows here.
       groups: int32 [B], how many groups are in use.
       segments: int32 [B], how many segments the memory has seen; with `groups` 8 bytes per user of
         bookkeeping.

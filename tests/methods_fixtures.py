@@ -88,7 +88,7 @@ def random_state(method, groups, seed=1):
     rng = np.random.default_rng(seed)
     groups = np.array(groups, np.int32)
     rows_per_user = method.capacity * SLOTS
-    memory = rng.normal(0, 1, (len(groups), rows_per_user, DIM)).astype(np.float32)
+    memory = rng.normal(0, 1, (len(groups), rows_per_user, method.memory_dim)).astype(np.float32)
     used = np.arange(rows_per_user) >= rows_per_user - groups[:, None] * SLOTS
     segments = np.where(groups > 0, groups + np.arange(len(groups), dtype=np.int32), 0)
     return State(np.where(used[..., None], memory, 0), groups, segments.astype(np.int32))

@@ -132,7 +132,7 @@ def test_diverged_parameters_are_an_error(dataset, model):
         model.recommend(model.observe(model.new_user(), ["i1"]), 3)
 
 
-@pytest.mark.parametrize("name", ["rec2pm", "recent"])
+@pytest.mark.parametrize("name", ["kv_mask", "recent"])
 def test_latency_of_one_user(dataset, name):
     model = make_recommender(dataset, make_config(name))
     result = measure(model.method, model.params, repetitions=3)

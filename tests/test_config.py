@@ -42,6 +42,9 @@ def test_round_trip():
         ({"model": {"backbone": "sasrek"}}, 'choose one of sasrec, hstu.*"sasrec"'),
         ({"model": {"heads": 3}}, "model.heads must be a divisor"),
         ({"model": {"relative_bias": "position"}}, "relative_bias is for model.backbone=hstu"),
+        ({"method": {"name": "tokserial"}}, 'method.name.*"tok_serial"'),
+        ({"method": {"name": "kv_mask"}, "model": {"layers": 1}}, "kv_mask needs config.model.lay"),
+        ({"method": {"truncate": 1}}, "method.truncate must be 0 .never. or >= 2, got 1"),
         ({"optim": {"accumulate": 5}}, "batch_size=32 must be a multiple"),
     ],
 )

@@ -147,16 +147,22 @@ def test_methods_without_memory(name):
 
 
 @pytest.mark.parametrize(
-    ("memory", "served", "model"),
+    ("name", "memory", "served", "model"),
     [
-        ("overwrite", "overwrite", {"backbone": "hstu", "relative_bias": "position_time"}),
-        ("append", "append", {}),
-        ("append", "one_time", {}),
+        (
+            "rec2pm",
+            "overwrite",
+            "overwrite",
+            {"backbone": "hstu", "relative_bias": "position_time"},
+        ),
+        ("rec2pm", "append", "append", {}),
+        ("rec2pm", "append", "one_time", {}),
+        ("kv_mask", "append", "append", {"backbone": "hstu", "layers": 2}),
     ],
     ids=str,
 )
-def test_vectors_of_rec2pm_equal_a_loop(memory, served, model):
-    config = make_config("rec2pm", memory, **model)
+def test_vectors_of_methods_equal_a_loop(name, memory, served, model):
+    config = make_config(name, memory, **model)
     dataset = FakeDataset([23, 24])
     method = make_method(config, dataset.num_items)
     params = initial(method)
@@ -247,6 +253,16 @@ def test_bucket_is_the_smallest_allowed_size():
     ]
 
 
+def test_keys_and_values_are_reported_as_state():
+    config = make_config("kv_mask", "append", layers=2)
+    dataset = FakeDataset(LENGTHS)
+    method = make_method(config, dataset.num_items)
+    record = evaluate(method, initial(method), dataset, split="test").record(config={})
+    assert record["state_bytes_per_user"] == 3 * 2 * (2 * 2 * 8) * 4  # K and V of two layers
+    assert record["state_used_bytes"] == record["state_bytes_per_user"]
+    assert record["swap"] is not None and record["memory_variance"] > 0
+
+
 def test_record_has_the_keys_of_the_contract_and_is_json(tmp_path):
     config = make_config("rec2pm", "append")
     dataset = FakeDataset(LENGTHS)
@@ -292,11 +308,13 @@ def test_memory_variance_is_that_of_final_memories():
         ("rec2pm", "append", "use overwrite or one_time"),
         ("rec2pm", "none", "use overwrite or one_time"),
         ("recent", "one_time", "does not fit method recent"),
+        ("tok_serial", "one_time", "use overwrite"),
+        ("kv_mask", "one_time", "use overwrite"),
     ],
 )
 def test_memory_that_does_not_fit_is_a_user_error(name, memory, message):
     dataset = FakeDataset([30])
-    method = make_method(make_config(name), dataset.num_items)
+    method = make_method(make_config(name, layers=2), dataset.num_items)
     with pytest.raises(UserError, match=message):
         evaluate(method, {}, dataset, split="test", memory=memory)
 

@@ -14,12 +14,14 @@ METHODS = {
     "recent": dict(name="recent"),
     "overwrite": {},
     "append": dict(memory="append"),
+    "tok_serial": dict(name="tok_serial", memory="append"),
+    "kv_mask": dict(name="kv_mask", memory="append"),
 }
 CLOSE = dict(rtol=0, atol=1e-5)
 
 
 def random_states(method, params, count):
-    if method.config.method.name != "rec2pm":
+    if method.config.method.name in ("full", "recent"):
         return method.init_state(params, count)
     return random_state(method, np.arange(count) % (method.capacity + 1))
 
@@ -42,6 +44,8 @@ def with_garbage(events, valid, extra):
         ("full", "hstu", "position_time"),
         ("overwrite", "sasrec", "none"),
         ("append", "hstu", "position_time"),
+        ("kv_mask", "sasrec", "none"),
+        ("kv_mask", "hstu", "position_time"),
     ],
 )
 def test_reads_and_updates(name, backbone, bias):
@@ -75,7 +79,7 @@ def test_reads_and_updates(name, backbone, bias):
         np.testing.assert_allclose(single.memory[0], new.memory[user], **CLOSE)
 
 
-@pytest.mark.parametrize("name", ["full", "recent", "append"])
+@pytest.mark.parametrize("name", ["full", "recent", "append", "tok_serial", "kv_mask"])
 def test_losses_are_sums_over_users(name):
     """Batch mates change no term, and sums and weights add up."""
     extra = dict(bag=0.5) if name in ("overwrite", "append") else {}

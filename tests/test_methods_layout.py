@@ -22,7 +22,8 @@ def full_mask(layout, tokens, user=0):
         assert (rows == -1).all()  # blocks are disjoint
         rows[:] = 0
         mask = np.asarray(mask_of(block, layout.num_slots))
-        rows[:, block.key_start : block.key_stop] = mask[min(user, len(mask) - 1)]
+        keys = block.keys(np.arange(tokens)[None], layout.num_slots)[0]
+        rows[:, keys] = mask[min(user, len(mask) - 1)]
     return matrix
 
 
@@ -164,6 +165,97 @@ def test_a_read_has_no_queries():
     np.testing.assert_array_equal(full_mask(layout, 6), literal(expected))
 
 
+def masked_layout(lengths, max_groups, recent=1, **options):
+    """S = 2, C = 2, W = S + R - 1; three windows in a block unless `rows` says otherwise."""
+    settings = dict(window=1 + recent, slots=2, max_groups=max_groups, segment=2)
+    return layouts.masked(jnp.array(lengths, jnp.int32), **{**settings, **options})
+
+
+# Slots Q0 Q0 Q1 Q1 Q2 Q2 | events of segments 0, 1, 2.
+KV_MASK_OVERWRITE = """
+    11 00 00 | 11 00 00
+    11 00 00 | 11 00 00
+    11 11 00 | 00 11 00
+    11 11 00 | 00 11 00
+    00 11 11 | 00 00 11
+    00 11 11 | 00 00 11
+    00 00 00 | 10 00 00
+    00 00 00 | 11 00 00
+    11 00 00 | 00 10 00
+    11 00 00 | 00 11 00
+    00 11 00 | 00 00 10
+    00 11 00 | 00 00 11"""
+KV_MASK_APPEND = """
+    11 00 00 | 11 00 00
+    11 00 00 | 11 00 00
+    11 11 00 | 00 11 00
+    11 11 00 | 00 11 00
+    11 11 11 | 00 00 11
+    11 11 11 | 00 00 11
+    00 00 00 | 10 00 00
+    00 00 00 | 11 00 00
+    11 00 00 | 00 10 00
+    11 00 00 | 00 11 00
+    11 11 00 | 00 00 10
+    11 11 00 | 00 00 11"""
+
+
+@pytest.mark.parametrize("rows", [1, 4, 128])
+@pytest.mark.parametrize(
+    ("max_groups", "expected"), [(1, KV_MASK_OVERWRITE), (2, KV_MASK_APPEND), (9, KV_MASK_APPEND)]
+)
+def test_masked_pass(max_groups, expected, rows):
+    """Earlier segments are seen through their query groups alone, whatever the blocks."""
+    layout = masked_layout([[2, 2, 2]], max_groups, rows=rows)
+    np.testing.assert_array_equal(full_mask(layout, 12), literal(expected))
+    computed = [(b.row_stop - b.row_start) * (b.key_stop - b.item_start) for b in layout.blocks]
+    assert sum(computed) == {1: 96, 4: 112, 128: 144}[rows]  # 6 slots and one window, two or all
+
+
+def test_masked_pass_of_longer_windows_and_padding():
+    """R = 2: windows of 3 events, of which queries see the segment's 2. One user, then one with 4."""
+    layout = masked_layout([[3, 3], [3, 2]], 1, recent=2)
+    expected = """
+        11 00 | 110 000
+        11 00 | 110 000
+        11 11 | 000 110
+        11 11 | 000 110
+        00 00 | 100 000
+        00 00 | 110 000
+        00 00 | 111 000
+        11 00 | 000 100
+        11 00 | 000 110
+        11 00 | 000 111"""
+    np.testing.assert_array_equal(full_mask(layout, 10), literal(expected))
+    padded = masked_layout([[3, 3], [2, 0], [1, 0]], 1, recent=2)
+    for user, first in ((1, "110"), (2, "100")):
+        queries = literal(f"11 00 | {first} 000 \n 11 11 | 000 000")
+        np.testing.assert_array_equal(full_mask(padded, 10, user)[:4:2], queries)
+
+
+def test_kept_tokens_are_keys_but_no_rows():
+    layout = layouts.cached(
+        ints(2, 2, 1),
+        ints(0, 1, 2),
+        num_items=2,
+        slots=2,
+        max_groups=2,
+        segment=2,
+        with_queries=True,
+    )
+    (block,) = layout.blocks
+    assert (block.row_start, block.row_stop, layout.num_slots) == (4, 8, 6)
+    expected = [
+        "00 00 11 | 11 \n 00 00 11 | 11 \n 00 00 00 | 10 \n 00 00 00 | 11",
+        "00 11 11 | 11 \n 00 11 11 | 11 \n 00 11 00 | 10 \n 00 11 00 | 11",
+        "11 11 11 | 10 \n 11 11 11 | 10 \n 11 11 00 | 10 \n 11 11 00 | 11",
+    ]
+    for user, rows in enumerate(expected):
+        np.testing.assert_array_equal(full_mask(layout, 8, user)[4:], literal(rows))
+    np.testing.assert_array_equal(layout.slot_ids, [2, 3] * 3)  # what they were when made
+    np.testing.assert_array_equal(layout.place[0, 4:], [2, 2, 0, 1])
+
+
 def test_causal_pass():
     layout = layouts.causal(3, None, None)
     np.testing.assert_array_equal(full_mask(layout, 3), literal("100 \n 110 \n 111"))
@@ -179,6 +271,9 @@ def test_places_and_slot_ids():
     np.testing.assert_array_equal(reference.place[0], [2, 2, 4, 4, 6, 6, 0, 1, 2, 3, 4, 5])
 
 
+PAIRS = jnp.array([[10, 20, 30, 99], [10, 99, 0, 0]], jnp.int32)  # two windows of two events
+
+
 def test_queries_ask_for_the_time_of_the_last_event_they_see():
     """Whatever stands in the padding."""
     times = ints([10, 20, 30], [10, 99, 5])
@@ -191,6 +286,10 @@ def test_queries_ask_for_the_time_of_the_last_event_they_see():
     reference = layouts.reference(ints(3, 1), ints([2, 4]), num_items=3, slots=1, **options)
     np.testing.assert_array_equal(reference.row_times[:, :2], [[20, 30], [10, 10]])
     np.testing.assert_array_equal(reference.row_times[:, 2:], times + 1)
+    masked = masked_layout([[2, 1], [1, 0]], 1, row_times=PAIRS + 1, key_times=PAIRS)
+    np.testing.assert_array_equal(masked.row_times[:, ::2], [[20, 30, 11, 31], [10, 0, 11, 1]])
+    np.testing.assert_array_equal(masked.key_times[:, 4:], PAIRS)
+    np.testing.assert_array_equal(masked.place[0], [2] * 4 + [0, 1] * 2)
 
 
 def test_query_times_are_the_next_events_and_the_request():

@@ -55,10 +55,28 @@ def test_parameters_and_shapes_at_paper_size():
     history = Events(shape_of(batch, K * S)), shape_of(batch, K * S, dtype=bool)
     assert jax.eval_shape(method.compress, params, *history) == state
 
-    training = {"ids": shape_of(batch, K * S + 1)}
+    training = {"ids": shape_of(batch, K * S + 1), "index": shape_of(batch)}
     loss = jax.eval_shape(lambda p, b: method.loss(p, b, None, step=0), params, training)
     assert {"ar", "consistency"} <= set(loss)
     assert {(x.shape, str(x.dtype)) for x in jax.tree.leaves(loss)} == {((), "float32")}
+
+
+@pytest.mark.parametrize(("name", "width"), [("tok_serial", D), ("kv_mask", 2 * 16 * D)])
+def test_other_families_at_paper_size(name, width):
+    method, batch = paper_method(name), 8
+    params = jax.eval_shape(method.init, jax.random.key(0))
+    backbone = jax.eval_shape(paper_method().init, jax.random.key(0))["backbone"]
+    assert params["backbone"] == backbone
+    state = jax.eval_shape(lambda p: method.init_state(p, batch), params)
+    assert state.memory.shape == (batch, C, width)
+    per_user = math.prod(state.memory.shape[1:]) * state.memory.dtype.itemsize
+    assert per_user == {"tok_serial": 1024, "kv_mask": 32_768}[name]
+    segment, valid = Events(shape_of(batch, S)), shape_of(batch, S, dtype=bool)
+    assert jax.eval_shape(method.update, params, state, segment, valid) == state
+    assert jax.eval_shape(method.read_all, params, state, segment, valid).shape == (batch, S, D)
+    training = {"ids": shape_of(batch, K * S + 1), "index": shape_of(batch)}
+    loss = jax.eval_shape(lambda p, b: method.loss(p, b, None, step=0), params, training)
+    assert set(loss) == set(method.loss_weights(0)) == {"ar"}
 
 
 def test_full_and_recent_differ_in_what_they_read():
@@ -109,10 +127,23 @@ OVERFIT = {
     "recent": dict(name="recent"),
     "rec2pm_o": dict(name="rec2pm"),
     "rec2pm_a": dict(name="rec2pm", memory="append"),
+    "tok_serial_o": dict(name="tok_serial"),
+    "tok_serial_a": dict(name="tok_serial", memory="append"),
+    "kv_mask_o": dict(name="kv_mask"),
+    "kv_mask_a": dict(name="kv_mask", memory="append"),
 }
 
 
-SLOW = {("rec2pm_o", "hstu"), ("rec2pm_a", "sasrec")}
+SLOW = {
+    ("rec2pm_o", "hstu"),
+    ("rec2pm_a", "sasrec"),
+    ("tok_serial_o", "sasrec"),
+    ("tok_serial_a", "sasrec"),
+    ("tok_serial_a", "hstu"),
+    ("kv_mask_o", "hstu"),
+    ("kv_mask_a", "sasrec"),
+    ("kv_mask_a", "hstu"),
+}
 CASES = [
     pytest.param(name, backbone, marks=[pytest.mark.slow] * ((name, backbone) in SLOW))
     for name in OVERFIT
@@ -126,7 +157,7 @@ def test_overfits_eight_users(name, backbone):
         data=DataConfig(segment=3, segments=3),
         model=ModelConfig(
             backbone=backbone,
-            layers=1,
+            layers=2 if name.startswith("kv_mask") else 1,
             dim=32,
             dropout=0.0,
             relative_bias="position" if backbone == "hstu" else "none",

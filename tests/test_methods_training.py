@@ -281,7 +281,15 @@ def test_sampled_softmax_in_training():
     assert terms["ar"][1] == 9 + 4
 
 
-@pytest.mark.parametrize(("name", "sharing"), [("rec2pm", "per_position"), ("recent", "shared")])
+@pytest.mark.parametrize(
+    ("name", "sharing"),
+    [
+        ("rec2pm", "per_position"),
+        ("recent", "shared"),
+        ("tok_serial", "shared"),
+        ("kv_mask", "per_position"),
+    ],
+)
 def test_randomness_does_not_depend_on_the_division_of_the_batch(name, sharing):
     """Dropout, hidden events, live memories and negatives of an example are its own."""
     loss = (("kind", "sampled_softmax"), ("negatives", 4), ("sharing", sharing))

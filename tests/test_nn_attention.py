@@ -42,6 +42,14 @@ def test_mask_is_one_interval_of_slots_and_one_of_items():
     np.testing.assert_array_equal(mask_of(items_only, 2)[0], [[1, 1, 0], [0, 0, 0]])
 
 
+def test_a_block_may_leave_out_first_items():
+    spans = Spans(*(jnp.array([[x]], jnp.int32) for x in (0, 1, 2, 4)))
+    block = Block(spans, 0, 1, 0, 7, item_start=1)
+    # keys: 2 slots | items 1 .. 4
+    np.testing.assert_array_equal(mask_of(block, 2)[0], [[1, 0, 0, 1, 1, 0]])
+    np.testing.assert_array_equal(block.keys(jnp.arange(7)[None], 2)[0], [0, 1, 3, 4, 5, 6])
+
+
 def test_mask_broadcasts_rows_shared_by_the_batch():
     one = jnp.array([[0]], jnp.int32)
     ends = jnp.array([[1], [2]], jnp.int32)

@@ -67,7 +67,7 @@ def large_parameters(module, x, layout):
 
 def apply(module, params, x, layout):
     """Without dropout, compiled."""
-    return jax.jit(lambda *args: module.apply(*args, None))({"params": params}, x, layout)
+    return jax.jit(lambda *args: module.apply(*args, None)[0])({"params": params}, x, layout)
 
 
 @pytest.mark.parametrize("act", ["relu", "gelu"])
@@ -110,7 +110,7 @@ def test_relative_bias_is_learned_per_layer(bias):
     params = large_parameters(layer, x, layout)
 
     def total(p):
-        out = layer.apply({"params": p}, x, layout, None)
+        out, _ = layer.apply({"params": p}, x, layout, None)
         return jnp.sum(out * jnp.arange(1.0, DIM + 1))
 
     gradient = jax.jit(jax.grad(total))(params)
@@ -150,6 +150,25 @@ def test_unrolled_layers_equal_scanned_ones(backbone):
     for module, loops in ((scanned, True), (unrolled, False)):
         program = jax.jit(module.apply).lower({"params": params}, x, layout).as_text()
         assert ("while" in program) == loops
+
+
+@pytest.mark.parametrize("scan", [True, False])
+@pytest.mark.parametrize(("backbone", "bias"), [("sasrec", "none"), ("hstu", "position")])
+def test_a_pass_on_kept_tokens_is_the_rest_of_the_whole_pass(backbone, bias, scan):
+    """The first slot sees only itself: with its keys and values kept, the others need no row of it."""
+    config = ModelConfig(
+        backbone=backbone, dim=DIM, heads=2, head_dim=3, relative_bias=bias, scan_layers=scan
+    )
+    module, x, layout = stack(config), inputs(), make_layout()
+    params = large_parameters(module, x, layout)
+    run = jax.jit(module.apply, static_argnames="keep")
+    whole, kept = run({"params": params}, x, layout, keep=1)
+    assert kept.k.shape == kept.v.shape == (2, 1, 1, 2, 3)
+    spans = Spans(*(span[:, 1:] for span in layout.blocks[0].spans))
+    rest = layout.replace(blocks=(Block(spans, 1, TOKENS, 0, TOKENS),))
+    out, nothing = run({"params": params}, x[:, 1:], rest, kept=kept)
+    np.testing.assert_allclose(out, whole[:, 1:], atol=1e-5)
+    assert nothing.k.size == nothing.v.size == 0
 
 
 def test_layers_run_in_order_each_with_its_own_parameters():
@@ -218,7 +237,7 @@ def test_every_layer_draws_its_own_dropout(scan):
     params = jax.tree.map(lambda a: jnp.zeros(a.shape), shapes)
     params["params"]["layers"]["ffn_out"]["bias"] += 200.0  # doubled where it is kept
     rngs = {"dropout": jax.random.key(7)}
-    out = np.asarray(stack(config).apply(params, x, layout, jnp.arange(1), rngs=rngs))
+    out = np.asarray(stack(config).apply(params, x, layout, jnp.arange(1), rngs=rngs)[0])
     second = out > 200
     first = out - 400 * second > 0  # the normed input of layer 2: high where layer 1 kept
     assert 0.2 < first.mean() < 0.8 and 0.2 < second.mean() < 0.8

@@ -27,6 +27,11 @@ CONFIGS = {
     "rec2pm_o hstu, times and types": make_config(backbone="hstu", bias="position_time", types=2),
     "rec2pm_a sasrec": make_config(memory="append"),
     "rec2pm_a hstu": make_config(memory="append", backbone="hstu", bias="position"),
+    "tok_serial_a sasrec": make_config("tok_serial", memory="append"),
+    "kv_mask_o hstu, times and types": make_config(
+        "kv_mask", backbone="hstu", bias="position_time", types=2
+    ),
+    "kv_mask_a sasrec": make_config("kv_mask", memory="append"),
     "recent sasrec": make_config("recent"),
     "recent hstu, times and types": make_config(
         "recent", backbone="hstu", bias="position_time", types=2
@@ -72,16 +77,17 @@ def test_a_request_without_time_asks_at_the_last_event(dataset, name):
     assert (later == now) == ("times" not in name)
 
 
-@pytest.mark.parametrize("name", ["rec2pm_o sasrec", "rec2pm_a sasrec", "recent sasrec", "full"])
+@pytest.mark.parametrize("name", ["rec2pm_o sasrec", "kv_mask_a sasrec", "recent sasrec", "full"])
 def test_what_is_kept(dataset, name):
     config = CONFIGS.get(name, make_config("full"))
     recommender = make_recommender(dataset, config)
     method, slots = recommender.method, config.method.slots
-    groups = {"rec2pm_o": 1, "rec2pm_a": 3}.get(name.split()[0], 0)
+    # rec2pm: D floats per slot; kv_mask: keys and values of two layers.
+    groups, width = {"rec2pm_o": (1, 1), "kv_mask_a": (3, 4)}.get(name.split()[0], (0, 0))
     user = recommender.new_user()
     for n, event in enumerate(raw_events(dataset, 0), start=1):
         user = recommender.observe(user, [event])
-        assert user.state.memory.nbytes == groups * slots * config.model.dim * 4
+        assert user.state.memory.nbytes == groups * slots * width * config.model.dim * 4
         assert user.events == n
         kept = len(user.pending.ids)
         if groups:

@@ -7,7 +7,7 @@ from typing import Any
 
 from rec2pm_jax.evaluate.metrics import METRICS
 
-_DISPLAY = {("rec2pm", "overwrite"): "rec2pm_o", ("rec2pm", "append"): "rec2pm_a"}
+_SUFFIX = {"overwrite": "_o", "append": "_a"}
 
 
 def setting_line(record: Mapping[str, Any]) -> str:
@@ -35,10 +35,9 @@ def target_time_is_input(config: Mapping[str, Any]) -> bool:
 
 def display_name(record: Mapping[str, Any]) -> str:
     """Name of a record's method in tables, e.g. rec2pm_o, or personal_frequency (window 50)."""
-    key = (record["method"], record["memory"])
     if record["memory"] == "one_time":
         return f"{record['method']} (one-time)"
-    name = _DISPLAY.get(key, record["method"])
+    name = record["method"] + _SUFFIX.get(record["memory"], "")
     if record["method"] == "personal_frequency":
         window, half_life = record["config"]["window"], record["config"]["half_life"]
         name += f" (window {window})" if window else " (whole history)"

@@ -7,6 +7,7 @@ queries, so that "the groups in use and my own queries" is always one interval.
 from __future__ import annotations
 
 import jax.numpy as jnp
+import numpy as np
 
 from rec2pm_jax.nn.attention import Block, Layout, Spans, causal_blocks
 from rec2pm_jax.typing import Array
@@ -145,8 +146,106 @@ def reference(
     return Layout(
         blocks=(Block(queries, 0, total, 0, total + num_items), *causal_blocks(num_items, total)),
         place=jnp.concatenate([ends, place], axis=1),
-        slot_ids=slots + jnp.arange(total, dtype=jnp.int32) % slots,
+        slot_ids=_query_ids(total, slots),
         row_times=row_times,
         key_times=key_times,
         num_slots=total,
     )
+
+
+def masked(
+    lengths: Array,
+    *,
+    window: int,
+    slots: int,
+    max_groups: int,
+    segment: int,
+    row_times: Array | None = None,
+    key_times: Array | None = None,
+    rows: int = 128,
+) -> Layout:
+    """[W_0; Q; W_1; Q; ...] of KV-Mask's training pass, stored as [Q_0; Q_1; ...; W_0; W_1; ...].
+
+    Window W_h is the segment S_h and, with R > 1, the R - 1 events after it, which are read with the
+    same memory. Its events see causally their own window and the newest `max_groups` query groups
+    before h; group h sees the first `segment` events of W_h, the same earlier groups, and itself.
+
+    Args:
+      lengths: int32 [B, K], valid events of each window (a prefix).
+      window: W, event tokens per window; slots: C; max_groups: G; segment: S.
+      row_times, key_times: int32 [B, K * W]; a query asks for the time of its segment's last event.
+      rows: event rows of a block, rounded to whole windows; blocks leave out the other windows' events.
+    """
+    count = lengths.shape[1]
+    total = count * slots
+    group = np.arange(count)
+    covered = jnp.minimum(lengths, segment)
+    oldest, newest = slots * np.maximum(group - max_groups, 0), slots * group
+    first = window * group
+
+    def each(value, times):  # [K] or [B, K] -> [1 or B, K * times]
+        return jnp.repeat(jnp.atleast_2d(jnp.asarray(value, jnp.int32)), times, axis=1)
+
+    place = jnp.tile(jnp.arange(window, dtype=jnp.int32), count)[None]
+    queries = Spans(
+        slot_lo=each(oldest, slots),
+        slot_hi=each(newest + slots, slots),
+        item_lo=each(first, slots),
+        item_hi=each(first + covered, slots),
+    )
+    items = Spans(
+        slot_lo=each(oldest, window),
+        slot_hi=each(newest, window),
+        item_lo=each(first, window),
+        item_hi=each(first, window) + place + 1,
+    )
+
+    def blocks(spans, per_window, before):
+        """Blocks of whole windows: rows are `per_window` tokens of each, `before` tokens come first."""
+        step = max(1, rows // window)
+        for start in range(0, count, step):
+            stop = min(start + step, count)
+            inside = slice(start * per_window, stop * per_window)
+            yield Block(
+                Spans(*(span[:, inside] for span in spans)),
+                row_start=before + inside.start,
+                row_stop=before + inside.stop,
+                key_start=0,
+                key_stop=total + stop * window,
+                item_start=start * window,
+            )
+
+    if row_times is not None:
+        last = each(first + jnp.maximum(covered - 1, 0), slots)
+        at_slots = jnp.take_along_axis(key_times, last, axis=1)
+        row_times = jnp.concatenate([at_slots, row_times], axis=1)
+        key_times = jnp.concatenate([at_slots, key_times], axis=1)
+    return Layout(
+        blocks=(*blocks(queries, slots, 0), *blocks(items, window, total)),
+        place=jnp.concatenate([jnp.full((1, total), segment, jnp.int32), place], axis=1),
+        slot_ids=_query_ids(total, slots),
+        row_times=row_times,
+        key_times=key_times,
+        num_slots=total,
+    )
+
+
+def cached(lengths: Array, groups: Array, *, slots: int, max_groups: int, **options) -> Layout:
+    """`update` for a memory of keys and values kept from earlier passes (arguments as there).
+
+    The kept tokens are the first slots but no rows. They were queries when they were made and keep
+    the slot ids they had then.
+    """
+    layout = update(lengths, groups, slots=slots, max_groups=max_groups, **options)
+    memory = max_groups * slots
+    (block,) = layout.blocks
+    spans = Spans(*(span[:, memory:] for span in block.spans))
+    return layout.replace(
+        blocks=(block.replace(spans=spans, row_start=memory),),
+        slot_ids=_query_ids(layout.num_slots, slots),
+    )
+
+
+def _query_ids(count: int, slots: int) -> Array:
+    """Rows of the slot bias of `count` query tokens: C + c."""
+    return slots + jnp.arange(count, dtype=jnp.int32) % slots

@@ -10,24 +10,49 @@ from rec2pm_jax.nn.sasrec import scaled_identity
 from rec2pm_jax.typing import Array, State
 
 
-class MemoryTokens(nn.Module):
-    """Query tokens, and the adapter by which stored memory re-enters the backbone.
+class QueryTokens(nn.Module):
+    """The learnable query Q.
 
     Attributes:
       slots: C.
-      max_groups: G, groups with an age embedding of their own.
     """
 
     config: ModelConfig
     slots: int
+
+    def setup(self):
+        shape = (self.slots, self.config.dim)
+        self.query_embedding = self.param("query_embedding", self.apart, shape)
+
+    @property
+    def apart(self):
+        """Initialiser of distinct slots, at the items' scale."""
+        return nn.initializers.truncated_normal(self.config.dim**-0.5)
+
+    def __call__(self, batch: int) -> Array:
+        """Initialises everything; used by `init` only."""
+        return self.queries(batch)
+
+    def queries(self, batch: int) -> Array:
+        """Q repeated over the batch: [B, C, D]."""
+        queries = self.query_embedding.astype(jnp.dtype(self.config.dtype))
+        return jnp.broadcast_to(queries, (batch, *queries.shape))
+
+
+class MemoryTokens(QueryTokens):
+    """Query tokens, and the adapter by which stored memory re-enters the backbone.
+
+    Attributes:
+      max_groups: G, groups with an age embedding of their own.
+    """
+
     max_groups: int
 
     def setup(self):
+        super().setup()
         dim = self.config.dim
         dtype = jnp.dtype(self.config.dtype)
-        apart = nn.initializers.truncated_normal(dim**-0.5)  # distinct slots, at the items' scale
-        self.query_embedding = self.param("query_embedding", apart, (self.slots, dim))
-        self.slot_embedding = self.param("slot_embedding", apart, (self.slots, dim))
+        self.slot_embedding = self.param("slot_embedding", self.apart, (self.slots, dim))
         zeros = nn.initializers.zeros_init()
         self.age_embedding = self.param("age_embedding", zeros, (self.max_groups, dim))
         self.log_keep = self.param("log_keep", zeros, (self.slots,))
@@ -41,14 +66,8 @@ class MemoryTokens(nn.Module):
         self.norm = nn.LayerNorm(epsilon=1e-6, use_bias=False, use_scale=False, dtype=jnp.float32)
 
     def __call__(self, batch: int) -> Array:
-        """Initialises everything; used by `init` only."""
         self.enter(jnp.zeros((batch, self.slots, self.config.dim)))
         return self.queries(batch)
-
-    def queries(self, batch: int) -> Array:
-        """Q repeated over the batch: [B, C, D]."""
-        queries = self.query_embedding.astype(jnp.dtype(self.config.dtype))
-        return jnp.broadcast_to(queries, (batch, *queries.shape))
 
     def enter(self, memory: Array) -> Array:
         """Stored memory [B, G * C, D] (float32) to tokens of the same shape in the compute dtype."""

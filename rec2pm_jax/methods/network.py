@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rec2pm_jax.config import Config
-from rec2pm_jax.nn.attention import Layout
+from rec2pm_jax.nn.attention import KeyValues, Layout
 from rec2pm_jax.nn.backbone import Backbone
 from rec2pm_jax.nn.embedding import EventEmbedding
 from rec2pm_jax.nn.losses import catalogue_logits, next_item_loss
@@ -83,8 +83,15 @@ class Network:
         """The backbone over [B, tokens, D]; dropout is on when an rng and `rows` [B] are given."""
         variables = {"params": params["backbone"]}
         if rng is None:
-            return self.backbone.apply(variables, x, layout)
-        return self.backbone.apply(variables, x, layout, rows, rngs={"dropout": rng})
+            return self.backbone.apply(variables, x, layout)[0]
+        return self.backbone.apply(variables, x, layout, rows, rngs={"dropout": rng})[0]
+
+    def run_cached(
+        self, params: Params, x: Array, layout: Layout, kept: KeyValues, keep: int
+    ) -> tuple[Array, KeyValues]:
+        """The backbone on top of the kept tokens of earlier passes, see `Backbone`; no dropout."""
+        variables = {"params": params["backbone"]}
+        return self.backbone.apply(variables, x, layout, kept=kept, keep=keep)
 
     def score(self, params: Params, vectors: Array) -> Array:
         """[..., D] -> float32 logits [..., V]; the padding column is -inf."""

@@ -3,95 +3,36 @@
 from __future__ import annotations
 
 import dataclasses
-from functools import cached_property
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rec2pm_jax.config import Config
 from rec2pm_jax.methods import layout as layouts
-from rec2pm_jax.methods.memory import MemoryTokens, fold
-from rec2pm_jax.methods.network import Network, cut, segment_rows, training_events
-from rec2pm_jax.methods.segments import ReadPlan, plan_memory
-from rec2pm_jax.methods.single_pass import last_valid
+from rec2pm_jax.methods.memory import fold
+from rec2pm_jax.methods.network import training_events
+from rec2pm_jax.methods.recurrent import TokenMemory, training_windows
 from rec2pm_jax.nn.dropout import per_row
 from rec2pm_jax.typing import PADDING_ID, Array, Batch, Events, Params, PRNGKey, State, Terms
 
 
 @dataclasses.dataclass(frozen=True)
-class Rec2PM:
-    """Overwrite and append; `params` has keys `embedding`, `backbone` and `memory`.
+class Rec2PM(TokenMemory):
+    """Trained in parallel over segments, by two passes.
 
-    Reference pass (training, and one-time compression): queries closing segment h see every event of
-    segments 0..h and give m_h^ref. Update pass (training folds all segments into the batch; inference
-    scans it): [M_{h-1}; S_h; Q] predicts next items and gives m_h^upd. A user without archived
-    segments has no memory tokens in either pass, so m_0^ref == m_0^upd.
+    Reference pass (also one-time compression): queries closing segment h see every event of segments
+    0..h and give m_h^ref. Update pass (training folds all segments into the batch; inference scans
+    it): [M_{h-1}; S_h; Q] predicts next items and gives m_h^upd. A user without archived segments has
+    no memory tokens in either pass, so m_0^ref == m_0^upd.
     """
 
-    config: Config
-    num_items: int
-
-    @property
-    def read_length(self) -> int:
-        return self.config.data.read_length
-
-    @property
-    def capacity(self) -> int:
-        """G: groups that a state holds."""
-        method = self.config.method
-        return method.max_groups if method.memory == "append" else 1
-
-    @cached_property
-    def network(self) -> Network:
-        return Network(self.config, self.num_items, self.read_length)
-
-    @cached_property
-    def tokens(self) -> MemoryTokens:
-        method = self.config.method
-        return MemoryTokens(self.config.model, method.slots, method.max_groups)
-
     def init(self, rng: PRNGKey) -> Params:
-        network_rng, memory_rng = jax.random.split(rng)
-        one = jnp.ones(1, jnp.int32)
-        times = jnp.zeros((1, 1), jnp.int32)
-        layout = self._update_layout(one, self.init_state(None, 1), 1, False, times, times)
-        params = self.network.init(network_rng, layout, layout.num_slots + 1)
-        params["memory"] = self.tokens.init(memory_rng, 1)["params"]
+        params = super().init(rng)
         if self.config.method.bag:
             # The head starts as the mean of the slots, in the space of the item embeddings.
             slots, dim = self.config.method.slots, self.config.model.dim
             params["bag"] = jnp.tile(jnp.eye(dim) / slots, (slots, 1))
         return params
-
-    def init_state(self, params: Params, batch_size: int) -> State:
-        rows = self.capacity * self.config.method.slots
-        memory = jnp.zeros((batch_size, rows, self.config.model.dim), jnp.float32)
-        none = jnp.zeros(batch_size, jnp.int32)
-        return State(memory, none, none)
-
-    def plan(self, n, max_segments: int = 0) -> ReadPlan:
-        return plan_memory(n, self.config.data, max_segments)
-
-    def score(self, params: Params, vectors: Array) -> Array:
-        return self.network.score(params, vectors)
-
-    # --- inference ---
-
-    def update(self, params, state, events: Events, valid, next_time=None) -> State:
-        lengths = jnp.sum(valid, axis=1, dtype=jnp.int32)
-        row_times = layouts.query_times(events.times, valid, next_time)
-        _, memory = self._update_pass(params, state, events, lengths, row_times, queries=True)
-        return fold(state, memory, lengths > 0)
-
-    def read_all(self, params, state, events: Events, valid, request_time=None) -> Array:
-        lengths = jnp.sum(valid, axis=1, dtype=jnp.int32)
-        row_times = layouts.query_times(events.times, valid, request_time)
-        outputs, _ = self._update_pass(params, state, events, lengths, row_times, queries=False)
-        return outputs.astype(jnp.float32)
-
-    def read(self, params, state, events: Events, valid, request_time=None) -> Array:
-        return last_valid(self.read_all(params, state, events, valid, request_time), valid)
 
     def compress(self, params, events: Events, valid, next_time=None) -> State:
         """One-time memory: a single reference-style pass over whole histories.
@@ -112,57 +53,6 @@ class Rec2PM:
         _, memory = self._reference_pass(params, events, lengths, lengths[:, None], row_times)
         state = fold(self.init_state(params, lengths.shape[0]), memory[:, 0], lengths > 0)
         return state._replace(segments=lengths // segment)
-
-    # --- the two passes ---
-
-    def _update_layout(
-        self, lengths, state: State, num_items, queries, row_times, key_times, hidden=None
-    ):
-        slots = self.config.method.slots
-        return layouts.update(
-            lengths,
-            state.groups,
-            num_items=num_items,
-            slots=slots,
-            max_groups=state.memory.shape[1] // slots,
-            segment=self.config.data.segment,
-            with_queries=queries,
-            hidden=hidden,
-            row_times=row_times,
-            key_times=key_times,
-        )
-
-    def _update_pass(
-        self,
-        params,
-        state: State,
-        events,
-        lengths,
-        row_times,
-        *,
-        queries,
-        rng=None,
-        rows=None,
-        hidden=None,
-    ) -> tuple[Array, Array | None]:
-        """[M; S; Q] -> outputs at the events [B, N, D] and memory m [B, C, D] (None w/o queries)."""
-        slots = self.config.method.slots
-        batch, num_items = events.ids.shape
-        layout = self._update_layout(
-            lengths, state, num_items, queries, row_times, events.times, hidden
-        )
-        positions = np.arange(num_items, dtype=np.int32)[None]
-        variables = {"params": params["memory"]}
-        parts = [self.tokens.apply(variables, state.memory, method="enter")]
-        if queries:
-            parts.append(self.tokens.apply(variables, batch, method="queries"))
-        parts.append(self.network.embed(params, events, positions))
-        outputs = self.network.run(params, jnp.concatenate(parts, axis=1), layout, rng, rows)
-        items = outputs[:, layout.num_slots :]
-        if not queries:
-            return items, None
-        at_queries = outputs[:, layout.num_slots - slots : layout.num_slots]
-        return items, self.tokens.apply(variables, at_queries, state, method="leave")
 
     def _reference_pass(
         self, params, events, lengths, query_ends, row_times, rng=None, rows=None
@@ -204,7 +94,7 @@ class Rec2PM:
         if rng is not None:
             rngs = dict(zip(rngs, jax.random.split(rng, len(rngs)), strict=True))
         rows = batch["index"]
-        w_rows = segment_rows(rows, data.segments)
+        windows = training_windows(batch, data)
         events, targets, weights, next_times = training_events(batch)
         span = data.segments * data.segment  # the last R - 1 events belong to no segment
         inside = jax.tree.map(lambda a: a[:, :span], events)
@@ -215,24 +105,19 @@ class Rec2PM:
             params, inside, lengths, ends, inside_times, rngs["ref"], rows
         )
 
-        cut_to = (data.segment, data.read_length, data.segments)
-        windows, w_targets, w_weights, w_times = cut(
-            (events, targets, weights, next_times), *cut_to
-        )
-        w_lengths = jnp.sum(windows.ids != PADDING_ID, axis=1, dtype=jnp.int32)
-        hidden = self._hidden(w_lengths, rngs["hide"], w_rows)
+        hidden = self._hidden(windows.lengths, rngs["hide"], windows.rows)
 
         def update_pass(reference, rng):
             state = self._previous(reference)
             items, memory = self._update_pass(
                 params,
                 state,
-                windows,
-                w_lengths,
-                w_times,
+                windows.events,
+                windows.lengths,
+                windows.row_times,
                 queries=True,
                 rng=rng,
-                rows=w_rows,
+                rows=windows.rows,
                 hidden=hidden,
             )
             return items, memory.reshape(reference.shape)
@@ -241,15 +126,14 @@ class Rec2PM:
         if method.live and rng is not None:
             _, live = update_pass(reference, rngs["live"])
             chosen = per_row(
-                lambda key: jax.random.bernoulli(key, method.live), rngs["mix"], w_rows
+                lambda key: jax.random.bernoulli(key, method.live), rngs["mix"], windows.rows
             )
             chosen = chosen.reshape(reference.shape[:2])
             memory_in = jnp.where(chosen[..., None, None], live, reference)
         items, updated = update_pass(memory_in, rngs["upd"])
 
-        terms = {
-            "ar": self.network.next_item(params, items, w_targets, w_weights, rngs["neg"], w_rows)
-        }
+        at = (windows.targets, windows.weights, rngs["neg"], windows.rows)
+        terms = {"ar": self.network.next_item(params, items, *at)}
         terms["consistency"] = self._consistency(reference, updated, ends <= lengths[:, None])
         if method.reference_ar:
             at = (targets[:, :span], weights[:, :span], rngs["neg_ref"], rows)

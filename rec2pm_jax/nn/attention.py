@@ -34,7 +34,7 @@ class Block:
     """Rows [row_start, row_stop) of the token axis attend to keys [key_start, key_stop).
 
     `spans` gives what each of these rows sees within those keys. `key_start` is 0 (slots and items) or
-    the layout's num_slots (items only).
+    the layout's num_slots (items only); the items before `item_start` are not among the keys either.
     """
 
     spans: Spans
@@ -42,14 +42,27 @@ class Block:
     row_stop: int = struct.field(pytree_node=False)
     key_start: int = struct.field(pytree_node=False)
     key_stop: int = struct.field(pytree_node=False)
+    item_start: int = struct.field(pytree_node=False, default=0)
+
+    def keys(self, x: Array, num_slots: int) -> Array:
+        """The block's keys out of all tokens: [B, tokens, ...] -> [B, keys, ...]."""
+        items = x[:, num_slots + self.item_start : self.key_stop]
+        if self.key_start:
+            return items
+        if not self.item_start:
+            return x[:, : self.key_stop]
+        return jnp.concatenate([x[:, :num_slots], items], axis=1)
 
 
 @struct.dataclass
 class Layout:
     """The token layout of a pass: who sees whom, and where and when every token is.
 
+    The first slots may be tokens of an earlier pass whose keys and values were kept (`KeyValues`):
+    they are seen like any other, but they are no rows.
+
     Attributes:
-      blocks: disjoint row blocks that cover all tokens.
+      blocks: disjoint row blocks, in order, that cover all tokens but the kept ones.
       place: int32 [1 or B, tokens], position used by a relative bias (a query's is that of the next
         event; unused for memory tokens).
       slot_ids: int32 [num_slots], row of the learned slot bias: c for memory slot c, C + c for query c.
@@ -64,6 +77,20 @@ class Layout:
     row_times: Array | None
     key_times: Array | None
     num_slots: int = struct.field(pytree_node=False)
+
+
+class KeyValues(NamedTuple):
+    """Keys and values of some tokens in one layer, or stacked over layers on a leading axis.
+
+    k: [B, tokens, H, dqk]; v: [B, tokens, H, dv].
+    """
+
+    k: Array
+    v: Array
+
+    def before(self, own: KeyValues) -> KeyValues:
+        """These tokens (kept from an earlier pass), then those of the pass itself."""
+        return KeyValues(*(jnp.concatenate(pair, axis=1) for pair in zip(self, own, strict=True)))
 
 
 def causal_blocks(length: int, first: int, rows: int = 128) -> tuple[Block, ...]:
@@ -85,14 +112,14 @@ def mask_of(block: Block, num_slots: int) -> Array:
     """The block's mask as bool [1 or B, rows, keys]; keys as the block orders them."""
     spans = block.spans
 
-    def inside(lo, hi, size):
-        key = jnp.arange(size, dtype=jnp.int32)
+    def inside(lo, hi, start, stop):
+        key = jnp.arange(start, stop, dtype=jnp.int32)
         return (key >= lo[..., None]) & (key < hi[..., None])
 
-    items = inside(spans.item_lo, spans.item_hi, block.key_stop - num_slots)
+    items = inside(spans.item_lo, spans.item_hi, block.item_start, block.key_stop - num_slots)
     if block.key_start:
         return items
-    slots = inside(spans.slot_lo, spans.slot_hi, num_slots)
+    slots = inside(spans.slot_lo, spans.slot_hi, 0, num_slots)
     batch = max(slots.shape[0], items.shape[0])
     parts = (jnp.broadcast_to(part, (batch, *part.shape[1:])) for part in (slots, items))
     return jnp.concatenate([*parts], axis=-1)
@@ -118,26 +145,28 @@ def attend(q: Array, k: Array, v: Array, layout: Layout, weigh, bias=None) -> Ar
     """Attention of all tokens of a pass: the seam every backbone and every method goes through.
 
     Args:
-      q, k: [B, tokens, H, dqk]; v: [B, tokens, H, dv]. Scaling of q is the caller's.
+      q, k: [B, tokens, H, dqk]; v: [B, tokens, H, dv]. Scaling of q is the caller's. Where k and v
+        begin with kept tokens, q is shorter by these.
       layout: the pass.
       weigh: (float32 scores [B, H, rows, keys], mask [B or 1, 1, rows, keys]) -> weights;
         `softmax_weights` or `silu_weights` with its norm, and dropout if any.
       bias: (block) -> [B or 1, rows, keys] added to the scores of every head, or None.
 
     Returns:
-      [B, tokens, H, dv], in the dtype of v.
+      [B, tokens of q, H, dv], in the dtype of v.
     """
     outputs = []
+    kept = k.shape[1] - q.shape[1]
     for block in layout.blocks:
-        rows = slice(block.row_start, block.row_stop)
-        keys = slice(block.key_start, block.key_stop)
+        rows = slice(block.row_start - kept, block.row_stop - kept)
+        block_k, block_v = (block.keys(x, layout.num_slots) for x in (k, v))
         # Rounding scores to bfloat16 before the exponential would cost more than it saves.
         scores = jnp.einsum(
-            "bqhd,bkhd->bhqk", q[:, rows], k[:, keys], preferred_element_type=jnp.float32
+            "bqhd,bkhd->bhqk", q[:, rows], block_k, preferred_element_type=jnp.float32
         )
         if bias is not None:
             scores = scores + bias(block)[:, None].astype(jnp.float32)
         mask = mask_of(block, layout.num_slots)[:, None]
         weights = weigh(scores, mask).astype(v.dtype)
-        outputs.append(jnp.einsum("bhqk,bkhd->bqhd", weights, v[:, keys]))
+        outputs.append(jnp.einsum("bhqk,bkhd->bqhd", weights, block_v))
     return jnp.concatenate(outputs, axis=1)

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from rec2pm_jax.config import ModelConfig
-from rec2pm_jax.nn.attention import Block, Layout, attend, silu_weights
+from rec2pm_jax.nn.attention import Block, KeyValues, Layout, attend, silu_weights
 from rec2pm_jax.nn.dropout import Dropout
 from rec2pm_jax.typing import Array
 
@@ -43,7 +43,9 @@ class HSTULayer(nn.Module):
     num_slot_ids: int
 
     @nn.compact
-    def __call__(self, x: Array, layout: Layout, rows: Array | None) -> Array:
+    def __call__(
+        self, x: Array, layout: Layout, rows: Array | None, kept: KeyValues | None = None
+    ) -> tuple[Array, KeyValues]:
         cfg = self.config
         dtype = jnp.dtype(cfg.dtype)
         layer_norm = partial(
@@ -59,6 +61,8 @@ class HSTULayer(nn.Module):
             name="uvqk",
         )(layer_norm(name="input_norm")(x))
         u, v, q, k = (jax.nn.silu(uvqk[:, :, i]) for i in range(4))
+        own = KeyValues(k, v)
+        k, v = own if kept is None else kept.before(own)
         weigh = partial(silu_weights, norm=self.norm)
         a = attend(q, k, v, layout, weigh, self._bias(layout))
         a = a.reshape(*a.shape[:2], -1)
@@ -67,7 +71,7 @@ class HSTULayer(nn.Module):
         out = nn.Dense(
             cfg.dim, kernel_init=nn.initializers.xavier_uniform(), dtype=dtype, name="out"
         )
-        return x + out(gated)
+        return x + out(gated), own
 
     def _bias(self, layout: Layout):
         """Returns (block) -> bias [1 or B, rows, keys], or None without a relative bias."""
@@ -83,7 +87,7 @@ class HSTULayer(nn.Module):
 
         def bias(block: Block) -> Array:
             rows = slice(block.row_start, block.row_stop)
-            keys = slice(slots, block.key_stop)
+            keys = slice(slots + block.item_start, block.key_stop)
             distance = layout.place[:, rows, None] - layout.place[:, None, keys]
             items = by_distance[jnp.clip(distance, 0, self.max_distance)]
             if by_time is not None:

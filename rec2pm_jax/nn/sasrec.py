@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from rec2pm_jax.config import ModelConfig
-from rec2pm_jax.nn.attention import Layout, attend, softmax_weights
+from rec2pm_jax.nn.attention import KeyValues, Layout, attend, softmax_weights
 from rec2pm_jax.nn.dropout import Dropout
 from rec2pm_jax.typing import Array
 
@@ -24,6 +24,9 @@ def scaled_identity(gain: float):
 class SASRecLayer(nn.Module):
     """q = LN(x); z = LN(q + MHA(q, x, x)); y = z + Drop(W2 Drop(act(W1 z))). [B, tokens, D] -> same.
 
+    Called with (x, layout, rows, kept): `kept` are keys and values of the layout's first tokens, which
+    x leaves out, or None. Returns (y, keys and values of x's own tokens).
+
     LN has no affine part and eps 1e-8; keys and values come from x itself, as in
     generative-recommenders' `SASREC`. Attention weights are dropped at the same rate.
 
@@ -36,7 +39,9 @@ class SASRecLayer(nn.Module):
     config: ModelConfig
 
     @nn.compact
-    def __call__(self, x: Array, layout: Layout, rows: Array | None) -> Array:
+    def __call__(
+        self, x: Array, layout: Layout, rows: Array | None, kept: KeyValues | None = None
+    ) -> tuple[Array, KeyValues]:
         cfg = self.config
         dtype = jnp.dtype(cfg.dtype)
         layer_norm = partial(
@@ -50,11 +55,11 @@ class SASRecLayer(nn.Module):
 
         q_in = layer_norm(name="attention_norm")(x)
         q = heads(name="query")(q_in) * cfg.key_dim**-0.5
-        k = heads(name="key")(x)
-        v = heads(kernel_init=values, name="value")(x)
+        own = KeyValues(heads(name="key")(x), heads(kernel_init=values, name="value")(x))
+        k, v = own if kept is None else kept.before(own)
         a = attend(q, k, v, layout, lambda s, m: drop(softmax_weights(s, m)))
         a = nn.DenseGeneral(cfg.dim, axis=(-2, -1), kernel_init=out, dtype=dtype, name="out")(a)
         z = layer_norm(name="ffn_norm")(q_in + a)
         act = nn.relu if cfg.activation == "relu" else partial(nn.gelu, approximate=False)
         f = drop(act(nn.Dense(cfg.ffn_dim or cfg.dim, dtype=dtype, name="ffn_in")(z)))
-        return z + drop(nn.Dense(cfg.dim, dtype=dtype, name="ffn_out")(f))
+        return z + drop(nn.Dense(cfg.dim, dtype=dtype, name="ffn_out")(f)), own

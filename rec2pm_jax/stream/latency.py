@@ -40,14 +40,14 @@ def measure(
         return Events(ids, times, np.ones_like(ids)), np.ones((1, length), bool)
 
     state = jax.tree.map(np.asarray, method.init_state(params, 1))
-    segment = events(method.config.data.segment)
+    asked = np.zeros(1, np.int32)
+    segment = (*events(method.config.data.segment), asked)
     update_ms = None
     if state.memory.size:
         update_ms = _median_ms(lambda: update(method, params, state, *segment), repetitions)
         state = jax.tree.map(np.asarray, update(method, params, state, *segment))
     window = events(method.read_length)
     deep = min(power_of_two(k), method.num_items)
-    asked = np.zeros(1, np.int32)
     read_ms = _median_ms(lambda: top(method, deep, params, state, *window, asked), repetitions)
     return {"update_ms": update_ms, "read_ms": read_ms}
 

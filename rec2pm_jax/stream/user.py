@@ -15,8 +15,8 @@ class UserState(NamedTuple):
     """One user. Values are never changed in place, so old states stay valid.
 
     Attributes:
-      state: `memory` float32 [G * C, D] and `groups` int32 [], numpy: a row of a batch's `State`.
-        `state.memory.nbytes` is what a user's memory costs (overwrite: C * D * 4).
+      state: `memory` [G * C, D] and `groups` int32 [], numpy: a row of a batch's `State`.
+        `state.memory.nbytes` is what a user's memory costs (overwritten tokens: C * D * 4).
       pending: int32 [p] numpy fields, the newest p events, read raw: R <= p < R + S for memory
         methods with n >= R, min(n, read_length) for the others.
       events: n, events of the user so far.

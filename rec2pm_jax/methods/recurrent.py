@@ -1,0 +1,189 @@
+"""What all methods with a memory share: one segment is read and folded at a time.
+
+Methods differ in `loss`, how the weights are trained, and in what a memory is: tokens that re-enter
+the backbone (`TokenMemory`), or cached keys and values (`kv_mask.KVMask`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import cached_property
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rec2pm_jax.config import Config, DataConfig
+from rec2pm_jax.methods import layout as layouts
+from rec2pm_jax.methods.memory import MemoryTokens, fold
+from rec2pm_jax.methods.network import Network, cut, segment_rows, training_events
+from rec2pm_jax.methods.segments import ReadPlan, plan_memory
+from rec2pm_jax.methods.single_pass import last_valid
+from rec2pm_jax.typing import PADDING_ID, Array, Batch, Events, Params, PRNGKey, State
+
+
+@dataclasses.dataclass(frozen=True)
+class Recurrent:
+    """Serves [M; recent events] and folds [M; S_h; Q] into M, overwritten or appended to.
+
+    A subclass names its `tokens`, the `memory_dim` of a slot, its `loss`, and
+    `_update_pass(params, state, events, lengths, row_times, *, queries)`, which returns the outputs
+    at the events [B, N, D] and the new memory [B, C, memory_dim] (None without queries). Methods are
+    equal, and share compiled functions, when their fields are.
+    """
+
+    config: Config
+    num_items: int
+
+    @property
+    def read_length(self) -> int:
+        return self.config.data.read_length
+
+    @property
+    def capacity(self) -> int:
+        """G: groups that a state holds."""
+        method = self.config.method
+        return method.max_groups if method.memory == "append" else 1
+
+    @property
+    def memory_dim(self) -> int:
+        """Numbers that are stored per slot."""
+        return self.config.model.dim
+
+    @property
+    def memory_dtype(self) -> jnp.dtype:
+        """The dtype memory is stored in."""
+        return jnp.dtype(jnp.float32)
+
+    @property
+    def tokens(self) -> nn.Module:
+        """The parameters of the memory, `params["memory"]`."""
+        raise NotImplementedError
+
+    @cached_property
+    def network(self) -> Network:
+        return Network(self.config, self.num_items, self.read_length)
+
+    def init(self, rng: PRNGKey) -> Params:
+        network_rng, memory_rng = jax.random.split(rng)
+        times = jnp.zeros((1, 1), jnp.int32)
+        params = self.network.init(network_rng, layouts.causal(1, times, times), 1)
+        params["memory"] = self.tokens.init(memory_rng, 1)["params"]
+        return params
+
+    def init_state(self, params: Params, batch_size: int) -> State:
+        rows = self.capacity * self.config.method.slots
+        memory = jnp.zeros((batch_size, rows, self.memory_dim), self.memory_dtype)
+        none = jnp.zeros(batch_size, jnp.int32)
+        return State(memory, none, none)
+
+    def plan(self, n, max_segments: int = 0) -> ReadPlan:
+        return plan_memory(n, self.config.data, max_segments)
+
+    def score(self, params: Params, vectors: Array) -> Array:
+        return self.network.score(params, vectors)
+
+    def update(self, params, state, events: Events, valid, next_time=None) -> State:
+        lengths = jnp.sum(valid, axis=1, dtype=jnp.int32)
+        row_times = layouts.query_times(events.times, valid, next_time)
+        _, memory = self._update_pass(params, state, events, lengths, row_times, queries=True)
+        return fold(state, memory, lengths > 0)
+
+    def read_all(self, params, state, events: Events, valid, request_time=None) -> Array:
+        lengths = jnp.sum(valid, axis=1, dtype=jnp.int32)
+        row_times = layouts.query_times(events.times, valid, request_time)
+        outputs, _ = self._update_pass(params, state, events, lengths, row_times, queries=False)
+        return outputs.astype(jnp.float32)
+
+    def read(self, params, state, events: Events, valid, request_time=None) -> Array:
+        return last_valid(self.read_all(params, state, events, valid, request_time), valid)
+
+    def loss_weights(self, step: Array) -> dict[str, Array]:
+        return {"ar": jnp.float32(1.0)}
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenMemory(Recurrent):
+    """Memory is the outputs at Q, C x D floats per group, and re-enters as tokens.
+
+    `params` has keys `embedding`, `backbone` and `memory`. A user without archived segments has no
+    memory tokens.
+    """
+
+    @cached_property
+    def tokens(self) -> MemoryTokens:
+        method = self.config.method
+        return MemoryTokens(self.config.model, method.slots, method.max_groups)
+
+    def _update_pass(
+        self,
+        params,
+        state: State,
+        events,
+        lengths,
+        row_times,
+        *,
+        queries,
+        rng=None,
+        rows=None,
+        hidden=None,
+    ) -> tuple[Array, Array | None]:
+        """[M; S; Q] -> outputs at the events [B, N, D] and memory m [B, C, D] (None w/o queries)."""
+        slots = self.config.method.slots
+        batch, num_items = events.ids.shape
+        layout = layouts.update(
+            lengths,
+            state.groups,
+            num_items=num_items,
+            slots=slots,
+            max_groups=state.memory.shape[1] // slots,
+            segment=self.config.data.segment,
+            with_queries=queries,
+            hidden=hidden,
+            row_times=row_times,
+            key_times=events.times,
+        )
+        positions = np.arange(num_items, dtype=np.int32)[None]
+        variables = {"params": params["memory"]}
+        parts = [self.tokens.apply(variables, state.memory, method="enter")]
+        if queries:
+            parts.append(self.tokens.apply(variables, batch, method="queries"))
+        parts.append(self.network.embed(params, events, positions))
+        outputs = self.network.run(params, jnp.concatenate(parts, axis=1), layout, rng, rows)
+        items = outputs[:, layout.num_slots :]
+        if not queries:
+            return items, None
+        at_queries = outputs[:, layout.num_slots - slots : layout.num_slots]
+        return items, self.tokens.apply(variables, at_queries, state, method="leave")
+
+
+class Windows(NamedTuple):
+    """The read windows of a training batch, K per user folded into the batch (user after user).
+
+    Window h holds the S + R - 1 events from h * S on; the first S of them are segment h.
+
+    Attributes:
+      events: fields [B * K, W].
+      targets: int32 [B * K, W], the next item; weights: float32, 1 where there is one.
+      row_times: int32 [B * K, W], times of the next events, or None.
+      lengths: int32 [B * K], events per window.
+      rows: int32 [B * K], numbers of the windows, unique within the step.
+    """
+
+    events: Events
+    targets: Array
+    weights: Array
+    row_times: Array | None
+    lengths: Array
+    rows: Array
+
+
+def training_windows(batch: Batch, data: DataConfig) -> Windows:
+    """Cuts a training batch (see `Method.loss`) into the windows that reads see."""
+    cut_to = (data.segment, data.read_length, data.segments)
+    events, targets, weights, row_times = cut(training_events(batch), *cut_to)
+    lengths = jnp.sum(events.ids != PADDING_ID, axis=1, dtype=jnp.int32)
+    rows = segment_rows(batch["index"], data.segments)
+    return Windows(events, targets, weights, row_times, lengths, rows)
