@@ -74,10 +74,12 @@ def test_reference_pass_is_every_query_group_in_a_pass_of_its_own(backbone, bias
         np.testing.assert_allclose(items[user, :length], expected, **CLOSE)
 
 
+@pytest.mark.parametrize("running_mean", [True, False])
 @backbones
-def test_update_pass_is_memory_segment_and_queries_written_out(backbone, bias):
+def test_update_pass_is_memory_segment_and_queries_written_out(backbone, bias, running_mean):
     """Append with 0, 1 and 2 groups in use; R = 2, so that reads are longer than segments."""
-    method, params = make(backbone, bias=bias, memory="append", recent=2)
+    options = dict(memory="append", recent=2, running_mean=running_mean)
+    method, params = make(backbone, bias=bias, **options)
     lengths = np.array([3, 2, 4, 4], np.int32)
     events, _ = histories(lengths, S + 1, times=bias == "position_time")
     asks = asked(events.times, lengths)
@@ -96,9 +98,10 @@ def test_update_pass_is_memory_segment_and_queries_written_out(backbone, bias):
         np.testing.assert_allclose(items[user, :length], outputs, **CLOSE)
         np.testing.assert_allclose(without_queries[user, :length], outputs, **CLOSE)
         _, at_queries = slow.update_pass(p, method.config, used, queries, seen[:S])
-        keep = np.exp(p["memory"]["log_keep"])[:, None] * state.segments[user]
-        kept = at_queries + keep * state.memory[user, -SLOTS:]
-        np.testing.assert_allclose(memory[user], left(method, params, kept), **CLOSE)
+        if running_mean:
+            keep = np.exp(p["memory"]["log_keep"])[:, None] * state.segments[user]
+            at_queries = at_queries + keep * state.memory[user, -SLOTS:]
+        np.testing.assert_allclose(memory[user], left(method, params, at_queries), **CLOSE)
 
 
 @backbones

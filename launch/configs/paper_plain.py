@@ -1,7 +1,7 @@
-"""The paper's plain recipe on Complete Journey: L = L_AR + L_con, nothing else.
+"""The paper's plain recipe on Complete Journey: L = L_AR + L_con and M_k = m_k, nothing else.
 
-Gradients flow into both sides of L_con, the reference pass has no loss of its own, and no auxiliary
-head helps: what BUILD_NOTES.md measures the default recipe against.
+Gradients flow into both sides of L_con, the reference pass has no loss of its own, no auxiliary head
+helps, and kernels start at random: what BUILD_NOTES.md measures the default recipe against.
 
 Command:
     python -m launch.compare --config=launch/configs/paper_plain.py --data=data/types \\
@@ -19,6 +19,8 @@ from launch.configs import complete_journey
 
 def get_config() -> ml_collections.ConfigDict:
     config = complete_journey.get_config()
+    config.model.copy_init = False
+    config.method.running_mean = False
     config.method.stop_target = False
     config.method.reference_ar = 0.0
     config.method.bag = 0.0
