@@ -5,7 +5,9 @@ from __future__ import annotations
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 
 from rec2pm_jax.config import Config, DataConfig, LossConfig, MethodConfig, ModelConfig
 from rec2pm_jax.methods.registry import make_method
@@ -92,3 +94,34 @@ def random_state(method, groups, seed=1):
     used = np.arange(rows_per_user) >= rows_per_user - groups[:, None] * SLOTS
     segments = np.where(groups > 0, groups + np.arange(len(groups), dtype=np.int32), 0)
     return State(np.where(used[..., None], memory, 0), groups, segments.astype(np.int32))
+
+
+def fit(method, batch, steps, learning_rate=1e-2):
+    """Mean next-item loss of fresh parameters and after `steps` of Adam on this batch alone."""
+    optimizer = optax.adam(learning_rate)
+
+    def objective(params, rng, step):
+        terms = method.loss(params, batch, rng, step=step)
+        weights = method.loss_weights(step)
+        return sum(weights[k] * total / weight for k, (total, weight) in terms.items())
+
+    def step(carry, i):
+        params, state = carry
+        gradient = jax.grad(objective)(params, jax.random.key(1), i)
+        with jax.numpy_dtype_promotion("standard"):  # inside Optax
+            updates, state = optimizer.update(gradient, state)
+        return (optax.apply_updates(params, updates), state), None
+
+    @jax.jit
+    def train(params):
+        carry = (params, optimizer.init(params))
+        (params, _), _ = jax.lax.scan(step, carry, jnp.arange(steps))
+        return params
+
+    @jax.jit
+    def mean_loss(params):
+        total, weight = method.loss(params, batch, None, step=0)["ar"]
+        return total / weight
+
+    params = jax.jit(method.init)(jax.random.key(0))
+    return float(mean_loss(params)), float(mean_loss(train(params)))

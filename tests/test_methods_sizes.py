@@ -7,13 +7,12 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
 from rec2pm_jax.config import Config, DataConfig, MethodConfig, ModelConfig
 from rec2pm_jax.methods.registry import make_method
 from rec2pm_jax.typing import Events
-from tests.methods_fixtures import batch_of, histories, make, random_state
+from tests.methods_fixtures import batch_of, fit, histories, make, random_state
 
 S, K, C, D, V = 200, 5, 4, 64, 20_000
 
@@ -164,33 +163,6 @@ def test_overfits_eight_users(name, backbone):
         ),
         method=MethodConfig(slots=2, max_groups=2, **OVERFIT[name]),
     )
-    method = make_method(config, USERS * LENGTH)
-    optimizer = optax.adam(1e-2)
-    batch = eight_walks()
-
-    def objective(params, rng, step):
-        terms = method.loss(params, batch, rng, step=step)
-        weights = method.loss_weights(step)
-        return sum(weights[k] * total / weight for k, (total, weight) in terms.items())
-
-    def step(carry, i):
-        params, state = carry
-        gradient = jax.grad(objective)(params, jax.random.key(1), i)
-        with jax.numpy_dtype_promotion("standard"):  # inside Optax
-            updates, state = optimizer.update(gradient, state)
-        return (optax.apply_updates(params, updates), state), None
-
-    @jax.jit
-    def train(params):
-        carry = (params, optimizer.init(params))
-        (params, _), _ = jax.lax.scan(step, carry, jnp.arange(200))
-        return params
-
-    @jax.jit
-    def mean_loss(params):
-        total, weight = method.loss(params, batch, None, step=0)["ar"]
-        return total / weight
-
-    params = jax.jit(method.init)(jax.random.key(0))
-    assert mean_loss(params) > 3  # log(80) = 4.4
-    assert mean_loss(train(params)) < 0.1
+    before, after = fit(make_method(config, USERS * LENGTH), eight_walks(), steps=200)
+    assert before > 3  # log(80) = 4.4
+    assert after < 0.1
