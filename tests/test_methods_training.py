@@ -54,8 +54,9 @@ class ByHand:
 
     def reference(self, h):
         """m_h^ref [1, C, D], of segments that hold any event."""
-        valid = (self.inputs > 0) & (np.arange(self.inputs.shape[1]) < (h + 1) * S)
-        return self._compress(self.params, Events(self.inputs), valid).memory[:, -SLOTS:]
+        whole = self.inputs[:, : K * S]
+        valid = (whole > 0) & (np.arange(K * S) < (h + 1) * S)
+        return self._compress(self.params, Events(whole), valid).memory[:, -SLOTS:]
 
     def window(self, h, length):
         ids = self.inputs[:, h * S : h * S + length]
