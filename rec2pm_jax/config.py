@@ -124,7 +124,7 @@ class MethodConfig:
     memory: str = "overwrite"  # overwrite | append (methods with a memory)
     slots: int = 4  # C
     max_groups: int = 16  # append keeps the newest max_groups groups
-    mean_segments: int = 8  # rec2pm, tok_serial: reach of MemoryTokens.leave; 0: m_k = LN(o_k)
+    running_mean: bool = True  # rec2pm, tok_serial: see MemoryTokens.leave; False: m_k = LN(o_k)
     # rec2pm
     consistency: float = 1.0  # lambda of L_con
     consistency_ramp: int = 0  # steps over which lambda rises linearly from 0
@@ -133,7 +133,6 @@ class MethodConfig:
     reference_ar: float = 0.5  # weight of the next-item loss on the reference pass
     bag: float = 1.0  # weight of "m_h^ref predicts the items of segment h + 1"
     hide: float = 0.0  # share of (user, segment) whose older working memory is hidden in training
-    auxiliary_fade: int = 0  # steps over which reference_ar and bag fall linearly to 0; 0: never
     live: float = 0.0  # share of (user, segment) fed the live memory instead of the reference
     # tok_serial
     truncate: int = 0  # gradients stop at the memory entering segments T, 2T, ..; 0: nowhere
@@ -146,14 +145,7 @@ class MethodConfig:
         for field in ("slots", "max_groups"):
             value = getattr(self, field)
             _require(value >= 1, f"method.{field}", ">= 1", value)
-        for field in (
-            "mean_segments",
-            "consistency",
-            "consistency_ramp",
-            "reference_ar",
-            "bag",
-            "auxiliary_fade",
-        ):
+        for field in ("consistency", "consistency_ramp", "reference_ar", "bag"):
             value = getattr(self, field)
             _require(value >= 0, f"method.{field}", ">= 0", value)
         for field in ("hide", "live"):

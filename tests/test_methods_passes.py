@@ -74,11 +74,11 @@ def test_reference_pass_is_every_query_group_in_a_pass_of_its_own(backbone, bias
         np.testing.assert_allclose(items[user, :length], expected, **CLOSE)
 
 
-@pytest.mark.parametrize("reach", [0, 2])
+@pytest.mark.parametrize("running_mean", [True, False])
 @backbones
-def test_update_pass_is_memory_segment_and_queries_written_out(backbone, bias, reach):
+def test_update_pass_is_memory_segment_and_queries_written_out(backbone, bias, running_mean):
     """Append with 0, 1 and 2 groups in use; R = 2, so that reads are longer than segments."""
-    options = dict(memory="append", recent=2, mean_segments=reach)
+    options = dict(memory="append", recent=2, running_mean=running_mean)
     method, params = make(backbone, bias=bias, **options)
     lengths = np.array([3, 2, 4, 4], np.int32)
     events, _ = histories(lengths, S + 1, times=bias == "position_time")
@@ -98,8 +98,8 @@ def test_update_pass_is_memory_segment_and_queries_written_out(backbone, bias, r
         np.testing.assert_allclose(items[user, :length], outputs, **CLOSE)
         np.testing.assert_allclose(without_queries[user, :length], outputs, **CLOSE)
         _, at_queries = slow.update_pass(p, method.config, used, queries, seen[:S])
-        if reach:  # segments are 0, 2, 4 and 4
-            keep = np.exp(p["memory"]["log_keep"])[:, None] * min(state.segments[user], 2)
+        if running_mean:
+            keep = np.exp(p["memory"]["log_keep"])[:, None] * state.segments[user]
             at_queries = at_queries + keep * state.memory[user, -SLOTS:]
         np.testing.assert_allclose(memory[user], left(method, params, at_queries), **CLOSE)
 

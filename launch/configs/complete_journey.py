@@ -21,7 +21,6 @@ def get_config() -> ml_collections.ConfigDict:
     config = base_config()
     config.data.segment = 25
     config.data.segments = 16
-    config.method.auxiliary_fade = 2000
     config.train.batch_size = 16
     config.train.steps = 2000
     config.train.eval_every = 250

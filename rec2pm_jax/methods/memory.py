@@ -44,11 +44,11 @@ class MemoryTokens(QueryTokens):
 
     Attributes:
       max_groups: G, groups with an age embedding of their own.
-      mean_segments: the most segments that an old memory weighs, see `leave`; 0 for none.
+      running_mean: whether an update averages with the memory before it, see `leave`.
     """
 
     max_groups: int
-    mean_segments: int
+    running_mean: bool
 
     def setup(self):
         super().setup()
@@ -57,7 +57,7 @@ class MemoryTokens(QueryTokens):
         self.slot_embedding = self.param("slot_embedding", self.apart, (self.slots, dim))
         zeros = nn.initializers.zeros_init()
         self.age_embedding = self.param("age_embedding", zeros, (self.max_groups, dim))
-        if self.mean_segments:
+        if self.running_mean:
             self.log_keep = self.param("log_keep", zeros, (self.slots,))
         # Stored memory has unit scale; events are embedded at 0.02 * sqrt(D) per element.
         scale = nn.initializers.normal(0.02 * dim**-0.5)
@@ -87,15 +87,13 @@ class MemoryTokens(QueryTokens):
         The norm (no affine) keeps the scale of the memory fixed however often it is updated, gives
         L_con a unit to be measured in, and suits a quantised store.
 
-        With the `state` before an update, m_k = LN(o_k + g_c * min(k, H) * m_{k-1}) for a memory of k
-        segments, H = mean_segments and a learned g_c > 0 per slot (1 at first): the mean of what the
-        updates say, a running one at first and one that forgets over H segments later. An error of one
-        update fades, instead of being carried on in full.
+        With `running_mean` and the `state` before an update, m_k = LN(o_k + g_c * k * m_{k-1}) for a
+        memory of k segments and a learned g_c > 0 per slot (1 at first): the running mean of what the
+        updates say. An error of one update fades as 1/k instead of being carried on in full.
         """
-        if state is None or not self.mean_segments:
+        if state is None or not self.running_mean:
             return self.norm(outputs)
-        weight = jnp.minimum(state.segments, self.mean_segments).astype(jnp.float32)
-        gain = jnp.exp(self.log_keep) * weight[:, None]
+        gain = jnp.exp(self.log_keep) * state.segments[:, None].astype(jnp.float32)
         newest = state.memory[:, -self.slots :]
         return self.norm(outputs.astype(jnp.float32) + gain[..., None] * newest)
 

@@ -147,14 +147,11 @@ class Rec2PM(TokenMemory):
         ramp = jnp.float32(1.0)
         if method.consistency_ramp:
             ramp = jnp.minimum(1.0, jnp.float32(step) / method.consistency_ramp)
-        fade = jnp.float32(1.0)
-        if method.auxiliary_fade:
-            fade = jnp.maximum(0.0, 1.0 - jnp.float32(step) / method.auxiliary_fade)
         return {
             "ar": jnp.float32(1.0),
             "consistency": ramp * method.consistency,
-            "reference_ar": fade * method.reference_ar,
-            "bag": fade * method.bag,
+            "reference_ar": jnp.float32(method.reference_ar),
+            "bag": jnp.float32(method.bag),
         }
 
     def _previous(self, reference: Array) -> State:

@@ -115,9 +115,7 @@ class TokenMemory(Recurrent):
     @cached_property
     def tokens(self) -> MemoryTokens:
         method = self.config.method
-        return MemoryTokens(
-            self.config.model, method.slots, method.max_groups, method.mean_segments
-        )
+        return MemoryTokens(self.config.model, method.slots, method.max_groups, method.running_mean)
 
     def _update_pass(
         self,
