@@ -96,6 +96,15 @@ def random_state(method, groups, seed=1):
     return State(np.where(used[..., None], memory, 0), groups, segments.astype(np.int32))
 
 
+def assert_update_keeps_shapes(method, params, state):
+    """`update` returns a state of the same shapes and dtypes, as a scan needs."""
+    users, segment = len(state.groups), method.config.data.segment
+    events, valid = histories([segment] * users, segment)
+    after = jax.eval_shape(method.update, params, state, events, valid)
+    described = (jax.tree.map(lambda a: (a.shape, a.dtype), tree) for tree in (after, state))
+    assert next(described) == next(described)
+
+
 def fit(method, batch, steps, learning_rate=1e-2):
     """Mean next-item loss of fresh parameters and after `steps` of Adam on this batch alone."""
     optimizer = optax.adam(learning_rate)

@@ -12,6 +12,7 @@ from tests import numpy_reference as slow
 from tests.methods_fixtures import (
     DIM,
     SLOTS,
+    assert_update_keeps_shapes,
     batch_of,
     columns,
     histories,
@@ -161,11 +162,7 @@ def test_memory_is_the_keys_and_values_of_the_slots(memory, groups, dtype, size)
         state = method.init_state(params, 5)
         assert state.memory.nbytes == 5 * groups * 2 * LAYERS * SLOTS * DIM * size
         assert state.groups.nbytes == 5 * 4
-        events, valid = histories([3] * 5, S)
-        after = jax.eval_shape(method.update, params, state, events, valid)
-    assert jax.tree.map(lambda a: (a.shape, a.dtype), after) == jax.tree.map(
-        lambda a: (a.shape, a.dtype), state
-    )
+        assert_update_keeps_shapes(method, params, state)
 
 
 def test_memory_matters_in_every_layer_and_only_groups_in_use():

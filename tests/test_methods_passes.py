@@ -12,6 +12,7 @@ from tests import numpy_reference as slow
 from tests.methods_fixtures import (
     DIM,
     SLOTS,
+    assert_update_keeps_shapes,
     columns,
     histories,
     make,
@@ -244,11 +245,7 @@ def test_memory_is_exactly_c_by_d_floats_per_group(memory, groups):
     assert state.memory.nbytes == 5 * groups * SLOTS * DIM * 4
     assert state.groups.nbytes + state.segments.nbytes == 5 * 8  # bookkeeping
     assert not any(np.any(part) for part in state)
-    events, valid = histories([3] * 5, S)
-    after = jax.eval_shape(method.update, params, state, events, valid)
-    assert jax.tree.map(lambda a: (a.shape, a.dtype), after) == jax.tree.map(
-        lambda a: (a.shape, a.dtype), state
-    )
+    assert_update_keeps_shapes(method, params, state)
 
 
 def test_a_group_enters_by_its_age_whatever_the_capacity():

@@ -109,17 +109,7 @@ class Rec2PM(TokenMemory):
 
         def update_pass(reference, rng):
             state = self._previous(reference)
-            items, memory = self._update_pass(
-                params,
-                state,
-                windows.events,
-                windows.lengths,
-                windows.row_times,
-                queries=True,
-                rng=rng,
-                rows=windows.rows,
-                hidden=hidden,
-            )
+            items, memory = self._update_windows(params, state, windows, rng, hidden)
             return items, memory.reshape(reference.shape)
 
         memory_in = reference

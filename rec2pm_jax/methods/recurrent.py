@@ -158,6 +158,22 @@ class TokenMemory(Recurrent):
         at_queries = outputs[:, layout.num_slots - slots : layout.num_slots]
         return items, self.tokens.apply(variables, at_queries, state, method="leave")
 
+    def _update_windows(
+        self, params, state: State, windows: Windows, rng, hidden=None
+    ) -> tuple[Array, Array]:
+        """The update pass of training: `_update_pass` over (some of) the windows of a batch."""
+        return self._update_pass(
+            params,
+            state,
+            windows.events,
+            windows.lengths,
+            windows.row_times,
+            queries=True,
+            rng=rng,
+            rows=windows.rows,
+            hidden=hidden,
+        )
+
 
 class Windows(NamedTuple):
     """The read windows of a training batch, K per user folded into the batch (user after user).

@@ -35,16 +35,7 @@ class TokSerial(TokenMemory):
                 stopped = jax.lax.stop_gradient(state.memory)
                 cut = h % method.truncate == 0
                 state = state._replace(memory=jnp.where(cut, stopped, state.memory))
-            items, memory = self._update_pass(
-                params,
-                state,
-                window.events,
-                window.lengths,
-                window.row_times,
-                queries=True,
-                rng=drop_rng,
-                rows=window.rows,
-            )
+            items, memory = self._update_windows(params, state, window, drop_rng)
             return fold(state, memory, window.lengths > 0), items
 
         if method.remat:

@@ -80,8 +80,10 @@ def sample_negatives(
     """
 
     def draw(low, high):
-        one = lambda key: jax.random.randint(key, (config.negatives,), low, high)  # noqa: E731
-        return per_row(one, rng, rows) if config.sharing == "per_position" else one(rng)
+        def once(key):
+            return jax.random.randint(key, (config.negatives,), low, high)
+
+        return per_row(once, rng, rows) if config.sharing == "per_position" else once(rng)
 
     if not config.in_batch:
         ids = draw(1, num_items + 1)

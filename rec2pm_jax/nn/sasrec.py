@@ -48,7 +48,10 @@ class SASRecLayer(nn.Module):
             nn.LayerNorm, epsilon=1e-8, use_bias=False, use_scale=False, dtype=dtype
         )
         heads = partial(nn.DenseGeneral, features=(cfg.heads, cfg.key_dim), dtype=dtype)
-        drop = lambda x: Dropout(cfg.dropout)(x, rows)  # noqa: E731
+
+        def drop(x):
+            return Dropout(cfg.dropout)(x, rows)
+
         values = out = nn.initializers.lecun_normal()
         if cfg.starts_copying:
             values, out = scaled_identity(COPY_GAIN), scaled_identity(1.0)
