@@ -13,35 +13,21 @@ import dataclasses
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from absl import flags
 
 from launch import cli
-from rec2pm_jax.config import Config, config_hash, to_dict
-from rec2pm_jax.data.dataset import Dataset, open_dataset
+from launch.runs import Result, heuristics, train_and_test
+from rec2pm_jax.config import Config
+from rec2pm_jax.data.dataset import open_dataset
 from rec2pm_jax.errors import UserError
 from rec2pm_jax.evaluate.bootstrap import paired_bootstrap
-from rec2pm_jax.evaluate.evaluator import evaluate
-from rec2pm_jax.evaluate.heuristic import evaluate_heuristic
-from rec2pm_jax.evaluate.record import Evaluation, write_records
+from rec2pm_jax.evaluate.record import write_records
 from rec2pm_jax.evaluate.report import display_name, format_table, metrics_table, setting_line
-from rec2pm_jax.methods.registry import METHODS, make_method
-from rec2pm_jax.provenance import git_commit
-from rec2pm_jax.stream.latency import measure
-from rec2pm_jax.train.checkpoint import load_for_inference
-from rec2pm_jax.train.loop import train_and_evaluate
+from rec2pm_jax.methods.registry import METHODS
 
 DEFAULT_METHODS = ("recent", "full", "rec2pm")
-
-
-@dataclasses.dataclass(frozen=True)
-class Result:
-    """One row of the comparison: the evaluation and its JSON record."""
-
-    evaluation: Evaluation
-    record: dict[str, Any]
 
 
 def compare(
@@ -58,54 +44,16 @@ def compare(
     """
     dataset = open_dataset(data)
     configs = {name: _with_method(config, name) for name in methods}
-    results = _heuristics(config, dataset)
-    trained = [_train_and_test(c, dataset, Path(workdir) / name) for name, c in configs.items()]
+    results = heuristics(config, dataset)
+    trained = [train_and_test(c, dataset, Path(workdir) / name)[0] for name, c in configs.items()]
     for row in trained:
         others = [other for other in trained if other is not row]
         row.record["paired"] = {display_name(o.record): _paired(row, o) for o in others}
     return results + trained
 
 
-def _heuristics(config: Config, dataset: Dataset) -> list[Result]:
-    settings = [("popularity", 0), ("personal_frequency", config.data.read_length)]
-    settings.append(("personal_frequency", 0))
-    results = []
-    for name, window in settings:
-        evaluation = evaluate_heuristic(
-            name, dataset, split="test", protocol=config.data.protocol, window=window
-        )
-        record = evaluation.record(
-            config={"window": window or None, "half_life": None}, git_commit=git_commit()
-        )
-        results.append(Result(evaluation, record))
-    return results
-
-
 def _with_method(config: Config, name: str) -> Config:
     return dataclasses.replace(config, method=dataclasses.replace(config.method, name=name))
-
-
-def _train_and_test(config: Config, dataset: Dataset, workdir: Path) -> Result:
-    method = make_method(config, dataset.num_items)
-
-    def validate(params):
-        users = config.train.eval_users
-        found = evaluate(method, params, dataset, split="validation", max_users=users, swap=False)
-        return found.metrics
-
-    summary = train_and_evaluate(config, dataset, method, workdir, validate)
-    _, params, meta = load_for_inference(workdir)
-    print(f"testing {config.method.name} ...", flush=True)
-    evaluation = evaluate(method, params, dataset, split="test")
-    record = evaluation.record(
-        config=to_dict(config),
-        config_hash=config_hash(config),
-        seed=config.train.seed,
-        step=meta["step"],
-        git_commit=meta["git_commit"],
-    )
-    record |= measure(method, params) | {"train_wall_s": round(summary["wall_s"], 1)}
-    return Result(evaluation, record)
 
 
 def _paired(a: Result, b: Result) -> dict[str, list[float]]:
@@ -142,8 +90,17 @@ def report(results: Sequence[Result]) -> str:
     return "\n".join(lines)
 
 
-def draw(results: Sequence[Result], path: str | Path) -> None:
-    """Two panels as PNG: NDCG@10 of every row with its interval, and by length of the history.
+COLOURS = {
+    "rec2pm": "#c0392b",
+    "tok_serial": "#2980b9",
+    "kv_mask": "#27ae60",
+    "full": "#34495e",
+    "recent": "#7f8c8d",
+}
+
+
+def pyplot():
+    """matplotlib's pyplot, without a display.
 
     Raises:
       UserError: matplotlib is not installed.
@@ -155,19 +112,30 @@ def draw(results: Sequence[Result], path: str | Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    colours = {
-        "rec2pm": "#c0392b",
-        "tok_serial": "#2980b9",
-        "kv_mask": "#27ae60",
-        "full": "#34495e",
-        "recent": "#7f8c8d",
-    }
-    figure, (bars, curves) = plt.subplots(1, 2, figsize=(11, 4.2))
+    return plt
+
+
+def save(figure, path: str | Path) -> None:
+    """Writes a PNG under a temporary name, renames it and closes the figure."""
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}")
+    figure.savefig(temporary, dpi=150, format="png")
+    temporary.replace(path)
+    pyplot().close(figure)
+
+
+def draw(results: Sequence[Result], path: str | Path) -> None:
+    """Two panels as PNG: NDCG@10 of every row with its interval, and by length of the history.
+
+    Raises:
+      UserError: matplotlib is not installed.
+    """
+    figure, (bars, curves) = pyplot().subplots(1, 2, figsize=(11, 4.2))
     names = [display_name(row.record) for row in results]
     values = np.array([100 * row.record["metrics"]["ndcg@10"] for row in results])
     ends = 100 * np.array([row.record["intervals"]["ndcg@10"] for row in results])
     errors = np.abs(ends.T - values)
-    fill = [colours.get(row.record["method"], "#d5d8dc") for row in results]
+    fill = [COLOURS.get(row.record["method"], "#d5d8dc") for row in results]
     bars.barh(names, values, xerr=errors, color=fill, error_kw={"lw": 1, "capsize": 2})
     for i, (value, row) in enumerate(zip(values, results, strict=True)):
         state = row.record["state_bytes_per_user"]
@@ -177,8 +145,8 @@ def draw(results: Sequence[Result], path: str | Path) -> None:
     bars.set_xlabel("NDCG@10, %, full catalogue (bars: 95 % interval over users)")
     bars.invert_yaxis()
     for row in results:
-        if row.record["method"] in colours:
-            _curve(curves, row, colours[row.record["method"]])
+        if row.record["method"] in COLOURS:
+            _curve(curves, row, COLOURS[row.record["method"]])
     curves.set_xscale("log")
     curves.set_xlabel("events in the user's history")
     curves.set_ylabel("NDCG@10, %")
@@ -191,11 +159,7 @@ def draw(results: Sequence[Result], path: str | Path) -> None:
     )
     figure.suptitle(title, fontsize=11)
     figure.tight_layout()
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}")
-    figure.savefig(temporary, dpi=150, format="png")
-    temporary.replace(path)
-    plt.close(figure)
+    save(figure, path)
 
 
 def _curve(axis, row: Result, colour: str) -> None:

@@ -125,6 +125,7 @@ class MethodConfig:
     slots: int = 4  # C
     max_groups: int = 16  # append keeps the newest max_groups groups
     running_mean: bool = True  # rec2pm, tok_serial: see MemoryTokens.leave; False: m_k = LN(o_k)
+    horizons: bool = True  # rec2pm, tok_serial: slots look back differently far, see segments.py
     # rec2pm
     consistency: float = 1.0  # lambda of L_con
     consistency_ramp: int = 0  # steps over which lambda rises linearly from 0

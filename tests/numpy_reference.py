@@ -135,12 +135,18 @@ def event_tokens(params, ids, times=None, asks=None, *, wrap):
 
 
 def reference_memory(params, config, queries, events, end):
-    """[S_0..S_h; Q] in a pass of its own: outputs at Q [C, D]. queries: [C, D]; events: tokens."""
+    """[S_0..S_h; Q] in a pass of its own: outputs at Q [C, D]. queries: [C, D]; events: tokens.
+
+    Of two slots the second looks back half as far as a training window is long.
+    """
     asks = events[-1].time
     tokens = [*events, *(Token(q, "query", c, end, 0, asks) for c, q in enumerate(queries))]
     n = len(events)
     sees = np.tril(np.ones((len(tokens), len(tokens)), bool))  # items: earlier items only
     sees[n:, :] = True  # queries: every item and one another
+    if config.method.horizons:
+        back = config.data.segment * max(config.data.segments // 2, 1)
+        sees[n + 1, : max(0, n - back)] = False
     return backbone(params, config, tokens, sees)[n:]
 
 

@@ -34,7 +34,7 @@ def literal(text):
 
 def test_reference_pass():
     """3 segments of 2 events, C = 2: slots Q0 Q0 Q1 Q1 Q2 Q2 | events 0 .. 5."""
-    layout = layouts.reference(ints(6, 3), ints([2, 4, 6]), num_items=6, slots=2)
+    layout = layouts.reference(ints(6, 3), ints([2, 4, 6]), num_items=6, slots=2, horizons=(9, 9))
     expected = """
         11 00 00 | 11 00 00
         11 00 00 | 11 00 00
@@ -59,6 +59,23 @@ def test_reference_pass():
         00 11 00 | 11 10 00
         00 00 11 | 11 10 00
         00 00 11 | 11 10 00"""),
+    )
+
+
+def test_slots_of_the_reference_pass_look_back_differently_far():
+    """The second slot sees the newest two events; padding clips from the other side."""
+    layout = layouts.reference(ints(6, 3), ints([2, 4, 6]), num_items=6, slots=2, horizons=(9, 2))
+    expected = """
+        11 00 00 | 11 00 00
+        11 00 00 | 11 00 00
+        00 11 00 | 11 11 00
+        00 11 00 | 00 11 00
+        00 00 11 | 11 11 11
+        00 00 11 | 00 00 11"""
+    np.testing.assert_array_equal(full_mask(layout, 12)[:6], literal(expected))
+    np.testing.assert_array_equal(
+        full_mask(layout, 12, user=1)[3:6],
+        literal("00 11 00 | 01 10 00 \n 00 00 11 | 11 10 00 \n 00 00 11 | 01 10 00"),
     )
 
 
@@ -266,7 +283,7 @@ def test_places_and_slot_ids():
     update = update_layout([2], [2])
     np.testing.assert_array_equal(update.slot_ids, [0, 1, 0, 1, 2, 3])
     np.testing.assert_array_equal(update.place[0, 4:], [2, 2, 0, 1])
-    reference = layouts.reference(ints(6), ints([2, 4, 6]), num_items=6, slots=2)
+    reference = layouts.reference(ints(6), ints([2, 4, 6]), num_items=6, slots=2, horizons=(9, 9))
     np.testing.assert_array_equal(reference.slot_ids, [2, 3] * 3)
     np.testing.assert_array_equal(reference.place[0], [2, 2, 4, 4, 6, 6, 0, 1, 2, 3, 4, 5])
 
@@ -283,7 +300,9 @@ def test_queries_ask_for_the_time_of_the_last_event_they_see():
         update.row_times[:, 2:], [[20, 20, 11, 21, 31], [10, 10, 11, 100, 6]]
     )
     np.testing.assert_array_equal(update.key_times[:, 4:], times)
-    reference = layouts.reference(ints(3, 1), ints([2, 4]), num_items=3, slots=1, **options)
+    reference = layouts.reference(
+        ints(3, 1), ints([2, 4]), num_items=3, slots=1, horizons=(9,), **options
+    )
     np.testing.assert_array_equal(reference.row_times[:, :2], [[20, 30], [10, 10]])
     np.testing.assert_array_equal(reference.row_times[:, 2:], times + 1)
     masked = masked_layout([[2, 1], [1, 0]], 1, row_times=PAIRS + 1, key_times=PAIRS)

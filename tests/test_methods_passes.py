@@ -100,7 +100,8 @@ def test_update_pass_is_memory_segment_and_queries_written_out(backbone, bias, r
         np.testing.assert_allclose(without_queries[user, :length], outputs, **CLOSE)
         _, at_queries = slow.update_pass(p, method.config, used, queries, seen[:S])
         if running_mean:
-            keep = np.exp(p["memory"]["log_keep"])[:, None] * state.segments[user]
+            before = np.array([state.segments[user], 0])  # the second slot looks back one segment
+            keep = (np.exp(p["memory"]["log_keep"]) * before)[:, None]
             at_queries = at_queries + keep * state.memory[user, -SLOTS:]
         np.testing.assert_allclose(memory[user], left(method, params, at_queries), **CLOSE)
 

@@ -21,6 +21,7 @@ def get_config() -> ml_collections.ConfigDict:
     config = complete_journey.get_config()
     config.model.copy_init = False
     config.method.running_mean = False
+    config.method.horizons = False
     config.method.stop_target = False
     config.method.reference_ar = 0.0
     config.method.bag = 0.0

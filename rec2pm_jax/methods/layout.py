@@ -112,33 +112,34 @@ def reference(
     *,
     num_items: int,
     slots: int,
+    horizons: tuple[int, ...],
     row_times: Array | None = None,
     key_times: Array | None = None,
 ) -> Layout:
     """[S_0; Q; S_1; Q; ...] of the reference pass, stored as [Q_0; Q_1; ...; items].
 
-    Items attend causally to items only; query group g sees the items before `query_ends[:, g]` and
-    itself. No item row ever reaches a query, so the item block skips the slot keys altogether.
+    Items attend causally to items only; query group g sees itself and the items before
+    `query_ends[:, g]`, its slot c only the newest `horizons[c]` of them. No item row ever reaches a
+    query, so the item block skips the slot keys altogether.
 
     Args:
       lengths: int32 [B], valid events per row.
       query_ends: int32 [1 or B, groups], end of the segment each query group closes.
       num_items, slots: event tokens and C.
+      horizons: events, one number per slot.
       row_times, key_times: int32 [B, num_items].
     """
     groups = query_ends.shape[1]
     total = groups * slots
     first = (jnp.arange(groups, dtype=jnp.int32) * slots).repeat(slots)[None]
     ends = jnp.repeat(query_ends, slots, axis=1)
-    queries = Spans(
-        first, first + slots, jnp.zeros_like(first), jnp.minimum(ends, lengths[:, None])
-    )
+    stop = jnp.minimum(ends, lengths[:, None])
+    begin = jnp.maximum(stop - jnp.tile(jnp.asarray(horizons, jnp.int32), groups), 0)
+    queries = Spans(first, first + slots, begin, stop)
     place = jnp.arange(num_items, dtype=jnp.int32)[None]
     if row_times is not None:
         batch = key_times.shape[0]
-        last = jnp.broadcast_to(
-            jnp.maximum(jnp.minimum(ends, lengths[:, None]) - 1, 0), (batch, total)
-        )
+        last = jnp.broadcast_to(jnp.maximum(stop - 1, 0), (batch, total))
         at_slots = jnp.take_along_axis(key_times, last, axis=1)
         row_times = jnp.concatenate([at_slots, row_times], axis=1)
         key_times = jnp.concatenate([at_slots, key_times], axis=1)

@@ -45,10 +45,12 @@ class MemoryTokens(QueryTokens):
     Attributes:
       max_groups: G, groups with an age embedding of their own.
       running_mean: whether an update averages with the memory before it, see `leave`.
+      horizons: segments that each slot looks back.
     """
 
     max_groups: int
     running_mean: bool
+    horizons: tuple[int, ...]
 
     def setup(self):
         super().setup()
@@ -89,11 +91,13 @@ class MemoryTokens(QueryTokens):
 
         With `running_mean` and the `state` before an update, m_k = LN(o_k + g_c * k * m_{k-1}) for a
         memory of k segments and a learned g_c > 0 per slot (1 at first): the running mean of what the
-        updates say. An error of one update fades as 1/k instead of being carried on in full.
+        updates say. An error of one update fades as 1/k instead of being carried on in full. A slot
+        with a horizon of H segments counts at most H - 1 of them, and so forgets older ones.
         """
         if state is None or not self.running_mean:
             return self.norm(outputs)
-        gain = jnp.exp(self.log_keep) * state.segments[:, None].astype(jnp.float32)
+        before = jnp.minimum(state.segments[:, None], jnp.asarray(self.horizons) - 1)
+        gain = jnp.exp(self.log_keep) * before.astype(jnp.float32)
         newest = state.memory[:, -self.slots :]
         return self.norm(outputs.astype(jnp.float32) + gain[..., None] * newest)
 

@@ -12,6 +12,7 @@ from rec2pm_jax.methods import layout as layouts
 from rec2pm_jax.methods.memory import fold
 from rec2pm_jax.methods.network import training_events
 from rec2pm_jax.methods.recurrent import TokenMemory, training_windows
+from rec2pm_jax.methods.segments import slot_horizons
 from rec2pm_jax.nn.dropout import per_row
 from rec2pm_jax.typing import PADDING_ID, Array, Batch, Events, Params, PRNGKey, State, Terms
 
@@ -66,6 +67,7 @@ class Rec2PM(TokenMemory):
             query_ends,
             num_items=num_items,
             slots=slots,
+            horizons=tuple(h * self.config.data.segment for h in slot_horizons(self.config)),
             row_times=row_times,
             key_times=events.times,
         )

@@ -19,7 +19,7 @@ from rec2pm_jax.config import Config, DataConfig
 from rec2pm_jax.methods import layout as layouts
 from rec2pm_jax.methods.memory import MemoryTokens, fold
 from rec2pm_jax.methods.network import Network, cut, segment_rows, training_events
-from rec2pm_jax.methods.segments import ReadPlan, plan_memory
+from rec2pm_jax.methods.segments import ReadPlan, plan_memory, slot_horizons
 from rec2pm_jax.methods.single_pass import last_valid
 from rec2pm_jax.typing import PADDING_ID, Array, Batch, Events, Params, PRNGKey, State
 
@@ -115,7 +115,13 @@ class TokenMemory(Recurrent):
     @cached_property
     def tokens(self) -> MemoryTokens:
         method = self.config.method
-        return MemoryTokens(self.config.model, method.slots, method.max_groups, method.running_mean)
+        return MemoryTokens(
+            self.config.model,
+            method.slots,
+            method.max_groups,
+            method.running_mean,
+            slot_horizons(self.config),
+        )
 
     def _update_pass(
         self,

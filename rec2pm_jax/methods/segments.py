@@ -15,7 +15,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from rec2pm_jax.config import DataConfig
+from rec2pm_jax.config import Config, DataConfig
+
+UNLIMITED = 1 << 20  # segments: longer than any history
 
 
 class ReadPlan(NamedTuple):
@@ -50,3 +52,16 @@ def plan_last(n, length: int) -> ReadPlan:
     n = np.asarray(n)
     zeros = np.zeros_like(n)
     return ReadPlan(zeros, zeros, np.maximum(0, n - length))
+
+
+def slot_horizons(config: Config) -> tuple[int, ...]:
+    """Segments that each memory slot looks back, C numbers >= 1.
+
+    With `method.horizons` slot c looks back over K / 2^c segments (c modulo 4), slots 0, 4, ... over
+    all; without it every slot does. Slots that see the same events with the same weights become copies
+    of each other; these hold tastes of the last weeks beside that of a lifetime (not in the paper).
+    """
+    slots, segments = config.method.slots, config.data.segments
+    if not config.method.horizons:
+        return (UNLIMITED,) * slots
+    return tuple(max(segments >> c % 4, 1) if c % 4 else UNLIMITED for c in range(slots))

@@ -1,0 +1,85 @@
+"""One run of a suite in a process of its own; `launch.reproduce` starts these.
+
+    python -m launch.run_one --suite=main --run=NAME --data=data --workdir=runs/reproduce
+
+Trains (or goes on with) WORKDIR/NAME and writes there `records.json`, one record per kind of memory,
+and `users.npz`, the NDCG@10 of every user behind each of them and the lengths of their histories.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from absl import flags
+
+from launch import cli
+from launch.runs import Result, train_and_test
+from launch.suites import Run, runs_of
+from rec2pm_jax.data.dataset import open_dataset
+from rec2pm_jax.errors import UserError, nearest
+from rec2pm_jax.evaluate.record import write_records
+
+RECORDS, USERS = "records.json", "users.npz"
+
+
+def execute(run: Run, data: str | Path, workdir: str | Path) -> list[Result]:
+    """Trains and evaluates a run, and leaves its records under `workdir`.
+
+    Raises:
+      UserError: as training and evaluation do.
+    """
+    dataset = open_dataset(Path(data) / run.dataset)
+    directory = Path(workdir) / run.name
+    results = train_and_test(run.config, dataset, directory, split=run.split, memories=run.memories)
+    label_records(run, results)
+    write_users(directory / USERS, results)
+    # Last: a run with records is complete.
+    write_records(directory / RECORDS, [result.record for result in results])
+    return results
+
+
+def label_records(run: Run, results: Sequence[Result]) -> None:
+    """Adds to each record the run's name, the row of the table it belongs to, and its budget."""
+    for result in results:
+        variant = run.variant
+        if result.record["memory"] == "one_time":
+            variant += " (one-time)"
+        train = run.config.train
+        budget = {"steps": train.steps, "batch_size": train.batch_size}
+        result.record.update(run=run.name, variant=variant, budget=budget)
+
+
+def write_users(path: Path, results: Sequence[Result]) -> None:
+    """Per-user NDCG@10, float32 [memories, users], and events before the last target, int32 [users]."""
+    evaluation = results[0].evaluation
+    users = np.unique(evaluation.user, return_inverse=True)[1]
+    lengths = np.zeros(users.max() + 1, np.int32)
+    np.maximum.at(lengths, users, evaluation.position.astype(np.int32))
+    ndcg = np.stack([result.evaluation.user_ndcg for result in results]).astype(np.float32)
+    temporary = path.with_name(f".{path.name}")
+    with open(temporary, "wb") as file:
+        np.savez_compressed(file, ndcg=ndcg, lengths=lengths)
+    os.replace(temporary, path)
+
+
+def main(_) -> None:
+    args = flags.FLAGS
+    cli.use_compilation_cache()
+    runs = {run.name: run for run in runs_of(args.suite)}
+    if args.run not in runs:
+        raise UserError(
+            f"--run={args.run} is not part of suite {args.suite}.{nearest(args.run, runs)}"
+        )
+    execute(runs[args.run], args.data, args.workdir)
+
+
+if __name__ == "__main__":
+    flags.DEFINE_string("suite", None, "The suite that names the run.")
+    flags.DEFINE_string("run", None, "Name of the run.")
+    flags.DEFINE_string("data", None, "Directory of the prepared datasets.")
+    flags.DEFINE_string("workdir", None, "Directory of all runs.")
+    flags.mark_flags_as_required(["suite", "run", "data", "workdir"])
+    cli.run(main)

@@ -1,0 +1,207 @@
+"""The grids behind `results/`: which runs each suite of `launch.reproduce` is made of.
+
+Everything here was fixed before its results were looked at, except where a comment says how it was
+chosen. A run's name says where it lives (WORKDIR/NAME) and what its seed changes; suites that name
+the same run share it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from launch.configs import development, paper_plain
+from rec2pm_jax.config import Config, from_dict
+from rec2pm_jax.errors import UserError, nearest
+
+
+@dataclasses.dataclass(frozen=True)
+class DatasetSpec:
+    """A prepared dataset that suites look for under `--data`.
+
+    Attributes:
+      title: for headings.
+      prepare: arguments of `launch.prepare` that make it.
+    """
+
+    title: str
+    prepare: str
+
+
+DATASETS = {
+    "complete_journey_types": DatasetSpec(
+        "Complete Journey, product types", "--source=complete_journey --item=product_type"
+    ),
+    "complete_journey_products": DatasetSpec(
+        "Complete Journey, products",
+        "--source=complete_journey --item=product --min_item_count=20",
+    ),
+    "ml1m_200": DatasetSpec(
+        "MovieLens 1M, users with at least 200 events",
+        "--source=movielens --input=ml-1m/ratings.dat --min_item_count=5 --min_user_events=200",
+    ),
+    "synthetic": DatasetSpec("Synthetic hidden taste", "--source=synthetic"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One training run, and what is evaluated from it.
+
+    Attributes:
+      dataset: key of `DATASETS`.
+      variant: what distinguishes the run from others of its group: a row of the table.
+      config: seed included.
+      memories: kinds of memory that are evaluated from the same weights; "" is the run's own.
+      split: the targets of its records.
+    """
+
+    dataset: str
+    variant: str
+    config: Config
+    memories: tuple[str, ...] = ("",)
+    split: str = "test"
+
+    @property
+    def seed(self) -> int:
+        return self.config.train.seed
+
+    @property
+    def name(self) -> str:
+        return f"{self.dataset}/{self.config.model.backbone}/{self.variant}/seed{self.seed}"
+
+
+# Every method of the paper: its row in the tables, and what makes it.
+METHODS: dict[str, dict[str, str]] = {
+    "full": {"name": "full"},
+    "recent": {"name": "recent"},
+    "tok_serial_o": {"name": "tok_serial", "memory": "overwrite"},
+    "tok_serial_a": {"name": "tok_serial", "memory": "append"},
+    "kv_mask_o": {"name": "kv_mask", "memory": "overwrite"},
+    "kv_mask_a": {"name": "kv_mask", "memory": "append"},
+    "rec2pm_o": {"name": "rec2pm", "memory": "overwrite"},
+    "rec2pm_a": {"name": "rec2pm", "memory": "append"},
+}
+# Overwrite and append of a family are tuned once; an untuned family would be a weak baseline.
+TUNED = ("full", "recent", "tok_serial_o", "kv_mask_o", "rec2pm_o")
+TUNING_GRID = {"learning_rate": (2.5e-3, 5e-3, 1e-2), "dropout": (0.1, 0.2)}
+
+
+def override(config: Config, **sections: dict[str, Any]) -> Config:
+    """`config` with fields of some sections replaced: override(c, method={"slots": 8})."""
+    changed = {
+        section: dataclasses.replace(getattr(config, section), **fields)
+        for section, fields in sections.items()
+    }
+    return dataclasses.replace(config, **changed)
+
+
+def _development() -> Config:
+    return from_dict(development.get_config().to_dict())
+
+
+def _tuning() -> Iterator[Run]:
+    """The same small search for every family: validation split, a quarter of the steps."""
+    base = override(_development(), train={"steps": 500, "eval_every": 250})
+    for rate, dropout in itertools.product(*TUNING_GRID.values()):
+        for method in TUNED:
+            config = override(
+                base,
+                method=METHODS[method],
+                optim={"learning_rate": rate},
+                model={"dropout": dropout},
+            )
+            variant = f"tuning/{method}/learning_rate={rate:g},dropout={dropout:g}"
+            yield Run("complete_journey_types", variant, config, split="validation")
+
+
+def _main() -> Iterator[Run]:
+    """All methods, both datasets; the first seed of everything before the second of anything."""
+    long = ("complete_journey_types", "ml1m_200")
+    for seed, backbone in ((0, "sasrec"), (0, "hstu"), (1, "sasrec"), (2, "sasrec")):
+        for dataset, method in itertools.product(long, METHODS):
+            yield _main_run(dataset, method, backbone, seed)
+    for method in ("full", "recent", "tok_serial_o", "rec2pm_o"):
+        yield _main_run("complete_journey_products", method, "sasrec", 0)
+
+
+def _main_run(dataset: str, method: str, backbone: str, seed: int) -> Run:
+    config = override(
+        _development(),
+        method=METHODS[method],
+        model={"backbone": backbone},
+        train={"seed": seed},
+    )
+    return Run(dataset, method, config, ("", "one_time") if method == "rec2pm_o" else ("",))
+
+
+def _ablation() -> Iterator[Run]:
+    """One factor at a time, rec2pm_o on Complete Journey, half of the steps."""
+    base = override(_development(), train={"steps": 1000})
+    base = override(base, method=METHODS["rec2pm_o"])
+    plain = from_dict(paper_plain.get_config().to_dict())
+    window = base.data.segment * base.data.segments
+    variants: dict[str, Config] = {
+        "recipe": base,
+        "without L_con": override(base, method={"consistency": 0.0}),
+        "lambda = 0.3": override(base, method={"consistency": 0.3}),
+        "lambda = 3": override(base, method={"consistency": 3.0}),
+        "L_con target not stopped": override(base, method={"stop_target": False}),
+        "without copying start": override(base, model={"copy_init": False}),
+        "without reference AR loss": override(base, method={"reference_ar": 0.0}),
+        "without bag loss": override(base, method={"bag": 0.0}),
+        "without running mean": override(base, method={"running_mean": False}),
+        "without horizons": override(base, method={"horizons": False}),
+        "plain recipe": override(
+            base,
+            method=dataclasses.asdict(plain.method),
+            model={"copy_init": plain.model.copy_init},
+        ),
+        **{f"C = {c}": override(base, method={"slots": c}) for c in (1, 2, 8, 16)},
+        **{
+            f"S = {s}": override(base, data={"segment": s, "segments": window // s})
+            for s in (10, 50)
+        },
+        "append": override(base, method=METHODS["rec2pm_a"]),
+        **{f"R = {r}": override(base, data={"recent": r}) for r in (13, 25)},
+    }
+    for variant, config in variants.items():
+        memories = ("",) if variant == "append" else ("", "one_time")
+        yield Run("complete_journey_types", f"ablation/{variant}", config, memories)
+
+
+def _smoke() -> Iterator[Run]:
+    """A minute that shows whether everything works here; its numbers mean nothing."""
+    config = override(
+        _development(),
+        data={"segment": 10, "segments": 4},
+        model={"dim": 16},
+        optim={"warmup_steps": 1, "accumulate": 1},
+        train={"steps": 4, "batch_size": 4, "log_every": 1, "eval_every": 2, "eval_users": 20},
+    )
+    for method in ("full", "recent", "rec2pm_o"):
+        yield Run("synthetic", method, override(config, method=METHODS[method]))
+
+
+_SUITES: dict[str, Callable[[], Iterator[Run]]] = {
+    "tuning": _tuning,
+    "main": _main,
+    "ablation": _ablation,
+    "smoke": _smoke,
+}
+SUITES = tuple(_SUITES)
+
+
+def runs_of(suite: str) -> list[Run]:
+    """The runs of a suite, in the order in which they are worth having.
+
+    Raises:
+      UserError: there is no such suite.
+    """
+    if suite not in _SUITES:
+        raise UserError(
+            f"--suite={suite}: choose one of {', '.join(SUITES)}.{nearest(suite, SUITES)}"
+        )
+    return list(_SUITES[suite]())
