@@ -86,7 +86,10 @@ METHODS: dict[str, dict[str, str]] = {
 }
 # Overwrite and append of a family are tuned once; an untuned family would be a weak baseline.
 TUNED = ("full", "recent", "tok_serial_o", "kv_mask_o", "rec2pm_o")
-TUNING_GRID = {"learning_rate": (2.5e-3, 5e-3, 1e-2), "dropout": (0.1, 0.2)}
+TUNING_GRID = tuple(  # a cross around what rec2pm was developed with
+    {"learning_rate": rate, "dropout": dropout}
+    for rate, dropout in ((5e-3, 0.1), (1e-2, 0.1), (2.5e-3, 0.1), (5e-3, 0.2))
+)
 
 
 def override(config: Config, **sections: dict[str, Any]) -> Config:
@@ -105,16 +108,20 @@ def _development() -> Config:
 def _tuning() -> Iterator[Run]:
     """The same small search for every family: validation split, a quarter of the steps."""
     base = override(_development(), train={"steps": 500, "eval_every": 250})
-    for rate, dropout in itertools.product(*TUNING_GRID.values()):
-        for method in TUNED:
-            config = override(
-                base,
-                method=METHODS[method],
-                optim={"learning_rate": rate},
-                model={"dropout": dropout},
-            )
-            variant = f"tuning/{method}/learning_rate={rate:g},dropout={dropout:g}"
-            yield Run("complete_journey_types", variant, config, split="validation")
+    for setting, method in itertools.product(TUNING_GRID, TUNED):
+        config = tuned(override(base, method=METHODS[method]), setting)
+        variant = ",".join(f"{name}={value:g}" for name, value in setting.items())
+        variant = f"tuning/{method}/{variant}"
+        yield Run("complete_journey_types", variant, config, split="validation")
+
+
+def tuned(config: Config, setting: dict[str, float]) -> Config:
+    """`config` with a setting of `TUNING_GRID`."""
+    return override(
+        config,
+        optim={"learning_rate": setting["learning_rate"]},
+        model={"dropout": setting["dropout"]},
+    )
 
 
 def _main() -> Iterator[Run]:
