@@ -55,7 +55,8 @@ def _curves(axis, rows) -> None:
     if base is None:
         axis.set_axis_off()
         return
-    groups = np.array_split(np.argsort(base.lengths, kind="stable"), 6)
+    order = np.argsort(base.lengths, kind="stable")
+    groups = np.array_split(order, min(6, len(order)))
     x = [np.median(base.lengths[group]) for group in groups]
     reference = np.array([base.values(False)[group].mean() for group in groups])
     for row in rows:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import jax
@@ -9,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rec2pm_jax.config import Config, DataConfig, MethodConfig, ModelConfig
+from launch.configs import paper_merrec_hstu
+from rec2pm_jax.config import Config, DataConfig, MethodConfig, ModelConfig, from_dict
 from rec2pm_jax.methods.registry import make_method
 from rec2pm_jax.typing import Events
 from tests.methods_fixtures import batch_of, fit, histories, make, random_state
@@ -18,11 +20,8 @@ S, K, C, D, V = 200, 5, 4, 64, 20_000
 
 
 def paper_method(name="rec2pm"):
-    config = Config(
-        data=DataConfig(segment=S, segments=K),
-        model=ModelConfig(backbone="hstu", layers=16, heads=8, dim=D),
-        method=MethodConfig(name=name, slots=C),
-    )
+    config = from_dict(paper_merrec_hstu.get_config().to_dict())
+    config = dataclasses.replace(config, method=dataclasses.replace(config.method, name=name))
     return make_method(config, V)
 
 

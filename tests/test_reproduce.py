@@ -1,0 +1,193 @@
+"""launch.reproduce: its tables against values worked out by hand, and the machinery as users run it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from launch import summaries
+from launch.reproduce import Results
+from launch.suites import METHODS, SUITES, runs_of
+from rec2pm_jax.config import config_hash
+from rec2pm_jax.errors import UserError
+from rec2pm_jax.evaluate.record import write_records
+
+ROOT = Path(__file__).parents[1]
+
+
+def record(variant, seed, ndcg, backbone="sasrec"):
+    trained = backbone is not None
+    return {
+        "run": f"synthetic/{backbone or 'heuristics'}/{variant}/seed{seed}",
+        "variant": variant,
+        "method": "full" if trained else "popularity",
+        "memory": "none",
+        "backbone": backbone,
+        "split": "test",
+        "protocol": "last_10",
+        "users": 4,
+        "targets": 40,
+        "config_hash": "0" * 12 if trained else None,
+        "data_hash": "d",
+        "budget": {"steps": 4, "batch_size": 2},
+        "metrics": {"ndcg@10": float(np.mean(ndcg)), "hr@10": 0.5, "hr@50": 0.75, "mrr": 0.25},
+        "state_bytes_per_user": 1024 if variant == "rec2pm_o" else 0,
+        "swap": {"ndcg@10": 0.125} if variant == "rec2pm_o" else None,
+        "train_wall_s": 120.0 if trained else None,
+    }
+
+
+@pytest.fixture
+def found(tmp_path):
+    """Two seeds of rec2pm_o, one of full and recent, and a heuristic that beats them all."""
+    results = Results(tmp_path, "main")
+    rows = [
+        ("full", 0, [0.2, 0.2, 0.2, 0.2], "sasrec"),
+        ("recent", 0, [0.1, 0.1, 0.1, 0.1], "sasrec"),
+        ("rec2pm_o", 0, [0.3, 0.1, 0.3, 0.3], "sasrec"),
+        ("rec2pm_o", 1, [0.3, 0.3, 0.1, 0.5], "sasrec"),
+        ("popularity", 0, [0.4, 0.4, 0.4, 0.4], None),
+    ]
+    for variant, seed, ndcg, backbone in rows:
+        one = record(variant, seed, ndcg, backbone)
+        results.records.append(one)
+        path = results.users_of(one["run"])
+        path.parent.mkdir(exist_ok=True)
+        lengths = np.array([30, 499, 500, 900], np.int32)
+        np.savez(path, ndcg=np.array([ndcg], np.float32), lengths=lengths)
+    return results
+
+
+def cells(line):
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
+def test_table_pairs_every_row_and_shows_the_best_first(found):
+    summaries.write("main", found)
+    lines = (found.path.with_suffix(".md")).read_text().splitlines()
+    header = next(i for i, line in enumerate(lines) if line.startswith("| method"))
+    names = cells(lines[header])
+    table = [dict(zip(names, cells(line), strict=True)) for line in lines[header + 2 : header + 6]]
+    assert [row["method"] for row in table] == ["**popularity**", "rec2pm_o", "full", "recent"]
+    ours = table[1]
+    assert ours["seeds"] == "2" and ours["state, bytes"] == "1,024"
+    assert ours["NDCG@10"] == "27.50 ± 3.54"  # seeds 25 and 30
+    assert ours["/ full"].startswith("1.375 (") and ours["/ recent"].startswith("2.750 (")
+    assert ours["memory swapped"] == "12.50" and ours["training, min"] == "2"
+    assert table[2]["/ full"] == "1" and table[2]["/ recent"].startswith("2.000 (2.000..2.000)")
+    assert table[0]["training, min"] == "**-**" and table[0]["seeds"] == "**-**"
+
+
+def test_long_histories_have_a_table_of_their_own(found):
+    summaries.write("main", found)
+    text = found.path.with_suffix(".md").read_text()
+    long = text[text.index("at least 500 events (2)") :].splitlines()
+    ours = next(line for line in long if line.startswith("| rec2pm_o"))
+    assert cells(ours)[1] == "30.00 ± 0.00"  # (.3 + .3) / 2 and (.1 + .5) / 2
+    assert cells(ours)[2].startswith("1.500 (")
+    assert found.path.with_suffix(".png").stat().st_size > 10_000
+
+
+def test_a_run_is_done_only_for_the_same_configuration_budget_and_data(tmp_path):
+    results = Results(tmp_path, "smoke")
+    run = runs_of("smoke")[0]
+    results.records.append(
+        {
+            "run": run.name,
+            "config_hash": config_hash(run.config),
+            "budget": {"steps": 4, "batch_size": 4},
+            "data_hash": "d",
+        }
+    )
+    assert not results.has(run, "d")  # the per-user values are missing
+    results.users_of(run.name).parent.mkdir()
+    results.users_of(run.name).touch()
+    assert results.has(run, "d")
+    assert not results.has(run, "e")
+    for field, value in (("config_hash", "x"), ("budget", {"steps": 5, "batch_size": 4})):
+        kept = results.records[0][field]
+        results.records[0][field] = value
+        assert not results.has(run, "d"), field
+        results.records[0][field] = kept
+
+
+def test_results_that_are_not_json_are_not_overwritten(tmp_path):
+    (tmp_path / "main.json").write_text("[{")
+    with pytest.raises(UserError, match="is not JSON"):
+        Results(tmp_path, "main")
+
+
+@pytest.mark.parametrize("suite", SUITES)
+def test_names_of_runs_are_unique(suite):
+    assert max(Counter(run.name for run in runs_of(suite)).values()) == 1
+
+
+def test_main_holds_every_method_on_both_datasets_with_three_seeds():
+    runs = [run for run in runs_of("main") if run.config.model.backbone == "sasrec"]
+    for dataset in ("complete_journey_types", "ml1m_200"):
+        seen = {(run.variant, run.seed) for run in runs if run.dataset == dataset}
+        assert seen == {(method, seed) for method in METHODS for seed in range(3)}
+
+
+def test_ablations_change_one_factor():
+    base, *others = (run.config for run in runs_of("ablation"))
+    assert len({config_hash(config) for config in (base, *others)}) == len(others) + 1
+    assert all(config.train == base.train and config.optim == base.optim for config in others)
+
+
+# --- as users run it ---
+
+
+def reproduce(folder, **flags):
+    command = [sys.executable, "-m", "launch.reproduce", "--suite=smoke", "--data=data"]
+    command += ["--workdir=runs", *(f"--{name}={value}" for name, value in flags.items())]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+
+
+@pytest.mark.slow
+def test_smoke_suite_is_stopped_goes_on_and_skips_what_is_done(tmp_path):
+    error = reproduce(tmp_path)
+    assert error.returncode == 1 and "--source=synthetic" in error.stderr  # what to prepare
+    command = [sys.executable, "-m", "launch.prepare", "--source=synthetic"]
+    command += ["--output_dir=data/synthetic", "--synthetic_users=200"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    subprocess.run(command, cwd=tmp_path, env=environment, check=True, capture_output=True)
+
+    stopped = reproduce(tmp_path, max_hours=5 / 3600)
+    assert stopped.returncode == 0, stopped.stderr
+    assert "3 runs are still to do" in stopped.stdout
+    whole = reproduce(tmp_path)
+    assert whole.returncode == 0, whole.stderr
+    assert "3 runs, 0 done" in whole.stdout
+    records = json.loads((tmp_path / "results/smoke.json").read_text())
+    assert {r["variant"] for r in records} == {"full", "recent", "rec2pm_o"}
+    assert all(r["git_commit"] and r["data_hash"] and r["targets"] for r in records)
+    table = (tmp_path / "results/smoke.md").read_text()
+
+    # Neither a run's directory nor time is needed for what is in the results.
+    (tmp_path / "runs").rename(tmp_path / "elsewhere")
+    again = reproduce(tmp_path)
+    assert again.returncode == 0 and "3 runs, 3 done, 0 to do" in again.stdout
+    assert (tmp_path / "results/smoke.md").read_text() == table
+
+    # A lost run is made again, alone.
+    write_records(tmp_path / "results/smoke.json", [r for r in records if r["variant"] != "recent"])
+    once_more = reproduce(tmp_path, only="recent", workers=1)
+    assert once_more.returncode == 0 and "1 runs, 0 done" in once_more.stdout
+    both = json.loads((tmp_path / "results/smoke.json").read_text())
+    assert sorted(r["run"] for r in both) == sorted(r["run"] for r in records)
+    new, old = (
+        next(r for r in rs if r["variant"] == "recent")["metrics"] for rs in (both, records)
+    )
+    assert new == pytest.approx(old, rel=1e-3)
+
+    nothing = reproduce(tmp_path, only="nonsense")
+    assert nothing.returncode == 1 and "--only=nonsense" in nothing.stderr
