@@ -12,7 +12,7 @@ import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from launch.configs import development, paper_plain
+from launch.configs import development, ml1m_hstu, ml1m_hstu_large, ml1m_sasrec, paper_plain
 from rec2pm_jax.config import Config, from_dict
 from rec2pm_jax.errors import UserError, nearest
 
@@ -37,6 +37,9 @@ DATASETS = {
     "complete_journey_products": DatasetSpec(
         "Complete Journey, products",
         "--source=complete_journey --item=product --min_item_count=20",
+    ),
+    "ml1m": DatasetSpec(
+        "MovieLens 1M", "--source=movielens --input=ml-1m/ratings.dat --min_item_count=5"
     ),
     "ml1m_200": DatasetSpec(
         "MovieLens 1M, users with at least 200 events",
@@ -179,6 +182,13 @@ def _ablation() -> Iterator[Run]:
         yield Run("complete_journey_types", f"ablation/{variant}", config, memories)
 
 
+def _genrec() -> Iterator[Run]:
+    """generative-recommenders' public setting, their way."""
+    for preset in (ml1m_sasrec, ml1m_hstu, ml1m_hstu_large):
+        name = preset.__name__.rsplit("_", 1)[-1]
+        yield Run("ml1m", f"genrec/{name}", from_dict(preset.get_config().to_dict()))
+
+
 def _smoke() -> Iterator[Run]:
     """A minute that shows whether everything works here; its numbers mean nothing."""
     config = override(
@@ -196,6 +206,7 @@ _SUITES: dict[str, Callable[[], Iterator[Run]]] = {
     "tuning": _tuning,
     "main": _main,
     "ablation": _ablation,
+    "genrec": _genrec,
     "smoke": _smoke,
 }
 SUITES = tuple(_SUITES)

@@ -35,7 +35,7 @@ class DataConfig:
     segment: int = 25  # S, events per segment
     segments: int = 16  # K, segments per training window
     recent: int = 1  # R >= 1, newest events that always stay raw
-    protocol: str = "last_10"  # leave_one_out | last_10
+    protocol: str = "last_10"  # leave_one_out | last_10 | genrec, see data/splits.py
 
     def __post_init__(self):
         _require(self.segment >= 1, "data.segment", ">= 1", self.segment)
@@ -46,7 +46,7 @@ class DataConfig:
             "between 1 and data.segment",
             self.recent,
         )
-        _one_of(self.protocol, ("leave_one_out", "last_10"), "data.protocol")
+        _one_of(self.protocol, ("leave_one_out", "last_10", "genrec"), "data.protocol")
 
     @property
     def read_length(self) -> int:

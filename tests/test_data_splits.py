@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rec2pm_jax.data.splits import SPLIT_RULES, split_rule
+from rec2pm_jax.data.splits import split_rule
 from rec2pm_jax.errors import UserError
 
 
@@ -32,7 +32,13 @@ def test_short_users_have_no_targets(name, shortest):
     assert rule.targets(shortest, "validation")[0] == 1  # never an empty prefix
 
 
-@given(name=st.sampled_from(sorted(SPLIT_RULES)), n=st.integers(0, 300))
+def test_genrec_trains_on_all_but_the_target_of_both_splits():
+    rule = split_rule("genrec")
+    assert rule.train_end(5) == 4 and rule.min_events == 2
+    assert rule.targets(5, "validation").tolist() == rule.targets(5, "test").tolist() == [4]
+
+
+@given(name=st.sampled_from(["last_10", "leave_one_out"]), n=st.integers(0, 300))
 def test_training_validation_and_test_partition_the_end_of_a_history(name, n):
     rule = split_rule(name)
     parts = [np.arange(rule.train_end(n)), rule.targets(n, "validation"), rule.targets(n, "test")]

@@ -17,6 +17,7 @@ from rec2pm_jax.evaluate.evaluator import evaluate, row_memories
 from rec2pm_jax.evaluate.memories import bucket, swap_donors
 from rec2pm_jax.evaluate.reading import read_targets
 from rec2pm_jax.evaluate.record import write_records
+from rec2pm_jax.evaluate.report import setting_line
 from rec2pm_jax.evaluate.targets import Rows, load_histories, make_targets, plan_rows
 from rec2pm_jax.methods.registry import make_method
 from rec2pm_jax.typing import Events
@@ -132,6 +133,27 @@ def test_ranks_equal_those_of_serving_one_user_at_a_time(setting, memory, times)
     expected = slow.ranks(setting["split"], memory, protocol, horizon)
     np.testing.assert_array_equal(np.stack([found.user, found.position, found.rank], 1), expected)
     assert found.skipped_users == (0 if protocol == "leave_one_out" else 2)
+
+
+@pytest.mark.parametrize("name", ["recent", "full"])
+def test_genrec_leaves_out_what_was_read(name):
+    """Twelve items and windows of 5 or 15 events: some targets are left out themselves."""
+    method = FakeMethod(make_config(name, protocol="genrec"), 12)
+    dataset = FakeDataset(LENGTHS)
+    found = evaluate(method, PARAMS, dataset, split="test", batch_size=4)
+    slow, expected = OneByOne(method, PARAMS, dataset), []
+    for user, n, vector in slow.vectors("test", "none", "genrec"):
+        ids = dataset.sequence(user).ids
+        scores = np.asarray(slow.score(PARAMS, vector))
+        read = set(ids[max(0, n - method.read_length) : n])
+        left = np.array([0, *(i for i in range(1, 13) if i not in read)])
+        lost = ids[n] in read
+        expected.append(12 if lost else slow_rank(scores[left], list(left).index(ids[n])))
+    np.testing.assert_array_equal(found.rank, expected)
+    assert 0 < sum(rank == 12 for rank in expected) < len(expected)
+    record = found.record(config=to_dict(method.config))
+    assert record["seen_masked"] and record["protocol"] == "genrec"
+    assert "steps are chosen on it too" in setting_line(record)
 
 
 @pytest.mark.parametrize("name", ["recent", "full"])

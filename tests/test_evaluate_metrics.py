@@ -36,6 +36,18 @@ def test_rank_is_the_same_inside_jit():
     np.testing.assert_array_equal(jitted, metrics.target_ranks(scores, targets))
 
 
+@given(tied_scores, st.randoms(use_true_random=False))
+def test_excluded_items_are_as_if_they_were_not_there(scores, random):
+    targets = np.array([random.randrange(1, scores.shape[1]) for _ in scores])
+    excluded = np.array([[random.random() < 0.4 for _ in row] for row in scores])
+    expected = []
+    for row, target, out in zip(scores, targets, excluded, strict=True):
+        left = [i for i in range(1, len(row)) if not out[i]]
+        worst = len(row) - 1
+        expected.append(sum(row[i] >= row[target] for i in left) if target in left else worst)
+    np.testing.assert_array_equal(metrics.target_ranks(scores, targets, excluded), expected)
+
+
 @pytest.mark.parametrize("padding", [np.inf, -np.inf, np.nan, 3.0])
 def test_padding_column_never_counts(padding):
     scores = np.array([[padding, 1.0, 2.0, 3.0]])

@@ -32,6 +32,7 @@ def record(variant, seed, ndcg, backbone="sasrec"):
         "backbone": backbone,
         "split": "test",
         "protocol": "last_10",
+        "seen_masked": False,
         "users": 4,
         "targets": 40,
         "config_hash": "0" * 12 if trained else None,

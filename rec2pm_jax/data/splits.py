@@ -18,20 +18,31 @@ SPLITS = ("validation", "test")
 class LastEvents:
     """Test = the last `count` events, validation = the `count` before, training = all before those.
 
-    A user with fewer than `min_events` events has no targets (callers count these users): it would
-    leave the first target without any prefix.
+    Without `validation` there is none: training takes all but the last `count` events, and both splits
+    name these. A user with fewer than `min_events` events has no targets (callers count these users):
+    it would leave the first target without any prefix.
+
+    Attributes:
+      mask_seen: items of the events that a model reads raw are left out of the ranking.
     """
 
     name: str
     count: int
+    validation: bool = True
+    mask_seen: bool = False
+
+    @property
+    def held_out(self) -> int:
+        """Events at the end of a history that are not trained on."""
+        return 2 * self.count if self.validation else self.count
 
     @property
     def min_events(self) -> int:
-        return 2 * self.count + 1
+        return self.held_out + 1
 
     def train_end(self, n):
         """Events [0, train_end) may be trained on; `n` is an int or an int array of lengths."""
-        return np.maximum(np.asarray(n) - 2 * self.count, 0)
+        return np.maximum(np.asarray(n) - self.held_out, 0)
 
     def targets(self, n: int, split: str) -> np.ndarray:
         """int64 [count] target positions of a user with `n` events; empty below `min_events`.
@@ -46,12 +57,19 @@ class LastEvents:
             )
         if n < self.min_events:
             return np.empty(0, np.int64)
-        end = n if split == "test" else n - self.count
+        end = n - self.count if split == "validation" and self.validation else n
         return np.arange(end - self.count, end)
 
 
 SPLIT_RULES = {
-    rule.name: rule for rule in (LastEvents("leave_one_out", 1), LastEvents("last_10", 10))
+    rule.name: rule
+    for rule in (
+        LastEvents("leave_one_out", 1),
+        LastEvents("last_10", 10),
+        # As generative-recommenders evaluates, only to compare with its published tables: whatever is
+        # chosen on "validation", the best step above all, is chosen on the test targets.
+        LastEvents("genrec", 1, validation=False, mask_seen=True),
+    )
 }
 
 

@@ -107,7 +107,7 @@ def evaluate(
 
     def ranks_with(states: State) -> np.ndarray:
         vectors = read_targets(method, params, histories, rows, states, batch_size=batch_size)
-        return rank_targets(method, params, histories, targets, vectors)
+        return rank_targets(method, params, histories, targets, vectors, mask_seen=rule.mask_seen)
 
     ranks = ranks_with(states)
     donors = swap_donors(rows) if swap else None

@@ -39,8 +39,8 @@ def evaluate_heuristic(
       split, protocol, max_users, seed: as in `evaluator.evaluate`.
 
     Raises:
-      UserError: an unknown name, a negative setting, one that popularity does not have, or no user
-        is long enough for the protocol.
+      UserError: an unknown name, a protocol that masks what a model has read, a negative setting,
+        one that popularity does not have, or no user is long enough for the protocol.
     """
     if name not in HEURISTICS:
         raise UserError(
@@ -54,6 +54,11 @@ def evaluate_heuristic(
 
     began = time.perf_counter()
     rule = split_rule(protocol)
+    if rule.mask_seen:
+        raise UserError(
+            f"protocol={protocol} leaves out what a model reads; heuristics read nothing. Use "
+            "leave_one_out or last_10."
+        )
     users, skipped = select_users(dataset.lengths, rule.min_events, max_users, seed)
     histories = load_histories(dataset, users)
     targets = make_targets(histories, rule, split)

@@ -17,7 +17,7 @@ NDCG_CUTOFFS = (10, 50)
 METRICS = (*(f"hr@{k}" for k in HIT_CUTOFFS), *(f"ndcg@{k}" for k in NDCG_CUTOFFS), "mrr")
 
 
-def target_ranks(scores, targets):
+def target_ranks(scores, targets, excluded=None):
     """Pessimistic rank of each target among all items.
 
     Works on numpy arrays and, inside `jit`, on jax arrays alike.
@@ -25,6 +25,8 @@ def target_ranks(scores, targets):
     Args:
       scores: float [B, V]; column 0 is padding and never counts, whatever it holds.
       targets: int [B], ids from 1.
+      excluded: bool [B, V], items left out of the ranking, or None. A target that is left out itself
+        comes last.
 
     Returns:
       int [B], ranks from 1 to V - 1; 0 marks a row with a non-finite score, which `check_ranks`
@@ -32,7 +34,11 @@ def target_ranks(scores, targets):
     """
     items = scores[:, 1:]
     own = scores[np.arange(scores.shape[0]), targets]
-    at_least = (items >= own[:, None]).sum(axis=1)  # the target counts itself: the "1 +"
+    ahead = items >= own[:, None]  # the target counts itself: the "1 +"
+    if excluded is not None:
+        lost = excluded[np.arange(scores.shape[0]), targets]
+        ahead = (ahead & ~excluded[:, 1:]) | lost[:, None]
+    at_least = ahead.sum(axis=1)
     finite = (abs(items) < np.inf).all(axis=1)  # false for NaN too
     return at_least * finite.astype(at_least.dtype)
 

@@ -25,8 +25,14 @@ def _read(method, params, state, events, valid, request_time, columns):
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _rank(method, params, vectors, targets):
-    return target_ranks(method.score(params, vectors), targets)
+def _rank(method, params, vectors, targets, seen):
+    """seen: int32 [B, N] ids left out of the ranking, 0 for none, or None."""
+    scores = method.score(params, vectors)
+    excluded = None
+    if seen is not None:
+        excluded = jnp.zeros(scores.shape, bool)
+        excluded = excluded.at[jnp.arange(len(seen))[:, None], seen].set(True)
+    return target_ranks(scores, targets, excluded)
 
 
 def _widths(longest: int) -> np.ndarray:
@@ -95,9 +101,17 @@ def _request_time(histories: Histories, rows: Rows, batch: np.ndarray) -> np.nda
 
 
 def rank_targets(
-    method, params, histories: Histories, targets: Targets, vectors: np.ndarray
+    method,
+    params,
+    histories: Histories,
+    targets: Targets,
+    vectors: np.ndarray,
+    *,
+    mask_seen: bool = False,
 ) -> np.ndarray:
     """Pessimistic full-catalogue rank of each target: int64 [T].
+
+    With `mask_seen` the items of the newest `method.read_length` events before the target are left out.
 
     Raises:
       UserError: some scores are NaN or infinite.
@@ -107,6 +121,12 @@ def rank_targets(
     ranks = np.zeros(len(item), np.int64)
     for batch in batches(np.arange(len(item)), chunk):
         real = batch >= 0
-        chunk_ranks = np.asarray(_rank(method, params, vectors[batch], item[batch]))
+        seen = None
+        if mask_seen:
+            length = np.minimum(targets.position[batch], method.read_length)
+            start = targets.position[batch] - length
+            window, _ = histories.window(targets.user[batch], start, length, method.read_length)
+            seen = window.ids
+        chunk_ranks = np.asarray(_rank(method, params, vectors[batch], item[batch], seen))
         ranks[batch[real]] = chunk_ranks[real]
     return check_ranks(ranks)

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from rec2pm_jax.data.splits import split_rule
 from rec2pm_jax.errors import UserError
 from rec2pm_jax.evaluate.bootstrap import bootstrap
 from rec2pm_jax.evaluate.metrics import hits, ndcg, user_means
@@ -100,7 +101,7 @@ class Evaluation:
                 "ndcg@10": list(bootstrap(self.user_ndcg)[1:]),
                 "hr@10": list(bootstrap(per_user_hits)[1:]),
             },
-            "seen_masked": False,
+            "seen_masked": split_rule(self.protocol).mask_seen,
             "state_bytes_per_user": self.state_bytes_per_user,
             "state_used_bytes": self.state_used_bytes,
             "state_bookkeeping_bytes": self.state_bookkeeping_bytes,

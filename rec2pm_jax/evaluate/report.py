@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rec2pm_jax.data.splits import split_rule
 from rec2pm_jax.evaluate.metrics import METRICS
 
 _SUFFIX = {"overwrite": "_o", "append": "_a"}
@@ -19,8 +20,11 @@ def setting_line(record: Mapping[str, Any]) -> str:
             state += f" capacity, {record['state_used_bytes']:.0f} B used on average"
         state += f" + {record['state_bookkeeping_bytes']} B bookkeeping"
     seen = "masked" if record["seen_masked"] else "not masked"
+    split = record["split"]
+    if not split_rule(record["protocol"]).validation:
+        split += " (steps are chosen on it too)"
     return (
-        f"setting: dataset {record['dataset']} | split {record['split']} | protocol "
+        f"setting: dataset {record['dataset']} | split {split} | protocol "
         f"{record['protocol']} | {record['users']} users, {record['targets']} targets, "
         f"{record['skipped_users']} users skipped (too short) | memory {record['memory']} | full "
         f"catalogue, ties pessimistic, seen items {seen} | state per user {state} | target's "
