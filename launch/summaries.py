@@ -24,7 +24,7 @@ INTRODUCTIONS = {
     "step on the test targets, the 200 events read left out of the ranking. Published, HR@10 and "
     "NDCG@10: SASRec 28.53 and 16.03, HSTU 30.97 and 17.20, HSTU-large 32.94 and 18.93.",
     "smoke": "A trial of the machinery; the numbers mean nothing.",
-    "ablation": "One factor at a time from the recipe of `rec2pm_o`, at half of the steps.",
+    "ablation": "One factor at a time from the recipe of `rec2pm_o`, at two thirds of the steps.",
 }
 # What the rows of a suite are paired with.
 BASELINES = {

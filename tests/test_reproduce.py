@@ -14,7 +14,7 @@ import pytest
 
 from launch import summaries
 from launch.reproduce import Results
-from launch.suites import METHODS, SUITES, runs_of
+from launch.suites import CHOSEN, METHODS, SUITES, TUNING_GRID, runs_of
 from rec2pm_jax.config import config_hash
 from rec2pm_jax.errors import UserError
 from rec2pm_jax.evaluate.record import write_records
@@ -135,6 +135,21 @@ def test_main_holds_every_method_on_both_datasets_with_three_seeds():
     for dataset in ("complete_journey_types", "ml1m_200"):
         seen = {(run.variant, run.seed) for run in runs if run.dataset == dataset}
         assert seen == {(method, seed) for method in METHODS for seed in range(3)}
+
+
+def test_settings_are_those_that_the_search_found_best():
+    records = json.loads((ROOT / "results/tuning.json").read_text())
+    best = {}
+    for record in records:
+        name, config = record["method"], record["config"]
+        setting = {
+            "learning_rate": config["optim"]["learning_rate"],
+            "dropout": config["model"]["dropout"],
+        }
+        assert record["split"] == "validation" and setting in TUNING_GRID
+        best.setdefault(name, []).append((record["metrics"]["ndcg@10"], setting))
+    assert {len(found) for found in best.values()} == {len(TUNING_GRID)}
+    assert {name: max(found, key=lambda f: f[0])[1] for name, found in best.items()} == CHOSEN
 
 
 def test_ablations_change_one_factor():

@@ -7,6 +7,7 @@ and mean memory; persistence and drift against the variance between users.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -106,7 +107,7 @@ def memory_diagnostics(
         "ndcg@10": _means(gains, has_memory),
         "by_raw_events": by_raw_events,
         "memory": _figures(method, params, histories, rows, states, final, memory, batch_size),
-        "drift": _drift(method, params, histories, batch_size),
+        "drift": drift(method, params, histories, batch_size=batch_size),
     }
 
 
@@ -149,17 +150,31 @@ def _rows_after(user, first_segment, updates, segment: int) -> Rows:
     return Rows(user, updates, first_segment, start, start, nothing, nothing)
 
 
-def _drift(method, params, histories: Histories, batch_size: int) -> list[dict[str, Any]]:
+def drift(
+    method,
+    params,
+    histories: Histories,
+    *,
+    updates: Sequence[int] = DRIFT_UPDATES,
+    batch_size: int = 128,
+) -> list[dict[str, Any]]:
+    """How far iterated memory strays from the one-time memory of the same events.
+
+    Returns:
+      Per number of updates that somebody's history has: {updates, users, squared_distance (mean per
+      element), relative (to the variance between users of the one-time memory)}; empty for methods
+      without `compress`.
+    """
     if not hasattr(method, "compress"):
         return []
     segment = method.config.data.segment
     whole_segments = np.diff(histories.offsets) // segment
     found = []
-    for updates in DRIFT_UPDATES:
-        user = np.flatnonzero(whole_segments >= updates)
+    for count in updates:
+        user = np.flatnonzero(whole_segments >= count)
         if not len(user):
             continue
-        rows = _rows_after(user, np.zeros_like(user), np.full_like(user, updates), segment)
+        rows = _rows_after(user, np.zeros_like(user), np.full_like(user, count), segment)
         iterated, one_time = (
             _newest_group(method, row_memories(method, params, histories, rows, memory, batch_size))
             for memory in (own_memory(method.config), "one_time")
@@ -168,7 +183,7 @@ def _drift(method, params, histories: Histories, batch_size: int) -> list[dict[s
         variance = float(one_time.var(axis=0).mean())
         found.append(
             {
-                "updates": updates,
+                "updates": count,
                 "users": len(user),
                 "squared_distance": distance,
                 "relative": distance / variance if variance else None,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 import jax
 import numpy as np
@@ -72,6 +73,7 @@ def evaluate(
     max_segments: int = 0,
     swap: bool = True,
     seed: int = 0,
+    corrupt: Callable[[Histories, Targets], Histories] | None = None,
 ) -> Evaluation:
     """Predicts every target of `split` from its whole own prefix and ranks the full catalogue.
 
@@ -86,6 +88,7 @@ def evaluate(
       max_users: 0, or the size of a pseudo-random subset of users fixed by `seed`.
       max_segments: 0, or the newest archived segments that memory may fold.
       swap: also rank every target with another user's memory.
+      corrupt: changes what is read, never the targets; see `denoise.Noise`.
 
     Raises:
       UserError: `memory` does not fit the method, no user is long enough for the protocol, targets
@@ -102,6 +105,8 @@ def evaluate(
     histories = load_histories(dataset, users)
     targets = make_targets(histories, rule, split)
     check_unseen(histories, targets, config.data.protocol)
+    if corrupt is not None:
+        histories = corrupt(histories, targets)
     rows = plan_rows(targets, method, max_segments)
     states = row_memories(method, params, histories, rows, memory, batch_size)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 import numpy as np
 
@@ -10,7 +11,13 @@ from rec2pm_jax.data.splits import split_rule
 from rec2pm_jax.errors import UserError, nearest
 from rec2pm_jax.evaluate.metrics import check_ranks, summarize, target_ranks
 from rec2pm_jax.evaluate.record import Evaluation, dataset_name
-from rec2pm_jax.evaluate.targets import load_histories, make_targets, select_users
+from rec2pm_jax.evaluate.targets import (
+    Histories,
+    Targets,
+    load_histories,
+    make_targets,
+    select_users,
+)
 from rec2pm_jax.methods.heuristics import personal_frequency, training_popularity
 
 HEURISTICS = ("popularity", "personal_frequency")
@@ -27,6 +34,7 @@ def evaluate_heuristic(
     half_life: float = 0.0,
     max_users: int = 0,
     seed: int = 0,
+    corrupt: Callable[[Histories, Targets], Histories] | None = None,
 ) -> Evaluation:
     """Ranks every target of `split` by a heuristic fed with its whole own prefix.
 
@@ -36,7 +44,7 @@ def evaluate_heuristic(
       name: popularity | personal_frequency.
       window: newest events personal frequency counts; 0 for the whole history.
       half_life: its decay in events; 0 for none.
-      split, protocol, max_users, seed: as in `evaluator.evaluate`.
+      split, protocol, max_users, seed, corrupt: as in `evaluator.evaluate`.
 
     Raises:
       UserError: an unknown name, a protocol that masks what a model has read, a negative setting,
@@ -62,6 +70,8 @@ def evaluate_heuristic(
     users, skipped = select_users(dataset.lengths, rule.min_events, max_users, seed)
     histories = load_histories(dataset, users)
     targets = make_targets(histories, rule, split)
+    if corrupt is not None:
+        histories = corrupt(histories, targets)
     everyone = (dataset.sequence(i).ids for i in range(dataset.num_users))
     popularity = training_popularity(
         (ids[: max(0, int(rule.train_end(len(ids))))] for ids in everyone), dataset.num_items
