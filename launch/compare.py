@@ -45,7 +45,7 @@ def compare(
     dataset = open_dataset(data)
     configs = {name: _with_method(config, name) for name in methods}
     results = heuristics(config, dataset)
-    trained = [train_and_test(c, dataset, Path(workdir) / name)[0] for name, c in configs.items()]
+    trained = [train_and_test(c, dataset, Path(workdir) / name) for name, c in configs.items()]
     for row in trained:
         others = [other for other in trained if other is not row]
         row.record["paired"] = {display_name(o.record): _paired(row, o) for o in others}

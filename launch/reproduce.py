@@ -26,7 +26,7 @@ from absl import flags
 from tqdm import tqdm
 
 from launch import cli, summaries
-from launch.run_one import RECORDS, USERS, write_users
+from launch.run_one import outputs, write_users
 from launch.runs import heuristics
 from launch.suites import DATASETS, SUITES, Run, runs_of
 from rec2pm_jax.config import Config, config_hash
@@ -35,7 +35,7 @@ from rec2pm_jax.errors import UserError
 from rec2pm_jax.evaluate.record import write_records
 from rec2pm_jax.evaluate.report import display_name
 
-WITH_HEURISTICS = ("main", "ablation")
+WITH_HEURISTICS = ("main", "ablation")  # the others compare models with each other
 
 _POLL_S = 2.0
 _STOP_S = 30.0  # how long a run may take to end when asked to
@@ -56,6 +56,7 @@ class Results:
         Raises:
           UserError: the file is not a list of records.
         """
+        self.suite = suite
         self.path = Path(folder) / f"{suite}.json"
         self.users = Path(folder) / f"{suite}.users"
         self.records: list[dict] = []
@@ -79,10 +80,11 @@ class Results:
 
     def take(self, run: Run, workdir: Path) -> None:
         """Moves the finished run's records in, in place of older ones of the same name."""
-        new = json.loads((workdir / run.name / RECORDS).read_text())
+        records, users = outputs(self.suite, run, workdir)
+        new = json.loads(records.read_text())
         path = self.users_of(run.name)
         path.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(workdir / run.name / USERS, path.with_name(f".{path.name}"))
+        shutil.copyfile(users, path.with_name(f".{path.name}"))
         os.replace(path.with_name(f".{path.name}"), path)
         self.records = [r for r in self.records if r["run"] != run.name] + new
         write_records(self.path, self.records)

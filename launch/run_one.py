@@ -2,8 +2,8 @@
 
     python -m launch.run_one --suite=main --run=NAME --data=data --workdir=runs/reproduce
 
-Trains (or goes on with) WORKDIR/NAME and writes there `records.json`, one record per kind of memory,
-and `users.npz`, the NDCG@10 of every user behind each of them and the lengths of their histories.
+Trains (or goes on with) WORKDIR/NAME and writes there `SUITE.json`, the run's records, and `SUITE.npz`,
+the NDCG@10 of every user behind each of them and the lengths of their histories.
 """
 
 from __future__ import annotations
@@ -16,28 +16,34 @@ import numpy as np
 from absl import flags
 
 from launch import cli
-from launch.runs import Result, train_and_test
+from launch.analyses import ANALYSES
+from launch.runs import Result, train
 from launch.suites import Run, runs_of
 from rec2pm_jax.data.dataset import open_dataset
 from rec2pm_jax.errors import UserError, nearest
 from rec2pm_jax.evaluate.record import write_records
 
-RECORDS, USERS = "records.json", "users.npz"
+
+def outputs(suite: str, run: Run, workdir: str | Path) -> tuple[Path, Path]:
+    """Where a run leaves its records and its per-user values: two suites may share a run."""
+    directory = Path(workdir) / run.name
+    return directory / f"{suite}.json", directory / f"{suite}.npz"
 
 
-def execute(run: Run, data: str | Path, workdir: str | Path) -> list[Result]:
-    """Trains and evaluates a run, and leaves its records under `workdir`.
+def execute(suite: str, run: Run, data: str | Path, workdir: str | Path) -> list[Result]:
+    """Trains a run, analyses it and leaves its records under `workdir`.
 
     Raises:
       UserError: as training and evaluation do.
     """
     dataset = open_dataset(Path(data) / run.dataset)
-    directory = Path(workdir) / run.name
-    results = train_and_test(run.config, dataset, directory, split=run.split, memories=run.memories)
+    trained = train(run.config, dataset, Path(workdir) / run.name)
+    results = ANALYSES[run.analysis](run, trained, dataset)
     label_records(run, results)
-    write_users(directory / USERS, results)
+    records, users = outputs(suite, run, workdir)
+    write_users(users, results)
     # Last: a run with records is complete.
-    write_records(directory / RECORDS, [result.record for result in results])
+    write_records(records, [result.record for result in results])
     return results
 
 
@@ -47,13 +53,16 @@ def label_records(run: Run, results: Sequence[Result]) -> None:
         variant = run.variant
         if result.record["memory"] == "one_time":
             variant += " (one-time)"
+        if "noise" in result.record:
+            noise = result.record["noise"]
+            variant += f"/{noise['kind']} {noise['fraction']:g}"
         train = run.config.train
         budget = {"steps": train.steps, "batch_size": train.batch_size}
         result.record.update(run=run.name, variant=variant, budget=budget)
 
 
 def write_users(path: Path, results: Sequence[Result]) -> None:
-    """Per-user NDCG@10, float32 [memories, users], and events before the last target, int32 [users]."""
+    """Per-user NDCG@10, float32 [records, users], and events before the last target, int32 [users]."""
     evaluation = results[0].evaluation
     users = np.unique(evaluation.user, return_inverse=True)[1]
     lengths = np.zeros(users.max() + 1, np.int32)
@@ -73,7 +82,7 @@ def main(_) -> None:
         raise UserError(
             f"--run={args.run} is not part of suite {args.suite}.{nearest(args.run, runs)}"
         )
-    execute(runs[args.run], args.data, args.workdir)
+    execute(args.suite, runs[args.run], args.data, args.workdir)
 
 
 if __name__ == "__main__":

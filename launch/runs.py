@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from rec2pm_jax.config import Config, config_hash, to_dict
 from rec2pm_jax.data.dataset import Dataset
@@ -47,13 +46,23 @@ def heuristics(config: Config, dataset: Dataset, split: str = "test") -> list[Re
     return results
 
 
-def train(
-    config: Config, dataset: Dataset, workdir: str | Path
-) -> tuple[Method, Params, dict[str, Any], float]:
-    """Trains, or goes on, or does nothing where the run is complete: the best checkpoint.
+class Trained(NamedTuple):
+    """The best checkpoint of a complete run.
 
-    Returns:
-      (method, its parameters, the checkpoint's meta data, seconds of training in all).
+    Attributes:
+      meta: the checkpoint's meta data.
+      wall_s: seconds of training in all.
+    """
+
+    config: Config
+    method: Method
+    params: Params
+    meta: dict[str, Any]
+    wall_s: float
+
+
+def train(config: Config, dataset: Dataset, workdir: str | Path) -> Trained:
+    """Trains, or goes on, or does nothing where the run is complete.
 
     Raises:
       UserError: as training does.
@@ -67,36 +76,34 @@ def train(
 
     summary = train_and_evaluate(config, dataset, method, workdir, validate)
     _, params, meta = load_for_inference(workdir)
-    return method, params, meta, summary["wall_s"]
+    return Trained(config, method, params, meta, summary["wall_s"])
 
 
-def train_and_test(
-    config: Config,
-    dataset: Dataset,
-    workdir: str | Path,
-    *,
-    split: str = "test",
-    memories: Sequence[str] = ("",),
-) -> list[Result]:
-    """Trains and evaluates the best checkpoint, once per kind of memory ("": the method's own).
+def assess(trained: Trained, dataset: Dataset, **options: Any) -> Result:
+    """Evaluates a trained model; options as `evaluator.evaluate` takes them.
 
-    Records carry `update_ms` and `read_ms` (B = 1, medians) and `train_wall_s`.
+    Raises:
+      UserError: as evaluation does.
+    """
+    print(f"evaluating {trained.config.method.name} ...", flush=True)
+    evaluation = evaluate(trained.method, trained.params, dataset, **options)
+    record = evaluation.record(
+        config=to_dict(trained.config),
+        config_hash=config_hash(trained.config),
+        seed=trained.config.train.seed,
+        step=trained.meta["step"],
+        git_commit=trained.meta["git_commit"],
+    )
+    return Result(evaluation, record | {"train_wall_s": round(trained.wall_s, 1)})
+
+
+def train_and_test(config: Config, dataset: Dataset, workdir: str | Path) -> Result:
+    """Trains and evaluates on the test split; the record has `update_ms` and `read_ms` (B = 1) too.
 
     Raises:
       UserError: as training and evaluation do.
     """
-    method, params, meta, wall_s = train(config, dataset, workdir)
-    print(f"evaluating {config.method.name} ...", flush=True)
-    extra = measure(method, params) | {"train_wall_s": round(wall_s, 1)}
-    results = []
-    for memory in memories:
-        evaluation = evaluate(method, params, dataset, split=split, memory=memory)
-        record = evaluation.record(
-            config=to_dict(config),
-            config_hash=config_hash(config),
-            seed=config.train.seed,
-            step=meta["step"],
-            git_commit=meta["git_commit"],
-        )
-        results.append(Result(evaluation, record | extra))
-    return results
+    trained = train(config, dataset, workdir)
+    result = assess(trained, dataset, split="test")
+    result.record.update(measure(trained.method, trained.params))
+    return result

@@ -59,6 +59,7 @@ class Run:
       config: seed included.
       memories: kinds of memory that are evaluated from the same weights; "" is the run's own.
       split: the targets of its records.
+      analysis: what is done with the trained model, see `analyses`.
     """
 
     dataset: str
@@ -66,6 +67,7 @@ class Run:
     config: Config
     memories: tuple[str, ...] = ("",)
     split: str = "test"
+    analysis: str = "test"
 
     @property
     def seed(self) -> int:
@@ -193,6 +195,13 @@ def _ablation() -> Iterator[Run]:
         yield Run("complete_journey_types", f"ablation/{variant}", config, memories)
 
 
+def _of_main(analysis: str) -> Iterator[Run]:
+    """Another analysis of the main suite's trained models."""
+    for method in METHODS:
+        run = _main_run("complete_journey_types", method, "sasrec", 0)
+        yield dataclasses.replace(run, analysis=analysis, memories=("",))
+
+
 def _genrec() -> Iterator[Run]:
     """generative-recommenders' public setting, their way."""
     for preset in (ml1m_sasrec, ml1m_hstu, ml1m_hstu_large):
@@ -217,6 +226,8 @@ _SUITES: dict[str, Callable[[], Iterator[Run]]] = {
     "tuning": _tuning,
     "main": _main,
     "ablation": _ablation,
+    "denoise": lambda: _of_main("denoise"),
+    "lifelong": lambda: _of_main("lifelong"),
     "genrec": _genrec,
     "smoke": _smoke,
 }

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from launch import summaries
+from launch import summaries, tables
 from launch.reproduce import Results
 from launch.suites import CHOSEN, METHODS, SUITES, TUNING_GRID, runs_of
 from rec2pm_jax.config import config_hash
@@ -94,6 +94,38 @@ def test_long_histories_have_a_table_of_their_own(found):
     assert cells(ours)[1] == "30.00 ± 0.00"  # (.3 + .3) / 2 and (.1 + .5) / 2
     assert cells(ours)[2].startswith("1.500 (")
     assert found.path.with_suffix(".png").stat().st_size > 10_000
+
+
+def row(variant, ndcg, lengths=(30, 200, 500, 1000), **fields):
+    one = record(variant, 0, ndcg) | fields
+    return tables.Row(variant, [one], np.array([ndcg]), np.array(lengths))
+
+
+def test_noise_table_says_what_is_left_of_the_clean_value():
+    levels = [("popular", 0.5, 0.1), ("random", 0.5, 0.2), ("random", 0.0, 0.4)]
+    rows = [
+        row(f"full/{kind} {share:g}", [value] * 4, noise={"kind": kind, "fraction": share})
+        for kind, share, value in levels
+    ]
+    header, _, full = (cells(line) for line in tables.noise(rows))
+    assert header == ["method", "clean", "popular 50%", "random 50%"]
+    assert full == ["full", "40.00", "10.00 (0.250)", "20.00 (0.500)"]
+
+
+def test_tables_by_length_and_of_drift():
+    steps = [
+        {"updates": 1, "users": 9, "relative": 0.0},
+        {"updates": 20, "users": 3, "relative": 0.5},
+    ]
+    rows = [row("rec2pm_o", [0.1, 0.2, 0.3, 0.4], drift=steps), row("full", [0.5] * 4, drift=[])]
+    header, _, ours, _ = (cells(line) for line in tables.by_length(rows))
+    assert header[1:] == [f"{bin} (1 users)" for bin in ("0-200", "200-500", "500-1000", ">= 1000")]
+    assert ours == ["rec2pm_o", "10.00", "20.00", "30.00", "40.00"]
+    assert [cells(line) for line in tables.drift(rows)[::2]] == [
+        ["method", "1", "20"],
+        ["rec2pm_o", "0.000 (9)", "0.500 (3)"],
+    ]
+    assert tables.drift(rows[1:]) == []
 
 
 def test_a_run_is_done_only_for_the_same_configuration_budget_and_data(tmp_path):

@@ -33,7 +33,7 @@ class Noise:
       kind: the new item is drawn uniformly ("random") or by frequency ("popular").
       fraction: share of replaced events, in [0, 1].
       data: segment arithmetic.
-      counts: int64 [V], training events per item, 0 at padding.
+      popularity: float [V], proportional to training events per item, 0 at padding.
 
     Raises:
       UserError: an unknown kind or a fraction outside [0, 1].
@@ -42,7 +42,7 @@ class Noise:
     kind: str
     fraction: float
     data: DataConfig
-    counts: np.ndarray
+    popularity: np.ndarray
     seed: int = 0
 
     def __post_init__(self):
@@ -63,7 +63,9 @@ class Noise:
         chosen = mix(self.seed, user, position, np.zeros_like(user)) * _UNIT < self.fraction
         chosen &= position < np.repeat(boundary, lengths)
         draw = mix(self.seed, user, position, np.ones_like(user))[chosen] * _UNIT
-        weights = self.counts[1:] if self.kind == "popular" else np.ones(len(self.counts) - 1)
+        weights = self.popularity[1:]
+        if self.kind == "random":
+            weights = np.ones_like(weights)
         cumulative = np.cumsum(weights / weights.sum())
         items = 1 + np.minimum(np.searchsorted(cumulative, draw, "right"), len(weights) - 1)
         ids = histories.ids.copy()

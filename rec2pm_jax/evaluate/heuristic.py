@@ -24,6 +24,13 @@ HEURISTICS = ("popularity", "personal_frequency")
 _CELLS = 1 << 20  # scores ranked at a time
 
 
+def dataset_popularity(dataset, rule) -> np.ndarray:
+    """`training_popularity` of all users' training events under a split rule: float64 [V]."""
+    everyone = (dataset.sequence(i).ids for i in range(dataset.num_users))
+    training = (ids[: max(0, int(rule.train_end(len(ids))))] for ids in everyone)
+    return training_popularity(training, dataset.num_items)
+
+
 def evaluate_heuristic(
     name: str,
     dataset,
@@ -72,10 +79,7 @@ def evaluate_heuristic(
     targets = make_targets(histories, rule, split)
     if corrupt is not None:
         histories = corrupt(histories, targets)
-    everyone = (dataset.sequence(i).ids for i in range(dataset.num_users))
-    popularity = training_popularity(
-        (ids[: max(0, int(rule.train_end(len(ids))))] for ids in everyone), dataset.num_items
-    )
+    popularity = dataset_popularity(dataset, rule)
 
     def scores_of(user: int, position: int) -> np.ndarray:
         if name == "popularity":

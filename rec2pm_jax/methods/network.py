@@ -86,6 +86,12 @@ class Network:
             return self.backbone.apply(variables, x, layout)[0]
         return self.backbone.apply(variables, x, layout, rows, rngs={"dropout": rng})[0]
 
+    def attention(self, params: Params, x: Array, layout: Layout) -> list[Array]:
+        """Attention weights of a pass, per block of `layout`: float32 [layers, B, H, rows, keys]."""
+        variables = {"params": params["backbone"]}
+        _, found = self.backbone.apply(variables, x, layout, mutable=["intermediates"])
+        return list(found["intermediates"]["layers"]["attention"])
+
     def run_cached(
         self, params: Params, x: Array, layout: Layout, kept: KeyValues, keep: int
     ) -> tuple[Array, KeyValues]:

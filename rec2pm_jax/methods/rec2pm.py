@@ -13,6 +13,7 @@ from rec2pm_jax.methods.memory import fold
 from rec2pm_jax.methods.network import training_events
 from rec2pm_jax.methods.recurrent import TokenMemory, training_windows
 from rec2pm_jax.methods.segments import slot_horizons
+from rec2pm_jax.nn.attention import Layout
 from rec2pm_jax.nn.dropout import per_row
 from rec2pm_jax.typing import PADDING_ID, Array, Batch, Events, Params, PRNGKey, State, Terms
 
@@ -55,32 +56,37 @@ class Rec2PM(TokenMemory):
         state = fold(self.init_state(params, lengths.shape[0]), memory[:, 0], lengths > 0)
         return state._replace(segments=lengths // segment)
 
-    def _reference_pass(
-        self, params, events, lengths, query_ends, row_times, rng=None, rows=None
-    ) -> tuple[Array, Array]:
-        """[S_0; Q; S_1; Q; ...] -> outputs at the events [B, N, D] and memories [B, groups, C, D]."""
-        slots = self.config.method.slots
+    def reference_tokens(
+        self, params, events, lengths, query_ends, row_times
+    ) -> tuple[Array, Layout]:
+        """[S_0; Q; S_1; Q; ...] as the backbone takes it: [B, groups * C + N, D], queries first."""
         batch, num_items = events.ids.shape
-        groups = query_ends.shape[1]
         layout = layouts.reference(
             lengths,
             query_ends,
             num_items=num_items,
-            slots=slots,
+            slots=self.config.method.slots,
             horizons=tuple(h * self.config.data.segment for h in slot_horizons(self.config)),
             row_times=row_times,
             key_times=events.times,
         )
         # Positions count within the segment, so that a segment looks alike in both passes.
         positions = np.arange(num_items, dtype=np.int32)[None] % self.config.data.segment
-        variables = {"params": params["memory"]}
-        queries = self.tokens.apply(variables, batch, method="queries")
-        x = jnp.concatenate(
-            [jnp.tile(queries, (1, groups, 1)), self.network.embed(params, events, positions)], 1
-        )
+        queries = self.tokens.apply({"params": params["memory"]}, batch, method="queries")
+        queries = jnp.tile(queries, (1, query_ends.shape[1], 1))
+        return jnp.concatenate([queries, self.network.embed(params, events, positions)], 1), layout
+
+    def _reference_pass(
+        self, params, events, lengths, query_ends, row_times, rng=None, rows=None
+    ) -> tuple[Array, Array]:
+        """[S_0; Q; S_1; Q; ...] -> outputs at the events [B, N, D] and memories [B, groups, C, D]."""
+        x, layout = self.reference_tokens(params, events, lengths, query_ends, row_times)
         outputs = self.network.run(params, x, layout, rng, rows)
-        memory = self.tokens.apply(variables, outputs[:, : layout.num_slots], method="leave")
-        return outputs[:, layout.num_slots :], memory.reshape(batch, groups, slots, -1)
+        memory = self.tokens.apply(
+            {"params": params["memory"]}, outputs[:, : layout.num_slots], method="leave"
+        )
+        shape = (x.shape[0], query_ends.shape[1], self.config.method.slots, -1)
+        return outputs[:, layout.num_slots :], memory.reshape(shape)
 
     # --- training ---
 

@@ -21,6 +21,7 @@ from rec2pm_jax.methods.memory import MemoryTokens, fold
 from rec2pm_jax.methods.network import Network, cut, segment_rows, training_events
 from rec2pm_jax.methods.segments import ReadPlan, plan_memory, slot_horizons
 from rec2pm_jax.methods.single_pass import last_valid
+from rec2pm_jax.nn.attention import Layout
 from rec2pm_jax.typing import PADDING_ID, Array, Batch, Events, Params, PRNGKey, State
 
 
@@ -123,20 +124,13 @@ class TokenMemory(Recurrent):
             slot_horizons(self.config),
         )
 
-    def _update_pass(
-        self,
-        params,
-        state: State,
-        events,
-        lengths,
-        row_times,
-        *,
-        queries,
-        rng=None,
-        rows=None,
-        hidden=None,
-    ) -> tuple[Array, Array | None]:
-        """[M; S; Q] -> outputs at the events [B, N, D] and memory m [B, C, D] (None w/o queries)."""
+    def update_tokens(
+        self, params, state: State, events, lengths, row_times, *, queries, hidden=None
+    ) -> tuple[Array, Layout]:
+        """[M; S; Q] as the backbone takes it: tokens [B, slots + N, D] and who sees whom.
+
+        `hidden` is as in `layouts.update`; the slots are memory, then queries if any.
+        """
         slots = self.config.method.slots
         batch, num_items = events.ids.shape
         layout = layouts.update(
@@ -157,11 +151,32 @@ class TokenMemory(Recurrent):
         if queries:
             parts.append(self.tokens.apply(variables, batch, method="queries"))
         parts.append(self.network.embed(params, events, positions))
-        outputs = self.network.run(params, jnp.concatenate(parts, axis=1), layout, rng, rows)
+        return jnp.concatenate(parts, axis=1), layout
+
+    def _update_pass(
+        self,
+        params,
+        state: State,
+        events,
+        lengths,
+        row_times,
+        *,
+        queries,
+        rng=None,
+        rows=None,
+        hidden=None,
+    ) -> tuple[Array, Array | None]:
+        """[M; S; Q] -> outputs at the events [B, N, D] and memory m [B, C, D] (None w/o queries)."""
+        x, layout = self.update_tokens(
+            params, state, events, lengths, row_times, queries=queries, hidden=hidden
+        )
+        outputs = self.network.run(params, x, layout, rng, rows)
         items = outputs[:, layout.num_slots :]
         if not queries:
             return items, None
+        slots = self.config.method.slots
         at_queries = outputs[:, layout.num_slots - slots : layout.num_slots]
+        variables = {"params": params["memory"]}
         return items, self.tokens.apply(variables, at_queries, state, method="leave")
 
     def _update_windows(

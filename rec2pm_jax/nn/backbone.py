@@ -63,7 +63,7 @@ class Backbone(nn.Module):
 
         stack = nn.scan(
             run,
-            variable_axes={"params": 0},
+            variable_axes={"params": 0, "intermediates": 0},
             split_rngs={"params": True, "dropout": True},
             in_axes=(nn.broadcast, 0),
             length=cfg.layers,

@@ -63,7 +63,12 @@ class HSTULayer(nn.Module):
         u, v, q, k = (jax.nn.silu(uvqk[:, :, i]) for i in range(4))
         own = KeyValues(k, v)
         k, v = own if kept is None else kept.before(own)
-        weigh = partial(silu_weights, norm=self.norm)
+
+        def weigh(scores, mask):
+            weights = silu_weights(scores, mask, self.norm)
+            self.sow("intermediates", "attention", weights)  # nothing, unless somebody asks for it
+            return weights
+
         a = attend(q, k, v, layout, weigh, self._bias(layout))
         a = a.reshape(*a.shape[:2], -1)
         gated = u.reshape(a.shape) * layer_norm(name="output_norm")(a)

@@ -60,7 +60,13 @@ class SASRecLayer(nn.Module):
         q = heads(name="query")(q_in) * cfg.key_dim**-0.5
         own = KeyValues(heads(name="key")(x), heads(kernel_init=values, name="value")(x))
         k, v = own if kept is None else kept.before(own)
-        a = attend(q, k, v, layout, lambda s, m: drop(softmax_weights(s, m)))
+
+        def weigh(scores, mask):
+            weights = softmax_weights(scores, mask)
+            self.sow("intermediates", "attention", weights)  # nothing, unless somebody asks for it
+            return drop(weights)
+
+        a = attend(q, k, v, layout, weigh)
         a = nn.DenseGeneral(cfg.dim, axis=(-2, -1), kernel_init=out, dtype=dtype, name="out")(a)
         z = layer_norm(name="ffn_norm")(q_in + a)
         act = nn.relu if cfg.activation == "relu" else partial(nn.gelu, approximate=False)

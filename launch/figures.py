@@ -1,4 +1,4 @@
-"""The figure of the main suite: accuracy of every method, and by length of the history."""
+"""The figures of `launch.reproduce`."""
 
 from __future__ import annotations
 
@@ -7,20 +7,24 @@ from pathlib import Path
 import numpy as np
 
 from launch.compare import COLOURS, pyplot, save
+from launch.tables import noise_levels
 from rec2pm_jax.evaluate.bootstrap import bootstrap
+from rec2pm_jax.evaluate.denoise import KINDS
 
 
-def draw(tables, path: str | Path) -> None:
-    """One line of two panels per dataset and backbone; `tables` as `summaries.collect` gives them.
+def main(rows_of, path: str | Path) -> None:
+    """Accuracy and state of every row, and accuracy by length of the history.
+
+    rows_of: as `tables.collect` returns it; one line of two panels per dataset and backbone.
 
     Raises:
       UserError: matplotlib is not installed.
     """
     plt = pyplot()
     figure, axes = plt.subplots(
-        len(tables), 2, figsize=(12, 4.4 * len(tables)), squeeze=False, layout="constrained"
+        len(rows_of), 2, figsize=(12, 4.4 * len(rows_of)), squeeze=False, layout="constrained"
     )
-    for (bars, curves), ((dataset, backbone), rows) in zip(axes, tables.items(), strict=True):
+    for (bars, curves), ((dataset, backbone), rows) in zip(axes, rows_of.items(), strict=True):
         _bars(bars, rows)
         bars.set_title(f"{dataset}, {backbone}", fontsize=10, loc="left")
         _curves(curves, rows)
@@ -78,3 +82,34 @@ def _curves(axis, rows) -> None:
     axis.set_ylabel("NDCG@10 relative to recent")
     axis.legend(frameon=False, fontsize=8, ncols=2)
     axis.spines[["top", "right"]].set_visible(False)
+
+
+def denoise(rows_of, path: str | Path) -> None:
+    """What of the clean NDCG@10 is left as archived events are replaced; a panel per kind of noise.
+
+    Raises:
+      UserError: matplotlib is not installed.
+    """
+    figure, axes = pyplot().subplots(
+        len(rows_of),
+        len(KINDS),
+        figsize=(11, 4.2 * len(rows_of)),
+        squeeze=False,
+        sharey=True,
+        layout="constrained",
+    )
+    for line, ((dataset, backbone), rows) in zip(axes, rows_of.items(), strict=True):
+        for axis, kind in zip(line, KINDS, strict=True):
+            for method, levels in noise_levels(rows).items():
+                clean = next(iter(levels.values()))
+                shares = [0.0, *(share for (k, share) in levels if k == kind and share)]
+                left = [1.0, *(levels[kind, s].mean() / clean.mean() for s in shares[1:])]
+                style = "--" if method.endswith("_a") else "-"
+                colour = COLOURS[_family(clean)]
+                axis.plot(shares, left, style, marker="o", ms=4, color=colour, label=method)
+            axis.set_title(f"{dataset}, {backbone}: {kind} items", fontsize=10, loc="left")
+            axis.set_xlabel("share of archived events replaced")
+            axis.set_ylabel("NDCG@10 relative to clean")
+            axis.legend(frameon=False, fontsize=8, ncols=2)
+            axis.spines[["top", "right"]].set_visible(False)
+    save(figure, path)

@@ -1,0 +1,60 @@
+"""What a suite does with a trained model: each analysis returns labelled evaluations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from launch.runs import Result, Trained, assess
+from rec2pm_jax.data.dataset import Dataset
+from rec2pm_jax.data.splits import split_rule
+from rec2pm_jax.evaluate.denoise import KINDS, Noise
+from rec2pm_jax.evaluate.diagnostics import drift
+from rec2pm_jax.evaluate.heuristic import dataset_popularity
+from rec2pm_jax.evaluate.targets import load_histories
+from rec2pm_jax.stream.latency import measure
+
+if TYPE_CHECKING:
+    from launch.suites import Run
+
+FRACTIONS = (0.1, 0.2, 0.3, 0.5)
+DRIFT_UPDATES = (1, 2, 5, 10, 20, 40, 80, 120)
+
+
+def test(run: Run, trained: Trained, dataset: Dataset) -> list[Result]:
+    """One record per kind of memory, from the same weights; with `update_ms` and `read_ms`."""
+    latency = measure(trained.method, trained.params)
+    results = [assess(trained, dataset, split=run.split, memory=m) for m in run.memories]
+    for result in results:
+        result.record.update(latency)
+    return results
+
+
+def denoise(run: Run, trained: Trained, dataset: Dataset) -> list[Result]:
+    """One record per kind and share of noise in the archive, named in `noise`; the first is clean."""
+    popularity = dataset_popularity(dataset, split_rule(trained.config.data.protocol))
+    settings = [("random", 0.0), *((kind, share) for kind in KINDS for share in FRACTIONS)]
+    results = []
+    for kind, fraction in settings:
+        noise = Noise(kind, fraction, trained.config.data, popularity)
+        result = assess(trained, dataset, split=run.split, corrupt=noise, swap=False)
+        result.record["noise"] = {"kind": kind, "fraction": fraction}
+        results.append(result)
+    return results
+
+
+def lifelong(run: Run, trained: Trained, dataset: Dataset) -> list[Result]:
+    """One record, with `drift` of iterated from one-time memory where the method has both."""
+    result = assess(trained, dataset, split=run.split, swap=False)
+    histories = load_histories(dataset, np.arange(dataset.num_users))
+    result.record["drift"] = drift(trained.method, trained.params, histories, updates=DRIFT_UPDATES)
+    return [result]
+
+
+ANALYSES: dict[str, Callable[..., list[Result]]] = {
+    "test": test,
+    "denoise": denoise,
+    "lifelong": lifelong,
+}
