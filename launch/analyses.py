@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from launch.anatomy import anatomy
 from launch.runs import Result, Trained, assess
 from rec2pm_jax.data.dataset import Dataset
 from rec2pm_jax.data.splits import split_rule
@@ -57,4 +58,5 @@ ANALYSES: dict[str, Callable[..., list[Result]]] = {
     "test": test,
     "denoise": denoise,
     "lifelong": lifelong,
+    "anatomy": anatomy,
 }

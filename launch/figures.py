@@ -113,3 +113,47 @@ def denoise(rows_of, path: str | Path) -> None:
             axis.legend(frameon=False, fontsize=8, ncols=2)
             axis.spines[["top", "right"]].set_visible(False)
     save(figure, path)
+
+
+def anatomy(rows_of, path: str | Path) -> None:
+    """Attention of the one-pass queries over past segments, and the plane of users' memories.
+
+    A line per method; where there is no one-pass memory, attention of the update on the memory.
+
+    Raises:
+      UserError: matplotlib is not installed.
+    """
+    plt = pyplot()
+    rows = [row for table in rows_of.values() for row in table]
+    figure, axes = plt.subplots(
+        len(rows), 2, figsize=(11, 4.4 * len(rows)), squeeze=False, layout="constrained"
+    )
+    for (left, right), row in zip(axes, rows, strict=True):
+        found = row.records[0]["anatomy"]
+        by_segment = found["attention"]["one_pass"]
+        if by_segment is None:
+            shares = np.array(found["attention"]["update"])[..., 0]
+            for slot, values in enumerate(shares.T):
+                left.plot(range(1, len(values) + 1), values, marker="o", ms=4, label=f"slot {slot}")
+            left.set_xticks(range(1, len(shares) + 1))
+            left.set_xlabel("layer")
+            left.set_ylabel("attention of the query on the memory, update")
+        else:
+            for slot, shares in enumerate(by_segment[0]):
+                left.plot(range(1, len(shares) + 1), shares, marker="o", ms=4, label=f"slot {slot}")
+            left.set_xlabel("segments ago")
+            left.set_ylabel("attention of the one-pass query, first layer")
+        left.set_title(row.label, fontsize=10, loc="left")
+        left.legend(frameon=False, fontsize=8)
+        plane, labels = np.array(found["plane"]), np.array(found["labels"])
+        for name in sorted(set(labels)):
+            right.scatter(*plane[labels == name].T, s=6, alpha=0.7, label=name.title())
+        right.set_title(
+            f"{row.label}: users by memory, coloured by dominant category", fontsize=10, loc="left"
+        )
+        right.set_xlabel("first principal component")
+        right.set_ylabel("second")
+        right.legend(frameon=False, fontsize=7, markerscale=2)
+        for axis in (left, right):
+            axis.spines[["top", "right"]].set_visible(False)
+    save(figure, path)

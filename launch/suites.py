@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from launch.configs import development, ml1m_hstu, ml1m_hstu_large, ml1m_sasrec, paper_plain
@@ -195,9 +195,9 @@ def _ablation() -> Iterator[Run]:
         yield Run("complete_journey_types", f"ablation/{variant}", config, memories)
 
 
-def _of_main(analysis: str) -> Iterator[Run]:
+def _of_main(analysis: str, methods: Iterable[str] = METHODS) -> Iterator[Run]:
     """Another analysis of the main suite's trained models."""
-    for method in METHODS:
+    for method in methods:
         run = _main_run("complete_journey_types", method, "sasrec", 0)
         yield dataclasses.replace(run, analysis=analysis, memories=("",))
 
@@ -228,6 +228,7 @@ _SUITES: dict[str, Callable[[], Iterator[Run]]] = {
     "ablation": _ablation,
     "denoise": lambda: _of_main("denoise"),
     "lifelong": lambda: _of_main("lifelong"),
+    "anatomy": lambda: _of_main("anatomy", ("rec2pm_o", "tok_serial_o")),
     "genrec": _genrec,
     "smoke": _smoke,
 }

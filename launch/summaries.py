@@ -75,6 +75,13 @@ SUMMARIES = {
         figures.denoise,
     ),
     "lifelong": Summary("The models of the main suite, by length of the history.", _lifelong),
+    "anatomy": Summary(
+        "What the slots hold. Attention: mean over heads and users, share of each query's (or the last "
+        "raw event's) attention. Nearest items: by cosine with what sets a slot apart from the mean "
+        "over users.",
+        tables.anatomy,
+        figures.anatomy,
+    ),
     "genrec": Summary(
         "`full` in generative-recommenders' public ML-1M setting: no validation split, the best step "
         "on the test targets, the 200 events read left out of the ranking. Published, HR@10 and "

@@ -160,6 +160,37 @@ def drift(rows: Sequence[Row]) -> list[str]:
     return _markdown(["method", *map(str, updates)], body) if body else []
 
 
+def anatomy(rows: Sequence[Row]) -> list[str]:
+    """Attention on the memory, agreement of neighbours, and portraits of some users, per method."""
+    lines = []
+    for row in rows:
+        found = row.records[0]["anatomy"]
+        lines += [f"### {row.label}", ""]
+        body = []
+        for layer, (queries, reader) in enumerate(
+            zip(found["attention"]["update"], found["attention"]["read"], strict=True), 1
+        ):
+            shares = (f"{100 * share[0]:.1f}" for share in (*queries, reader))
+            body.append([str(layer), *shares])
+        slots = len(found["attention"]["update"][0])
+        names = [f"query {slot}" for slot in range(slots)]
+        lines += ["Attention on the memory, %:", ""]
+        lines += _markdown(["layer", *names, "last raw event"], body)
+        near = found["neighbours"]
+        lines += [
+            "",
+            f"Of the ten nearest users by memory {100 * near['same']:.1f} % share a user's dominant "
+            f"category; of random users {100 * near['chance']:.1f} %.",
+        ]
+        for user in found["users"]:
+            lines += ["", f"A user with {user['archived_events']} archived events, most often "]
+            lines[-1] += f"{', '.join(user['bought_most'])}:"
+            body = [[str(slot), ", ".join(items)] for slot, items in enumerate(user["slots"])]
+            lines += ["", *_markdown(["slot", "nearest items"], body)]
+        lines.append("")
+    return lines
+
+
 def _markdown(header: Sequence[str], body: Sequence[Sequence[str]]) -> list[str]:
     """A table whose first column is text and whose others are numbers."""
     rule = ["---"] + ["---:"] * (len(header) - 1)

@@ -21,9 +21,9 @@ from rec2pm_jax.evaluate.probe import archived_frequencies, linear_probe
 from rec2pm_jax.evaluate.reading import rank_targets, read_targets
 from rec2pm_jax.evaluate.targets import (
     Histories,
-    Rows,
     load_histories,
     make_targets,
+    memory_rows,
     plan_rows,
     select_users,
 )
@@ -124,7 +124,7 @@ def _newest_group(method, states: State) -> np.ndarray:
 
 def _figures(method, params, histories, rows, states, final, memory, batch_size) -> dict[str, Any]:
     newest = _newest_group(method, states)[final]
-    before = _rows_after(
+    before = memory_rows(
         rows.user[final],
         rows.first_segment[final],
         rows.updates[final] - 1,
@@ -141,13 +141,6 @@ def _figures(method, params, histories, rows, states, final, memory, batch_size)
         "slot_cosine": slot_cosine(newest),
         "linear_probe": linear_probe(newest.reshape(len(newest), -1), archive[final]),
     }
-
-
-def _rows_after(user, first_segment, updates, segment: int) -> Rows:
-    """Rows that only ask for a memory: `updates` segments folded, nothing read."""
-    start = (first_segment + updates) * segment
-    nothing = np.empty(0, np.int64)
-    return Rows(user, updates, first_segment, start, start, nothing, nothing)
 
 
 def drift(
@@ -174,7 +167,7 @@ def drift(
         user = np.flatnonzero(whole_segments >= count)
         if not len(user):
             continue
-        rows = _rows_after(user, np.zeros_like(user), np.full_like(user, count), segment)
+        rows = memory_rows(user, np.zeros_like(user), np.full_like(user, count), segment)
         iterated, one_time = (
             _newest_group(method, row_memories(method, params, histories, rows, memory, batch_size))
             for memory in (own_memory(method.config), "one_time")

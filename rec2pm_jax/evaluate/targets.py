@@ -156,3 +156,10 @@ def plan_rows(targets: Targets, method, max_segments: int) -> Rows:
     user, updates, first_segment, start = rows.T
     column = targets.position - 1 - start[target_row]
     return Rows(user, updates, first_segment, start, end, target_row, column)
+
+
+def memory_rows(user, first_segment, updates, segment: int) -> Rows:
+    """Rows that only ask for a memory: `updates` segments folded, nothing read; int64 [R] each."""
+    start = (first_segment + updates) * segment
+    nothing = np.empty(0, np.int64)
+    return Rows(user, updates, first_segment, start, start, nothing, nothing)
