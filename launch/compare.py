@@ -1,10 +1,11 @@
 """Trains several methods under one preset, evaluates them beside the heuristics, draws the result.
 
-    python -m launch.compare --config=launch/configs/complete_journey.py --data=data/types \\
-        --workdir=runs/complete_journey --json=results/complete_journey.json
+    python -m launch.compare --config=launch/configs/synthetic.py --data=data/synthetic \\
+        --workdir=runs/synthetic --json=results/synthetic.json
 
 The methods differ in `method.name` alone: same backbone, data, budget of steps and optimiser. Every
-run lives in WORKDIR/NAME, is continued where it stopped and skipped once complete.
+run lives in WORKDIR/NAME, is continued where it stopped and skipped once complete. For grids with
+several seeds and datasets see `launch.reproduce`.
 """
 
 from __future__ import annotations

@@ -1,9 +1,11 @@
-"""The development setting of every suite: small enough that 24 core-hours make all of `results/`.
+"""The setting of every comparison: small enough that 24 core-hours make all of `results/`.
 
 Command:
+    python -m launch.prepare --source=complete_journey --item=product_type \\
+        --output_dir=data/complete_journey_types
     python -m launch.reproduce --suite=main --data=data --workdir=runs/reproduce
 Hardware: CPU cores, one per run.
-Time: 20 minutes per run at most.
+Time: 5 (recent) to 20 (rec2pm) minutes per run.
 Metrics: results/main.md.
 """
 
@@ -11,12 +13,17 @@ from __future__ import annotations
 
 import ml_collections
 
-from launch.configs import complete_journey
+from launch.configs.base import base_config
 
 
 def get_config() -> ml_collections.ConfigDict:
-    config = complete_journey.get_config()
-    # Quarter batches stay in a core's cache: 1.6 times (rec2pm) to 2 times (full) the speed.
-    config.optim.accumulate = 4
+    config = base_config()
+    config.data.segment = 25
+    config.data.segments = 16
+    config.optim.accumulate = 4  # quarter batches stay in a core's cache: 1.6 to 2 times the speed
+    config.train.batch_size = 16
     config.train.steps = 1500  # of the slowest method in 20 minutes
+    config.train.eval_every = 250
+    config.train.eval_users = 600
+    config.train.checkpoint_every = 250
     return config

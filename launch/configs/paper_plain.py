@@ -6,7 +6,7 @@ helps, and kernels start at random: what BUILD_NOTES.md measures the default rec
 Command:
     python -m launch.compare --config=launch/configs/paper_plain.py --data=data/types \\
         --workdir=runs/paper_plain --methods=rec2pm
-Hardware, time: as complete_journey.py.
+Hardware, time: as development.py.
 Metrics: see BUILD_NOTES.md.
 """
 
@@ -14,11 +14,11 @@ from __future__ import annotations
 
 import ml_collections
 
-from launch.configs import complete_journey
+from launch.configs import development
 
 
 def get_config() -> ml_collections.ConfigDict:
-    config = complete_journey.get_config()
+    config = development.get_config()
     config.model.copy_init = False
     config.method.running_mean = False
     config.method.horizons = False
