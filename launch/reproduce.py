@@ -236,6 +236,8 @@ def _data_hash(data: str, name: str) -> str:
 
 def main(_) -> None:
     args = flags.FLAGS
+    # So that a terminated call ends its runs too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     began = time.time()
     missing = reproduce(
         args.suite,

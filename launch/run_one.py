@@ -8,8 +8,10 @@ the NDCG@10 of every user behind each of them and the lengths of their histories
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -34,17 +36,37 @@ def execute(suite: str, run: Run, data: str | Path, workdir: str | Path) -> list
     """Trains a run, analyses it and leaves its records under `workdir`.
 
     Raises:
-      UserError: as training and evaluation do.
+      UserError: as training and evaluation do, or another process is at this run.
     """
     dataset = open_dataset(Path(data) / run.dataset)
-    trained = train(run.config, dataset, Path(workdir) / run.name)
-    results = ANALYSES[run.analysis](run, trained, dataset)
-    label_records(run, results)
-    records, users = outputs(suite, run, workdir)
-    write_users(users, results)
-    # Last: a run with records is complete.
-    write_records(records, [result.record for result in results])
+    directory = Path(workdir) / run.name
+    with alone_in(directory):
+        trained = train(run.config, dataset, directory)
+        results = ANALYSES[run.analysis](run, trained, dataset)
+        label_records(run, results)
+        records, users = outputs(suite, run, workdir)
+        write_users(users, results)
+        # Last: a run with records is complete.
+        write_records(records, [result.record for result in results])
     return results
+
+
+@contextlib.contextmanager
+def alone_in(directory: Path) -> Iterator[None]:
+    """Holds a lock on a run, which ends with this process however it ends.
+
+    Raises:
+      UserError: another process holds it, for example one whose `launch.reproduce` was killed.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    with open(directory / ".lock", "a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(
+                f"{directory} is in use by another process: wait for it or end it."
+            ) from error
+        yield
 
 
 def label_records(run: Run, results: Sequence[Result]) -> None:

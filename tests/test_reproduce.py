@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from launch import summaries, tables
+from launch import run_one, summaries, tables
 from launch.reproduce import Results
 from launch.suites import CHOSEN, METHODS, SUITES, TUNING_GRID, runs_of
 from rec2pm_jax.config import config_hash
@@ -188,6 +188,15 @@ def test_ablations_change_one_factor():
     base, *others = (run.config for run in runs_of("ablation"))
     assert len({config_hash(config) for config in (base, *others)}) == len(others) + 1
     assert all(config.train == base.train and config.optim == base.optim for config in others)
+
+
+def test_a_run_is_refused_while_another_process_is_at_it(tmp_path):
+    with run_one.alone_in(tmp_path / "run"):
+        with pytest.raises(UserError, match="in use by another process"):
+            with run_one.alone_in(tmp_path / "run"):
+                raise AssertionError("both hold the lock")
+    with run_one.alone_in(tmp_path / "run"):
+        pass
 
 
 # --- as users run it ---
