@@ -289,6 +289,23 @@ def from_dict(values: Mapping[str, Any]) -> Config:
 
 
 def config_hash(config: Config) -> str:
-    """12 hex digits over data, model, method, loss and optim; `train` may change on resume."""
-    identity = {k: v for k, v in to_dict(config).items() if k != "train"}
+    """12 hex digits over data, model, method, loss and optim; `train` may change on resume.
+
+    A field added later declares `metadata={"neutral": value}`, the value that means "as before it
+    existed", and counts only when it differs: new options leave the hash of old runs alone.
+    """
+    identity = {
+        field.name: _identity(getattr(config, field.name))
+        for field in dataclasses.fields(config)
+        if field.name != "train"
+    }
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _identity(section: Any) -> dict[str, Any]:
+    values = {field: getattr(section, field.name) for field in dataclasses.fields(section)}
+    return {
+        field.name: value
+        for field, value in values.items()
+        if "neutral" not in field.metadata or value != field.metadata["neutral"]
+    }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import os
 import subprocess
@@ -13,7 +14,7 @@ from absl import flags
 
 from launch import cli
 from launch.configs.base import base_config
-from rec2pm_jax.config import Config, config_hash, from_dict, to_dict
+from rec2pm_jax.config import Config, DataConfig, config_hash, from_dict, to_dict
 from rec2pm_jax.errors import UserError
 
 ROOT = Path(__file__).parents[1]
@@ -155,3 +156,13 @@ def test_launch_train_errors(tmp_path, arguments, message):
     assert len(lines) == 1, result.stderr
     assert lines[0].startswith("error: ")
     assert message in lines[0]
+
+
+def test_a_new_option_at_its_neutral_value_leaves_the_hash_alone():
+    @dataclasses.dataclass(frozen=True)
+    class Grown(DataConfig):
+        option: int = dataclasses.field(default=0, metadata={"neutral": 0})
+
+    before = config_hash(Config())
+    assert config_hash(dataclasses.replace(Config(), data=Grown())) == before
+    assert config_hash(dataclasses.replace(Config(), data=Grown(option=1))) != before
