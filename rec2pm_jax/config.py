@@ -227,6 +227,19 @@ class TrainConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class ComputeConfig:
+    """How things are computed, not what: results agree to rounding, and `config_hash` ignores it."""
+
+    # Of a chunk of logits in the loss. 2 MiB stay in a CPU core's cache; accelerators want 256 MiB.
+    loss_chunk_bytes: int = 1 << 21
+
+    def __post_init__(self):
+        _require(
+            self.loss_chunk_bytes >= 1, "compute.loss_chunk_bytes", ">= 1", self.loss_chunk_bytes
+        )
+
+
+@dataclasses.dataclass(frozen=True)
 class Config:
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
@@ -234,6 +247,7 @@ class Config:
     loss: LossConfig = LossConfig()
     optim: OptimConfig = OptimConfig()
     train: TrainConfig = TrainConfig()
+    compute: ComputeConfig = ComputeConfig()
 
     def __post_init__(self):
         if self.train.batch_size % self.optim.accumulate:
@@ -289,7 +303,7 @@ def from_dict(values: Mapping[str, Any]) -> Config:
 
 
 def config_hash(config: Config) -> str:
-    """12 hex digits over data, model, method, loss and optim; `train` may change on resume.
+    """12 hex digits over data, model, method, loss and optim; the rest may change on resume.
 
     A field added later declares `metadata={"neutral": value}`, the value that means "as before it
     existed", and counts only when it differs: new options leave the hash of old runs alone.
@@ -297,7 +311,7 @@ def config_hash(config: Config) -> str:
     identity = {
         field.name: _identity(getattr(config, field.name))
         for field in dataclasses.fields(config)
-        if field.name != "train"
+        if field.name not in ("train", "compute")
     }
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from rec2pm_jax.config import LossConfig
-from rec2pm_jax.nn import losses
+from rec2pm_jax.nn import chunks, losses
 from rec2pm_jax.nn.losses import catalogue_logits
 
-next_item_loss = jax.jit(losses.next_item_loss, static_argnums=0)
+next_item_loss = jax.jit(partial(losses.next_item_loss, chunk_bytes=1 << 21), static_argnums=0)
 sample_negatives = jax.jit(losses.sample_negatives, static_argnums=(0, 1))
 
 T, V, D = 5, 7, 4  # positions, catalogue with padding, width
@@ -144,7 +146,8 @@ def test_the_whole_catalogue_as_negatives_is_the_full_softmax(monkeypatch):
         "rec2pm_jax.nn.losses.sample_negatives", lambda *args: (everything, jnp.zeros(V))
     )
     data = (*arrays(), TARGETS, WEIGHTS, KEY, ROWS)
-    sampled = losses.next_item_loss(LossConfig(kind="sampled_softmax", negatives=V - 1), *data)
+    config = LossConfig(kind="sampled_softmax", negatives=V - 1)
+    sampled = losses.next_item_loss(config, *data, chunk_bytes=1 << 21)
     full = next_item_loss(LossConfig(), *data)
     np.testing.assert_allclose(sampled[0], full[0], rtol=1e-6)
 
@@ -167,3 +170,87 @@ def test_zero_vectors_are_normalised_without_nan():
         jnp.zeros((T, D))
     )
     assert np.all(np.isfinite(gradient))
+
+
+def many(positions=23, items=17):
+    """Vectors, table, targets, weights (a third of them 0) of some size."""
+    rng = np.random.default_rng(1)
+    vectors = rng.normal(0, 1, (positions, D)).astype(np.float32)
+    table = rng.normal(0, 1, (items + 1, D)).astype(np.float32)
+    weights = rng.choice([0, 1, 2.5], positions).astype(np.float32)
+    return vectors, table, rng.integers(1, items + 1, positions).astype(np.int32), weights
+
+
+HOW = {
+    "full": {},
+    "blocks of items": {},
+    "shared": dict(kind="sampled_softmax", negatives=6),
+    "own": dict(kind="sampled_softmax", negatives=6, sharing="per_position", log_q=True),
+}
+
+
+@pytest.mark.parametrize("how", HOW)
+def test_chunks_change_neither_loss_nor_gradient(how, monkeypatch):
+    """Several chunks, the last one partly filled and some without any weight, against one."""
+    vectors, table, targets, weights = many()
+    rows = np.arange(len(targets), dtype=np.int32)
+
+    def value_and_gradient(chunk_bytes):
+        def loss(vectors, table):
+            config = LossConfig(**HOW[how])
+            data = (vectors, table, targets, weights, KEY, rows)
+            return 3 * losses.next_item_loss(config, *data, chunk_bytes=chunk_bytes)[0]
+
+        return jax.jit(jax.value_and_grad(loss, (0, 1)))(vectors, table)
+
+    expected = value_and_gradient(1 << 21)
+    monkeypatch.setattr(losses, "MIN_CHUNK", 4)
+    if how == "blocks of items":
+        monkeypatch.setattr(losses, "MANY_ITEMS", 5)
+        monkeypatch.setattr(chunks, "BLOCK_ROWS", 4)
+        monkeypatch.setattr(chunks, "MIN_BLOCK_ITEMS", 5)
+    same = partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-4)
+    jax.tree.map(same, value_and_gradient(1), expected)
+
+
+@pytest.mark.parametrize("kind", ["full_softmax", "sampled_softmax"])
+def test_a_batch_without_targets_has_loss_and_gradient_zero(kind):
+    vectors, table, targets, weights = many()
+    value, gradient = jax.value_and_grad(
+        lambda table: losses.next_item_loss(
+            LossConfig(kind=kind, negatives=5),
+            *(vectors, table, targets, 0 * weights, KEY, np.arange(len(targets), dtype=np.int32)),
+            chunk_bytes=1 << 10,
+        )[0]
+    )(table)
+    assert value == 0 and not np.any(gradient)
+
+
+@pytest.mark.parametrize("kind", ["full_softmax", "sampled_softmax"])
+def test_positions_without_weight_are_not_computed(kind):
+    """They would spread a NaN; only whole chunks are left out."""
+    vectors, table, targets, weights = many(positions=256)
+    weights = np.where(np.arange(256) % 4 == 0, 1, 0).astype(np.float32)
+    bad = np.where(weights[:, None] == 0, np.nan, vectors)
+    config = LossConfig(kind=kind, negatives=5)
+    data = (table, targets, weights, KEY, np.arange(256, dtype=np.int32))
+    expected, found = (
+        losses.next_item_loss(config, v, *data, chunk_bytes=1)[0] for v in (vectors, bad)
+    )
+    assert found == expected
+
+
+def test_a_large_catalogue_needs_no_array_of_positions_by_items():
+    """Temporaries of a compiled loss and gradient, beside arguments and results."""
+    positions, items = 1000, losses.MANY_ITEMS + 1
+    shapes = [((positions, D), jnp.float32), ((items, D), jnp.float32), ((positions,), jnp.int32)]
+    arguments = [jax.ShapeDtypeStruct(*shape) for shape in shapes]
+
+    def loss(vectors, table, targets):
+        weights, rows = jnp.ones(positions), jnp.arange(positions, dtype=jnp.int32)
+        data = (vectors, table, targets, weights, KEY, rows)
+        return losses.next_item_loss(LossConfig(), *data, chunk_bytes=1 << 20)[0]
+
+    compiled = jax.jit(jax.grad(loss, (0, 1))).lower(*arguments).compile()
+    table_bytes = 4 * items * D
+    assert compiled.memory_analysis().temp_size_in_bytes < 8 * (1 << 20) + 8 * table_bytes

@@ -131,6 +131,7 @@ class Network:
             weights.reshape(-1),
             rng,
             positions.reshape(-1),
+            self.config.compute.loss_chunk_bytes,
         )
 
 

@@ -6,8 +6,12 @@ import jax
 import jax.numpy as jnp
 
 from rec2pm_jax.config import LossConfig
+from rec2pm_jax.nn.chunks import log_partition_sum, weighted_sum
 from rec2pm_jax.nn.dropout import per_row
 from rec2pm_jax.typing import Array, PRNGKey
+
+MIN_CHUNK = 64  # positions; fewer would leave matrix products inefficient
+MANY_ITEMS = 1 << 15  # a chunk of logits over more items leaves the cache: split the catalogue too
 
 
 def _unit(x: Array) -> Array:
@@ -49,6 +53,7 @@ def next_item_loss(
     weights: Array,
     rng: PRNGKey,
     rows: Array,
+    chunk_bytes: int,
 ) -> tuple[Array, Array]:
     """Cross-entropy of the next item: (weighted sum, sum of weights), float32 scalars.
 
@@ -56,17 +61,41 @@ def next_item_loss(
       vectors: [T, D] outputs, one per predicted position.
       table: [V, D] item embeddings, row 0 is padding.
       targets: int32 [T].
-      weights: float32 [T], 0 where the position does not count.
+      weights: float32 [T], 0 where the position does not count, and then it costs nothing.
       rng: for the sampled negatives.
       rows: int32 [T], numbers of the positions, unique within the step: see `per_row`.
+      chunk_bytes: how large the logits (or gathered negatives) of a chunk of positions may get.
     """
+    weights = jax.lax.stop_gradient(weights)
     if config.kind == "full_softmax":
         vectors, table = prepare(config, vectors, table)
-        logits = vectors @ table[1:].T  # without the padding column
-        losses = _logsumexp(logits) - jnp.sum(vectors * table[targets], axis=-1)
+        positives, items = table[targets], table[1:]  # without the padding column
+        if items.shape[0] > MANY_ITEMS:
+            # A gradient of the whole table for every chunk of positions would cost more.
+            total = log_partition_sum(vectors, items, weights, chunk_bytes)
+            return total - jnp.sum(vectors * positives * weights[:, None]), jnp.sum(weights)
+        parts = (_full_softmax, items, (vectors, positives), (), ())
+        width = items.shape[0]
     else:
-        losses = _sampled_softmax(config, vectors, table, targets, weights, rng, rows)
-    return jnp.sum(losses * weights), jnp.sum(weights)
+        ids, log_q = sample_negatives(config, table.shape[0] - 1, targets, weights, rng, rows)
+
+        def named(ids):  # ids and, where it is asked for, their log q
+            return ids, log_q[ids] if config.log_q else None
+
+        if config.sharing == "shared":
+            # Gather first, then normalise: the cost does not grow with the catalogue.
+            vectors, negatives = prepare(config, vectors, table[ids])
+            _, positives = prepare(config, vectors, table[targets])
+            parts = (_shared_negatives, negatives, (vectors, positives), named(ids), named(targets))
+            width = config.negatives
+        else:
+            vectors, items = prepare(config, vectors, table)
+            context = (named(ids), named(targets))
+            parts = (_own_negatives, items, (vectors, items[targets]), (), context)
+            width = config.negatives * table.shape[1]
+            chunk_bytes = max(chunk_bytes, items.size)  # each chunk adds to a gradient of all items
+    chunk = max(MIN_CHUNK, chunk_bytes // (4 * width))
+    return weighted_sum(*parts, weights, chunk), jnp.sum(weights)
 
 
 def sample_negatives(
@@ -96,17 +125,32 @@ def sample_negatives(
     return ids, jnp.log(jnp.maximum(counts, 1.0) / total)
 
 
-def _sampled_softmax(config, vectors, table, targets, weights, rng, rows) -> Array:
-    ids, log_q = sample_negatives(config, table.shape[0] - 1, targets, weights, rng, rows)
-    # Gather first, then normalise: the cost does not grow with the catalogue.
-    vectors, positives = prepare(config, vectors, table[targets])
-    _, negatives = prepare(config, vectors, table[ids])
-    positive = jnp.sum(vectors * positives, axis=-1, keepdims=True)
-    spec = "td,rd->tr" if config.sharing == "shared" else "td,trd->tr"
-    negative = jnp.einsum(spec, vectors, negatives)
-    if config.log_q:  # Yi et al. 2019; for uniform negatives it cancels
-        positive = positive - log_q[targets][:, None]
-        negative = negative - log_q[ids]
+# Each of these is a `chunks.RowLoss`: float32 [chunk] of (shared, rows, context, row_context). They
+# look up the positives outside, so that their gradient is one scatter and not one for every chunk.
+
+
+def _full_softmax(items, rows, context, row_context) -> Array:
+    vectors, positives = rows
+    return _logsumexp(vectors @ items.T) - jnp.sum(vectors * positives, axis=-1)
+
+
+def _shared_negatives(negatives, rows, sampled, own) -> Array:
+    return _sampled_softmax(rows[0] @ negatives.T, rows, sampled, own)
+
+
+def _own_negatives(items, rows, context, row_context) -> Array:
+    sampled, own = row_context
+    logits = jnp.einsum("td,trd->tr", rows[0], items[sampled[0]])
+    return _sampled_softmax(logits, rows, sampled, own)
+
+
+def _sampled_softmax(negative: Array, rows, sampled, own) -> Array:
+    """negative: logits [chunk, R]; sampled: ids and log q, [R] or [chunk, R]; own: [chunk] likewise."""
+    (vectors, positives), (ids, sampled_log_q), (targets, own_log_q) = rows, sampled, own
+    positive = jnp.sum(vectors * positives, axis=-1)
+    if own_log_q is not None:  # Yi et al. 2019; for uniform negatives it cancels
+        positive = positive - own_log_q
+        negative = negative - sampled_log_q
     negative = jnp.where(ids == targets[:, None], -jnp.inf, negative)
-    logits = jnp.concatenate([positive, negative], axis=-1)
-    return jax.nn.logsumexp(logits, axis=-1) - positive[:, 0]
+    logits = jnp.concatenate([positive[:, None], negative], axis=-1)
+    return jax.nn.logsumexp(logits, axis=-1) - positive
