@@ -230,10 +230,12 @@ class TrainConfig:
 class ComputeConfig:
     """How things are computed, not what: results agree to rounding, and `config_hash` ignores it."""
 
+    attention: str = "auto"  # auto | dense | blockwise, see nn/attend.py
     # Of a chunk of logits in the loss. 2 MiB stay in a CPU core's cache; accelerators want 256 MiB.
     loss_chunk_bytes: int = 1 << 21
 
     def __post_init__(self):
+        _one_of(self.attention, ("auto", "dense", "blockwise"), "compute.attention")
         _require(
             self.loss_chunk_bytes >= 1, "compute.loss_chunk_bytes", ">= 1", self.loss_chunk_bytes
         )

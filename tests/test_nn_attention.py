@@ -9,18 +9,21 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from rec2pm_jax.errors import UserError
+from rec2pm_jax.methods import layout as layouts
+from rec2pm_jax.nn import blockwise
+from rec2pm_jax.nn.attend import IMPLEMENTATIONS, attend
 from rec2pm_jax.nn.attention import (
     Block,
+    Dropping,
     Layout,
     Spans,
-    attend,
+    Weighing,
     causal_blocks,
     mask_of,
-    silu_weights,
-    softmax_weights,
 )
 
-WEIGHERS = {"softmax": softmax_weights, "silu": partial(silu_weights, norm=7.0)}
+WEIGHERS = {"softmax": Weighing(), "silu": Weighing(norm=7.0)}
 
 
 def layout_of(blocks, tokens, num_slots=0):
@@ -89,18 +92,21 @@ def test_blocks_of_any_size_equal_one_dense_formula(name):
     expected = np.einsum("bhqk,bkhd->bqhd", weights, v)
     for rows in (1, 2, 3, 128):
         layout = layout_of(causal_blocks(tokens, 0, rows), tokens)
-        out = jax.jit(partial(attend, layout=layout, weigh=WEIGHERS[name], bias=bias))(q, k, v)
+        out = jax.jit(partial(attend, layout=layout, weighing=WEIGHERS[name], bias=bias))(q, k, v)
         np.testing.assert_allclose(out, expected, atol=1e-5)
 
 
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @pytest.mark.parametrize("name", WEIGHERS)
-def test_rows_that_see_nothing_give_zero_and_finite_gradients(name):
+def test_rows_that_see_nothing_give_zero_and_finite_gradients(name, implementation):
     q, k, v = qkv(3)
     none = jnp.zeros((1, 3), jnp.int32)
     seen = jnp.array([[0, 2, 0]], jnp.int32)  # only the middle row sees anything
     layout = layout_of((Block(Spans(none, none, none, seen), 0, 3, 0, 3),), 3)
 
-    run = jax.jit(lambda *args: attend(*args, layout, WEIGHERS[name]))
+    run = jax.jit(
+        lambda *args: attend(*args, layout, WEIGHERS[name], implementation=implementation)
+    )
 
     def total(args):
         return jnp.sum(run(*args) ** 2)
@@ -117,12 +123,103 @@ def test_masked_keys_do_not_matter_even_when_huge():
     huge_k, huge_v = k.copy(), v.copy()
     huge_k[:, 3] = huge_v[:, 3] = 1e4
     for weigh in WEIGHERS.values():
-        run = jax.jit(partial(attend, layout=layout, weigh=weigh))
+        run = jax.jit(partial(attend, layout=layout, weighing=weigh))
         before, after = run(q, k, v), run(q, huge_k, huge_v)
         np.testing.assert_array_equal(before[:, :3], after[:, :3])
 
 
 def test_softmax_survives_large_scores():
     scores = jnp.array([[[[1e4, 1e4, -1e4]]]])
-    weights = softmax_weights(scores, jnp.ones((1, 1, 1, 3), bool))
+    weights = Weighing()(scores, jnp.ones((1, 1, 1, 3), bool))
     np.testing.assert_allclose(weights[0, 0, 0], [0.5, 0.5, 0.0])
+
+
+LENGTHS = jnp.array([7, 3, 0, 5], jnp.int32)
+LAYOUTS = {
+    "causal": lambda: layouts.causal(8, None, None),
+    "update": lambda: layouts.update(
+        LENGTHS,
+        jnp.array([2, 1, 0, 2], jnp.int32),
+        **dict(num_items=8, slots=2, max_groups=2, segment=6, with_queries=True),
+        hidden=jnp.array([0, 2, 1, 3], jnp.int32),
+    ),
+    "reference": lambda: layouts.reference(
+        LENGTHS, jnp.array([[4, 8]]), num_items=8, slots=2, horizons=(8, 4)
+    ),
+    "masked": lambda: layouts.masked(
+        jnp.minimum(LENGTHS[:, None], jnp.array([[4, 2]])),
+        **dict(window=4, slots=2, max_groups=1, segment=3, rows=4),
+    ),
+    "cached": lambda: layouts.cached(
+        LENGTHS,
+        jnp.array([2, 1, 0, 2], jnp.int32),
+        **dict(num_items=8, slots=2, max_groups=2, segment=6, with_queries=True),
+    ),
+}
+
+
+CASES = [(name, kind, 2) for name in LAYOUTS for kind in ("dropped softmax", "silu, own bias")]
+CASES += [("reference", kind, n) for kind in ("softmax", "silu, one bias") for n in (1, 2, 4)]
+
+
+@pytest.mark.parametrize("name, kind, users_at_once", CASES)
+def test_blockwise_equals_dense_with_gradients(name, kind, users_at_once, monkeypatch):
+    layout = LAYOUTS[name]()
+    users, kept = 4, layout.blocks[0].row_start
+    tokens = layout.blocks[-1].row_stop
+    rng = np.random.default_rng(0)
+    k, v = (rng.normal(0, 1, (users, tokens, 2, 3)).astype(np.float32) for _ in range(2))
+    q = rng.normal(0, 1, (users, tokens - kept, 2, 3)).astype(np.float32)
+    rows = users if "own" in kind else 1
+    table = rng.normal(0, 1, (rows, tokens, tokens)).astype(np.float32)
+    weighing, dropping = Weighing(norm=5.0 if "silu" in kind else 0.0), None
+    if "dropped" in kind:
+        weighing = Weighing(dropped=100)
+        dropping = Dropping(jax.random.key(3), jnp.array([4, 0, 9, 7], jnp.int32))
+
+    def run(implementation, q, k, v, table):
+        def bias(block):
+            part = table[:, block.row_start : block.row_stop]
+            return block.keys(part.transpose(0, 2, 1), layout.num_slots).transpose(0, 2, 1)
+
+        chosen = bias if "bias" in kind else None
+        out = attend(q, k, v, layout, weighing, chosen, dropping, implementation)
+        return jnp.sum(
+            jnp.sin(out) * jnp.arange(out.size, dtype=jnp.float32).reshape(out.shape)
+        ), out
+
+    # Room for the scores of `users_at_once` users of the largest block.
+    largest = max((b.row_stop - b.row_start) * b.key_stop for b in layout.blocks)
+    monkeypatch.setattr(blockwise, "SCORE_BYTES", 4 * 2 * largest * users_at_once)
+    results = {
+        which: jax.jit(jax.value_and_grad(partial(run, which), (0, 1, 2, 3), has_aux=True))(
+            q, k, v, table
+        )
+        for which in IMPLEMENTATIONS
+    }
+    same = partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4)
+    for which in IMPLEMENTATIONS:
+        jax.tree.map(same, results[which], results["dense"])
+
+
+def test_blockwise_training_keeps_no_scores():
+    """Temporaries of the gradient at 1,000 events: well below one copy of all scores."""
+    shape = jax.ShapeDtypeStruct((8, 1000, 4, 16), jnp.float32)
+    layout = layouts.causal(1000, None, None)
+
+    def loss(q, k, v):
+        return jnp.sum(attend(q, k, v, layout, Weighing(), implementation="blockwise") ** 2)
+
+    compiled = jax.jit(jax.grad(loss, (0, 1, 2))).lower(shape, shape, shape).compile()
+    scores = 4 * 8 * 4 * 1000 * 1000
+    assert compiled.memory_analysis().temp_size_in_bytes < scores / 2
+
+
+def test_weights_can_be_watched_in_the_dense_implementation_only():
+    q, k, v = qkv(4)
+    layout = layout_of(causal_blocks(4, 0, 2), 4)
+    seen = []
+    attend(q, k, v, layout, Weighing(), watch=seen.append)
+    assert [weights.shape for weights in seen] == [(2, 2, 2, 2), (2, 2, 2, 4)]
+    with pytest.raises(UserError, match="compute.attention"):
+        attend(q, k, v, layout, Weighing(), implementation="blockwise", watch=seen.append)

@@ -44,6 +44,7 @@ class Network:
             norm=float(window),
             max_distance=window,
             num_slot_ids=2 * self.config.method.slots,
+            attention=self.config.compute.attention,
         )
 
     def init(self, rng: PRNGKey, layout: Layout, tokens: int) -> Params:

@@ -1,4 +1,4 @@
-"""The one mask rule and the one attention seam.
+"""The one mask rule, and attention as it defines it; `attend.py` is the seam.
 
 Tokens of a pass are ordered [slots; items]: memory and query tokens first, then raw events. Every mask
 in this project says, for each row, one interval of slots and one interval of items that it may see
@@ -8,13 +8,16 @@ nobody may see (items never see reference queries) are never computed.
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import struct
 
-from rec2pm_jax.typing import Array
+from rec2pm_jax.nn.dropout import per_row
+from rec2pm_jax.typing import Array, PRNGKey
 
 
 class Spans(NamedTuple):
@@ -125,48 +128,71 @@ def mask_of(block: Block, num_slots: int) -> Array:
     return jnp.concatenate([*parts], axis=-1)
 
 
-def softmax_weights(scores: Array, mask: Array) -> Array:
-    """Softmax over visible keys; rows that see nothing give zeros.
+@dataclasses.dataclass(frozen=True)
+class Weighing:
+    """How scores become weights.
 
-    scores: float32 [B, H, rows, keys]; mask: bool broadcastable to it.
+    Attributes:
+      norm: 0 for softmax over the visible keys; else HSTU's pointwise SiLU(score) / norm, N.
+      dropped: of 256 weights, how many dropout zeroes on average.
     """
-    scores = jnp.where(mask, scores, -jnp.inf)
-    top = jnp.max(scores, axis=-1, keepdims=True, initial=-1e30)
-    weights = jnp.exp(scores - jax.lax.stop_gradient(top))
-    return weights / jnp.maximum(jnp.sum(weights, axis=-1, keepdims=True), 1e-30)
+
+    norm: float = 0.0
+    dropped: int = 0
+
+    def __call__(self, scores: Array, mask: Array) -> Array:
+        """Weights before dropout; rows that see nothing give zeros.
+
+        scores: float32 [B, H, rows, keys]; mask: bool broadcastable to it.
+        """
+        if self.norm:
+            return jnp.where(mask, jax.nn.silu(scores) / self.norm, 0.0)
+        scores = jnp.where(mask, scores, -jnp.inf)
+        top = jnp.max(scores, axis=-1, keepdims=True, initial=-1e30)
+        weights = jnp.exp(scores - jax.lax.stop_gradient(top))
+        return weights / jnp.maximum(jnp.sum(weights, axis=-1, keepdims=True), 1e-30)
 
 
-def silu_weights(scores: Array, mask: Array, norm: float) -> Array:
-    """HSTU's pointwise weights SiLU(scores) / norm, zero where masked. `norm` is a constant N."""
-    return jnp.where(mask, jax.nn.silu(scores) / norm, 0.0)
+class Dropping(NamedTuple):
+    """Randomness of dropout on weights: a key for the layer, and int32 [B] row numbers (`per_row`)."""
+
+    key: PRNGKey
+    rows: Array
+
+    def factors(self, weighing: Weighing, block: int, shape: tuple[int, ...]) -> Array:
+        """What weights of a block are multiplied by, 0 or 1 / (1 - rate): float32 [B, *shape]."""
+        key = jax.random.fold_in(self.key, block)
+        bits = per_row(lambda k: jax.random.bits(k, shape, jnp.uint8), key, self.rows)
+        scale = jnp.float32(256 / (256 - weighing.dropped))
+        return jnp.where(bits >= weighing.dropped, scale, 0)
 
 
-def attend(q: Array, k: Array, v: Array, layout: Layout, weigh, bias=None) -> Array:
-    """Attention of all tokens of a pass: the seam every backbone and every method goes through.
-
-    Args:
-      q, k: [B, tokens, H, dqk]; v: [B, tokens, H, dv]. Scaling of q is the caller's. Where k and v
-        begin with kept tokens, q is shorter by these.
-      layout: the pass.
-      weigh: (float32 scores [B, H, rows, keys], mask [B or 1, 1, rows, keys]) -> weights;
-        `softmax_weights` or `silu_weights` with its norm, and dropout if any.
-      bias: (block) -> [B or 1, rows, keys] added to the scores of every head, or None.
-
-    Returns:
-      [B, tokens of q, H, dv], in the dtype of v.
-    """
+def dense(
+    q: Array,
+    k: Array,
+    v: Array,
+    layout: Layout,
+    weighing: Weighing,
+    biases: Sequence[Array] | None,
+    dropping: Dropping | None,
+    watch: Callable[[Array], None] | None = None,
+) -> Array:
+    """`attend` with all scores of a block at once: the definition that others are tested against."""
     outputs = []
     kept = k.shape[1] - q.shape[1]
-    for block in layout.blocks:
+    for number, block in enumerate(layout.blocks):
         rows = slice(block.row_start - kept, block.row_stop - kept)
         block_k, block_v = (block.keys(x, layout.num_slots) for x in (k, v))
         # Rounding scores to bfloat16 before the exponential would cost more than it saves.
         scores = jnp.einsum(
             "bqhd,bkhd->bhqk", q[:, rows], block_k, preferred_element_type=jnp.float32
         )
-        if bias is not None:
-            scores = scores + bias(block)[:, None].astype(jnp.float32)
-        mask = mask_of(block, layout.num_slots)[:, None]
-        weights = weigh(scores, mask).astype(v.dtype)
-        outputs.append(jnp.einsum("bhqk,bkhd->bqhd", weights, block_v))
+        if biases is not None:
+            scores = scores + biases[number][:, None].astype(jnp.float32)
+        weights = weighing(scores, mask_of(block, layout.num_slots)[:, None])
+        if watch is not None:
+            watch(weights)
+        if dropping is not None:
+            weights = weights * dropping.factors(weighing, number, weights.shape[1:])
+        outputs.append(jnp.einsum("bhqk,bkhd->bqhd", weights.astype(v.dtype), block_v))
     return jnp.concatenate(outputs, axis=1)

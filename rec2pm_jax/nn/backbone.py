@@ -22,13 +22,14 @@ class Backbone(nn.Module):
 
     Attributes:
       norm: N of `HSTULayer`.
-      max_distance, num_slot_ids: see `HSTULayer`.
+      max_distance, num_slot_ids, attention: see `HSTULayer`.
     """
 
     config: ModelConfig
     norm: float
     max_distance: int
     num_slot_ids: int
+    attention: str = "auto"
 
     @nn.compact
     def __call__(
@@ -53,9 +54,10 @@ class Backbone(nn.Module):
         cfg = self.config
         x = Dropout(cfg.dropout)(x, rows)
         if cfg.backbone == "sasrec":
-            layer = SASRecLayer(cfg, name="layers")
+            layer = SASRecLayer(cfg, self.attention, name="layers")
         else:
-            layer = HSTULayer(cfg, self.norm, self.max_distance, self.num_slot_ids, name="layers")
+            sizes = (self.norm, self.max_distance, self.num_slot_ids)
+            layer = HSTULayer(cfg, *sizes, self.attention, name="layers")
 
         def run(layer, x, layout, kept):
             x, own = layer(x, layout, rows, kept)

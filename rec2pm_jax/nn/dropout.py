@@ -18,6 +18,11 @@ def per_row(draw, rng: PRNGKey, rows: Array) -> Array:
     return jax.vmap(lambda row: draw(jax.random.fold_in(rng, row)))(rows)
 
 
+def dropped_of_256(rate: float) -> int:
+    """The rate of dropout as a number of byte values."""
+    return round(rate * 256)
+
+
 class Dropout(nn.Module):
     """Inverted dropout whose rate is rounded to a multiple of 1/256.
 
@@ -31,7 +36,7 @@ class Dropout(nn.Module):
     @nn.compact
     def __call__(self, x: Array, rows: Array | None) -> Array:
         """x: [B, ...]; rows: int32 [B], see `per_row`, or None to switch dropout off."""
-        dropped = round(self.rate * 256)
+        dropped = dropped_of_256(self.rate)
         if rows is None or not dropped:
             return x
         bits = per_row(

@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 
 from rec2pm_jax.config import ModelConfig
-from rec2pm_jax.nn.attention import Block, KeyValues, Layout, attend, silu_weights
+from rec2pm_jax.nn.attend import attend, watcher
+from rec2pm_jax.nn.attention import Block, KeyValues, Layout, Weighing
 from rec2pm_jax.nn.dropout import Dropout
 from rec2pm_jax.typing import Array
 
@@ -35,12 +36,14 @@ class HSTULayer(nn.Module):
       norm: N.
       max_distance: largest row-key distance with a bias of its own; longer ones share it.
       num_slot_ids: rows of the learned slot bias, see `Layout.slot_ids`.
+      attention: implementation, see `attend`.
     """
 
     config: ModelConfig
     norm: float
     max_distance: int
     num_slot_ids: int
+    attention: str = "auto"
 
     @nn.compact
     def __call__(
@@ -64,12 +67,11 @@ class HSTULayer(nn.Module):
         own = KeyValues(k, v)
         k, v = own if kept is None else kept.before(own)
 
-        def weigh(scores, mask):
-            weights = silu_weights(scores, mask, self.norm)
-            self.sow("intermediates", "attention", weights)  # nothing, unless somebody asks for it
-            return weights
-
-        a = attend(q, k, v, layout, weigh, self._bias(layout))
+        a = attend(
+            *(q, k, v, layout, Weighing(self.norm), self._bias(layout)),
+            implementation=self.attention,
+            watch=watcher(self),
+        )
         a = a.reshape(*a.shape[:2], -1)
         gated = u.reshape(a.shape) * layer_norm(name="output_norm")(a)
         gated = Dropout(cfg.dropout)(gated, rows)

@@ -8,8 +8,9 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from rec2pm_jax.config import ModelConfig
-from rec2pm_jax.nn.attention import KeyValues, Layout, attend, softmax_weights
-from rec2pm_jax.nn.dropout import Dropout
+from rec2pm_jax.nn.attend import attend, watcher
+from rec2pm_jax.nn.attention import Dropping, KeyValues, Layout, Weighing
+from rec2pm_jax.nn.dropout import Dropout, dropped_of_256
 from rec2pm_jax.typing import Array
 
 # Embedded events start with elements of about 0.02 * sqrt(64) = 1 / 6; queries are layer-normed.
@@ -37,6 +38,7 @@ class SASRecLayer(nn.Module):
     """
 
     config: ModelConfig
+    attention: str = "auto"  # implementation, see `attend`
 
     @nn.compact
     def __call__(
@@ -61,12 +63,16 @@ class SASRecLayer(nn.Module):
         own = KeyValues(heads(name="key")(x), heads(kernel_init=values, name="value")(x))
         k, v = own if kept is None else kept.before(own)
 
-        def weigh(scores, mask):
-            weights = softmax_weights(scores, mask)
-            self.sow("intermediates", "attention", weights)  # nothing, unless somebody asks for it
-            return drop(weights)
-
-        a = attend(q, k, v, layout, weigh)
+        dropped = dropped_of_256(cfg.dropout)
+        dropping = None
+        if rows is not None and dropped:
+            dropping = Dropping(self.make_rng("dropout"), rows)
+        a = attend(
+            *(q, k, v, layout, Weighing(dropped=dropped)),
+            dropping=dropping,
+            implementation=self.attention,
+            watch=watcher(self),
+        )
         a = nn.DenseGeneral(cfg.dim, axis=(-2, -1), kernel_init=out, dtype=dtype, name="out")(a)
         z = layer_norm(name="ffn_norm")(q_in + a)
         act = nn.relu if cfg.activation == "relu" else partial(nn.gelu, approximate=False)
