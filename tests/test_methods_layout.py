@@ -320,3 +320,22 @@ def test_query_times_are_the_next_events_and_the_request():
     own = layouts.query_times(times, lengths, None)
     np.testing.assert_array_equal(own[0], [20, 30, 30])
     np.testing.assert_array_equal(own[1, :2], [20, 20])
+
+
+@pytest.mark.parametrize("make_layout", [layouts.update, layouts.cached])
+@pytest.mark.parametrize("queries", [False, True])
+def test_blocks_of_a_long_pass_leave_out_nothing_that_is_seen(make_layout, queries):
+    """Cut into blocks of two rows, every row sees what it sees in one block."""
+    options = dict(num_items=5, slots=2, max_groups=2, segment=4, with_queries=queries)
+    lengths, groups = ints([5, 3, 4])[0], ints([0, 1, 2])[0]
+
+    def whole_mask(rows):
+        layout = make_layout(lengths, groups, rows=rows, **options)
+        tokens = layout.place.shape[1]
+        masks = [np.asarray(mask_of(block, layout.num_slots)) for block in layout.blocks]
+        wide = [np.pad(m, ((0, 0), (0, 0), (0, tokens - m.shape[2]))) for m in masks]
+        return len(layout.blocks), np.concatenate(wide, axis=1)
+
+    (one, expected), (several, found) = whole_mask(128), whole_mask(2)
+    assert one == 1 and several >= 3
+    np.testing.assert_array_equal(found, expected)

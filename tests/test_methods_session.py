@@ -124,5 +124,5 @@ def test_a_full_session_is_refused_and_never_silently_wrong(bias):
     with pytest.raises(UserError, match=r"rows \[0\] are full \(4 events\)"):
         check_room(session)
     session, vectors = step(params, session, columns(events, 1, 2))
-    for vectors in (vectors, again(params, session)):
-        assert np.isnan(vectors[0]).all() and np.isfinite(vectors[1]).all()
+    for each in (vectors, again(params, session)):
+        assert np.isnan(each[0]).all() and np.isfinite(each[1]).all()
