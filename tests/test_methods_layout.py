@@ -313,10 +313,29 @@ def test_queries_ask_for_the_time_of_the_last_event_they_see():
 
 def test_query_times_are_the_next_events_and_the_request():
     times = ints([10, 20, 30], [10, 20, 0])
-    valid = np.arange(3) < np.array([[3], [2]])
-    asked = layouts.query_times(times, valid, ints(99, 77))
+    lengths = ints(3, 2)
+    asked = layouts.query_times(times, lengths, ints(99, 77))
     np.testing.assert_array_equal(asked[0], [20, 30, 99])
     np.testing.assert_array_equal(asked[1, :2], [20, 77])
-    own = layouts.query_times(times, valid, None)
+    own = layouts.query_times(times, lengths, None)
     np.testing.assert_array_equal(own[0], [20, 30, 30])
     np.testing.assert_array_equal(own[1, :2], [20, 20])
+
+
+@pytest.mark.parametrize("make_layout", [layouts.update, layouts.cached])
+@pytest.mark.parametrize("queries", [False, True])
+def test_blocks_of_a_long_pass_leave_out_nothing_that_is_seen(make_layout, queries):
+    """Cut into blocks of two rows, every row sees what it sees in one block."""
+    options = dict(num_items=5, slots=2, max_groups=2, segment=4, with_queries=queries)
+    lengths, groups = ints([5, 3, 4])[0], ints([0, 1, 2])[0]
+
+    def whole_mask(rows):
+        layout = make_layout(lengths, groups, rows=rows, **options)
+        tokens = layout.place.shape[1]
+        masks = [np.asarray(mask_of(block, layout.num_slots)) for block in layout.blocks]
+        wide = [np.pad(m, ((0, 0), (0, 0), (0, tokens - m.shape[2]))) for m in masks]
+        return len(layout.blocks), np.concatenate(wide, axis=1)
+
+    (one, expected), (several, found) = whole_mask(128), whole_mask(2)
+    assert one == 1 and several >= 3
+    np.testing.assert_array_equal(found, expected)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from rec2pm_jax.config import Config
+from rec2pm_jax.methods.reader import Session
 from rec2pm_jax.methods.segments import ReadPlan
 from rec2pm_jax.typing import Array, Batch, Events, Params, PRNGKey, State, Terms
 
@@ -64,8 +65,46 @@ class Method(Protocol):
     ) -> Array:
         """Like `read`, after every event: float32 [B, N, D]."""
 
-    def score(self, params: Params, vectors: Array) -> Array:
-        """Logits over the catalogue: [..., D] -> float32 [..., V]; the padding column is -inf."""
+    def open_session(
+        self,
+        params: Params,
+        state: State,
+        events: Events,
+        valid: Array,
+        request_time: Array | None = None,
+    ) -> tuple[Session, Array]:
+        """`read` (same arguments, same [B, D]) that keeps what makes the next reads cheap.
+
+        Rows may also have no event yet; their vector means nothing then.
+        """
+
+    def step_session(
+        self, params: Params, session: Session, event: Events, request_time: Array | None = None
+    ) -> tuple[Session, Array]:
+        """Reads one more event of each user: the session after it, and what `read` returns after it.
+
+        event: fields [B, 1]. Costs one token (two with a time bias: the row before asks for the time
+        of this event). Donate the session, and it is changed in place.
+
+        A session with `read_length` events has no room: `check_room` raises outside of jit, and a
+        step too many returns NaN. Memory methods are due for an `update` then, and the session is
+        opened again with the events that are left; `full` and `recent` slide, so they open it again
+        for each event.
+        """
+
+    def read_session(
+        self, params: Params, session: Session, request_time: Array | None = None
+    ) -> Array:
+        """What `read` returns at another `request_time`, without a new event: float32 [B, D]."""
+
+    def score(self, params: Params, vectors: Array, catalogue: Array | None = None) -> Array:
+        """Logits over the catalogue: [..., D] -> float32 [..., V]; the padding column is -inf.
+
+        catalogue: what `catalogue` returns; without it the table is prepared in every call.
+        """
+
+    def catalogue(self, params: Params) -> Array:
+        """The item table prepared for scoring, float32 [V, D]."""
 
     def plan(self, n, max_segments: int = 0) -> ReadPlan:
         """Which events of histories of length `n` are folded and which are read."""

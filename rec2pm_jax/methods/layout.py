@@ -13,16 +13,16 @@ from rec2pm_jax.nn.attention import Block, Layout, Spans, causal_blocks
 from rec2pm_jax.typing import Array
 
 
-def query_times(times: Array | None, valid: Array, request_time: Array | None) -> Array | None:
+def query_times(times: Array | None, lengths: Array, request_time: Array | None) -> Array | None:
     """The time each event row asks for: the next event's, or `request_time` after the last valid one.
 
-    times: int32 [B, N], or None for events without times; valid: bool [B, N], a prefix of each row;
+    times: int32 [B, N], or None for events without times; lengths: int32 [B], valid events;
     request_time: int32 [B], or None to ask at the last event's own time. Returns int32 [B, N] or None.
     """
     if times is None:
         return None
     following = jnp.concatenate([times[:, 1:], times[:, -1:]], axis=1)
-    last = jnp.arange(times.shape[1]) == jnp.sum(valid, axis=1, keepdims=True) - 1
+    last = jnp.arange(times.shape[1], dtype=jnp.int32) == lengths[:, None] - 1
     asked = times if request_time is None else request_time[:, None]
     return jnp.where(last, asked, following)
 
@@ -52,6 +52,7 @@ def update(
     hidden: Array | None = None,
     row_times: Array | None = None,
     key_times: Array | None = None,
+    rows: int = 128,
 ) -> Layout:
     """[M_{h-1}; S_h; Q] of the update pass, or [M; recent] of a read (`with_queries=False`).
 
@@ -62,6 +63,7 @@ def update(
       slots: C; max_groups: G, memory groups the pass holds; segment: S.
       hidden: int32 [B], events before this index are hidden from later events (training only).
       row_times, key_times: int32 [B, num_items]; queries ask for the time of the segment's last event.
+      rows: event rows of a block; of passes with more, most of the empty upper triangle is skipped.
 
     Queries see the memory, the first `segment` events and themselves; events see the memory and the
     events up to themselves; memory tokens see the memory.
@@ -71,33 +73,43 @@ def update(
     queries = slots if with_queries else 0
     start = (memory - groups * slots)[:, None]
 
-    def rows(value, count):
+    def spread(value, count):
         return jnp.broadcast_to(jnp.asarray(value, jnp.int32), (batch, count))
 
     place = jnp.arange(num_items, dtype=jnp.int32)[None]
     lo = jnp.zeros_like(start) if hidden is None else jnp.minimum(hidden[:, None], place)
     covered = jnp.minimum(lengths, segment)[:, None]
     spans = Spans(
-        slot_lo=rows(start, memory + queries + num_items),
+        slot_lo=spread(start, memory + queries + num_items),
         slot_hi=jnp.concatenate(
-            [rows(memory, memory), rows(memory + queries, queries), rows(memory, num_items)], 1
+            [spread(memory, memory), spread(memory + queries, queries), spread(memory, num_items)],
+            1,
         ),
-        item_lo=jnp.concatenate([rows(0, memory + queries), rows(lo, num_items)], 1),
+        item_lo=jnp.concatenate([spread(0, memory + queries), spread(lo, num_items)], 1),
         item_hi=jnp.concatenate(
-            [rows(0, memory), rows(covered, queries), rows(place + 1, num_items)], 1
+            [spread(0, memory), spread(covered, queries), spread(place + 1, num_items)], 1
         ),
     )
-    tokens = memory + queries + num_items
+    num_slots, tokens = memory + queries, memory + queries + num_items
+    cuts = [(0, tokens, tokens)]
+    if num_items > rows:
+        starts = range(num_slots, tokens, rows)
+        cuts = [(begin, min(begin + rows, tokens), min(begin + rows, tokens)) for begin in starts]
+        if num_slots:
+            cuts.insert(0, (0, num_slots, num_slots + (min(segment, num_items) if queries else 0)))
     slot_ids = jnp.arange(memory, dtype=jnp.int32) % slots
     slot_ids = jnp.concatenate([slot_ids, slots + jnp.arange(queries, dtype=jnp.int32)])
     slot_place = jnp.concatenate([jnp.zeros(memory), jnp.full(queries, segment)]).astype(jnp.int32)
     if row_times is not None:
         last = jnp.take_along_axis(key_times, jnp.maximum(covered - 1, 0), axis=1)
-        at_slots = rows(last, memory + queries)
+        at_slots = spread(last, memory + queries)
         row_times = jnp.concatenate([at_slots, row_times], axis=1)
         key_times = jnp.concatenate([at_slots, key_times], axis=1)
     return Layout(
-        blocks=(Block(spans, 0, tokens, 0, tokens),),
+        blocks=tuple(
+            Block(Spans(*(span[:, begin:end] for span in spans)), begin, end, 0, key_stop)
+            for begin, end, key_stop in cuts
+        ),
         place=jnp.concatenate([slot_place[None], place], axis=1),
         slot_ids=slot_ids,
         row_times=row_times,
@@ -239,10 +251,12 @@ def cached(lengths: Array, groups: Array, *, slots: int, max_groups: int, **opti
     """
     layout = update(lengths, groups, slots=slots, max_groups=max_groups, **options)
     memory = max_groups * slots
-    (block,) = layout.blocks
-    spans = Spans(*(span[:, memory:] for span in block.spans))
+    first, *blocks = layout.blocks
+    if first.row_stop > memory:
+        spans = Spans(*(span[:, memory:] for span in first.spans))
+        blocks.insert(0, first.replace(spans=spans, row_start=memory))
     return layout.replace(
-        blocks=(block.replace(spans=spans, row_start=memory),),
+        blocks=tuple(blocks),
         slot_ids=_query_ids(layout.num_slots, slots),
     )
 

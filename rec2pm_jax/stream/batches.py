@@ -27,10 +27,16 @@ def update(method, params, state, events, valid, next_time):
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def top(method, k, params, state, events, valid, request_time):
+def top(method, k, params, catalogue, state, events, valid, request_time):
     """Scores float32 [B, k] and ids int32 [B, k] of the best items, best first."""
     vectors = method.read(params, state, events, valid, request_time)
-    return jax.lax.top_k(method.score(params, vectors), k)
+    return jax.lax.top_k(method.score(params, vectors, catalogue), k)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def prepared(method, params):
+    """The item table as `top` takes it: made once, not in every read."""
+    return method.catalogue(params)
 
 
 def power_of_two(n: int) -> int:
@@ -101,6 +107,7 @@ def observe(
 def best_items(
     method: Method,
     params: Params,
+    catalogue: jax.Array,
     users: Sequence[UserState],
     request_times: np.ndarray | None,
     k: int,
@@ -108,6 +115,7 @@ def best_items(
     """The best items of users who have events.
 
     Args:
+      catalogue: what `prepared` returns.
       request_times: int32 [U] seconds since the time origin; None for a model without time bias.
       k: items wanted, 1 <= k <= num_items.
 
@@ -125,7 +133,7 @@ def best_items(
         state = State(*(np.stack(rows) for rows in zip(*(u.state for u in batch), strict=True)))
         events, valid = stack([u.pending for u in batch], method.read_length)
         times = None if request_times is None else request_times[index]
-        values, items = top(method, wanted, params, state, events, valid, times)
+        values, items = top(method, wanted, params, catalogue, state, events, valid, times)
         scores[index[:real]] = np.asarray(values)[:real]
         ids[index[:real]] = np.asarray(items)[:real]
     if not np.isfinite(scores).all():

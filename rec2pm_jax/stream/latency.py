@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from rec2pm_jax.methods.base import Method
-from rec2pm_jax.stream.batches import power_of_two, top, update
+from rec2pm_jax.stream.batches import power_of_two, prepared, top, update
 from rec2pm_jax.typing import Events, Params
 
 _WARM_UP = 5
@@ -47,8 +47,11 @@ def measure(
         update_ms = _median_ms(lambda: update(method, params, state, *segment), repetitions)
         state = jax.tree.map(np.asarray, update(method, params, state, *segment))
     window = events(method.read_length)
+    table = prepared(method, params)
     deep = min(power_of_two(k), method.num_items)
-    read_ms = _median_ms(lambda: top(method, deep, params, state, *window, asked), repetitions)
+    read_ms = _median_ms(
+        lambda: top(method, deep, params, table, state, *window, asked), repetitions
+    )
     return {"update_ms": update_ms, "read_ms": read_ms}
 
 

@@ -137,7 +137,9 @@ class Recommender:
         answers = iter(())
         if with_events:
             times = self._request_times(with_events, time)
-            scores, ids = batches.best_items(self.method, self.params, with_events, times, deep)
+            scores, ids = batches.best_items(
+                self.method, self.params, self._scored_by, with_events, times, deep
+            )
             answers = zip(scores, ids, strict=True)
         popular = self._popular
         rows = [next(answers) if user.events else popular for user in users]
@@ -150,6 +152,10 @@ class Recommender:
     @cached_property
     def _empty(self) -> UserState:
         return empty_user(self.method, self.params, self.catalogue.pack([]))
+
+    @cached_property
+    def _scored_by(self):
+        return batches.prepared(self.method, self.params)
 
     @cached_property
     def _popular(self) -> tuple[np.ndarray, np.ndarray]:
