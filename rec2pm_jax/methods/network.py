@@ -13,7 +13,8 @@ from rec2pm_jax.config import Config
 from rec2pm_jax.nn.attention import KeyValues, Layout
 from rec2pm_jax.nn.backbone import Backbone
 from rec2pm_jax.nn.embedding import EventEmbedding
-from rec2pm_jax.nn.losses import catalogue_logits, next_item_loss
+from rec2pm_jax.nn.losses import catalogue_logits, next_item_loss, prepare
+from rec2pm_jax.nn.topk import top_k
 from rec2pm_jax.typing import PADDING_ID, Array, Batch, Events, Params, PRNGKey
 
 
@@ -102,6 +103,14 @@ class Network:
     def score(self, params: Params, vectors: Array) -> Array:
         """[..., D] -> float32 logits [..., V]; the padding column is -inf."""
         return catalogue_logits(self.config.loss, vectors, self.table(params))
+
+    def best(self, params: Params, vectors: Array, k: int) -> tuple[Array, Array]:
+        """The k highest of `score`: [B, D] -> (float32 [B, k], item ids int32 [B, k]), see `top_k`."""
+        table, loss = self.table(params), self.config.loss
+        queries, _ = prepare(loss, vectors, table[:1])
+        return top_k(
+            queries, table, k, first=1, prepare=lambda rows: prepare(loss, vectors, rows)[1]
+        )
 
     def table(self, params: Params) -> Array:
         """Item embeddings [V, D]."""

@@ -86,6 +86,9 @@ class Recurrent:
     def score(self, params: Params, vectors: Array) -> Array:
         return self.network.score(params, vectors)
 
+    def best(self, params: Params, vectors: Array, k: int) -> tuple[Array, Array]:
+        return self.network.best(params, vectors, k)
+
     def update(self, params, state, events: Events, valid, next_time=None) -> State:
         lengths = jnp.sum(valid, axis=1, dtype=jnp.int32)
         row_times = layouts.query_times(events.times, valid, next_time)

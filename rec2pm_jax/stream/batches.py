@@ -30,7 +30,7 @@ def update(method, params, state, events, valid, next_time):
 def top(method, k, params, state, events, valid, request_time):
     """Scores float32 [B, k] and ids int32 [B, k] of the best items, best first."""
     vectors = method.read(params, state, events, valid, request_time)
-    return jax.lax.top_k(method.score(params, vectors), k)
+    return method.best(params, vectors, k)
 
 
 def power_of_two(n: int) -> int:
