@@ -18,12 +18,16 @@ import os
 from absl import flags
 
 from launch import cli, processes
-from launch.benchmarks import driver, report, train
+from launch.benchmarks import driver, infer, inputs, report, scale, topk, train
 from rec2pm_jax.errors import UserError
 from rec2pm_jax.evaluate.record import write_records
 
 SUITES = {  # name -> (smoke) -> cases
     "train": train.cases,
+    "infer": infer.cases,
+    "scale": scale.cases,
+    "topk": topk.cases,
+    "input": inputs.cases,
 }
 
 
@@ -46,7 +50,9 @@ def main(_) -> None:
     cases = [case for case in SUITES[args.suite](args.smoke) if args.only in case.name]
     if not cases:
         names = "\n".join(case.name for case in SUITES[args.suite](args.smoke))
-        raise UserError(f"--only={args.only}: no row of suite {args.suite} has such a name: {names}")
+        raise UserError(
+            f"--only={args.only}: no row of suite {args.suite} has such a name: {names}"
+        )
     settings = driver.Settings(
         threads=args.threads,
         allocator=args.allocator,

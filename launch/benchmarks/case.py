@@ -87,4 +87,6 @@ def model_case(
     }
     shape = f"{model.backbone}{model.layers}x{model.heads}x{model.dim}"
     name = name or f"{shape}/{display_name(row)}/{mode}/{length}"
-    return Case(name, group, build, {"config": to_dict(config), "items": items} | (options or {}), row)
+    return Case(
+        name, group, build, {"config": to_dict(config), "items": items} | (options or {}), row
+    )

@@ -27,7 +27,9 @@ _REPETITION_S = 0.3  # short calls are repeated until a repetition takes about t
 
 def build(case: dict[str, Any]) -> Work:
     module, function = case["build"].split(":")
-    return getattr(importlib.import_module(f"launch.benchmarks.{module}"), function)(**case["options"])
+    return getattr(importlib.import_module(f"launch.benchmarks.{module}"), function)(
+        **case["options"]
+    )
 
 
 def forget_peak() -> None:

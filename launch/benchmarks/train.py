@@ -22,13 +22,13 @@ def cases(smoke: bool) -> list[Case]:
     """The reference table first, so that `--only` finds it in few groups."""
     items = settings.SMOKE_ITEMS if smoke else settings.ITEMS
     sasrec, hstu = (
-        (settings.SMOKE_SASREC, settings.SMOKE_HSTU)
-        if smoke
-        else (settings.SASREC, settings.HSTU)
+        (settings.SMOKE_SASREC, settings.SMOKE_HSTU) if smoke else (settings.SASREC, settings.HSTU)
     )
     rows = []
 
-    def add(group: str, model: dict[str, Any], methods: str, name: str = "", items=items, **changes):
+    def add(
+        group: str, model: dict[str, Any], methods: str, name: str = "", items=items, **changes
+    ):
         for method in methods.split():
             config = settings.setting(method, model, smoke=smoke, **changes)
             rows.append(step_case(config, items, group, name))
