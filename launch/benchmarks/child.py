@@ -15,11 +15,13 @@ import os
 import resource
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
 
+from launch import cli
 from launch.benchmarks.case import Work
 
 _REPETITION_S = 0.3  # short calls are repeated until a repetition takes about this long
@@ -66,12 +68,17 @@ def main() -> None:
         answers.write(json.dumps(value) + "\n")
         answers.flush()
 
+    try:
+        serve(answer)
+    except Exception as error:  # the row says why, and the other rows go on
+        answer({"error": f"{type(error).__name__}: {error}"})
+
+
+def serve(answer: Callable[[dict[str, Any]], None]) -> None:
     case = json.loads(sys.stdin.readline())
-    if case["cache"]:
-        jax.config.update("jax_compilation_cache_dir", case["cache"])
+    cli.use_compilation_cache(case["cache"])
     work = build(case)
-    first = repeat(work, 1)
-    second = repeat(work, 1)
+    first, second = repeat(work, 1), repeat(work, 1)
     building = peak_rss()
     forget_peak()
     calls = max(1, round(_REPETITION_S / max(second["wall_s"], 1e-6)))
@@ -81,18 +88,13 @@ def main() -> None:
             answer(repeat(work, calls))
             continue
         peak = peak_rss()  # before counting, which traces everything again
-        answer(
-            {
-                "first_s": first["wall_s"],
-                "tokens": work.tokens,
-                "fields": {
-                    "peak_rss_bytes": peak,
-                    "start_rss_bytes": building,
-                    "flops": work.flops() if work.flops else None,
-                    **work.fields,
-                },
-            }
-        )
+        fields = {
+            "peak_rss_bytes": peak,
+            "start_rss_bytes": building,
+            "first_s": first["wall_s"],
+            "flops": work.flops() if work.flops else None,
+        }
+        answer({"tokens": work.tokens, "fields": fields | work.fields})
         break
 
 

@@ -103,7 +103,11 @@ class Child:
         except BrokenPipeError:
             line = b""
         if line:
-            return json.loads(line)
+            answer = json.loads(line)
+            if "error" in answer:
+                self.close()
+                raise RowError(answer["error"])
+            return answer
         self.process.wait()
         self.stderr.seek(0)
         tail = self.stderr.read().decode(errors="replace").strip().splitlines()[-1:]
@@ -204,7 +208,7 @@ def _figures(repetitions: Sequence[dict[str, float]], answer: dict[str, Any]) ->
     clocks = ("wall_s", "cpu_s")
     row = {clock: statistics.median(r[clock] for r in repetitions) for clock in clocks}
     row["best"] = {clock: min(r[clock] for r in repetitions) for clock in clocks}
-    row |= {"first_s": answer["first_s"], **answer["fields"]}
+    row |= answer["fields"]
     if answer["tokens"]:
         row["tokens_per_s"] = answer["tokens"] / row["wall_s"]
     return row
