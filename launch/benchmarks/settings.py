@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
-import jax
 import numpy as np
 
 from rec2pm_jax.config import Config, from_dict
@@ -56,13 +54,3 @@ def random_batch(config: Config, items: int, seed: int = 0) -> Batch:
         "times": np.tile(np.arange(window + 1, dtype=np.int32) * 60, (rows, 1)),
         "index": np.arange(rows, dtype=np.int32),
     }
-
-
-def counted(config: Config) -> Config:
-    """The same model in one micro-batch: its matrix products are those of a step."""
-    return dataclasses.replace(config, optim=dataclasses.replace(config.optim, accumulate=1))
-
-
-def shapes(tree):
-    """The tree with shapes and dtypes in place of arrays."""
-    return jax.eval_shape(lambda: tree)
