@@ -104,10 +104,17 @@ class Network:
         """[..., D] -> float32 logits [..., V]; the padding column is -inf."""
         return catalogue_logits(self.config.loss, vectors, self.table(params))
 
-    def best(self, params: Params, vectors: Array, k: int) -> tuple[Array, Array]:
-        """The k highest of `score`: [B, D] -> (float32 [B, k], item ids int32 [B, k]), see `top_k`."""
-        table, loss = self.table(params), self.config.loss
+    def best(
+        self, params: Params, vectors: Array, k: int, catalogue: Array | None = None
+    ) -> tuple[Array, Array]:
+        """The k highest of `score`: [B, D] -> (float32 [B, k], item ids int32 [B, k]), see `top_k`.
+
+        catalogue: the table as `prepare` returns it, float32 [V, D], where many calls share it.
+        """
+        loss, table = self.config.loss, self.table(params)
         queries, _ = prepare(loss, vectors, table[:1])
+        if catalogue is not None:
+            return top_k(queries, catalogue, k, first=1)
         return top_k(
             queries, table, k, first=1, prepare=lambda rows: prepare(loss, vectors, rows)[1]
         )

@@ -86,8 +86,10 @@ class Recurrent:
     def score(self, params: Params, vectors: Array) -> Array:
         return self.network.score(params, vectors)
 
-    def best(self, params: Params, vectors: Array, k: int) -> tuple[Array, Array]:
-        return self.network.best(params, vectors, k)
+    def best(
+        self, params: Params, vectors: Array, k: int, catalogue: Array | None = None
+    ) -> tuple[Array, Array]:
+        return self.network.best(params, vectors, k, catalogue)
 
     def update(self, params, state, events: Events, valid, next_time=None) -> State:
         lengths = jnp.sum(valid, axis=1, dtype=jnp.int32)

@@ -67,8 +67,10 @@ class SinglePass:
     def score(self, params: Params, vectors: Array) -> Array:
         return self.network.score(params, vectors)
 
-    def best(self, params: Params, vectors: Array, k: int) -> tuple[Array, Array]:
-        return self.network.best(params, vectors, k)
+    def best(
+        self, params: Params, vectors: Array, k: int, catalogue: Array | None = None
+    ) -> tuple[Array, Array]:
+        return self.network.best(params, vectors, k, catalogue)
 
     def loss(self, params, batch: Batch, rng, *, step, target_params=None) -> Terms:
         events, targets, weights, next_times = training_events(batch)
