@@ -40,13 +40,22 @@ def requests(events, n):
     return None if events.times is None else events.times[:, n - 1] + 7 * np.int32(n)
 
 
-@pytest.mark.parametrize(("backbone", "bias"), BACKBONES)
-@pytest.mark.parametrize("name", METHODS)
+def every_case():
+    """All methods, backbones and biases; those that differ least from another one are slow tests."""
+    for name in METHODS:
+        for backbone, bias in BACKBONES:
+            alike = name.startswith("tok_serial") or bias == "position" or name == "recent"
+            alike = alike or (backbone, bias) == ("hstu", "none") or name == "rec2pm_o"
+            marks = pytest.mark.slow if alike else ()
+            yield pytest.param(name, backbone, bias, marks=marks)
+
+
+@pytest.mark.parametrize(("name", "backbone", "bias"), every_case())
 def test_each_event_through_segments(name, backbone, bias):
     """A session is opened again whenever its first segment is folded; `full` slides at its end."""
     method, params = make(backbone, bias=bias, recent=R, **METHODS[name])
     update, read, open_session, step, again = compiled(method)
-    events, valid = histories([4 * S + R] * 2, 4 * S + R, times=bias == "position_time")
+    events, valid = histories([5 * S + R] * 2, 5 * S + R, times=bias == "position_time")
     state, session, turnovers = method.init_state(params, 2), None, 0
     for n in range(1, 4 * S + R + 1):
         plan, before = method.plan(n), method.plan(n - 1)
