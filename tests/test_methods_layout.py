@@ -313,10 +313,10 @@ def test_queries_ask_for_the_time_of_the_last_event_they_see():
 
 def test_query_times_are_the_next_events_and_the_request():
     times = ints([10, 20, 30], [10, 20, 0])
-    valid = np.arange(3) < np.array([[3], [2]])
-    asked = layouts.query_times(times, valid, ints(99, 77))
+    lengths = ints(3, 2)
+    asked = layouts.query_times(times, lengths, ints(99, 77))
     np.testing.assert_array_equal(asked[0], [20, 30, 99])
     np.testing.assert_array_equal(asked[1, :2], [20, 77])
-    own = layouts.query_times(times, valid, None)
+    own = layouts.query_times(times, lengths, None)
     np.testing.assert_array_equal(own[0], [20, 30, 30])
     np.testing.assert_array_equal(own[1, :2], [20, 20])

@@ -82,13 +82,12 @@ def test_update_pass_is_memory_segment_and_queries_written_out(backbone, bias, r
     options = dict(memory="append", recent=2, running_mean=running_mean)
     method, params = make(backbone, bias=bias, **options)
     lengths = np.array([3, 2, 4, 4], np.int32)
-    events, _ = histories(lengths, S + 1, times=bias == "position_time")
+    events, valid = histories(lengths, S + 1, times=bias == "position_time")
     asks = asked(events.times, lengths)
     state = random_state(method, [0, 1, 2, 1])
-    run = jax.jit(method._update_pass, static_argnames="queries")
-    items, memory = run(params, state, events, lengths, asks, queries=True)
-    without_queries, nothing = run(params, state, events, lengths, asks, queries=False)
-    assert nothing is None
+    items, memory = jax.jit(method._update_pass)(params, state, events, lengths, asks)
+    request = None if asks is None else np.take_along_axis(asks, lengths[:, None] - 1, 1)[:, 0]
+    without_queries = jax.jit(method.read_all)(params, state, events, valid, request)
 
     p, queries = slow.float64(params), np.asarray(tokens_of(method, params, "queries", 1)[0])
     entered = np.asarray(tokens_of(method, params, "enter", state.memory), np.float64)
@@ -173,8 +172,8 @@ def test_first_memory_of_training_is_the_same_in_both_passes(backbone, bias):
     _, reference = jax.jit(method._reference_pass)(
         params, segment, np.minimum(lengths, S), ends, inside
     )
-    run = jax.jit(method._update_pass, static_argnames="queries")
-    _, update = run(params, method.init_state(params, 2), events, lengths, asks, queries=True)
+    state = method.init_state(params, 2)
+    _, update = jax.jit(method._update_pass)(params, state, events, lengths, asks)
     np.testing.assert_allclose(update, reference[:, 0], **ROUNDING)
 
 

@@ -119,14 +119,19 @@ def _incremental(method, params, state, events):
     """(run, call, its arguments): an event arrives in a session with half of its room taken."""
     before = max(method.read_length // 2, 1)
     session, _ = jax.jit(method.open_session)(params, state, *events(before))
+    lengths = np.asarray(session.lengths)
     event, _ = events(1)
 
-    @jax.jit
-    def call(session, event):
+    def call(params, session, event):
         session, vectors = method.step_session(params, session, event)
         return session, method.best(params, vectors, K)
 
-    def run():
-        jax.block_until_ready(call(session, event))
+    step = jax.jit(call, donate_argnums=1)
+    first = jax.tree.map(np.asarray, session)
 
-    return run, call, (session, event)
+    def run():
+        nonlocal session
+        session, _ = jax.block_until_ready(step(params, session, event))
+        session = session._replace(lengths=lengths)  # the same event again: it never fills up
+
+    return run, call, (params, first, event)

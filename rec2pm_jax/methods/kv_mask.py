@@ -11,6 +11,7 @@ import numpy as np
 
 from rec2pm_jax.methods import layout as layouts
 from rec2pm_jax.methods.memory import QueryTokens
+from rec2pm_jax.methods.reader import Context
 from rec2pm_jax.methods.recurrent import Recurrent, training_windows
 from rec2pm_jax.nn.attention import KeyValues
 from rec2pm_jax.typing import Array, Batch, State, Terms
@@ -85,17 +86,22 @@ class KVMask(Recurrent):
         outputs = self.network.run(params, x, layout, rng, rows)
         return outputs[:, layout.num_slots :].reshape(batch * count, window, -1)
 
-    def _update_pass(
-        self, params, state: State, events, lengths, row_times, *, queries
-    ) -> tuple[Array, Array | None]:
-        """[Q; S] on top of the kept tokens -> outputs at the events, and new memory (None w/o Q)."""
-        slots = self.config.method.slots
+    def _context(self, params, state: State, events, lengths, row_times) -> Context:
+        return self._cached(params, state, events, lengths, row_times, queries=False)
+
+    def _new_memory(self, params, state: State, events, lengths, row_times) -> Array:
+        context = self._cached(params, state, events, lengths, row_times, queries=True)
+        _, own = self.network.serve(params, *context)
+        return self._pack(jax.tree.map(lambda a: a[:, :, : self.config.method.slots], own))
+
+    def _cached(self, params, state, events, lengths, row_times, *, queries) -> Context:
+        """[Q; S] on top of the kept tokens M, or the events alone."""
         batch, num_items = events.ids.shape
         layout = layouts.cached(
             lengths,
             state.groups,
             num_items=num_items,
-            slots=slots,
+            slots=self.config.method.slots,
             max_groups=self.capacity,
             segment=self.config.data.segment,
             with_queries=queries,
@@ -105,10 +111,7 @@ class KVMask(Recurrent):
         x = self._embed(params, events)
         if queries:
             x = jnp.concatenate([self._queries(params, batch), x], axis=1)
-        keep = slots if queries else 0
-        kept = self._unpack(state.memory)
-        outputs, own = self.network.run_cached(params, x, layout, kept, keep)
-        return outputs[:, keep:], self._pack(own) if queries else None
+        return Context(x, layout, self._unpack(state.memory))
 
     def _queries(self, params, batch: int) -> Array:
         return self.tokens.apply({"params": params["memory"]}, batch, method="queries")

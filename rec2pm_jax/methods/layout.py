@@ -13,16 +13,16 @@ from rec2pm_jax.nn.attention import Block, Layout, Spans, causal_blocks
 from rec2pm_jax.typing import Array
 
 
-def query_times(times: Array | None, valid: Array, request_time: Array | None) -> Array | None:
+def query_times(times: Array | None, lengths: Array, request_time: Array | None) -> Array | None:
     """The time each event row asks for: the next event's, or `request_time` after the last valid one.
 
-    times: int32 [B, N], or None for events without times; valid: bool [B, N], a prefix of each row;
+    times: int32 [B, N], or None for events without times; lengths: int32 [B], valid events;
     request_time: int32 [B], or None to ask at the last event's own time. Returns int32 [B, N] or None.
     """
     if times is None:
         return None
     following = jnp.concatenate([times[:, 1:], times[:, -1:]], axis=1)
-    last = jnp.arange(times.shape[1]) == jnp.sum(valid, axis=1, keepdims=True) - 1
+    last = jnp.arange(times.shape[1], dtype=jnp.int32) == lengths[:, None] - 1
     asked = times if request_time is None else request_time[:, None]
     return jnp.where(last, asked, following)
 

@@ -58,13 +58,14 @@ class Network:
             "backbone": self.backbone.init(stack_rng, x, layout)["params"],
         }
 
-    def embed(self, params: Params, events: Events, positions: np.ndarray) -> Array:
-        """[B, N, D] event tokens; positions: int32 [1, N].
+    def embed(self, params: Params, events: Events, positions: np.ndarray | Array) -> Array:
+        """[B, N, D] event tokens; positions: int32 [1 or B, N], all below `max_positions`.
 
         Raises:
           ValueError: a position has no learned embedding (a gather would silently take the last).
+            Traced positions cannot be checked.
         """
-        if positions.max() >= self.max_positions:
+        if isinstance(positions, np.ndarray) and positions.max() >= self.max_positions:
             raise ValueError(
                 f"Got {positions.max() + 1} events to read at once, but this method reads at most "
                 f"{self.max_positions}: cut them by `plan`."
@@ -100,9 +101,25 @@ class Network:
         variables = {"params": params["backbone"]}
         return self.backbone.apply(variables, x, layout, kept=kept, keep=keep)
 
-    def score(self, params: Params, vectors: Array) -> Array:
-        """[..., D] -> float32 logits [..., V]; the padding column is -inf."""
-        return catalogue_logits(self.config.loss, vectors, self.table(params))
+    def serve(self, params: Params, x: Array, layout: Layout, kept=None, **options):
+        """The backbone at inference, only the rows that are wanted: see `Backbone.serve`."""
+        return self.backbone.serve(params["backbone"], x, layout, kept, **options)
+
+    def score(self, params: Params, vectors: Array, catalogue: Array | None = None) -> Array:
+        """[..., D] -> float32 logits [..., V]; the padding column is -inf.
+
+        catalogue: what `catalogue` returns, to prepare the table once for many calls.
+        """
+        if catalogue is None:
+            return catalogue_logits(self.config.loss, vectors, self.table(params))
+        vectors, _ = prepare(self.config.loss, vectors, catalogue[:1])
+        logits = vectors @ catalogue.T
+        return jnp.where(jnp.arange(len(catalogue)) == 0, -jnp.inf, logits)
+
+    def catalogue(self, params: Params) -> Array:
+        """Item vectors float32 [V, D] whose dot products with prepared outputs are logits."""
+        table = self.table(params)
+        return prepare(self.config.loss, table[:1], table)[1]
 
     def best(
         self, params: Params, vectors: Array, k: int, catalogue: Array | None = None

@@ -51,7 +51,7 @@ class Rec2PM(TokenMemory):
                 f"compress takes whole segments of {segment} events, got {events.ids.shape[1]}."
             )
         lengths = jnp.sum(valid, axis=1, dtype=jnp.int32)
-        row_times = layouts.query_times(events.times, valid, next_time)
+        row_times = layouts.query_times(events.times, lengths, next_time)
         _, memory = self._reference_pass(params, events, lengths, lengths[:, None], row_times)
         state = fold(self.init_state(params, lengths.shape[0]), memory[:, 0], lengths > 0)
         return state._replace(segments=lengths // segment)

@@ -15,32 +15,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rec2pm_jax.config import Config, DataConfig
+from rec2pm_jax.config import DataConfig
 from rec2pm_jax.methods import layout as layouts
 from rec2pm_jax.methods.memory import MemoryTokens, fold
-from rec2pm_jax.methods.network import Network, cut, segment_rows, training_events
+from rec2pm_jax.methods.network import cut, segment_rows, training_events
+from rec2pm_jax.methods.reader import Context, Reader
 from rec2pm_jax.methods.segments import ReadPlan, plan_memory, slot_horizons
-from rec2pm_jax.methods.single_pass import last_valid
 from rec2pm_jax.nn.attention import Layout
 from rec2pm_jax.typing import PADDING_ID, Array, Batch, Events, Params, PRNGKey, State
 
 
 @dataclasses.dataclass(frozen=True)
-class Recurrent:
+class Recurrent(Reader):
     """Serves [M; recent events] and folds [M; S_h; Q] into M, overwritten or appended to.
 
-    A subclass names its `tokens`, the `memory_dim` of a slot, its `loss`, and
-    `_update_pass(params, state, events, lengths, row_times, *, queries)`, which returns the outputs
-    at the events [B, N, D] and the new memory [B, C, memory_dim] (None without queries). Methods are
-    equal, and share compiled functions, when their fields are.
+    A subclass names its `tokens`, the `memory_dim` of a slot, its `loss`, its `_context` and
+    `_new_memory(params, state, events, lengths, row_times)`, which returns m_k [B, C, memory_dim].
     """
-
-    config: Config
-    num_items: int
-
-    @property
-    def read_length(self) -> int:
-        return self.config.data.read_length
 
     @property
     def capacity(self) -> int:
@@ -63,10 +54,6 @@ class Recurrent:
         """The parameters of the memory, `params["memory"]`."""
         raise NotImplementedError
 
-    @cached_property
-    def network(self) -> Network:
-        return Network(self.config, self.num_items, self.read_length)
-
     def init(self, rng: PRNGKey) -> Params:
         network_rng, memory_rng = jax.random.split(rng)
         times = jnp.zeros((1, 1), jnp.int32)
@@ -83,28 +70,14 @@ class Recurrent:
     def plan(self, n, max_segments: int = 0) -> ReadPlan:
         return plan_memory(n, self.config.data, max_segments)
 
-    def score(self, params: Params, vectors: Array) -> Array:
-        return self.network.score(params, vectors)
-
-    def best(
-        self, params: Params, vectors: Array, k: int, catalogue: Array | None = None
-    ) -> tuple[Array, Array]:
-        return self.network.best(params, vectors, k, catalogue)
-
     def update(self, params, state, events: Events, valid, next_time=None) -> State:
         lengths = jnp.sum(valid, axis=1, dtype=jnp.int32)
-        row_times = layouts.query_times(events.times, valid, next_time)
-        _, memory = self._update_pass(params, state, events, lengths, row_times, queries=True)
+        row_times = layouts.query_times(events.times, lengths, next_time)
+        memory = self._new_memory(params, state, events, lengths, row_times)
         return fold(state, memory, lengths > 0)
 
-    def read_all(self, params, state, events: Events, valid, request_time=None) -> Array:
-        lengths = jnp.sum(valid, axis=1, dtype=jnp.int32)
-        row_times = layouts.query_times(events.times, valid, request_time)
-        outputs, _ = self._update_pass(params, state, events, lengths, row_times, queries=False)
-        return outputs.astype(jnp.float32)
-
-    def read(self, params, state, events: Events, valid, request_time=None) -> Array:
-        return last_valid(self.read_all(params, state, events, valid, request_time), valid)
+    def _new_memory(self, params, state: State, events: Events, lengths, row_times) -> Array:
+        raise NotImplementedError
 
     def loss_weights(self, step: Array) -> dict[str, Array]:
         return {"ar": jnp.float32(1.0)}
@@ -158,31 +131,31 @@ class TokenMemory(Recurrent):
         parts.append(self.network.embed(params, events, positions))
         return jnp.concatenate(parts, axis=1), layout
 
+    def _context(self, params, state: State, events, lengths, row_times) -> Context:
+        tokens = self.update_tokens(params, state, events, lengths, row_times, queries=False)
+        return Context(*tokens, kept=None)
+
+    def _new_memory(self, params, state: State, events, lengths, row_times) -> Array:
+        x, layout = self.update_tokens(params, state, events, lengths, row_times, queries=True)
+        slots = self.config.method.slots
+        first = jnp.full_like(lengths, layout.num_slots - slots)
+        at_queries, _ = self.network.serve(params, x, layout, only=(first, slots))
+        return self._leave(params, at_queries, state)
+
+    def _leave(self, params, at_queries: Array, state: State) -> Array:
+        return self.tokens.apply({"params": params["memory"]}, at_queries, state, method="leave")
+
     def _update_pass(
-        self,
-        params,
-        state: State,
-        events,
-        lengths,
-        row_times,
-        *,
-        queries,
-        rng=None,
-        rows=None,
-        hidden=None,
-    ) -> tuple[Array, Array | None]:
-        """[M; S; Q] -> outputs at the events [B, N, D] and memory m [B, C, D] (None w/o queries)."""
+        self, params, state: State, events, lengths, row_times, rng=None, rows=None, hidden=None
+    ) -> tuple[Array, Array]:
+        """[M; S; Q] -> outputs at the events [B, N, D] and memory m [B, C, D]."""
         x, layout = self.update_tokens(
-            params, state, events, lengths, row_times, queries=queries, hidden=hidden
+            params, state, events, lengths, row_times, queries=True, hidden=hidden
         )
         outputs = self.network.run(params, x, layout, rng, rows)
-        items = outputs[:, layout.num_slots :]
-        if not queries:
-            return items, None
-        slots = self.config.method.slots
-        at_queries = outputs[:, layout.num_slots - slots : layout.num_slots]
-        variables = {"params": params["memory"]}
-        return items, self.tokens.apply(variables, at_queries, state, method="leave")
+        queries = slice(layout.num_slots - self.config.method.slots, layout.num_slots)
+        memory = self._leave(params, outputs[:, queries], state)
+        return outputs[:, layout.num_slots :], memory
 
     def _update_windows(
         self, params, state: State, windows: Windows, rng, hidden=None
@@ -194,10 +167,9 @@ class TokenMemory(Recurrent):
             windows.events,
             windows.lengths,
             windows.row_times,
-            queries=True,
-            rng=rng,
-            rows=windows.rows,
-            hidden=hidden,
+            rng,
+            windows.rows,
+            hidden,
         )
 
 
