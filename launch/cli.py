@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging as standard_logging
+import os
 import re
 import sys
 from collections.abc import Callable
@@ -15,17 +16,21 @@ from ml_collections import config_flags
 from rec2pm_jax import config as config_lib
 from rec2pm_jax.errors import UserError, nearest
 
+_CACHES = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+
 flags.DEFINE_string(
     "compilation_cache",
-    str(Path.home() / ".cache" / "rec2pm_jax"),
+    # JAX's own variable, or a folder of ours among the user's caches.
+    os.environ.get("JAX_COMPILATION_CACHE_DIR", str(_CACHES / "rec2pm_jax")),
     "Directory of compiled programs, shared by runs; empty for none.",
 )
 
 
-def use_compilation_cache() -> None:
-    """Keeps compiled programs in `--compilation_cache`, so that only a first start compiles."""
-    if flags.FLAGS.compilation_cache:
-        jax.config.update("jax_compilation_cache_dir", flags.FLAGS.compilation_cache)
+def use_compilation_cache(directory: str) -> None:
+    """Keeps compiled programs in `directory`, so that only a first start compiles; empty: nowhere."""
+    jax.config.update("jax_compilation_cache_dir", directory or None)
+    # JAX leaves out what compiles within a second; a start has dozens of such programs.
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 
 def run(main: Callable[[list[str]], None]) -> None:
@@ -35,6 +40,7 @@ def run(main: Callable[[list[str]], None]) -> None:
         try:
             if len(argv) > 1:
                 raise UserError(f"Unexpected argument {argv[1]!r}; flags are --name=value.")
+            use_compilation_cache(flags.FLAGS.compilation_cache)
             return main(argv)
         except UserError as error:
             _fail(error)

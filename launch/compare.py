@@ -187,7 +187,6 @@ def define_flags() -> None:
 
 def main(_) -> None:
     args = flags.FLAGS
-    cli.use_compilation_cache()
     unknown = [name for name in args.methods if name not in METHODS]
     if unknown:
         raise UserError(f"--methods: {unknown[0]} is unknown; choose from {', '.join(METHODS)}.")

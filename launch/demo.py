@@ -24,7 +24,6 @@ flags.DEFINE_string("output_dir", "runs/demo", "Directory of everything the demo
 
 def main(_) -> None:
     began = time.time()
-    cli.use_compilation_cache()
     output = Path(flags.FLAGS.output_dir)
     data = output / "data"
     info, _written = prepare(

@@ -103,7 +103,6 @@ def evaluate_baseline(args) -> dict:
 
 def main(_) -> None:
     args = flags.FLAGS
-    cli.use_compilation_cache()
     if bool(args.workdir) == bool(args.heuristic):
         raise UserError("Pass one of --workdir=DIR and --heuristic=NAME.")
     diagnostics = None

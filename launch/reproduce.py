@@ -25,7 +25,7 @@ from pathlib import Path
 from absl import flags
 from tqdm import tqdm
 
-from launch import cli, summaries
+from launch import cli, processes, summaries
 from launch.run_one import outputs, write_users
 from launch.runs import heuristics
 from launch.suites import DATASETS, SUITES, Run, runs_of
@@ -39,12 +39,6 @@ WITH_HEURISTICS = ("main", "ablation")  # the others compare models with each ot
 
 _POLL_S = 2.0
 _STOP_S = 30.0  # how long a run may take to end when asked to
-# glibc gives big arrays back to the system after every use otherwise, and page faults cost 10-20 %.
-_MALLOC = {
-    "MALLOC_MMAP_MAX_": "0",
-    "MALLOC_TRIM_THRESHOLD_": str(1 << 34),
-    "MALLOC_TOP_PAD_": str(1 << 28),
-}
 
 
 class Results:
@@ -117,17 +111,14 @@ class Worker:
         self.run, self.core = run, core
         self.directory = workdir / run.name
         self.directory.mkdir(parents=True, exist_ok=True)
-        env = os.environ | _MALLOC
-        if core is not None:
-            single = "--xla_cpu_multi_thread_eigen=false"
-            env["XLA_FLAGS"] = f"{env.get('XLA_FLAGS', '')} {single}".strip()
+        env = processes.environment("tuned", single_thread=core is not None)
         command = [sys.executable, "-m", "launch.run_one", f"--suite={suite}", f"--run={run.name}"]
         command += [f"--data={data}", f"--workdir={workdir}"]
         self.log = self.directory / "log.txt"
         with open(self.log, "ab") as log:
             self.process = subprocess.Popen(command, stdout=log, stderr=log, env=env)
-        if core is not None and hasattr(os, "sched_setaffinity"):
-            os.sched_setaffinity(self.process.pid, {core})
+        if core is not None:
+            processes.pin(self.process.pid, {core})
 
     def steps(self) -> int:
         """Steps the run has logged so far."""

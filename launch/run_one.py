@@ -98,7 +98,6 @@ def write_users(path: Path, results: Sequence[Result]) -> None:
 
 def main(_) -> None:
     args = flags.FLAGS
-    cli.use_compilation_cache()
     runs = {run.name: run for run in runs_of(args.suite)}
     if args.run not in runs:
         raise UserError(

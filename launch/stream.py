@@ -100,7 +100,6 @@ def open_output(path: str, events: str) -> Iterator[Callable[[str], None]]:
 
 def main(_) -> None:
     args = flags.FLAGS
-    cli.use_compilation_cache()
     with open_lines(args.events) as lines:
         recommender = rec2pm_jax.load(args.workdir, args.data or None, args.checkpoint)
         with open_output(args.output, args.events) as write:

@@ -17,12 +17,12 @@ from rec2pm_jax.train.loop import train_and_evaluate
 cli.define_config()
 flags.DEFINE_string("data", None, "Directory of a prepared dataset (see launch.prepare).")
 flags.DEFINE_string("workdir", None, "Directory of the run: checkpoints, logs and summary.")
+flags.DEFINE_string("profile", "", "Directory for a trace of a few steps after the warm-up.")
 flags.mark_flags_as_required(["data", "workdir"])
 
 
 def main(_) -> None:
     config = cli.get_config()
-    cli.use_compilation_cache()
     dataset = open_dataset(flags.FLAGS.data)
     method = make_method(config, dataset.num_items)
 
@@ -37,7 +37,8 @@ def main(_) -> None:
         )
         return result.metrics
 
-    train_and_evaluate(config, dataset, method, flags.FLAGS.workdir, validate)
+    args = flags.FLAGS
+    train_and_evaluate(config, dataset, method, args.workdir, validate, args.profile)
 
 
 if __name__ == "__main__":

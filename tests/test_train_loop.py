@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import shutil
 
@@ -28,10 +29,11 @@ def config_of(**train):
     )
 
 
-def run(workdir, validate=fake_validation, method=None, **train):
+def run(workdir, validate=fake_validation, method=None, profile="", **train):
     config = config_of(**train)
     method = method or FakeMethod(config, noise=0.1)
-    return train_on(config, make_iterator(BATCH), "data", method, workdir, validate)
+    batches = make_iterator(BATCH)
+    return train_on(config, batches, "data", method, workdir, validate, profile=profile)
 
 
 def rows(workdir, stream):
@@ -69,6 +71,22 @@ def test_rows_average_the_steps_since_the_row_before(undisturbed, tmp_path):
     log = rows(undisturbed[0], "train")
     np.testing.assert_allclose(log[0]["loss/ar"], np.mean(single[:5]))
     np.testing.assert_allclose(log[2]["loss/ar"], np.mean(single[10:]))
+
+
+def test_profile_of_steps_after_the_warm_up(undisturbed, tmp_path, capsys):
+    run(tmp_path / "run", profile=str(tmp_path / "trace"))
+    assert "profile of 3 steps" in capsys.readouterr().out
+    assert_same_run(tmp_path / "run", undisturbed[0])
+    [trace] = (tmp_path / "trace").rglob("perfetto_trace.json.gz")
+    events = json.loads(gzip.decompress(trace.read_bytes()))["traceEvents"]
+    steps = [event["args"]["step_num"] for event in events if event.get("name") == "train"]
+    assert sorted(map(int, steps)) == [3, 4, 5]
+
+
+def test_no_profile_of_too_short_a_run(tmp_path, capsys):
+    run(tmp_path / "run", steps=3, profile=str(tmp_path / "trace"))
+    assert "no profile: it begins after 3 steps" in capsys.readouterr().out
+    assert not (tmp_path / "trace").exists()
 
 
 class Crash(Exception):

@@ -123,8 +123,8 @@ def dataset_name(info: Mapping[str, Any]) -> str:
     return info["source"] if level == "item" else f"{info['source']}/{level}"
 
 
-def write_records(path: str | os.PathLike, records: list[dict[str, Any]]) -> None:
-    """Writes a JSON list atomically (temporary name, then rename); NaN is refused.
+def write_records(path: str | os.PathLike, records: list | dict) -> None:
+    """Writes JSON atomically (temporary name, then rename); NaN is refused.
 
     Raises:
       UserError: the path cannot be written.

@@ -106,6 +106,15 @@ class Method(Protocol):
     def catalogue(self, params: Params) -> Array:
         """The item table prepared for scoring, float32 [V, D]."""
 
+    def best(
+        self, params: Params, vectors: Array, k: int, catalogue: Array | None = None
+    ) -> tuple[Array, Array]:
+        """The k highest scores float32 [B, k] of vectors [B, D] and their ids int32 [B, k], best
+        first, of equal scores the lower id first; without the logits of a large catalogue.
+
+        catalogue: the item table as `nn.losses.prepare` returns it, where many calls share it.
+        """
+
     def plan(self, n, max_segments: int = 0) -> ReadPlan:
         """Which events of histories of length `n` are folded and which are read."""
 

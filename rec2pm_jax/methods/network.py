@@ -14,6 +14,7 @@ from rec2pm_jax.nn.attention import KeyValues, Layout
 from rec2pm_jax.nn.backbone import Backbone
 from rec2pm_jax.nn.embedding import EventEmbedding
 from rec2pm_jax.nn.losses import catalogue_logits, next_item_loss, prepare
+from rec2pm_jax.nn.topk import top_k
 from rec2pm_jax.typing import PADDING_ID, Array, Batch, Events, Params, PRNGKey
 
 
@@ -120,6 +121,21 @@ class Network:
         """Item vectors float32 [V, D] whose dot products with prepared outputs are logits."""
         table = self.table(params)
         return prepare(self.config.loss, table[:1], table)[1]
+
+    def best(
+        self, params: Params, vectors: Array, k: int, catalogue: Array | None = None
+    ) -> tuple[Array, Array]:
+        """The k highest of `score`: [B, D] -> (float32 [B, k], item ids int32 [B, k]), see `top_k`.
+
+        catalogue: the table as `prepare` returns it, float32 [V, D], where many calls share it.
+        """
+        loss, table = self.config.loss, self.table(params)
+        queries, _ = prepare(loss, vectors, table[:1])
+        if catalogue is not None:
+            return top_k(queries, catalogue, k, first=1)
+        return top_k(
+            queries, table, k, first=1, prepare=lambda rows: prepare(loss, vectors, rows)[1]
+        )
 
     def table(self, params: Params) -> Array:
         """Item embeddings [V, D]."""

@@ -71,6 +71,11 @@ class Reader:
     def score(self, params: Params, vectors: Array, catalogue: Array | None = None) -> Array:
         return self.network.score(params, vectors, catalogue)
 
+    def best(
+        self, params: Params, vectors: Array, k: int, catalogue: Array | None = None
+    ) -> tuple[Array, Array]:
+        return self.network.best(params, vectors, k, catalogue)
+
     def catalogue(self, params: Params) -> Array:
         return self.network.catalogue(params)
 

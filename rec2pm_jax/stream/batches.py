@@ -30,7 +30,7 @@ def update(method, params, state, events, valid, next_time):
 def top(method, k, params, catalogue, state, events, valid, request_time):
     """Scores float32 [B, k] and ids int32 [B, k] of the best items, best first."""
     vectors = method.read(params, state, events, valid, request_time)
-    return jax.lax.top_k(method.score(params, vectors, catalogue), k)
+    return method.best(params, vectors, k, catalogue)
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -23,6 +23,7 @@ from rec2pm_jax.train.identity import check_same_run
 from rec2pm_jax.train.metric_writer import MetricWriter
 from rec2pm_jax.train.optimizer import make_optimizer, make_schedule
 from rec2pm_jax.train.partition import make_partition
+from rec2pm_jax.train.profile import StepTrace
 from rec2pm_jax.train.progress import (
     TARGET,
     Progress,
@@ -44,6 +45,7 @@ def train_and_evaluate(
     method: Method,
     workdir: str | Path,
     evaluate_fn: EvaluateFn,
+    profile: str = "",
 ) -> Summary:
     """Trains `method` on `dataset`; a workdir that holds part of this run is continued exactly.
 
@@ -65,6 +67,7 @@ def train_and_evaluate(
         workdir,
         evaluate_fn,
         data_path=str(Path(dataset.path).absolute()),
+        profile=profile,
     )
 
 
@@ -76,6 +79,7 @@ def train_on(
     workdir: str | Path,
     evaluate_fn: EvaluateFn,
     data_path: str | None = None,
+    profile: str = "",
 ) -> Summary:
     """Trains on an endless iterator of batches until the steps or the patience are used up.
 
@@ -91,6 +95,7 @@ def train_on(
       workdir: a new directory, or one of the same run.
       evaluate_fn: params -> validation metrics, "ndcg@10" among them.
       data_path: where the data lie, remembered for commands that are given only the workdir.
+      profile: directory for a trace of a few steps, see `StepTrace`; empty for none.
 
     Returns:
       The contents of `train/summary.json`.
@@ -101,6 +106,7 @@ def train_on(
     """
     workdir = Path(workdir)
     run = _Run(config, iterator, data_hash, method, workdir, evaluate_fn, data_path)
+    run.trace = StepTrace(profile)
     try:
         run.start()
         while run.progress.stop_reason(config) is None:
@@ -130,6 +136,7 @@ class _Run:
         self.progress = Progress()
         self.pending = None  # (step, metrics still being computed)
         self.writer = self.line = None
+        self.trace = StepTrace()
 
     def start(self) -> None:
         """Restores or initialises the state, opens the logs, and says what is being trained."""
@@ -166,7 +173,9 @@ class _Run:
     def advance(self) -> None:
         """One step, and the row, validation and checkpoint that are due after it."""
         config, progress = self.config.train, self.progress
-        self.state, metrics = self.partition.step(self.state, next(self.iterator))
+        with self.trace.step(progress.step) as results:
+            self.state, metrics = self.partition.step(self.state, next(self.iterator))
+            results(metrics)
         progress.step += 1
         self._take_pending()  # the step before: its numbers are ready while this one is computed
         self.pending = (progress.step, metrics)
@@ -208,10 +217,12 @@ class _Run:
             f"complete: {progress.step} steps ({summary['stopped_by']}), best validation {TARGET} "
             f"{progress.best[TARGET]:.4f} at step {progress.best_step}; summary in {path}"
         )
+        if self.trace.summary:
+            self._print(self.trace.summary)
         return summary
 
     def close(self) -> None:
-        for resource in (self.line, self.writer, self.checkpoints):
+        for resource in (self.trace, self.line, self.writer, self.checkpoints):
             if resource is not None:
                 resource.close()
 

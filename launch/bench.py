@@ -1,0 +1,79 @@
+"""Measures speed and memory and writes a record.
+
+    python -m launch.bench --suite=train --json=train.json --threads=1
+    python -m launch.bench --suite=infer --json=infer.json --threads=1 --only=hstu
+
+Every row runs in a process of its own; rows of a group are measured in alternation after a warm-up,
+together with a matrix product as the yardstick. The record holds medians of wall and CPU seconds,
+`flops` of the matrix products (counted in the jaxpr, loops by their turns) and their share of the
+yardstick's rate (`mfu`), `peak_rss_bytes` of the measured calls (what building and compiling
+took before is `start_rss_bytes`) and `first_s`, the first call with its compilation. With
+`--threads=1` rows are pinned to one core, and CPU seconds are what to compare on a busy machine.
+"""
+
+from __future__ import annotations
+
+import os
+
+from absl import flags
+
+from launch import cli, processes
+from launch.benchmarks import driver, infer, inputs, report, scale, topk, train
+from rec2pm_jax.errors import UserError
+from rec2pm_jax.evaluate.record import write_records
+
+SUITES = {  # name -> (smoke) -> cases
+    "train": train.cases,
+    "infer": infer.cases,
+    "scale": scale.cases,
+    "topk": topk.cases,
+    "input": inputs.cases,
+}
+
+
+def define_flags() -> None:
+    flags.DEFINE_enum("suite", None, SUITES, "What to measure.")
+    flags.DEFINE_string("json", None, "File for the record.")
+    flags.DEFINE_integer("threads", 0, "Cores to use, the first of this process's; 0: all.", 0)
+    flags.DEFINE_integer("repeats", 5, "Measured repetitions of every row.", 1)
+    flags.DEFINE_string("only", "", "Only rows whose name contains this.")
+    flags.DEFINE_enum(
+        "allocator", "tuned", processes.ALLOCATORS, "tuned: glibc keeps the memory it was given."
+    )
+    flags.DEFINE_float("max_gb", 0.0, "End rows that use more memory; 0: 60 % of what is free.", 0)
+    flags.DEFINE_boolean("smoke", False, "Tiny sizes: whether it runs, not how fast.")
+    flags.mark_flags_as_required(["suite", "json"])
+
+
+def main(_) -> None:
+    args = flags.FLAGS
+    cases = [case for case in SUITES[args.suite](args.smoke) if args.only in case.name]
+    if not cases:
+        names = "\n".join(case.name for case in SUITES[args.suite](args.smoke))
+        raise UserError(
+            f"--only={args.only}: no row of suite {args.suite} has such a name: {names}"
+        )
+    settings = driver.Settings(
+        threads=args.threads,
+        allocator=args.allocator,
+        repeats=args.repeats,
+        cache=args.compilation_cache,
+        max_rss=args.max_gb * 1e9 or 0.6 * _free_memory(),
+    )
+    for record in driver.measure(args.suite, cases, settings):
+        write_records(args.json, record)  # whole so far: a stopped run keeps its rows
+    print(report.setting_line(record))
+    print(report.table(record))
+    print(f"written to {args.json}")
+
+
+def _free_memory() -> float:
+    try:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (ValueError, OSError):
+        return float("inf")
+
+
+if __name__ == "__main__":
+    define_flags()
+    cli.run(main)

@@ -1,0 +1,137 @@
+"""--suite=infer: what one request costs, B = 1, the best 10 of 20,000 items included."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax
+import numpy as np
+
+from launch.benchmarks import settings
+from launch.benchmarks.case import Case, Work, model_case
+from launch.benchmarks.flops import matmul_flops
+from rec2pm_jax.config import Config, from_dict
+from rec2pm_jax.methods.registry import make_method
+from rec2pm_jax.stream.batches import top, update
+from rec2pm_jax.typing import Events
+
+K = 10
+HISTORIES = (1_000, 10_000, 100_000)
+
+
+def cases(smoke: bool) -> list[Case]:
+    """Per backbone: full, then reads by length of the history, then updates, then other methods."""
+    items = settings.SMOKE_ITEMS if smoke else settings.ITEMS
+    models = (
+        (settings.SMOKE_SASREC, settings.SMOKE_HSTU) if smoke else (settings.SASREC, settings.HSTU)
+    )
+    histories = (8, 16) if smoke else HISTORIES
+    rows = []
+    for model in models:
+
+        def add(method: str, mode: str, length: int = 0, model=model):
+            config = settings.setting(method, model, smoke=smoke)
+            rows.append(request_case(config, items, mode, length))
+
+        add("full", "full")
+        for length in histories:
+            add("rec2pm_o", "read", length)
+        add("rec2pm_o", "read_incremental", histories[0])
+        add("rec2pm_o", "update", histories[0])
+        add("recent", "read")
+        for method in ("rec2pm_a", "tok_serial_o", "kv_mask_o"):
+            add(method, "read", histories[0])
+            add(method, "update", histories[0])
+    return rows
+
+
+def request_case(config: Config, items: int, mode: str, history: int = 0) -> Case:
+    """history: events before the request; 0: as many as the method reads."""
+    data = config.data
+    length = history or (data.window if config.method.name == "full" else data.read_length)
+    return model_case(
+        config,
+        group=f"{config.model.backbone} requests",
+        build="infer:request",
+        mode=mode,
+        items=items,
+        batch=1,
+        length=length,
+        options={"mode": mode, "history": length},
+    )
+
+
+def request(config: dict[str, Any], items: int, mode: str, history: int) -> Work:
+    """One request of one user: inputs come from the host, as they do in a stream.
+
+    read, full: the longest window of raw events on top of the memory of `history` events; update: fold
+    one segment, old state donated; read_incremental: one event more in an open session.
+    """
+    method = make_method(from_dict(config), items)
+    data, params = method.config.data, jax.jit(method.init)(jax.random.key(0))
+    rng = np.random.default_rng(0)
+
+    def events(count: int) -> tuple[Events, np.ndarray]:
+        ids = rng.integers(1, items + 1, (1, count), dtype=np.int32)
+        times = np.arange(count, dtype=np.int32)[None] * 60
+        return Events(ids, times), np.ones((1, count), bool)
+
+    asked = np.zeros(1, np.int32)
+    state = jax.tree.map(np.asarray, method.init_state(params, 1))
+    plan = method.plan(history + method.read_length - 1)
+    for _ in range(int(plan.updates)):
+        state = update(method, params, state, *events(data.segment), asked)
+    state = jax.tree.map(np.asarray, state)
+
+    if mode == "update":
+        call = functools.partial(update, method, params)
+        arguments = (*events(data.segment), asked)
+        donated = jax.jit(method.update, donate_argnums=1)
+        current = jax.tree.map(jax.numpy.array, state)
+
+        def run():
+            nonlocal current
+            current = jax.block_until_ready(donated(params, current, *arguments))
+
+        tokens = data.segment
+        first = (state, *arguments)
+    elif mode == "read_incremental":
+        run, call, first = _incremental(method, params, state, events)
+        tokens = 1
+    else:
+        call = functools.partial(top, method, K, params)
+        first = (state, *events(method.read_length), asked)
+        tokens = method.read_length
+
+        def run():
+            jax.block_until_ready(call(*first))
+
+    return Work(
+        run,
+        tokens=tokens,
+        flops=lambda: matmul_flops(call, *first),
+        fields={"state_bytes_per_user": state.memory[0].nbytes},
+    )
+
+
+def _incremental(method, params, state, events):
+    """(run, call, its arguments): an event arrives in a session with half of its room taken."""
+    before = max(method.read_length // 2, 1)
+    session, _ = jax.jit(method.open_session)(params, state, *events(before))
+    lengths = np.asarray(session.lengths)
+    event, _ = events(1)
+
+    def call(params, session, event):
+        session, vectors = method.step_session(params, session, event)
+        return session, method.best(params, vectors, K)
+
+    step = jax.jit(call, donate_argnums=1)
+    first = jax.tree.map(np.asarray, session)
+
+    def run():
+        nonlocal session
+        session, _ = jax.block_until_ready(step(params, session, event))
+        session = session._replace(lengths=lengths)  # the same event again: it never fills up
+
+    return run, call, (params, first, event)

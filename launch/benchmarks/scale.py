@@ -1,0 +1,62 @@
+"""--suite=scale: how cost grows with the length of the history, B = 1, SASRec."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+
+from launch.benchmarks import settings
+from launch.benchmarks.case import Case, Work, model_case
+from launch.benchmarks.flops import matmul_flops
+from launch.benchmarks.train import step_case
+from rec2pm_jax.config import from_dict
+from rec2pm_jax.methods.registry import make_method
+from rec2pm_jax.typing import Events
+
+LENGTHS = (1_000, 2_000, 4_000, 8_000, 16_000)
+SEGMENT = 200
+
+
+def cases(smoke: bool) -> list[Case]:
+    """For every length: a step of `full` and of rec2pm_o, and a whole history compressed at once."""
+    items = settings.SMOKE_ITEMS if smoke else settings.ITEMS
+    model = settings.SMOKE_SASREC if smoke else settings.SASREC
+    segment, lengths = (4, (8, 16)) if smoke else (SEGMENT, LENGTHS)
+    rows = []
+    for length in lengths:
+        changes = {
+            "data": {"segment": segment, "segments": length // segment},
+            "train": {"batch_size": 1},
+        }
+        for method in ("full", "rec2pm_o"):
+            config = settings.setting(method, model, smoke=smoke, **changes)
+            rows.append(step_case(config, items, f"length {length}"))
+        case = model_case(
+            config,
+            name=f"reference pass/{length}",
+            group=f"length {length}",
+            build="scale:reference_pass",
+            mode="update",
+            items=items,
+            batch=1,
+            length=length,
+        )
+        rows.append(case._replace(row=case.row | {"memory": "one_time"}))
+    return rows
+
+
+def reference_pass(config: dict[str, Any], items: int) -> Work:
+    """`compress`: the memory of a whole history in one pass."""
+    method = make_method(from_dict(config), items)
+    params = jax.jit(method.init)(jax.random.key(0))
+    ids = settings.random_batch(method.config, items)["ids"][:, :-1]
+    arguments = (Events(ids), ids > 0)
+    compress = jax.jit(method.compress)
+    state = jax.block_until_ready(compress(params, *arguments))
+    return Work(
+        lambda: jax.block_until_ready(compress(params, *arguments)),
+        tokens=ids.size,
+        flops=lambda: matmul_flops(method.compress, params, *arguments),
+        fields={"state_bytes_per_user": state.memory[0].nbytes},
+    )

@@ -1,0 +1,56 @@
+"""The setting of all rows: B = 8, L = 1000, D = 64, 20,000 items, 128 negatives per position."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from rec2pm_jax.config import Config, from_dict
+from rec2pm_jax.typing import Batch
+
+ITEMS = 20_000
+METHODS = {  # display name -> method, memory
+    "full": ("full", "overwrite"),
+    "recent": ("recent", "overwrite"),
+    "rec2pm_o": ("rec2pm", "overwrite"),
+    "rec2pm_a": ("rec2pm", "append"),
+    "tok_serial_o": ("tok_serial", "overwrite"),
+    "kv_mask_o": ("kv_mask", "overwrite"),
+}
+SASREC = {"backbone": "sasrec", "layers": 4, "heads": 4, "dim": 64}
+HSTU = {"backbone": "hstu", "layers": 16, "heads": 8, "dim": 64}
+# For tests of the suites: seconds in all.
+SMOKE_ITEMS = 200
+SMOKE_SASREC = {"backbone": "sasrec", "layers": 2, "heads": 2, "dim": 8}
+SMOKE_HSTU = {"backbone": "hstu", "layers": 2, "heads": 2, "dim": 8}
+
+
+def setting(method: str, model: dict[str, Any], *, smoke: bool = False, **changes) -> Config:
+    """The configuration of a row; method: a key of METHODS; changes: section={field: value}."""
+    name, memory = METHODS[method]
+    values: dict[str, dict[str, Any]] = {
+        "data": {"segment": 200, "segments": 5},
+        "model": model,
+        "method": {"name": name, "memory": memory, "slots": 4},
+        "loss": {"kind": "sampled_softmax", "negatives": 128, "sharing": "per_position"},
+        "train": {"batch_size": 8},
+    }
+    if smoke:
+        values["data"] = {"segment": 4, "segments": 3}
+        values["loss"]["negatives"] = 4
+        values["train"]["batch_size"] = 2
+    for section, fields in changes.items():
+        values[section] = values.get(section, {}) | fields
+    return from_dict(values)
+
+
+def random_batch(config: Config, items: int, seed: int = 0) -> Batch:
+    """A training batch without padding, see `Method.loss`; items are drawn uniformly."""
+    rng = np.random.default_rng(seed)
+    rows, window = config.train.batch_size, config.data.window
+    return {
+        "ids": rng.integers(1, items + 1, (rows, window + 1), dtype=np.int32),
+        "times": np.tile(np.arange(window + 1, dtype=np.int32) * 60, (rows, 1)),
+        "index": np.arange(rows, dtype=np.int32),
+    }

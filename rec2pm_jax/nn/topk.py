@@ -1,0 +1,93 @@
+"""Exact top-k over a large catalogue without its logits.
+
+The catalogue is cut into runs of `RUN` consecutive rows. Of every run only the maximum is kept, and
+then the k runs with the largest maxima hold the k best rows: a row outside of them is beaten by the
+best row of each of the k. So one pass makes the maxima, block by block, 1 / RUN of the logits, and
+a second one looks at k * RUN rows per query. Shapes are static, nothing is approximated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from rec2pm_jax.typing import Array
+
+RUN = 64
+BLOCK = (
+    4096  # rows whose logits exist at a time: 1 MB for 64 queries, so they stay in a core's cache
+)
+_DIRECT = 16  # blocks; a smaller catalogue is sorted as it is
+
+
+def top_k(
+    queries: Array,
+    table: Array,
+    k: int,
+    *,
+    first: int = 0,
+    prepare: Callable[[Array], Array] = lambda rows: rows,
+    block: int = BLOCK,
+) -> tuple[Array, Array]:
+    """The k largest dot products of every query with the rows of `table`, largest first.
+
+    Equal to a stable sort of all scores, `prepare(table) @ queries.T`: of equal scores the lower row
+    comes first. Both passes make the scores by the same product over at least RUN rows, which on a CPU
+    gives the same bits wherever a row stands; where a product rounds by its shape, scores closer than
+    rounding may swap.
+
+    Args:
+      queries: float32 [Q, D].
+      table: [V, D].
+      k: rows wanted, 1 <= k <= V - first.
+      first: rows before this one do not take part (the padding row).
+      prepare: rows of the table [n, D] -> float32 [n, D], each row by itself.
+      block: rows per step, a multiple of RUN.
+
+    Returns:
+      (scores float32 [Q, k], rows int32 [Q, k]).
+
+    Raises:
+      ValueError: k is out of range.
+    """
+    count = table.shape[0] - first
+    if not 1 <= k <= count:
+        raise ValueError(f"k={k} must be between 1 and the {count} rows that take part.")
+
+    def scores(rows: Array) -> Array:
+        """[n, D] -> [n, Q]."""
+        return prepare(rows) @ queries.T
+
+    if count <= max(_DIRECT * block, 2 * k * RUN):
+        best, rows = jax.lax.top_k(scores(table[first:]).T, k)
+        return best, rows + first
+
+    def maxima(rows: Array) -> Array:
+        """[n, D] -> [n / RUN, Q]."""
+        return scores(rows).reshape(-1, RUN, queries.shape[0]).max(axis=1)
+
+    def step(carry: None, start: Array) -> tuple[None, Array]:
+        return carry, maxima(jax.lax.dynamic_slice_in_dim(table, start, block))
+
+    blocks = count // block
+    _, runs = jax.lax.scan(step, None, first + block * jnp.arange(blocks, dtype=jnp.int32))
+    runs = runs.reshape(-1, queries.shape[0])
+    rest = count - blocks * block
+    if rest:  # fewer rows than a block, filled up to whole runs by repeating the last
+        index = jnp.minimum(jnp.arange(-(-rest // RUN) * RUN), rest - 1)
+        runs = jnp.concatenate([runs, maxima(table[table.shape[0] - rest + index])])
+
+    chosen = jax.lax.top_k(runs.T, k)[1]  # Q k, the lower run first where maxima are equal
+    chosen = jnp.sort(chosen, axis=1)  # so that rows are in order again, and ties with them
+
+    def refine(inputs: tuple[Array, Array]) -> tuple[Array, Array]:
+        query, runs = inputs
+        rows = first + (runs[:, None] * RUN + jnp.arange(RUN, dtype=jnp.int32)).reshape(-1)
+        real = rows < table.shape[0]
+        own = scores(table[jnp.where(real, rows, first)])[:, query]
+        best, at = jax.lax.top_k(jnp.where(real, own, -jnp.inf), k)
+        return best, rows[at]
+
+    return jax.lax.map(refine, (jnp.arange(queries.shape[0]), chosen))
