@@ -45,7 +45,7 @@ def prepare(options: PrepareOptions) -> tuple[dict, bool]:
     if ties not in TIE_RULES:
         raise UserError(f"--ties={ties} is unknown; choose one of {', '.join(TIE_RULES)}.")
     events, dropped = filters.apply_filters(
-        interactions.events, options.min_item_count, options.min_user_events
+        pl.concat(interactions.frames()), options.min_item_count, options.min_user_events
     )
     items = filters.vocabulary(events, interactions.items)
     histories, event_types = build_histories(events, items, ties, options.seed)
