@@ -13,6 +13,7 @@ import polars as pl
 from array_record.python.array_record_module import ArrayRecordReader
 
 from rec2pm_jax.data.histories import Histories, content_hash
+from rec2pm_jax.data.writer import shard_name
 from rec2pm_jax.errors import UserError
 
 FORMAT_VERSION = 1
@@ -120,13 +121,17 @@ class Dataset:
         Raises:
           UserError: the record files are damaged or do not match `dataset.json`.
         """
-        histories = _read_histories(self.path, self.info)
-        found = content_hash(histories, self._item_table, self.event_types, self.has_times)
+        histories = _read_histories(self.path, self.info, self._users, self.lengths)
+        found = content_hash(
+            self._users,
+            self.lengths,
+            lambda name: [getattr(histories, name)],
+            self._item_table,
+            self.event_types,
+            self.has_times,
+        )
         if found != self.content_hash:
-            raise UserError(
-                f"{self.path}: the files do not match the content hash in dataset.json; "
-                "prepare the dataset again."
-            )
+            raise _mismatch(self.path)
         return histories
 
     @cached_property
@@ -200,23 +205,35 @@ def open_dataset(path: str | Path) -> Dataset:
     return Dataset(path, info, tables["items"], tables["users"])
 
 
-def _read_histories(path: Path, info: dict) -> Histories:
-    users, ids, times, types = [], [], [], []
+def _read_histories(path: Path, info: dict, users: list[str], lengths: np.ndarray) -> Histories:
+    """Fills arrays of the sizes that users.parquet states, a shard at a time."""
+    offsets = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
+    ids, times = np.empty(offsets[-1], np.int32), np.empty(offsets[-1], np.int64)
+    types = np.empty(offsets[-1], np.int8) if info["event_types"] else None
+    user = 0
     for shard in range(info["shards"]):
-        file = path / f"sequences-{shard:05d}-of-{info['shards']:05d}.arrayrecord"
+        file = path / shard_name(shard, info["shards"])
         for record in _read_records(file):
-            users.append(record["user"])
-            ids.append(np.frombuffer(record["ids"], "<i4"))
-            times.append(np.frombuffer(record["times"], "<i8"))
-            if record["types"] is not None:
-                types.append(np.frombuffer(record["types"], np.int8))
-    lengths = [len(sequence) for sequence in ids]
-    return Histories(
-        users=users,
-        offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
-        ids=np.concatenate(ids).astype(np.int32),
-        times=np.concatenate(times).astype(np.int64),
-        types=np.concatenate(types) if types else None,
+            if user == len(users) or record["user"] != users[user]:
+                raise _mismatch(path)
+            events = slice(offsets[user], offsets[user + 1])
+            try:
+                ids[events] = np.frombuffer(record["ids"], "<i4")
+                times[events] = np.frombuffer(record["times"], "<i8")
+                if types is not None:
+                    types[events] = np.frombuffer(record["types"], np.int8)
+            except (ValueError, TypeError):
+                raise _mismatch(path) from None
+            user += 1
+    if user != len(users):
+        raise _mismatch(path)
+    return Histories(users, offsets, ids, times, types)
+
+
+def _mismatch(path: Path) -> UserError:
+    return UserError(
+        f"{path}: the files do not match the content hash in dataset.json; prepare the dataset "
+        "again."
     )
 
 
