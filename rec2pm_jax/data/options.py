@@ -28,6 +28,9 @@ class PrepareOptions:
     item_column: str = "item"
     time_column: str = "timestamp"
     type_column: str = ""
+    order_column: str = ""
+    time_unit: str = ""  # s | ms | us | ns | iso; empty: detected
+    time_zone: str = ""  # of times that state none; empty: UTC
     synthetic_users: int = 4000
     synthetic_items: int = 400
     synthetic_length: int = 80
