@@ -22,7 +22,7 @@ def reference_hash(
     min_user_events: int = 0,
 ) -> str:
     """The content hash of a dataset with real times, event types and no titles."""
-    rows = _filtered(rows, min_item_count, min_user_events)
+    rows = filtered(rows, min_item_count, min_user_events)
     counts = Counter(item for _, item, *_ in rows)
     items = sorted(counts, key=lambda item: (-counts[item], item.encode()))
     types = sorted({kind for *_, kind, _ in rows})
@@ -54,7 +54,7 @@ def reference_hash(
     return digest.hexdigest()
 
 
-def _filtered(rows: list[Row], min_item_count: int, min_user_events: int) -> list[Row]:
+def filtered(rows: list[Row], min_item_count: int, min_user_events: int) -> list[Row]:
     while True:
         items = Counter(item for _, item, *_ in rows)
         rows = [row for row in rows if items[row[1]] >= min_item_count]

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from rec2pm_jax.data.dataset import open_dataset
@@ -16,7 +16,7 @@ from rec2pm_jax.data.ordering import argsort
 from rec2pm_jax.data.prepare import prepare
 from rec2pm_jax.errors import UserError
 from tests.data_fixtures import prepare_frames, prepare_log, random_log
-from tests.data_reference import reference_hash
+from tests.data_reference import filtered, reference_hash
 
 
 def hash_of(log: pl.DataFrame, ties: str = "shuffle", seed: int = 0) -> str:
@@ -53,6 +53,7 @@ def test_stages_equal_the_reference_whatever_the_frames_and_the_memory(
     log = random_log(seed=data_seed)
     rng = np.random.default_rng(data_seed)
     log = log.with_columns(order=rng.integers(0, 3, log.height) * ordered)
+    assume(filtered(log.rows(), *thresholds))
     names = ("min_item_count", "min_user_events")
     options = dict(zip(names, thresholds, strict=True)) | {"ties": ties}
     canonical = log.rename({"kind": "event_type"}).select(

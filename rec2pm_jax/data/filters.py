@@ -40,26 +40,31 @@ def check_thresholds(min_item_count: int, min_user_events: int) -> None:
 
 
 def apply_filters(
-    events: ColumnFiles, users: int, items: int, min_item_count: int, min_user_events: int, rows: int
+    events: ColumnFiles,
+    known_users: np.ndarray,
+    known_items: np.ndarray,
+    min_item_count: int,
+    min_user_events: int,
+    rows: int,
 ) -> Kept:
     """Applies the rule to coded events, read `rows` at a time.
 
     Args:
-      users, items: how many codes there are of each.
+      known_users, known_items: bool [codes], those that stay whatever their counts.
 
     Raises:
       UserError: no event is left.
     """
-    keep_user, keep_item = np.ones(users, bool), np.ones(items, bool)
+    keep_user, keep_item = np.ones_like(known_users), np.ones_like(known_items)
     dropped = {"min_item_count": 0, "min_user_events": 0}
     while True:
         by_user, by_item = _count(events, keep_user, keep_item, rows)
-        rare = keep_item & (by_item < min_item_count)
+        rare = keep_item & ~known_items & (by_item < min_item_count)
         if rare.any():
             dropped["min_item_count"] += int(by_item[rare].sum())
             keep_item &= ~rare
             by_user, by_item = _count(events, keep_user, keep_item, rows)
-        short = keep_user & (by_user < min_user_events)
+        short = keep_user & ~known_users & (by_user < min_user_events)
         lost = int(by_user[short].sum())
         keep_user &= ~short
         if not lost:

@@ -40,8 +40,8 @@ def prepare(options: PrepareOptions) -> tuple[dict, bool]:
     _check_options(options)
     target = Path(options.output_dir)
     _check_target(target, options.overwrite)
-    with workspace(target, _identity(options)) as space:
-        info, finished = _fill(space, options)
+    with workspace(target, identity(options)) as space:
+        info, finished = run_stages(space, options)
         if target.exists() and _holds(target, info["content_hash"]):
             return info, False
         if target.exists() and any(target.iterdir()) and not options.overwrite:
@@ -54,7 +54,7 @@ def prepare(options: PrepareOptions) -> tuple[dict, bool]:
     return read_info(target), True
 
 
-def _fill(space: Workspace, options: PrepareOptions):
+def run_stages(space: Workspace, options: PrepareOptions, known: partitions.Known | None = None):
     """Runs the stages; returns the description and what writes the dataset to a directory."""
     max_memory = parse_bytes(options.max_memory)
     rows = max(1, min(_MAX_ROWS, max_memory // _BYTES_PER_ROW))
@@ -65,8 +65,16 @@ def _fill(space: Workspace, options: PrepareOptions):
             lambda d: coding.encode(SOURCES[options.source](options), d, rows, options.progress),
         )
     )
+    if known and (known.has_times, bool(known.event_types)) != (
+        log.facts["has_times"],
+        bool(log.event_types),
+    ):
+        raise UserError(
+            f"{options.output_dir} and the new log differ in having real times or event types; append "
+            "a log with the same columns."
+        )
     parts = partitions.Partitions(
-        space.stage("parts", lambda d: partitions.deal(log, d, *thresholds, rows, max_memory))
+        space.stage("parts", lambda d: partitions.deal(log, d, *thresholds, rows, max_memory, known))
     )
     log.events.remove()
     ties = options.ties or log.facts["ties"]
@@ -103,7 +111,7 @@ def _check_options(options: PrepareOptions) -> None:
     parse_bytes(options.max_memory)
 
 
-def _identity(options: PrepareOptions) -> dict:
+def identity(options: PrepareOptions) -> dict:
     """What must be equal for finished stages of a killed start to be used."""
     fields = dataclasses.asdict(options)
     for name in ("progress", "overwrite", "shards"):
@@ -154,19 +162,13 @@ def _describe(
     sequences: Sequences,
 ) -> dict:
     lengths = parts.counts
-    event_types = sorted(log.event_types)
+    event_types = parts.event_types
     return {
         "format_version": FORMAT_VERSION,
         "source": options.source,
         "item_level": log.facts["item_level"],
-        "users": len(parts.users),
         "items": parts.items.height,
-        "events": int(lengths.sum()),
-        "lengths": {
-            name: int(np.quantile(lengths, q, method="inverted_cdf"))
-            for name, q in _LENGTH_QUANTILES.items()
-        },
-        "users_with_one_event": int(np.sum(lengths == 1)),
+        **length_facts(lengths),
         "filters": {
             "min_item_count": options.min_item_count,
             "min_user_events": options.min_user_events,
@@ -190,6 +192,19 @@ def _describe(
             event_types,
             log.facts["has_times"],
         ),
+    }
+
+
+def length_facts(lengths: np.ndarray) -> dict:
+    """What `dataset.json` says about the lengths of histories."""
+    return {
+        "users": len(lengths),
+        "events": int(lengths.sum()),
+        "lengths": {
+            name: int(np.quantile(lengths, q, method="inverted_cdf"))
+            for name, q in _LENGTH_QUANTILES.items()
+        },
+        "users_with_one_event": int(np.sum(lengths == 1)),
     }
 
 
