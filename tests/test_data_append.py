@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import jax.numpy as jnp
 import polars as pl
 import pytest
 from hypothesis import given, settings
@@ -11,6 +12,7 @@ from rec2pm_jax.data.append import append, compact
 from rec2pm_jax.data.dataset import open_dataset
 from rec2pm_jax.data.options import PrepareOptions
 from rec2pm_jax.errors import UserError
+from rec2pm_jax.train.growth import grow_items
 from tests.data_fixtures import prepare_log, random_log
 
 
@@ -64,7 +66,19 @@ def test_append_and_compact_equal_a_rebuild(tmp_path_factory, seed, ties):
     assert sequences(compacted) == sequences(rebuilt)
     assert compacted.items.raw_ids == appended.items.raw_ids
     assert len(hashes) == 4
+    assert {*compacted.info["grown_from"], compacted.content_hash} == hashes
     assert not list((tmp_path / "data").glob("delta-*"))
+
+
+def test_new_items_get_rows_that_depend_on_nothing_else():
+    params = {"embedding": {"item_embedding": jnp.ones((3, 4)), "x": 1}, "backbone": 2}
+    at_once = grow_items(params, 7, seed=0)
+    by_turns = grow_items(grow_items(params, 4, seed=0), 7, seed=0)
+    table = at_once["embedding"]["item_embedding"]
+    assert table.shape == (8, 4) and at_once["backbone"] == 2
+    assert (table == by_turns["embedding"]["item_embedding"]).all()
+    assert (table[:3] == 1).all() and (table[3:] != 0).all() and (abs(table[3:]) <= 0.04).all()
+    assert grow_items(params, 2, seed=0) is params
 
 
 def test_frozen_filters_and_damage(tmp_path):
