@@ -27,6 +27,7 @@ from rec2pm_jax.evaluate.report import diagnostics_table, metrics_table, setting
 from rec2pm_jax.methods.registry import make_method
 from rec2pm_jax.provenance import git_commit
 from rec2pm_jax.train.checkpoint import load_for_inference
+from rec2pm_jax.train.growth import grow_items
 from rec2pm_jax.train.identity import open_training_data
 
 flags.DEFINE_string("workdir", "", "Directory of a training run.")
@@ -51,6 +52,7 @@ def evaluate_workdir(args) -> tuple[dict, dict | None]:
         raise UserError("--window and --half_life belong to --heuristic=personal_frequency.")
     config, params, meta = load_for_inference(args.workdir, args.checkpoint)
     dataset = open_training_data(args.data, args.workdir, meta)
+    params = grow_items(params, dataset.num_items, config.train.seed)
     method = make_method(serving_config(config, args.memory), dataset.num_items)
     options = {
         "split": args.split,

@@ -5,6 +5,8 @@
     python -m launch.prepare --source=interactions --input=log.csv --user_column=uid \\
         --item_column=sku --time_column=ts --output_dir=data/log
     python -m launch.prepare --source=synthetic --output_dir=data/synthetic
+    python -m launch.prepare --append --source=interactions --input=tuesday.csv --output_dir=data/log
+    python -m launch.prepare --compact --output_dir=data/log
 """
 
 from __future__ import annotations
@@ -14,8 +16,10 @@ import dataclasses
 from absl import flags
 
 from launch import cli
+from rec2pm_jax.data import append as append_lib
 from rec2pm_jax.data.options import PrepareOptions
 from rec2pm_jax.data.prepare import prepare, summary
+from rec2pm_jax.errors import UserError
 
 flags.DEFINE_string("source", None, "complete_journey, movielens, interactions or synthetic.")
 flags.DEFINE_string("output_dir", None, "Directory of the prepared dataset.")
@@ -26,26 +30,40 @@ flags.DEFINE_integer("min_user_events", 0, "Drop users with fewer events.")
 flags.DEFINE_string("ties", "", "Equal timestamps of a user: shuffle or keep (default: by source).")
 flags.DEFINE_integer("seed", 0, "Seed of the tie shuffle and of the synthetic source.")
 flags.DEFINE_integer("shards", 0, "Record files; 0 chooses by size.")
+flags.DEFINE_string("max_memory", "4GiB", "Memory to use for events, e.g. 500MB or 4GiB.")
 flags.DEFINE_boolean("overwrite", False, "Replace another prepared dataset in output_dir.")
 flags.DEFINE_boolean("progress", True, "Show a progress bar.")
 flags.DEFINE_string("user_column", "user", "interactions: column of the user.")
 flags.DEFINE_string("item_column", "item", "interactions: column of the item.")
-flags.DEFINE_string("time_column", "timestamp", "interactions: column of the time in seconds.")
+flags.DEFINE_string("time_column", "timestamp", "interactions: column of the time.")
 flags.DEFINE_string("type_column", "", "interactions: column of the event type, if any.")
+flags.DEFINE_string("order_column", "", "interactions: number that orders events of equal time.")
+flags.DEFINE_string("time_unit", "", "interactions: s, ms, us, ns or iso; detected unless given.")
+flags.DEFINE_string("time_zone", "", "interactions: zone of times that state none; default UTC.")
 flags.DEFINE_integer("synthetic_users", 4000, "synthetic: users.")
 flags.DEFINE_integer("synthetic_items", 400, "synthetic: items.")
 flags.DEFINE_integer("synthetic_length", 80, "synthetic: events per user.")
 flags.DEFINE_integer("synthetic_taste_events", 10, "synthetic: first events that show the taste.")
-flags.mark_flags_as_required(["source", "output_dir"])
+flags.DEFINE_boolean("append", False, "Add the log to the dataset in output_dir, as a delta.")
+flags.DEFINE_boolean("compact", False, "Rewrite the dataset in output_dir without deltas.")
+flags.mark_flags_as_required(["output_dir"])
 
 
 def main(_) -> None:
+    if flags.FLAGS.compact:
+        print(summary(append_lib.compact(flags.FLAGS.output_dir)))
+        return
+    if not flags.FLAGS.source:
+        raise UserError("Give --source (or --compact).")
     options = PrepareOptions(
         **{
             field.name: flags.FLAGS[field.name].value
             for field in dataclasses.fields(PrepareOptions)
         }
     )
+    if flags.FLAGS.append:
+        print(summary(append_lib.append(options)))
+        return
     info, written = prepare(options)
     print(summary(info))
     print(f"{'written to' if written else 'already prepared in'} {options.output_dir}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import polars as pl
@@ -10,6 +11,8 @@ import polars as pl
 from rec2pm_jax.data.dataset import Dataset, open_dataset
 from rec2pm_jax.data.options import PrepareOptions
 from rec2pm_jax.data.prepare import prepare
+from rec2pm_jax.data.schema import Interactions, no_items
+from rec2pm_jax.data.sources import SOURCES
 
 
 def random_log(users: int = 12, items: int = 9, events: int = 400, seed: int = 0) -> pl.DataFrame:
@@ -38,6 +41,16 @@ def prepare_log(log: pl.DataFrame, directory: Path, name: str = "data", **option
             **options,
         )
     )
+    return info
+
+
+def prepare_frames(frames: list[pl.DataFrame], directory: Path, **options) -> dict:
+    """Prepares canonical events, a frame at a time, into `directory / data`; returns the info."""
+    source = {"frames": lambda _options: Interactions(iter(frames), no_items())}
+    with patch.dict(SOURCES, source):
+        info, _ = prepare(
+            PrepareOptions("frames", str(directory / "data"), progress=False, **options)
+        )
     return info
 
 

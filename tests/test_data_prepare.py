@@ -1,36 +1,91 @@
 from __future__ import annotations
 
 import json
+import tempfile
+from pathlib import Path
 
 import numpy as np
 import polars as pl
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from rec2pm_jax.data import filters
 from rec2pm_jax.data.dataset import open_dataset
-from rec2pm_jax.data.histories import build_histories, content_hash
 from rec2pm_jax.data.options import PrepareOptions
+from rec2pm_jax.data.ordering import argsort
 from rec2pm_jax.data.prepare import prepare
-from rec2pm_jax.data.schema import no_items
 from rec2pm_jax.errors import UserError
-from tests.data_fixtures import prepare_log, random_log
+from tests.data_fixtures import prepare_frames, prepare_log, random_log
+from tests.data_reference import filtered, reference_hash
 
 
 def hash_of(log: pl.DataFrame, ties: str = "shuffle", seed: int = 0) -> str:
-    events = log.rename({"kind": "event_type"})
-    items = filters.vocabulary(events, no_items())
-    histories, types = build_histories(events, items, ties, seed)
-    return content_hash(histories, items, types, True)
+    return reference_hash([(*row, 0) for row in log.rows()], ties, seed)
 
 
-@settings(max_examples=30, deadline=None)
-@given(data_seed=st.integers(0, 1000), order_seed=st.integers(0, 1000))
-def test_content_hash_does_not_depend_on_the_order_of_rows(data_seed, order_seed):
+FROZEN = {
+    "shuffle": "72ad76687859c829ec8cf9e88c471a9a3fe3763061a4eb1e657a1c45d742bfae",
+    "keep": "aef8e50409b34d410008f3089228eaea90e0ab96270426a6092904e4f60d7157",
+    "filtered": "71667a9a52d95137de450e456edd4981ab0082425770761461716a65d77310ff",
+}
+
+
+def test_content_hashes_are_frozen(tmp_path):
+    """Records of finished runs name them, and a new tie order would reorder every old basket."""
+    thresholds = {"min_item_count": 30, "min_user_events": 20}
+    for name, options in {"shuffle": {}, "keep": {"ties": "keep"}, "filtered": thresholds}.items():
+        info = prepare_log(random_log(), tmp_path, name=name, type_column="kind", **options)
+        assert info["content_hash"] == FROZEN[name]
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    data_seed=st.integers(0, 1000),
+    frames=st.integers(1, 6),
+    rows=st.sampled_from([40, 90, 400]),
+    ordered=st.booleans(),
+    thresholds=st.sampled_from([(0, 0), (30, 20), (20, 20)]),
+    ties=st.sampled_from(["shuffle", "keep"]),
+)
+def test_stages_equal_the_reference_whatever_the_frames_and_the_memory(
+    data_seed, frames, rows, ordered, thresholds, ties
+):
     log = random_log(seed=data_seed)
-    shuffled = log.sample(fraction=1, shuffle=True, seed=order_seed)
-    assert hash_of(shuffled) == hash_of(log)
+    rng = np.random.default_rng(data_seed)
+    log = log.with_columns(order=rng.integers(0, 3, log.height) * ordered)
+    assume(filtered(log.rows(), *thresholds))
+    names = ("min_item_count", "min_user_events")
+    options = dict(zip(names, thresholds, strict=True)) | {"ties": ties}
+    canonical = log.rename({"kind": "event_type"}).select(
+        pl.all() if ordered else pl.exclude("order")
+    )
+    if ties == "shuffle":
+        canonical = canonical.sample(fraction=1, shuffle=True, seed=data_seed)
+    cuts = np.sort(rng.integers(0, log.height, frames - 1))
+    parts = [canonical[a:b] for a, b in zip([0, *cuts], [*cuts, log.height], strict=True)]
+    with tempfile.TemporaryDirectory() as directory:
+        info = prepare_frames(parts, Path(directory), max_memory=f"{rows}kB", **options)
+        dataset = open_dataset(Path(directory) / "data")
+        assert dataset.histories.lengths.sum() == info["events"]  # checks the hash of the files
+        assert sorted(p.name for p in Path(directory).iterdir()) == ["data"]
+    expected = reference_hash(log.rows(), ties, 0, *thresholds)
+    assert info["content_hash"] == expected
+    assert info["events"] + sum(info["dropped_rows"].values()) == log.height
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.integers(-(2**63), 2**63 - 1), st.integers(0, 3), st.integers(-(2**40), 2**40)
+        ),
+        max_size=30,
+    )
+)
+def test_packed_keys_sort_as_tuples_do(rows):
+    keys = np.array(rows, np.int64).reshape(-1, 3).T
+    for order in ([0, 1, 2], [1, 2, 0], [1, 2]):
+        expected = sorted(range(len(rows)), key=lambda i: [rows[i][k] for k in order])  # noqa: B023
+        assert argsort(*keys[order]).tolist() == expected
 
 
 def test_content_hash_depends_on_content():
@@ -40,50 +95,42 @@ def test_content_hash_depends_on_content():
     assert len(hashes | {hash_of(later)}) == 5
 
 
-def test_kept_ties_follow_the_input_and_shuffled_ties_do_not():
+def test_kept_ties_follow_the_input_and_shuffled_ties_do_not(tmp_path):
     log = pl.DataFrame(
         {
             "user": ["u"] * 50,
             "item": [f"i{n:02d}" for n in range(50)],
             "timestamp": [5] * 25 + [3] * 25,
-            "kind": ["a"] * 50,
         }
-    ).rename({"kind": "event_type"})
-    items = filters.vocabulary(log, no_items())  # all counts are 1, so ids go by raw id
-    kept, _ = build_histories(log, items, "keep", 0)
-    assert kept.ids.tolist() == [*range(26, 51), *range(1, 26)]
-    shuffled, _ = build_histories(log, items, "shuffle", 0)
-    assert sorted(shuffled.ids[:25].tolist()) == list(range(26, 51))  # still in the order of time
-    assert shuffled.ids[:25].tolist() != list(range(26, 51))
+    )  # all counts are 1, so ids go by raw id
+    prepare_frames([log], tmp_path, ties="keep")
+    kept = open_dataset(tmp_path / "data").histories.ids.tolist()
+    assert kept == [*range(26, 51), *range(1, 26)]
+    prepare_frames([log], tmp_path, overwrite=True)
+    shuffled = open_dataset(tmp_path / "data").histories.ids.tolist()
+    assert sorted(shuffled[:25]) == list(range(26, 51))  # still in the order of time
+    assert shuffled[:25] != list(range(26, 51))
 
 
-def test_the_tie_order_is_frozen():
-    """A change of the hash would silently reorder every basket of every prepared dataset."""
-    log = pl.DataFrame(
-        {"user": ["u"] * 6, "item": list("aabcde"), "timestamp": [7] * 6, "event_type": ["x"] * 6}
-    )
-    items = filters.vocabulary(log, no_items())
-    histories, _ = build_histories(log, items, "shuffle", 0)
-    assert [items["raw_id"][i - 1] for i in histories.ids.tolist()] == list("eacbda")
-
-
-def test_ids_go_by_count_then_raw_id():
+def test_ids_go_by_count_then_raw_id(tmp_path):
     log = pl.DataFrame(
         {"user": ["u"] * 6, "item": ["b", "a", "c", "c", "é", "B"], "timestamp": [0] * 6}
     )
-    table = filters.vocabulary(log, no_items())
-    assert table["raw_id"].to_list() == ["c", "B", "a", "b", "é"]
-    assert table["id"].to_list() == [1, 2, 3, 4, 5]
-    assert table["count"].to_list() == [2, 1, 1, 1, 1]
+    info = prepare_frames([log], tmp_path)
+    items = open_dataset(tmp_path / "data").items
+    assert items.raw_ids[1:] == ["c", "B", "a", "b", "é"]
+    assert items.counts.tolist() == [0, 2, 1, 1, 1, 1]
+    assert info["duplicate_rows"] == 1
 
 
-def test_filters_are_iterated():
+def test_filters_are_iterated(tmp_path):
     # Item z goes (1 event); then user b has 1 event and goes; then item y has 1 event and goes.
     rows = [("a", "x"), ("a", "x"), ("a", "y"), ("b", "y"), ("b", "z")]
-    log = pl.DataFrame(rows, schema=["user", "item"], orient="row").with_columns(timestamp=0)
-    events, dropped = filters.apply_filters(log, min_item_count=2, min_user_events=2)
-    assert events["item"].to_list() == ["x", "x"]
-    assert dropped == {"min_item_count": 2, "min_user_events": 1}
+    log = pl.DataFrame(rows, schema=["user", "item"], orient="row")
+    log = log.with_columns(timestamp=pl.lit(0, pl.Int64))
+    info = prepare_frames([log], tmp_path, min_item_count=2, min_user_events=2)
+    assert open_dataset(tmp_path / "data").items.raw_ids == ["", "x"]
+    assert info["dropped_rows"] == {"min_item_count": 2, "min_user_events": 1}
 
 
 @pytest.mark.parametrize("shards", [1, 3, 50])

@@ -13,6 +13,8 @@ import polars as pl
 from array_record.python.array_record_module import ArrayRecordReader
 
 from rec2pm_jax.data.histories import Histories, content_hash
+from rec2pm_jax.data.merging import merge
+from rec2pm_jax.data.writer import shard_name
 from rec2pm_jax.errors import UserError
 
 FORMAT_VERSION = 1
@@ -65,16 +67,16 @@ class Dataset:
     Attributes:
       path: the directory.
       info: the contents of `dataset.json`.
-      items: the item table.
+      items: the item table; item_table: the same as a frame, without padding.
       lengths: int32 [num_users] events per user.
     """
 
     def __init__(self, path: Path, info: dict, items: pl.DataFrame, users: pl.DataFrame):
         self.path = path
         self.info = info
+        self.item_table = items
         self.items = Items(items)
         self.lengths = users["length"].to_numpy().astype(np.int32)
-        self._item_table = items
         self._users = users["user"].to_list()
         self._indices = {user: index for index, user in enumerate(self._users)}
 
@@ -120,14 +122,19 @@ class Dataset:
         Raises:
           UserError: the record files are damaged or do not match `dataset.json`.
         """
-        histories = _read_histories(self.path, self.info)
-        found = content_hash(histories, self._item_table, self.event_types, self.has_times)
-        if found != self.content_hash:
-            raise UserError(
-                f"{self.path}: the files do not match the content hash in dataset.json; "
-                "prepare the dataset again."
-            )
-        return histories
+        deltas = self.info.get("deltas", 0)
+        if not deltas:
+            return read_verified(self.path, self.info)
+        ties = self.info["ties"]
+        return merge(
+            [read_verified(self.path, self.info["base"])]
+            + [read_verified(d, read_info(d)) for d in delta_paths(self.path, deltas)],
+            self._users,
+            self.items.raw_ids[1:],
+            # Seconds alone cannot restore an order that a finer key gave.
+            "keep" if self.info.get("order_key") else ties["rule"],
+            ties["seed"],
+        )
 
     @cached_property
     def relative_times(self) -> np.ndarray | None:
@@ -177,46 +184,101 @@ def read_info(path: str | Path) -> dict:
 
 
 def open_dataset(path: str | Path) -> Dataset:
-    """Opens a prepared dataset.
+    """Opens a prepared dataset, its deltas (see `append.py`) included.
 
     Raises:
       UserError: missing, damaged or of another version.
     """
     path = Path(path)
     info = read_info(path)
-    tables = {}
-    for name, rows in (("items", "items"), ("users", "users")):
-        try:
-            tables[name] = pl.read_parquet(path / f"{name}.parquet")
-        except (OSError, pl.exceptions.PolarsError) as error:
-            raise UserError(
-                f"{path / name}.parquet is missing or damaged; prepare the dataset again."
-            ) from error
-        if tables[name].height != info[rows]:
-            raise UserError(
-                f"{path / name}.parquet has {tables[name].height} rows, dataset.json says "
-                f"{info[rows]}; prepare the dataset again."
-            )
-    return Dataset(path, info, tables["items"], tables["users"])
+    deltas = delta_paths(path, info.get("deltas", 0))
+    users = _read_table(path, "users", info.get("base", info)["users"])
+    for delta in deltas:
+        more = _read_table(delta, "users", read_info(delta)["users"])
+        users = merge_users(users, more)
+    if users.height != info["users"]:
+        raise _mismatch(path)
+    # Every delta holds the whole item table as it was then.
+    items = _read_table(deltas[-1] if deltas else path, "items", info["items"])
+    return Dataset(path, info, items, users)
 
 
-def _read_histories(path: Path, info: dict) -> Histories:
-    users, ids, times, types = [], [], [], []
+def merge_users(users: pl.DataFrame, more: pl.DataFrame) -> pl.DataFrame:
+    """user and length: those of `users` in their order, then the new ones of `more` in theirs."""
+    return (
+        pl.concat([users.select("user", "length"), more.select("user", "length")])
+        .group_by("user", maintain_order=True)
+        .agg(pl.col("length").sum())
+    )
+
+
+def delta_paths(path: Path, deltas: int) -> list[Path]:
+    """The directories of the first `deltas` deltas."""
+    return [path / f"delta-{n:05d}" for n in range(1, deltas + 1)]
+
+
+def read_verified(path: Path, info: dict) -> Histories:
+    """The sequences of one directory, without its deltas; UserError where they do not match `info`."""
+    users = _read_table(path, "users", info["users"])
+    names, lengths = users["user"].to_list(), users["length"].to_numpy()
+    histories = _read_histories(path, info, names, lengths)
+    found = content_hash(
+        names,
+        lengths,
+        lambda name: [getattr(histories, name)],
+        _read_table(path, "items", info["items"]),
+        info["event_types"],
+        info["has_times"],
+    )
+    if found != info["content_hash"]:
+        raise _mismatch(path)
+    return histories
+
+
+def _read_table(path: Path, name: str, rows: int) -> pl.DataFrame:
+    try:
+        table = pl.read_parquet(path / f"{name}.parquet")
+    except (OSError, pl.exceptions.PolarsError) as error:
+        raise UserError(
+            f"{path / name}.parquet is missing or damaged; prepare the dataset again."
+        ) from error
+    if table.height != rows:
+        raise UserError(
+            f"{path / name}.parquet has {table.height} rows, dataset.json says {rows}; prepare the "
+            "dataset again."
+        )
+    return table
+
+
+def _read_histories(path: Path, info: dict, users: list[str], lengths: np.ndarray) -> Histories:
+    """Fills arrays of the sizes that users.parquet states, a shard at a time."""
+    offsets = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
+    ids, times = np.empty(offsets[-1], np.int32), np.empty(offsets[-1], np.int64)
+    types = np.empty(offsets[-1], np.int8) if info["event_types"] else None
+    user = 0
     for shard in range(info["shards"]):
-        file = path / f"sequences-{shard:05d}-of-{info['shards']:05d}.arrayrecord"
+        file = path / shard_name(shard, info["shards"])
         for record in _read_records(file):
-            users.append(record["user"])
-            ids.append(np.frombuffer(record["ids"], "<i4"))
-            times.append(np.frombuffer(record["times"], "<i8"))
-            if record["types"] is not None:
-                types.append(np.frombuffer(record["types"], np.int8))
-    lengths = [len(sequence) for sequence in ids]
-    return Histories(
-        users=users,
-        offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
-        ids=np.concatenate(ids).astype(np.int32),
-        times=np.concatenate(times).astype(np.int64),
-        types=np.concatenate(types) if types else None,
+            if user == len(users) or record["user"] != users[user]:
+                raise _mismatch(path)
+            events = slice(offsets[user], offsets[user + 1])
+            try:
+                ids[events] = np.frombuffer(record["ids"], "<i4")
+                times[events] = np.frombuffer(record["times"], "<i8")
+                if types is not None:
+                    types[events] = np.frombuffer(record["types"], np.int8)
+            except (ValueError, TypeError):
+                raise _mismatch(path) from None
+            user += 1
+    if user != len(users):
+        raise _mismatch(path)
+    return Histories(users, offsets, ids, times, types)
+
+
+def _mismatch(path: Path) -> UserError:
+    return UserError(
+        f"{path}: the files do not match the content hash in dataset.json; prepare the dataset "
+        "again."
     )
 
 

@@ -6,31 +6,98 @@ import dataclasses
 from pathlib import Path
 
 import numpy as np
-import polars as pl
 
-from rec2pm_jax.data import filters, writer
+from rec2pm_jax.data import coding, filters, partitions, writer
 from rec2pm_jax.data.dataset import FORMAT_VERSION, read_info
-from rec2pm_jax.data.histories import TIE_RULES, Histories, build_histories, content_hash
-from rec2pm_jax.data.options import PrepareOptions
-from rec2pm_jax.data.schema import Interactions
+from rec2pm_jax.data.histories import content_hash
+from rec2pm_jax.data.options import PrepareOptions, parse_bytes
+from rec2pm_jax.data.ordering import TIE_RULES
+from rec2pm_jax.data.sequences import Sequences, order_partitions
 from rec2pm_jax.data.sources import SOURCES
 from rec2pm_jax.data.splits import SPLIT_RULES
+from rec2pm_jax.data.workspace import Workspace, workspace
 from rec2pm_jax.errors import UserError, nearest
 
 _LENGTH_QUANTILES = {"min": 0, "p10": 0.1, "median": 0.5, "p90": 0.9, "p99": 0.99, "max": 1}
+_MAX_ROWS = 4_000_000  # at a time; more brings no speed
+_BYTES_PER_ROW = 1000  # of max_memory per row at a time, of which ordering takes most
 
 
 def prepare(options: PrepareOptions) -> tuple[dict, bool]:
     """Prepares a dataset.
+
+    Memory is bounded by `options.max_memory`, apart from the raw ids of users and items and whatever
+    a source itself holds. A start that was killed goes on with its finished stages.
 
     Returns:
       The contents of `dataset.json`, and whether anything was written (false when `output_dir`
       already holds this very dataset).
 
     Raises:
-      UserError: unknown source or option, unreadable input, nothing left after the filters, or an
-        output directory that holds something else.
+      UserError: unknown source or option, unreadable input, nothing left after the filters, an
+        output directory that holds something else, or a full disk.
     """
+    _check_options(options)
+    target = Path(options.output_dir)
+    _check_target(target, options.overwrite)
+    with workspace(target, identity(options)) as space:
+        info, finished = run_stages(space, options)
+        if target.exists() and _holds(target, info["content_hash"]):
+            return info, False
+        if target.exists() and any(target.iterdir()) and not options.overwrite:
+            raise UserError(
+                f"{target} already holds another dataset; choose another --output_dir or add "
+                "--overwrite."
+            )
+        dataset = space.stage("dataset", finished)
+        space.publish(dataset)
+    return read_info(target), True
+
+
+def run_stages(space: Workspace, options: PrepareOptions, known: partitions.Known | None = None):
+    """Runs the stages; returns the description and what writes the dataset to a directory."""
+    max_memory = parse_bytes(options.max_memory)
+    rows = max(1, min(_MAX_ROWS, max_memory // _BYTES_PER_ROW))
+    thresholds = (options.min_item_count, options.min_user_events)
+    log = coding.CodedLog(
+        space.stage(
+            "log",
+            lambda d: coding.encode(SOURCES[options.source](options), d, rows, options.progress),
+        )
+    )
+    if known and (known.has_times, bool(known.event_types)) != (
+        log.facts["has_times"],
+        bool(log.event_types),
+    ):
+        raise UserError(
+            f"{options.output_dir} and the new log differ in having real times or event types; append "
+            "a log with the same columns."
+        )
+    parts = partitions.Partitions(
+        space.stage("parts", lambda d: partitions.deal(log, d, *thresholds, rows, max_memory, known))
+    )
+    log.events.remove()
+    ties = options.ties or log.facts["ties"]
+    sequences = order_partitions(parts, space, ties, options.seed, options.progress)
+    _check_times(sequences, log.facts["has_times"])
+    info = _describe(dataclasses.replace(options, ties=ties), log, parts, sequences)
+
+    def write(directory: Path) -> None:
+        shards = writer.write_sequences(
+            directory,
+            sequences.parts(),
+            info["users"],
+            info["events"],
+            options.shards,
+            options.progress,
+        )
+        writer.write_tables(directory, parts.users, parts.counts, parts.items, log.ground_truth)
+        writer.write_info(directory, {**info, "shards": shards})
+
+    return info, write
+
+
+def _check_options(options: PrepareOptions) -> None:
     if options.source not in SOURCES:
         raise UserError(
             f"--source={options.source} is unknown; choose one of {', '.join(SOURCES)}."
@@ -38,38 +105,25 @@ def prepare(options: PrepareOptions) -> tuple[dict, bool]:
         )
     if options.shards < 0:
         raise UserError(f"--shards must be >= 0, got {options.shards}.")
-    target = Path(options.output_dir)
-    _check_target(target, options.overwrite)
-    interactions = SOURCES[options.source](options)
-    ties = options.ties or interactions.ties
-    if ties not in TIE_RULES:
-        raise UserError(f"--ties={ties} is unknown; choose one of {', '.join(TIE_RULES)}.")
-    events, dropped = filters.apply_filters(
-        interactions.events, options.min_item_count, options.min_user_events
-    )
-    items = filters.vocabulary(events, interactions.items)
-    histories, event_types = build_histories(events, items, ties, options.seed)
-    _check_times(histories, interactions.has_times)
-    info = _describe(
-        dataclasses.replace(options, ties=ties),
-        interactions,
-        histories,
-        items,
-        event_types,
-        {**interactions.dropped, **dropped},
-    )
-    if target.exists() and _holds(target, info["content_hash"]):
-        return info, False
-    if target.exists() and any(target.iterdir()) and not options.overwrite:
-        raise UserError(
-            f"{target} already holds another dataset; choose another --output_dir or add "
-            "--overwrite."
-        )
-    with writer.replacing(target) as directory:
-        shards = writer.write_sequences(directory, histories, options.shards, options.progress)
-        writer.write_tables(directory, histories, items, interactions.ground_truth)
-        writer.write_info(directory, {**info, "shards": shards})
-    return {**info, "shards": shards}, True
+    if options.ties and options.ties not in TIE_RULES:
+        raise UserError(f"--ties={options.ties} is unknown; choose one of {', '.join(TIE_RULES)}.")
+    filters.check_thresholds(options.min_item_count, options.min_user_events)
+    parse_bytes(options.max_memory)
+
+
+def identity(options: PrepareOptions) -> dict:
+    """What must be equal for finished stages of a killed start to be used."""
+    fields = dataclasses.asdict(options)
+    for name in ("progress", "overwrite", "shards"):
+        del fields[name]
+    path = Path(options.input)
+    files = sorted(path.rglob("*")) if path.is_dir() else [path] if path.is_file() else []
+    stats = [(str(file), file.stat()) for file in files if options.input]
+    return {
+        "version": FORMAT_VERSION,
+        "options": fields,
+        "files": [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats],
+    }
 
 
 def _check_target(target: Path, overwrite: bool) -> None:
@@ -92,11 +146,9 @@ def _holds(target: Path, expected: str) -> bool:
         return False
 
 
-def _check_times(histories: Histories, has_times: bool) -> None:
-    if not has_times:
-        return
-    first, last = int(histories.times.min()), int(histories.times.max())
-    if last - first > np.iinfo(np.int32).max:
+def _check_times(sequences: Sequences, has_times: bool) -> None:
+    first, last = sequences.first, sequences.last
+    if has_times and last - first > np.iinfo(np.int32).max:
         raise UserError(
             f"Timestamps span {last - first} seconds, more than int32 holds (68 years): from "
             f"{first} to {last}. Are they in milliseconds? Convert them to seconds."
@@ -105,39 +157,54 @@ def _check_times(histories: Histories, has_times: bool) -> None:
 
 def _describe(
     options: PrepareOptions,
-    interactions: Interactions,
-    histories: Histories,
-    items: pl.DataFrame,
-    event_types: list[str],
-    dropped: dict[str, int],
+    log: coding.CodedLog,
+    parts: partitions.Partitions,
+    sequences: Sequences,
 ) -> dict:
-    lengths = histories.lengths
+    lengths = parts.counts
+    event_types = parts.event_types
     return {
         "format_version": FORMAT_VERSION,
         "source": options.source,
-        "item_level": interactions.item_level,
-        "users": len(histories.users),
-        "items": items.height,
-        "events": len(histories.ids),
-        "lengths": {
-            name: int(np.quantile(lengths, q, method="inverted_cdf"))
-            for name, q in _LENGTH_QUANTILES.items()
-        },
-        "users_with_one_event": int(np.sum(lengths == 1)),
+        "item_level": log.facts["item_level"],
+        "items": parts.items.height,
+        **length_facts(lengths),
         "filters": {
             "min_item_count": options.min_item_count,
             "min_user_events": options.min_user_events,
             "rule": filters.RULE,
         },
-        "dropped_rows": dropped,
-        "notes": dict(interactions.notes),
+        "dropped_rows": {**log.facts["dropped"], **parts.dropped},
+        "duplicate_rows": sequences.duplicates,
+        "notes": log.facts["notes"],
         "ties": {"rule": options.ties, "seed": options.seed, "text": TIE_RULES[options.ties]},
+        "order_key": "order" in log.events.dtypes,
         "split_rules": list(SPLIT_RULES),
-        "has_times": interactions.has_times,
-        "time_origin": int(histories.times.min()),
+        "has_times": log.facts["has_times"],
+        "time_origin": sequences.first,
         "event_types": event_types,
-        "ground_truth": interactions.ground_truth is not None,
-        "content_hash": content_hash(histories, items, event_types, interactions.has_times),
+        "ground_truth": log.ground_truth is not None,
+        "content_hash": content_hash(
+            parts.users.to_list(),
+            lengths,
+            sequences.column,
+            parts.items,
+            event_types,
+            log.facts["has_times"],
+        ),
+    }
+
+
+def length_facts(lengths: np.ndarray) -> dict:
+    """What `dataset.json` says about the lengths of histories."""
+    return {
+        "users": len(lengths),
+        "events": int(lengths.sum()),
+        "lengths": {
+            name: int(np.quantile(lengths, q, method="inverted_cdf"))
+            for name, q in _LENGTH_QUANTILES.items()
+        },
+        "users_with_one_event": int(np.sum(lengths == 1)),
     }
 
 

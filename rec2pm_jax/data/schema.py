@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
 import polars as pl
@@ -11,6 +11,7 @@ import polars as pl
 from rec2pm_jax.errors import UserError
 
 EVENT_COLUMNS = {"user": pl.String, "item": pl.String, "timestamp": pl.Int64}
+OPTIONAL_EVENT_COLUMNS = {"event_type": pl.String, "order": pl.Int64}
 ITEM_COLUMNS = {"item": pl.String, "title": pl.String, "category": pl.String}
 
 
@@ -18,10 +19,18 @@ ITEM_COLUMNS = {"item": pl.String, "title": pl.String, "category": pl.String}
 class Interactions:
     """What a source returns.
 
+    `events` is one frame or, for a log that may not fit in memory, an iterable of frames, which is
+    gone through once. One row is one interaction:
+      user, item: strings, never null or empty.
+      timestamp: int64 seconds since 1970, or any order key when `has_times` is false.
+      event_type: string, optional.
+      order: int64, optional; orders events of a user with equal timestamps, before `ties` does. It
+        carries what seconds cannot: milliseconds, or a line number the log itself states.
+    All frames have the same columns; some may be empty. Rows may come in any order: it has a meaning
+    only with `ties` = "keep", among events of a user equal in timestamp and order.
+
     Attributes:
-      events: one row per interaction: user (string), item (string), timestamp (int64 seconds, or
-        any order key when `has_times` is false) and optionally event_type (string). The order of
-        the rows has a meaning only with `ties` = "keep".
+      events: see above.
       items: item (string, unique), title and category (strings or null). Items that no event names
         are ignored; items absent from here have neither title nor category.
       item_level: what an item is, e.g. "product_type".
@@ -29,10 +38,12 @@ class Interactions:
       ties: how this source wants equal timestamps of a user ordered, "shuffle" or "keep".
       dropped: rows left out by the source, by reason.
       notes: anything else about the source that a reader of `dataset.json` should know.
+        `dropped` and `notes` are read after the last frame, so that a source may fill them as it
+        goes.
       ground_truth: arrays a synthetic source knows about its users; written to `ground_truth.npz`.
     """
 
-    events: pl.DataFrame
+    events: pl.DataFrame | Iterable[pl.DataFrame]
     items: pl.DataFrame
     item_level: str = "item"
     has_times: bool = True
@@ -42,10 +53,22 @@ class Interactions:
     ground_truth: Mapping[str, np.ndarray] | None = None
 
     def __post_init__(self):
-        _check_columns(self.events, EVENT_COLUMNS, "events")
         _check_columns(self.items, ITEM_COLUMNS, "items")
         if self.items["item"].n_unique() != self.items.height:
             raise UserError("The item table has several rows for one item; keep one per item.")
+
+    def frames(self) -> Iterator[pl.DataFrame]:
+        """The events, frame by frame, with exactly the canonical columns in one order."""
+        frames = [self.events] if isinstance(self.events, pl.DataFrame) else self.events
+        columns: list[str] | None = None
+        for frame in frames:
+            optional = {n: t for n, t in OPTIONAL_EVENT_COLUMNS.items() if n in frame.columns}
+            _check_columns(frame, EVENT_COLUMNS | optional, "events")
+            found = [*EVENT_COLUMNS, *optional]
+            columns = columns or found
+            if found != columns:
+                raise TypeError(f"frames of canonical events differ: {found} after {columns}")
+            yield frame.select(columns)
 
 
 def _check_columns(frame: pl.DataFrame, columns: Mapping, name: str) -> None:

@@ -8,6 +8,7 @@ from rec2pm_jax.methods.registry import make_method
 from rec2pm_jax.stream.catalogue import Catalogue
 from rec2pm_jax.stream.recommender import Recommender
 from rec2pm_jax.train.checkpoint import load_for_inference
+from rec2pm_jax.train.growth import grow_items
 from rec2pm_jax.train.identity import open_training_data
 
 
@@ -17,5 +18,6 @@ def load_recommender(
     """See `rec2pm_jax.load`."""
     config, params, meta = load_for_inference(workdir, checkpoint)
     dataset = open_training_data(data, workdir, meta)
+    params = grow_items(params, dataset.num_items, config.train.seed)
     method = make_method(config, dataset.num_items)
     return Recommender(method, params, Catalogue.of(dataset, config.model))

@@ -55,6 +55,8 @@ def open_training_data(
 ) -> Dataset:
     """Opens `data`, or what the run was trained on where that is empty.
 
+    Events may have been appended since: ids stay, and `growth.grow_items` makes room for new items.
+
     Raises:
       UserError: nothing to open, or a dataset with another content.
     """
@@ -62,7 +64,8 @@ def open_training_data(
     if not path:
         raise UserError(f"{workdir} does not say which data it was trained on; pass --data=DIR.")
     dataset = open_dataset(path)
-    if dataset.content_hash != meta["data_hash"]:
+    known = (dataset.content_hash, *dataset.info.get("grown_from", ()))
+    if meta["data_hash"] not in known:
         raise UserError(
             f"{path} has content hash {dataset.content_hash}, {workdir} was trained on "
             f"{meta['data_hash']}; pass --data=DIR with the data it was trained on."
