@@ -1,5 +1,6 @@
 """Turns interaction logs into a prepared dataset.
 
+    python -m launch.prepare --list
     python -m launch.prepare --source=complete_journey --item=product_type --output_dir=data/types
     python -m launch.prepare --source=movielens --input=ml-1m/ratings.dat --output_dir=data/ml1m
     python -m launch.prepare --source=interactions --input=log.csv --user_column=uid \\
@@ -16,11 +17,13 @@ from absl import flags
 from launch import cli
 from rec2pm_jax.data.options import PrepareOptions
 from rec2pm_jax.data.prepare import prepare, summary
+from rec2pm_jax.data.sources import listing
 
-flags.DEFINE_string("source", None, "complete_journey, movielens, interactions or synthetic.")
+flags.DEFINE_string("source", None, "What to read; see --list.")
+flags.DEFINE_boolean("list", False, "Print the datasets that can be read, and how to get them.")
 flags.DEFINE_string("output_dir", None, "Directory of the prepared dataset.")
 flags.DEFINE_string("input", "", "File (or directory) of the source.")
-flags.DEFINE_string("item", "", "complete_journey: product or product_type.")
+flags.DEFINE_string("item", "", "What an item is: product or product_type, track or artist, ..")
 flags.DEFINE_integer("min_item_count", 0, "Drop items with fewer events.")
 flags.DEFINE_integer("min_user_events", 0, "Drop users with fewer events.")
 flags.DEFINE_string("ties", "", "Equal timestamps of a user: shuffle or keep (default: by source).")
@@ -37,10 +40,21 @@ flags.DEFINE_integer("synthetic_users", 4000, "synthetic: users.")
 flags.DEFINE_integer("synthetic_items", 400, "synthetic: items.")
 flags.DEFINE_integer("synthetic_length", 80, "synthetic: events per user.")
 flags.DEFINE_integer("synthetic_taste_events", 10, "synthetic: first events that show the taste.")
-flags.mark_flags_as_required(["source", "output_dir"])
+flags.DEFINE_string("variant", "", "Which of the downloads of a source, e.g. movielens: 25m.")
+flags.DEFINE_string("download_dir", "", "Download what the licence allows into this directory.")
+
+
+@flags.multi_flags_validator(
+    ["source", "output_dir", "list"], message="--source and --output_dir must be given (or --list)."
+)
+def _enough(values) -> bool:
+    return values["list"] or None not in (values["source"], values["output_dir"])
 
 
 def main(_) -> None:
+    if flags.FLAGS["list"].value:
+        print(listing())
+        return
     options = PrepareOptions(
         **{
             field.name: flags.FLAGS[field.name].value

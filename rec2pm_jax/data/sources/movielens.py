@@ -1,4 +1,8 @@
-"""MovieLens in its own layouts, by the file given as --input.
+"""MovieLens in its own layouts.
+
+Schema: Harper and Konstan, "The MovieLens Datasets: History and Context" (TiiS 2015) and the README
+files at grouplens.org; checksums: the .md5 files beside the archives. --input is a file, or the
+directory that an archive was unpacked to.
 
     ratings.dat        UserID::MovieID::Rating::Timestamp, no header (1M, 10M), latin-1
     ratings.csv        userId,movieId,rating,timestamp (20M, 25M, 32M)
@@ -20,12 +24,26 @@ import polars as pl
 
 from rec2pm_jax.data.schema import ITEM_COLUMNS, Interactions, no_items
 from rec2pm_jax.data.sources import tables
+from rec2pm_jax.data.sources.download import Download
+from rec2pm_jax.data.sources.source import Source
 from rec2pm_jax.errors import UserError
+
+_MD5 = {
+    "1m": "c4d9eecfca2ab87c1945afe126590906",
+    "20m": "cd245b17a1ae2cc31bb14903e1204af3",
+    "25m": "6b51fb2759a8657d3bfcbfc42b592ada",
+    "32m": "d472be332d4daa821edc399621853b57",
+}
 
 
 def load(options) -> Interactions:
     """Reads ratings; UserError for a missing or malformed file."""
-    path = tables.input_file(options.input, "movielens")
+    path = Path(options.input)
+    if path.is_dir():
+        names = ("ratings.dat", "ratings.csv")
+        path = next((path / name for name in names if (path / name).is_file()), path)
+        if path.is_dir():
+            raise SOURCE.missing(f"{path} holds no {' and no '.join(names)}.")
     if path.suffix == ".dat":
         return _from_dat(path)
     if path.suffix == ".csv":
@@ -106,3 +124,22 @@ def _events(
             "timestamp": tables.seconds(tables.column(frame, time, path), path, first_row),
         }
     )
+
+
+def _downloads(variant: str) -> tuple[Download, ...]:
+    suffix = "dat" if variant == "1m" else "csv"
+    url = f"https://files.grouplens.org/datasets/movielens/ml-{variant}.zip"
+    return (Download(url, _MD5[variant], unpack=(f"ratings.{suffix}", f"movies.{suffix}")),)
+
+
+SOURCE = Source(
+    name="movielens",
+    description="Film ratings: 1 M of 6,040 users to 32 M of 200,948 (1m, 20m, 25m, 32m)",
+    licence="GroupLens' terms: research, no redistribution or commercial use without permission.",
+    load=load,
+    page="https://grouplens.org/datasets/movielens",
+    files="FILE, ratings.dat or ratings.csv, or DIR with it",
+    variants=tuple(_MD5),
+    downloads=_downloads,
+    example="--variant=1m --download_dir=downloads --min_item_count=5",
+)
