@@ -128,7 +128,7 @@ def evaluate(
         position=targets.position,
         rank=ranks,
         swapped_rank=swapped,
-        metrics=summarize(ranks),
+        metrics=summarize(ranks, targets.user),
         skipped_users=skipped,
         wall_s=time.perf_counter() - began,
         **_state_figures(method, rows, states),

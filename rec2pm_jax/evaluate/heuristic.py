@@ -115,7 +115,7 @@ def evaluate_heuristic(
         position=targets.position,
         rank=ranks,
         swapped_rank=None,
-        metrics=summarize(ranks),
+        metrics=summarize(ranks, targets.user),
         skipped_users=skipped,
         wall_s=time.perf_counter() - began,
     )
