@@ -48,11 +48,15 @@ flags.DEFINE_string("download_dir", "", "Download what the licence allows into t
     ["source", "output_dir", "list"], message="--source and --output_dir must be given (or --list)."
 )
 def _enough(values) -> bool:
-    return values["list"] or None not in (values["source"], values["output_dir"])
+    return (
+        values["list"]
+        or values["source"] == "help"
+        or None not in (values["source"], values["output_dir"])
+    )
 
 
 def main(_) -> None:
-    if flags.FLAGS["list"].value:
+    if flags.FLAGS["list"].value or flags.FLAGS["source"].value == "help":
         print(listing())
         return
     options = PrepareOptions(

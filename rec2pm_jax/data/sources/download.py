@@ -29,6 +29,7 @@ from rec2pm_jax.errors import UserError
 ATTEMPTS = 5
 TIMEOUT = 60  # seconds without a byte
 _CHUNK = 1 << 20
+_HEADERS = {"User-Agent": "rec2pm_jax"}
 _DIGEST = re.compile(r"\b(?:[0-9a-fA-F]{64}|[0-9a-fA-F]{32})\b")
 
 
@@ -115,7 +116,8 @@ def _download(item: Download, target: Path, page: str, progress: bool) -> None:
 def _append(url: str, part: Path, progress: bool) -> bool:
     """Asks for what `part` still lacks and appends it; whether the file is whole now."""
     have = part.stat().st_size if part.exists() else 0
-    request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
+    headers = _HEADERS | ({"Range": f"bytes={have}-"} if have else {})
+    request = urllib.request.Request(url, headers=headers)
     try:
         response = urllib.request.urlopen(request, timeout=TIMEOUT)
     except urllib.error.HTTPError as error:
@@ -151,7 +153,8 @@ def _append(url: str, part: Path, progress: bool) -> bool:
 
 def _published_digest(url: str, page: str) -> str:
     try:
-        with urllib.request.urlopen(url, timeout=TIMEOUT) as response:
+        request = urllib.request.Request(url, headers=_HEADERS)
+        with urllib.request.urlopen(request, timeout=TIMEOUT) as response:
             text = response.read(10_000).decode(errors="replace")
     except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
         raise UserError(

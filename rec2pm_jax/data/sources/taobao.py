@@ -33,19 +33,19 @@ def load(options) -> Interactions:
     """Reads UserBehavior.csv; UserError when it is missing or unreadable."""
     paths = scan.files(Path(options.input), ["UserBehavior.csv"], SOURCE.missing)
     frame = scan.open_lazily(pl.scan_csv, paths, _SCHEMA, has_header=False, schema=_SCHEMA)
-    frame = frame.with_columns(pl.col("user", "item", "category").cast(pl.String))
     dropped: dict[str, int] = {}
     events = scan.events(
-        frame,
+        frame.with_columns(pl.col("user", "item").cast(pl.String)),
         paths,
         dropped,
         {"outside_of_the_nine_days": ~pl.col("timestamp").is_between(FIRST, END - 1)},
     )
     try:
+        # As integers, which take a tenth of the memory of strings.
         items = frame.group_by("item").agg(pl.col("category").min()).collect(engine="streaming")
     except pl.exceptions.PolarsError as error:
         raise tables.unreadable(paths[0], error) from error
-    items = items.select("item", title=pl.lit(None, pl.String), category="category")
+    items = items.cast(pl.String).select("item", title=pl.lit(None, pl.String), category="category")
     return Interactions(events, items, item_level="item", dropped=dropped)
 
 
