@@ -1,17 +1,22 @@
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
+from evaluate_fakes import PARAMS, FakeMethod
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rec2pm_jax.config import Config, DataConfig, config_hash, from_dict
+from rec2pm_jax.data.dataset import open_dataset
 from rec2pm_jax.data.pipeline import training_users
 from rec2pm_jax.data.splits import bound_rule, parse_time, split_rule
 from rec2pm_jax.errors import UserError
+from rec2pm_jax.evaluate.evaluator import evaluate
 from rec2pm_jax.evaluate.heuristic import evaluate_heuristic
 from rec2pm_jax.evaluate.targets import load_histories, make_targets, select_users
-from tests.data_fixtures import make_dataset
+from tests.data_fixtures import make_dataset, prepare_log, random_log
 
 
 def test_leave_one_out_of_five_events():
@@ -142,12 +147,11 @@ def test_a_rule_trains_on_no_target_and_nobody_twice(dataset):
 
 @pytest.mark.parametrize(
     "data",
-    [
-        temporal(330, 50 / 86_400),
-        DataConfig(protocol="holdout_last_10", holdout_fraction=0.5),
-    ],
+    [temporal(1030, 10 / 86_400), DataConfig(protocol="holdout_last_10", holdout_fraction=0.5)],
 )
-def test_heuristics_under_a_protocol_that_depends_on_the_user(dataset, data):
+def test_heuristics_under_a_protocol_that_depends_on_the_user(tmp_path, data):
+    prepare_log(random_log(), tmp_path)
+    dataset = open_dataset(tmp_path / "data")
     rule = bound_rule(data, dataset)
     popularity = np.zeros(dataset.num_items + 1)
     for user, end in enumerate(rule.train_ends(dataset.lengths)):
@@ -161,6 +165,28 @@ def test_heuristics_under_a_protocol_that_depends_on_the_user(dataset, data):
     found = evaluate_heuristic("popularity", dataset, split="test", data=data)
     assert found.rank.tolist() == expected and len(expected) > 10
     assert found.record(config={})["protocol"] == data.protocol
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        DataConfig(segment=5, segments=3, protocol="holdout_last_10", holdout_fraction=0.5),
+        dataclasses.replace(temporal(330, 50 / 86_400), segment=5, segments=3),
+    ],
+)
+def test_a_model_is_evaluated_on_these_targets_and_never_on_what_it_was_trained_on(dataset, data):
+    method = FakeMethod(Config(data=data), dataset.num_items)
+    rule = bound_rule(data, dataset)
+    found = evaluate(method, PARAMS, dataset, split="test", swap=False)
+    expected = [
+        (user, position)
+        for user, n in enumerate(dataset.lengths)
+        for position in rule.targets(int(n), "test", user)
+    ]
+    assert list(zip(found.user, found.position, strict=True)) == expected
+    # Some who were trained on to the end, or far enough, have last events too.
+    with pytest.raises(UserError, match=f"targets were training events under .*{data.protocol}"):
+        evaluate(method, PARAMS, dataset, split="validation", protocol="last_10")
 
 
 def test_times_may_be_dates():
