@@ -8,7 +8,7 @@ import pytest
 from rec2pm_jax.data.dataset import open_dataset
 from rec2pm_jax.data.options import PrepareOptions
 from rec2pm_jax.data.prepare import prepare
-from rec2pm_jax.data.sources import SOURCES, listing
+from rec2pm_jax.data.sources import SOURCES, listing, scan
 from rec2pm_jax.errors import UserError
 from tests import registry_fixtures as fixtures
 
@@ -158,10 +158,20 @@ def test_lastfm(tmp_path, level):
     assert events(dataset)["user_000002"][-1][1] == 1_241_445_125
 
 
-def test_movielens_directories(tmp_path):
-    (tmp_path / "ratings.csv").write_text("userId,movieId,rating,timestamp\n7,5,0.5,20\n")
+def test_movielens_directories_keep_the_order_of_ties_across_batches(tmp_path, monkeypatch):
+    monkeypatch.setattr(scan, "BATCH", 7)
+    rows = "".join(f"7,{movie},0.5,20\n" for movie in range(40, 0, -1))
+    (tmp_path / "ratings.csv").write_text("userId,movieId,rating,timestamp\n" + rows)
     _, dataset = run("movielens", tmp_path, tmp_path)
-    assert dataset.num_users == 1
+    found = [int(item) for item, *_ in events(dataset)["7"]]
+    assert found == list(range(40, 0, -1))
+
+
+def test_movielens_rows_that_cannot_be_read(tmp_path):
+    text = "userId,movieId,rating,timestamp\n7,5,0.5,20\n7,six,0.5,20\n"
+    (tmp_path / "ratings.csv").write_text(text)
+    with pytest.raises(UserError, match="ratings.csv cannot be read: .*six"):
+        run("movielens", tmp_path, tmp_path)
 
 
 @pytest.mark.parametrize("source", [s for s in SOURCES.values() if s.files])

@@ -23,7 +23,7 @@ from pathlib import Path
 import polars as pl
 
 from rec2pm_jax.data.schema import ITEM_COLUMNS, Interactions, no_items
-from rec2pm_jax.data.sources import tables
+from rec2pm_jax.data.sources import scan, tables
 from rec2pm_jax.data.sources.download import Download
 from rec2pm_jax.data.sources.source import Source
 from rec2pm_jax.errors import UserError
@@ -47,10 +47,10 @@ def load(options) -> Interactions:
     if path.suffix == ".dat":
         return _from_dat(path)
     if path.suffix == ".csv":
-        return _from_table(path, "userId", "movieId", path.with_name("movies.csv"), first_row=2)
+        return _from_csv(path)
     if path.suffix == ".parquet":
         titles = path.with_name(f"{path.stem}-items.parquet")
-        return _from_table(path, "user_id", "item_id", titles, first_row=1)
+        return _from_table(path, "user_id", "item_id", titles)
     raise UserError(f"{path}: movielens reads ratings.dat, ratings.csv or a .parquet file.")
 
 
@@ -82,18 +82,36 @@ def _read_dat(path: Path, names: list[str]) -> pl.DataFrame:
     return pl.DataFrame({name: fields.list.get(i) for i, name in enumerate(names)})
 
 
-def _from_table(path: Path, user: str, item: str, titles: Path, first_row: int) -> Interactions:
+def _from_csv(path: Path) -> Interactions:
+    columns = {"userId": pl.Int64, "movieId": pl.Int64, "timestamp": pl.Int64}
+    frame = scan.open_lazily(pl.scan_csv, [path], columns, schema_overrides=columns)
+    dropped: dict[str, int] = {}
+    events = scan.events(
+        frame.select(
+            user=pl.col("userId").cast(pl.String),
+            item=pl.col("movieId").cast(pl.String),
+            timestamp="timestamp",
+        ),
+        [path],
+        dropped,
+        ordered=True,
+    )
+    items = _titles(path.with_name("movies.csv"), "movieId")
+    return Interactions(events, items, ties="keep", dropped=dropped)
+
+
+def _from_table(path: Path, user: str, item: str, titles: Path) -> Interactions:
     ratings = tables.read_table(path)
     has_times = True
     if "order" in ratings.columns:
-        rank = tables.seconds(ratings["order"], path, first_row)
+        rank = tables.seconds(ratings["order"], path)
         has_times = not (rank == tables.column(ratings, "timestamp", path)).all()
         time = "timestamp" if has_times else "order"
         ratings = ratings[rank.arg_sort()] if has_times else ratings
     else:
         time = "timestamp"
     return Interactions(
-        _events(ratings, user, item, time, path, first_row),
+        _events(ratings, user, item, time, path),
         _titles(titles, item),
         ties="keep",
         has_times=has_times,
@@ -114,14 +132,12 @@ def _titles(path: Path, item: str) -> pl.DataFrame:
     )
 
 
-def _events(
-    frame: pl.DataFrame, user: str, item: str, time: str, path: Path, first_row: int = 1
-) -> pl.DataFrame:
+def _events(frame: pl.DataFrame, user: str, item: str, time: str, path: Path) -> pl.DataFrame:
     return pl.DataFrame(
         {
-            "user": tables.ids(tables.column(frame, user, path), path, first_row),
-            "item": tables.ids(tables.column(frame, item, path), path, first_row),
-            "timestamp": tables.seconds(tables.column(frame, time, path), path, first_row),
+            "user": tables.ids(tables.column(frame, user, path), path),
+            "item": tables.ids(tables.column(frame, item, path), path),
+            "timestamp": tables.seconds(tables.column(frame, time, path), path),
         }
     )
 

@@ -68,6 +68,7 @@ def events(
     paths: list[Path],
     dropped: dict[str, int],
     drop: Mapping[str, pl.Expr] | None = None,
+    ordered: bool = False,
 ) -> Iterator[pl.DataFrame]:
     """Batches of canonical events, without the rows that `drop` names.
 
@@ -76,6 +77,7 @@ def events(
       paths: the files, for errors.
       dropped: counts the rows left out by reason; complete after the last batch.
       drop: reason -> condition (null counts as false); a row counts for the first that it meets.
+      ordered: rows in the order of the files, for sources whose ties are kept.
 
     Raises:
       UserError: damaged file, or null or empty ids, null or negative times among what stays.
@@ -84,7 +86,7 @@ def events(
     drop = drop or {}
     dropped.update(dict.fromkeys(drop, 0))
     canonical = [n for n in EVENT_COLUMNS | OPTIONAL_EVENT_COLUMNS if n in frame.collect_schema()]
-    batches = frame.collect_batches(chunk_size=BATCH, maintain_order=False, engine="streaming")
+    batches = frame.collect_batches(chunk_size=BATCH, maintain_order=ordered, engine="streaming")
     try:
         for batch in batches:
             for reason, condition in drop.items():
