@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from rec2pm_jax.config import Config, DataConfig, config_hash, from_dict
 from rec2pm_jax.data.dataset import open_dataset
+from rec2pm_jax.data.moments import parse_moment
 from rec2pm_jax.data.pipeline import training_users
-from rec2pm_jax.data.splits import bound_rule, parse_time, split_rule
+from rec2pm_jax.data.splits import bound_rule, split_rule
 from rec2pm_jax.errors import UserError
 from rec2pm_jax.evaluate.evaluator import evaluate
 from rec2pm_jax.evaluate.heuristic import evaluate_heuristic
@@ -190,10 +191,10 @@ def test_a_model_is_evaluated_on_these_targets_and_never_on_what_it_was_trained_
 
 
 def test_times_may_be_dates():
-    assert parse_time("2023-10-01") == 1_696_118_400
-    assert parse_time("2023-10-01T12:00") == 1_696_118_400 + 12 * 3600
-    assert parse_time("2023-10-01T12:00+09:00") == 1_696_118_400 + 3 * 3600
-    assert parse_time("25913600") == 25_913_600
+    assert parse_moment("2023-10-01") == 1_696_118_400
+    assert parse_moment("2023-10-01T12:00") == 1_696_118_400 + 12 * 3600
+    assert parse_moment("2023-10-01T12:00+09:00") == 1_696_118_400 + 3 * 3600
+    assert parse_moment("25913600") == 25_913_600
 
 
 @pytest.mark.parametrize(

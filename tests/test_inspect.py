@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import builtins
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import polars as pl
 import pytest
 
-from launch import inspect as launch_inspect
+from launch import overview
 from rec2pm_jax.data.dataset import open_dataset
 from rec2pm_jax.data.options import PrepareOptions
 from rec2pm_jax.data.prepare import prepare
 from rec2pm_jax.errors import UserError
 from rec2pm_jax.evaluate.heuristic import evaluate_heuristic
-from rec2pm_jax.evaluate.inspection import inspect, problems
+from rec2pm_jax.evaluate.inspection import inspect
+from rec2pm_jax.evaluate.problems import problems
 from tests.data_fixtures import prepare_log, random_log
 
+ROOT = Path(__file__).parents[1]
 NOW = 1_700_000_000
 
 
@@ -75,7 +80,7 @@ def test_an_ordinary_dataset_raises_no_question(tmp_path):
     dataset = dataset_of(tmp_path, ordinary())
     found = inspect(dataset)
     assert problems(found) == []
-    text = launch_inspect.report(found, "log")
+    text = overview.report(found, "log")
     assert "all 120 users" in text and text.endswith("nothing stands out")
     assert len(text.splitlines()) < 25 and max(map(len, text.splitlines())) < 180
 
@@ -137,7 +142,7 @@ def test_ranks_are_not_times(tmp_path):
     )
     found = inspect(open_dataset(tmp_path / "data"))
     assert any("no times, only an order" in text for text in problems(found))
-    assert "\ngaps" not in launch_inspect.report(found, "ranks")
+    assert "\ngaps" not in overview.report(found, "ranks")
 
 
 def test_big_data_are_sampled_and_the_report_says_so(tmp_path):
@@ -145,16 +150,16 @@ def test_big_data_are_sampled_and_the_report_says_so(tmp_path):
     found = inspect(dataset, max_events=1000)
     assert len(found.sample.ids) <= 1000 and len(found.lengths) == 120
     users = len(found.sample.users)
-    assert f"below: a sample of {users} users" in launch_inspect.report(found, "log")
+    assert f"below: a sample of {users} users" in overview.report(found, "log")
     assert len(inspect(dataset, max_events=1).sample.users) == 1
 
 
 def test_figures(tmp_path):
     pytest.importorskip("matplotlib")
     found = inspect(dataset_of(tmp_path, ordinary()))
-    paths = launch_inspect.draw(found, "log", tmp_path / "figures")
+    paths = overview.draw(found, "log", tmp_path / "figures")
     assert sorted(p.name for p in paths) == sorted(p.name for p in (tmp_path / "figures").iterdir())
-    assert {p.stem for p in paths} == {"overview", *launch_inspect.PANELS}
+    assert {p.stem for p in paths} == {"overview", *overview.PANELS}
     assert all(p.read_bytes().startswith(b"\x89PNG") for p in paths)
 
 
@@ -168,4 +173,16 @@ def test_figures_need_matplotlib(monkeypatch, tmp_path):
 
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(UserError, match="requirements-demo.txt"):
-        launch_inspect.pyplot()
+        overview.pyplot()
+
+
+@pytest.mark.slow
+def test_the_command(tmp_path):
+    dataset_of(tmp_path, ordinary())
+    flags = [f"--data={tmp_path / 'data'}", f"--output={tmp_path / 'figures'}"]
+    command = [sys.executable, "-m", "launch.inspect"]
+    done = subprocess.run([*command, *flags], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "nothing stands out" in done.stdout and (tmp_path / "figures/overview.png").is_file()
+    done = subprocess.run([*command, "--data=nowhere"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1 and done.stderr.startswith("error: nowhere holds no prepared")

@@ -13,12 +13,12 @@ user is:
 from __future__ import annotations
 
 import dataclasses
-import datetime
 
 import numpy as np
 
 from rec2pm_jax.config import DataConfig
 from rec2pm_jax.data.hashing import hash_strings, mix
+from rec2pm_jax.data.moments import parse_moment, show_moment
 from rec2pm_jax.errors import UserError, nearest
 
 SPLITS = ("validation", "test")
@@ -116,13 +116,13 @@ class Temporal:
                 "last_10."
             )
         times = dataset.relative_times.astype(np.int64) + dataset.time_origin
-        test = parse_time(data.split_time)
+        test = parse_moment(data.split_time)
         start = test - round(data.validation_days * 86_400)
         if not times.min() < start or not test <= times.max():
             raise UserError(
                 f"config.data.split_time={data.split_time} with {data.validation_days:g} days of "
                 f"validation before it leaves no events to train on or to test: {dataset.path} spans "
-                f"{_text(times.min())} to {_text(times.max())}."
+                f"{show_moment(times.min())} to {show_moment(times.max())}."
             )
         offsets = dataset.histories.offsets
         before = [np.concatenate([[0], np.cumsum(times < moment)]) for moment in (start, test)]
@@ -226,28 +226,6 @@ def settings(data: DataConfig, protocol: str = "") -> dict[str, object]:
         case HoldOut():
             return {"holdout_fraction": data.holdout_fraction}
     return {}
-
-
-def parse_time(text: str) -> int:
-    """Seconds since 1970 of "2023-10-01", "2023-10-01T12:00" (UTC unless it says) or of a number.
-
-    Raises:
-      UserError: anything else.
-    """
-    if text.lstrip("-").isdigit():
-        return int(text)
-    try:
-        moment = datetime.datetime.fromisoformat(text)
-    except ValueError:
-        raise UserError(
-            f"config.data.split_time={text!r} is no time; write a date such as 2023-10-01, "
-            "2023-10-01T12:00, or seconds since 1970."
-        ) from None
-    return int(moment.replace(tzinfo=moment.tzinfo or datetime.UTC).timestamp())
-
-
-def _text(seconds: int) -> str:
-    return datetime.datetime.fromtimestamp(int(seconds), datetime.UTC).strftime("%Y-%m-%dT%H:%M:%S")
 
 
 def _check_split(split: str) -> None:
