@@ -83,8 +83,8 @@ def _time_problems(found: Inspection) -> list[tuple[bool, str]]:
         ),
         (
             low - first > 5 * bulk or last - high > 5 * bulk,
-            f"a few times lie far outside of the rest ({show_day(low)} .. {show_day(high)}): from {show_day(first)} "
-            f"to {show_day(last)}",
+            f"a few times lie far outside of the rest ({show_day(low)} .. {show_day(high)}): from "
+            f"{show_day(first)} to {show_day(last)}",
         ),
         (
             last > time.time() + 86_400,
