@@ -8,7 +8,8 @@ of the seven days of the split (`user_id`, `impression_time`, `article_ids_click
 
 The validation histories cover the training week again, so they are read only for users without a
 training history. Other users go on from train/history over train/behaviors to validation/behaviors.
---input may also be the folder of one split. Times carry no zone and are taken as UTC (not verified).
+--input may also be the folder of one split. Not verified: the zone of times (they carry none and are
+taken as UTC) and the wording of the terms.
 """
 
 from __future__ import annotations

@@ -11,6 +11,9 @@ origin that is not published, so times of day and gaps are real and dates are no
 
 Events are listens of at least half of the track (the publisher's Listen+) and, in multi_event, likes;
 other feedback takes something back or rejects it, and is dropped.
+
+Downloads are checked against the sha256 in the publisher's own Git LFS pointer; that its host shows
+the pointer at this address was not tried here.
 """
 
 from __future__ import annotations
