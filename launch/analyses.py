@@ -10,7 +10,7 @@ import numpy as np
 from launch.anatomy import anatomy
 from launch.runs import Result, Trained, assess
 from rec2pm_jax.data.dataset import Dataset
-from rec2pm_jax.data.splits import split_rule
+from rec2pm_jax.data.splits import bound_rule
 from rec2pm_jax.evaluate.denoise import KINDS, Noise
 from rec2pm_jax.evaluate.diagnostics import drift
 from rec2pm_jax.evaluate.heuristic import dataset_popularity
@@ -35,7 +35,7 @@ def test(run: Run, trained: Trained, dataset: Dataset) -> list[Result]:
 
 def denoise(run: Run, trained: Trained, dataset: Dataset) -> list[Result]:
     """One record per kind and share of noise in the archive, named in `noise`; the first is clean."""
-    popularity = dataset_popularity(dataset, split_rule(trained.config.data.protocol))
+    popularity = dataset_popularity(dataset, bound_rule(trained.config.data, dataset))
     settings = [("random", 0.0), *((kind, share) for kind in KINDS for share in FRACTIONS)]
     results = []
     for kind, fraction in settings:

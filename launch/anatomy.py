@@ -8,7 +8,7 @@ import numpy as np
 
 from launch.runs import Result, Trained, assess
 from rec2pm_jax.data.dataset import Dataset
-from rec2pm_jax.data.splits import split_rule
+from rec2pm_jax.data.splits import bound_rule
 from rec2pm_jax.evaluate.anatomy import attention, dominant, nearest_items, neighbour_agreement
 from rec2pm_jax.evaluate.evaluator import final_rows, own_memory, row_memories
 from rec2pm_jax.evaluate.targets import load_histories, make_targets, plan_rows, select_users
@@ -23,8 +23,8 @@ def anatomy(run: Run, trained: Trained, dataset: Dataset) -> list[Result]:
     """One record with `anatomy`: attention, the plane of memories, and nearest items of some users."""
     method, params = trained.method, trained.params
     result = assess(trained, dataset, split=run.split, swap=False)
-    rule = split_rule(method.config.data.protocol)
-    users, _ = select_users(dataset.lengths, rule.min_events, 0, 0)
+    rule = bound_rule(method.config.data, dataset)
+    users, _ = select_users(dataset.lengths, rule, run.split, 0, 0)
     histories = load_histories(dataset, users)
     rows = plan_rows(make_targets(histories, rule, run.split), method, 0)
     states = row_memories(method, params, histories, rows, own_memory(method.config), 128)

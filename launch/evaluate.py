@@ -15,9 +15,10 @@ import dataclasses
 from absl import flags
 
 from launch import cli
-from rec2pm_jax.config import Config, config_hash, to_dict
+from rec2pm_jax.config import Config, DataConfig, config_hash, to_dict
 from rec2pm_jax.data.dataset import open_dataset
 from rec2pm_jax.data.splits import SPLITS
+from rec2pm_jax.data.splits import settings as protocol_settings
 from rec2pm_jax.errors import UserError
 from rec2pm_jax.evaluate.diagnostics import memory_diagnostics
 from rec2pm_jax.evaluate.evaluator import evaluate, own_memory
@@ -41,6 +42,9 @@ flags.DEFINE_integer("max_segments", 0, "Newest archived segments memory may fol
 flags.DEFINE_integer("max_users", 0, "Evaluate a fixed random subset of users; 0: all.", 0)
 flags.DEFINE_integer("batch_size", 128, "Most users per compiled call.", 1)
 flags.DEFINE_boolean("diagnostics", False, "Also: own, swapped, zero, mean memory, drift, ...")
+flags.DEFINE_string("split_time", "", "Heuristic, protocol temporal: targets are from then on.")
+flags.DEFINE_float("validation_days", 1.0, "Heuristic, protocol temporal: days before that.", 0.0)
+flags.DEFINE_float("holdout_fraction", 0.1, "Heuristic, protocol holdout_..: share of users.")
 flags.DEFINE_integer("window", 0, "personal_frequency: newest events that count; 0: all.", 0)
 flags.DEFINE_float("half_life", 0.0, "personal_frequency: decay in events; 0: none.", 0.0)
 flags.DEFINE_string("json", "", "File for the list of records.")
@@ -50,6 +54,10 @@ def evaluate_workdir(args) -> tuple[dict, dict | None]:
     """The record of a trained model, and its memory diagnostics where they are asked for."""
     if args.window or args.half_life:
         raise UserError("--window and --half_life belong to --heuristic=personal_frequency.")
+    if args.split_time:
+        raise UserError(
+            "--split_time is for a heuristic; a run has its own config.data.split_time."
+        )
     config, params, meta = load_for_inference(args.workdir, args.checkpoint)
     dataset = open_training_data(args.data, args.workdir, meta)
     params = grow_items(params, dataset.num_items, config.train.seed)
@@ -90,16 +98,23 @@ def evaluate_baseline(args) -> dict:
             raise UserError(f"--{flag} needs a trained model (--workdir); heuristics have none.")
     if not args.data:
         raise UserError("A heuristic needs --data=DIR, a directory made by launch.prepare.")
+    data = DataConfig(
+        protocol=args.protocol or "last_10",
+        split_time=args.split_time,
+        validation_days=args.validation_days,
+        holdout_fraction=args.holdout_fraction,
+    )
     evaluation = evaluate_heuristic(
         args.heuristic,
         open_dataset(args.data),
         split=args.split,
-        protocol=args.protocol or "last_10",
+        data=data,
         window=args.window,
         half_life=args.half_life,
         max_users=args.max_users,
     )
     settings = {"window": args.window or None, "half_life": args.half_life or None}
+    settings |= protocol_settings(data)
     return evaluation.record(config=settings, git_commit=git_commit())
 
 

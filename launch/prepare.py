@@ -1,5 +1,6 @@
 """Turns interaction logs into a prepared dataset.
 
+    python -m launch.prepare --list
     python -m launch.prepare --source=complete_journey --item=product_type --output_dir=data/types
     python -m launch.prepare --source=movielens --input=ml-1m/ratings.dat --output_dir=data/ml1m
     python -m launch.prepare --source=interactions --input=log.csv --user_column=uid \\
@@ -19,12 +20,13 @@ from launch import cli
 from rec2pm_jax.data import append as append_lib
 from rec2pm_jax.data.options import PrepareOptions
 from rec2pm_jax.data.prepare import prepare, summary
-from rec2pm_jax.errors import UserError
+from rec2pm_jax.data.sources import listing
 
-flags.DEFINE_string("source", None, "complete_journey, movielens, interactions or synthetic.")
+flags.DEFINE_string("source", None, "What to read; see --list.")
+flags.DEFINE_boolean("list", False, "Print the datasets that can be read, and how to get them.")
 flags.DEFINE_string("output_dir", None, "Directory of the prepared dataset.")
 flags.DEFINE_string("input", "", "File (or directory) of the source.")
-flags.DEFINE_string("item", "", "complete_journey: product or product_type.")
+flags.DEFINE_string("item", "", "What an item is: product or product_type, track or artist, ..")
 flags.DEFINE_integer("min_item_count", 0, "Drop items with fewer events.")
 flags.DEFINE_integer("min_user_events", 0, "Drop users with fewer events.")
 flags.DEFINE_string("ties", "", "Equal timestamps of a user: shuffle or keep (default: by source).")
@@ -44,17 +46,29 @@ flags.DEFINE_integer("synthetic_users", 4000, "synthetic: users.")
 flags.DEFINE_integer("synthetic_items", 400, "synthetic: items.")
 flags.DEFINE_integer("synthetic_length", 80, "synthetic: events per user.")
 flags.DEFINE_integer("synthetic_taste_events", 10, "synthetic: first events that show the taste.")
+flags.DEFINE_string("variant", "", "Which of the downloads of a source, e.g. movielens: 25m.")
+flags.DEFINE_string("download_dir", "", "Download what the licence allows into this directory.")
 flags.DEFINE_boolean("append", False, "Add the log to the dataset in output_dir, as a delta.")
 flags.DEFINE_boolean("compact", False, "Rewrite the dataset in output_dir without deltas.")
-flags.mark_flags_as_required(["output_dir"])
+
+
+@flags.multi_flags_validator(
+    ["source", "output_dir", "list", "compact"],
+    message="Give --output_dir and --source (or --compact), or --list.",
+)
+def _enough(values) -> bool:
+    if values["list"] or values["source"] == "help":
+        return True
+    return values["output_dir"] is not None and (values["compact"] or values["source"] is not None)
 
 
 def main(_) -> None:
+    if flags.FLAGS["list"].value or flags.FLAGS["source"].value == "help":
+        print(listing())
+        return
     if flags.FLAGS.compact:
         print(summary(append_lib.compact(flags.FLAGS.output_dir)))
         return
-    if not flags.FLAGS.source:
-        raise UserError("Give --source (or --compact).")
     options = PrepareOptions(
         **{
             field.name: flags.FLAGS[field.name].value

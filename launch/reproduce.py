@@ -31,6 +31,7 @@ from launch.runs import heuristics
 from launch.suites import DATASETS, SUITES, Run, runs_of
 from rec2pm_jax.config import Config, config_hash
 from rec2pm_jax.data.dataset import open_dataset
+from rec2pm_jax.data.splits import settings as protocol_settings
 from rec2pm_jax.errors import UserError
 from rec2pm_jax.evaluate.record import write_records
 from rec2pm_jax.evaluate.report import display_name
@@ -87,8 +88,9 @@ class Results:
         """Adds the heuristics of a dataset, unless they are here for the same data and protocol."""
         dataset = open_dataset(path)
         kept = [r for r in self.records if r["run"].startswith(f"{name}/heuristics/")]
-        setting = (dataset.content_hash, config.data.protocol)
-        if kept and all((r["data_hash"], r["protocol"]) == setting for r in kept):
+        setting = {"data_hash": dataset.content_hash, "protocol": config.data.protocol}
+        setting |= protocol_settings(config.data)
+        if kept and all(setting.items() <= (r["config"] | r).items() for r in kept):
             return
         self.records = [r for r in self.records if r not in kept]
         for result in heuristics(config, dataset):

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from rec2pm_jax.config import Config, config_hash, to_dict
 from rec2pm_jax.data.dataset import Dataset
+from rec2pm_jax.data.splits import settings as protocol_settings
 from rec2pm_jax.evaluate.evaluator import evaluate
 from rec2pm_jax.evaluate.heuristic import evaluate_heuristic
 from rec2pm_jax.evaluate.record import Evaluation
@@ -38,10 +39,8 @@ def heuristics(config: Config, dataset: Dataset, split: str = "test") -> list[Re
     ]
     results = []
     for name, setting in settings:
-        evaluation = evaluate_heuristic(
-            name, dataset, split=split, protocol=config.data.protocol, **setting
-        )
-        shown = {"window": None, "half_life": None} | setting
+        evaluation = evaluate_heuristic(name, dataset, split=split, data=config.data, **setting)
+        shown = {"window": None, "half_life": None} | setting | protocol_settings(config.data)
         results.append(Result(evaluation, evaluation.record(config=shown, git_commit=git_commit())))
     return results
 

@@ -28,6 +28,16 @@ def _one_of(value: str, options: tuple[str, ...], field: str) -> None:
         )
 
 
+PROTOCOLS = (
+    "leave_one_out",
+    "last_10",
+    "genrec",
+    "temporal",
+    "holdout_leave_one_out",
+    "holdout_last_10",
+)
+
+
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
     """How histories are cut. See `methods/segments.py` for the arithmetic."""
@@ -35,7 +45,12 @@ class DataConfig:
     segment: int = 25  # S, events per segment
     segments: int = 16  # K, segments per training window
     recent: int = 1  # R >= 1, newest events that always stay raw
-    protocol: str = "last_10"  # leave_one_out | last_10 | genrec, see data/splits.py
+    protocol: str = "last_10"  # one of PROTOCOLS, see data/splits.py
+    # temporal: targets are events from split_time on, a date (UTC) or seconds since 1970
+    split_time: str = dataclasses.field(default="", metadata={"neutral": ""})
+    validation_days: float = dataclasses.field(default=1.0, metadata={"neutral": 1.0})
+    # holdout_..: share of users of whom nothing is trained on
+    holdout_fraction: float = dataclasses.field(default=0.1, metadata={"neutral": 0.1})
 
     def __post_init__(self):
         _require(self.segment >= 1, "data.segment", ">= 1", self.segment)
@@ -46,7 +61,14 @@ class DataConfig:
             "between 1 and data.segment",
             self.recent,
         )
-        _one_of(self.protocol, ("leave_one_out", "last_10", "genrec"), "data.protocol")
+        _one_of(self.protocol, PROTOCOLS, "data.protocol")
+        if self.protocol == "temporal" and not self.split_time:
+            raise UserError(
+                "config.data.protocol=temporal needs config.data.split_time, e.g. 2023-10-01."
+            )
+        _require(self.validation_days > 0, "data.validation_days", "> 0", self.validation_days)
+        share = self.holdout_fraction
+        _require(0 < share < 1, "data.holdout_fraction", "between 0 and 1", share)
 
     @property
     def read_length(self) -> int:

@@ -28,6 +28,12 @@ def test_prepare_prints_a_summary_and_is_repeatable(tmp_path):
     assert again.returncode == 0 and "already prepared" in again.stdout
 
 
+@pytest.mark.parametrize("flag", ["--list", "--source=help"])
+def test_the_list_needs_no_other_flag(flag):
+    done = run(flag)
+    assert done.returncode == 0 and "merrec: " in done.stdout and "CC BY-NC 4.0" in done.stdout
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
@@ -35,6 +41,8 @@ def test_prepare_prints_a_summary_and_is_repeatable(tmp_path):
         (["--source=interactions", "--input={log}", "--item_column=itm"], 'Did you mean "item"?'),
         (["--source=interactions", "--input={log}", "--min_item_count=9"], "lower them"),
         (["--source=movie_lens"], 'Did you mean "movielens"?'),
+        (["--source=merrec"], "Licence: CC BY-NC 4.0"),
+        (["--source=yambda", "--download_dir=x", "--variant=5m"], 'Did you mean "50m"?'),
         (["--source=synthetic", "--ties=random"], "choose one of shuffle, keep"),
         (["--source=synthetic", "--seed=x"], "seed"),
         (["--sources=synthetic"], "sources"),

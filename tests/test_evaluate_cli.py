@@ -21,6 +21,9 @@ DEFAULTS = {
     "data": "dir",
     "split": "test",
     "protocol": "",
+    "split_time": "",
+    "validation_days": 1.0,
+    "holdout_fraction": 0.1,
     "memory": "",
     "checkpoint": "best",
     "max_segments": 0,
@@ -36,6 +39,11 @@ def baseline(monkeypatch, **flags):
 
     monkeypatch.setattr(evaluate, "open_dataset", lambda path: FakeDataset([30, 5, 40]))
     return evaluate.evaluate_baseline(SimpleNamespace(**DEFAULTS | flags))
+
+
+def test_a_heuristic_names_what_its_protocol_needs_beside_its_name(monkeypatch):
+    with pytest.raises(UserError, match="needs config.data.split_time"):
+        baseline(monkeypatch, protocol="temporal")
 
 
 def test_a_heuristic_names_its_setting(monkeypatch):

@@ -369,7 +369,7 @@ def test_repeated_evaluations_compile_once():
 
 def test_a_target_without_history_is_refused():
     class FirstEvent:
-        def targets(self, n, split):
+        def targets(self, n, split, user):
             return np.array([0])
 
     histories = load_histories(FakeDataset([3]), np.array([0]))

@@ -86,6 +86,11 @@ def test_metrics_of_no_targets_are_refused():
         metrics.summarize(np.empty(0, np.int64))
 
 
+def test_every_user_counts_the_same_however_many_targets():
+    found = metrics.summarize(np.array([1, 1, 1, 100]), np.array([5, 5, 5, 8]))
+    assert found["hr@10"] == 0.5
+
+
 def test_user_means_are_in_ascending_order_of_user():
     means = metrics.user_means(np.array([1.0, 0.0, 0.5, 1.0]), np.array([7, 7, 2, 9]))
     np.testing.assert_allclose(means, [0.5, 0.5, 1.0])

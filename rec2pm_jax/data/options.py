@@ -15,7 +15,7 @@ class PrepareOptions:
     source: str
     output_dir: str
     input: str = ""
-    item: str = ""  # complete_journey: product | product_type
+    item: str = ""  # what an item is, where a source has a choice
     min_item_count: int = 0
     min_user_events: int = 0
     ties: str = ""  # shuffle | keep; empty: the source's own rule
@@ -35,6 +35,8 @@ class PrepareOptions:
     synthetic_items: int = 400
     synthetic_length: int = 80
     synthetic_taste_events: int = 10
+    variant: str = ""  # which of a source's downloads, e.g. movielens: 1m, 20m, 25m, 32m
+    download_dir: str = ""  # where to download to; empty: nothing is downloaded
 
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30}

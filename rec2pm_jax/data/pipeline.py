@@ -15,7 +15,7 @@ import numpy as np
 from rec2pm_jax.config import DataConfig
 from rec2pm_jax.data.dataset import Dataset
 from rec2pm_jax.data.hashing import mix
-from rec2pm_jax.data.splits import split_rule
+from rec2pm_jax.data.splits import bound_rule
 from rec2pm_jax.errors import UserError
 
 MIN_TRAIN_EVENTS = 2  # one input and one target
@@ -40,9 +40,10 @@ def training_users(dataset: Dataset, data: DataConfig) -> TrainingUsers:
     """Applies the protocol of `data`.
 
     Raises:
-      UserError: nobody is left, or the K * S events of a window exceed every history.
+      UserError: the protocol does not fit the dataset, nobody is left, or the K * S events of a
+        window exceed every history.
     """
-    ends = split_rule(data.protocol).train_end(dataset.lengths.astype(np.int64))
+    ends = bound_rule(data, dataset).train_ends(dataset.lengths)
     users = np.flatnonzero(ends >= MIN_TRAIN_EVENTS)
     if not len(users):
         raise UserError(

@@ -74,7 +74,9 @@ def run_stages(space: Workspace, options: PrepareOptions, known: partitions.Know
             "a log with the same columns."
         )
     parts = partitions.Partitions(
-        space.stage("parts", lambda d: partitions.deal(log, d, *thresholds, rows, max_memory, known))
+        space.stage(
+            "parts", lambda d: partitions.deal(log, d, *thresholds, rows, max_memory, known)
+        )
     )
     log.events.remove()
     ties = options.ties or log.facts["ties"]

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from rec2pm_jax.data.splits import split_rule
+from rec2pm_jax.data.splits import bound_rule
 from rec2pm_jax.errors import UserError
 from rec2pm_jax.evaluate.evaluator import check_memory, final_rows, own_memory, row_memories
 from rec2pm_jax.evaluate.memories import swap_donors, take
@@ -68,8 +68,8 @@ def memory_diagnostics(
         raise UserError(
             f"Method {method.config.method.name} has no memory to diagnose; leave out diagnostics."
         )
-    rule = split_rule(protocol or method.config.data.protocol)
-    users, _ = select_users(dataset.lengths, rule.min_events, max_users, seed)
+    rule = bound_rule(method.config.data, dataset, protocol)
+    users, _ = select_users(dataset.lengths, rule, split, max_users, seed)
     histories = load_histories(dataset, users)
     targets = make_targets(histories, rule, split)
     rows = plan_rows(targets, method, max_segments)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import jax
 import numpy as np
 
-from rec2pm_jax.data.splits import split_rule
+from rec2pm_jax.data.splits import SplitRule, bound_rule
 from rec2pm_jax.errors import UserError
 from rec2pm_jax.evaluate.memories import iterated_memories, one_time_memories, swap_donors, take
 from rec2pm_jax.evaluate.metrics import summarize
@@ -42,14 +42,13 @@ def check_memory(method, memory: str) -> None:
         )
 
 
-def check_unseen(histories: Histories, targets: Targets, trained_with: str) -> None:
+def check_unseen(dataset, histories: Histories, targets: Targets, trained_with: SplitRule) -> None:
     """Raises UserError if a target lies in what the protocol of training let the model see."""
-    lengths = np.diff(histories.offsets)
-    trained_end = np.array([split_rule(trained_with).train_end(int(n)) for n in lengths])
+    trained_end = trained_with.train_ends(dataset.lengths)[histories.users]
     leaked = int((targets.position < trained_end[targets.user]).sum())
     if leaked:
         raise UserError(
-            f"{leaked} targets were training events under config.data.protocol={trained_with}; "
+            f"{leaked} targets were training events under config.data.protocol={trained_with.name}; "
             "evaluate with that protocol, or train with this one."
         )
 
@@ -91,7 +90,7 @@ def evaluate(
       corrupt: changes what is read, never the targets; see `denoise.Noise`.
 
     Raises:
-      UserError: `memory` does not fit the method, no user is long enough for the protocol, targets
+      UserError: `memory` does not fit the method, nobody has targets under the protocol, targets
         were training events under the protocol of `config.data`, or scores are not finite.
     """
     began = time.perf_counter()
@@ -100,11 +99,11 @@ def evaluate(
     protocol = protocol or config.data.protocol
     check_memory(method, memory)
 
-    rule = split_rule(protocol)
-    users, skipped = select_users(dataset.lengths, rule.min_events, max_users, seed)
+    rule = bound_rule(config.data, dataset, protocol)
+    users, skipped = select_users(dataset.lengths, rule, split, max_users, seed)
     histories = load_histories(dataset, users)
     targets = make_targets(histories, rule, split)
-    check_unseen(histories, targets, config.data.protocol)
+    check_unseen(dataset, histories, targets, bound_rule(config.data, dataset))
     if corrupt is not None:
         histories = corrupt(histories, targets)
     rows = plan_rows(targets, method, max_segments)
@@ -129,7 +128,7 @@ def evaluate(
         position=targets.position,
         rank=ranks,
         swapped_rank=swapped,
-        metrics=summarize(ranks),
+        metrics=summarize(ranks, targets.user),
         skipped_users=skipped,
         wall_s=time.perf_counter() - began,
         **_state_figures(method, rows, states),

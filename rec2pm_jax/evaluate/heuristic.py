@@ -7,7 +7,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from rec2pm_jax.data.splits import split_rule
+from rec2pm_jax.config import DataConfig
+from rec2pm_jax.data.splits import bound_rule
 from rec2pm_jax.errors import UserError, nearest
 from rec2pm_jax.evaluate.metrics import check_ranks, summarize, target_ranks
 from rec2pm_jax.evaluate.record import Evaluation, dataset_name
@@ -27,7 +28,9 @@ _CELLS = 1 << 20  # scores ranked at a time
 def dataset_popularity(dataset, rule) -> np.ndarray:
     """`training_popularity` of all users' training events under a split rule: float64 [V]."""
     everyone = (dataset.sequence(i).ids for i in range(dataset.num_users))
-    training = (ids[: max(0, int(rule.train_end(len(ids))))] for ids in everyone)
+    training = (
+        ids[:end] for ids, end in zip(everyone, rule.train_ends(dataset.lengths), strict=True)
+    )
     return training_popularity(training, dataset.num_items)
 
 
@@ -36,7 +39,8 @@ def evaluate_heuristic(
     dataset,
     *,
     split: str,
-    protocol: str,
+    protocol: str = "",
+    data: DataConfig | None = None,
     window: int = 0,
     half_life: float = 0.0,
     max_users: int = 0,
@@ -51,11 +55,12 @@ def evaluate_heuristic(
       name: popularity | personal_frequency.
       window: newest events personal frequency counts; 0 for the whole history.
       half_life: its decay in events; 0 for none.
+      data: the protocol's settings, and the protocol where `protocol` is empty.
       split, protocol, max_users, seed, corrupt: as in `evaluator.evaluate`.
 
     Raises:
       UserError: an unknown name, a protocol that masks what a model has read, a negative setting,
-        one that popularity does not have, or no user is long enough for the protocol.
+        one that popularity does not have, or nobody has targets under the protocol.
     """
     if name not in HEURISTICS:
         raise UserError(
@@ -68,13 +73,15 @@ def evaluate_heuristic(
         raise UserError("window and half_life belong to personal_frequency; popularity has none.")
 
     began = time.perf_counter()
-    rule = split_rule(protocol)
+    data = data or DataConfig()
+    protocol = protocol or data.protocol
+    rule = bound_rule(data, dataset, protocol)
     if rule.mask_seen:
         raise UserError(
             f"protocol={protocol} leaves out what a model reads; heuristics read nothing. Use "
             "leave_one_out or last_10."
         )
-    users, skipped = select_users(dataset.lengths, rule.min_events, max_users, seed)
+    users, skipped = select_users(dataset.lengths, rule, split, max_users, seed)
     histories = load_histories(dataset, users)
     targets = make_targets(histories, rule, split)
     if corrupt is not None:
@@ -108,7 +115,7 @@ def evaluate_heuristic(
         position=targets.position,
         rank=ranks,
         swapped_rank=None,
-        metrics=summarize(ranks),
+        metrics=summarize(ranks, targets.user),
         skipped_users=skipped,
         wall_s=time.perf_counter() - began,
     )

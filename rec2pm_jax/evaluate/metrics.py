@@ -68,8 +68,15 @@ def ndcg(ranks: np.ndarray, k: int) -> np.ndarray:
     return np.where(ranks <= k, 1.0 / np.log2(ranks + 1.0), 0.0)
 
 
-def summarize(ranks: np.ndarray) -> dict[str, float]:
-    """Means over targets of every metric, as fractions of 1.
+def summarize(ranks: np.ndarray, users: np.ndarray | None = None) -> dict[str, float]:
+    """Means over users of every metric, as fractions of 1.
+
+    A user's value is the mean over the user's targets, as in the bootstrap, so that everybody counts
+    the same where protocols give some users more targets than others.
+
+    Args:
+      ranks: int [T].
+      users: int [T], the user of each target; None: each target has its own.
 
     Raises:
       ValueError: no targets.
@@ -81,6 +88,8 @@ def summarize(ranks: np.ndarray) -> dict[str, float]:
     values = {f"hr@{k}": hits(ranks, k) for k in HIT_CUTOFFS}
     values |= {f"ndcg@{k}": ndcg(ranks, k) for k in NDCG_CUTOFFS}
     values["mrr"] = 1.0 / ranks
+    if users is not None:
+        values = {name: user_means(value, users) for name, value in values.items()}
     return {name: float(values[name].mean()) for name in METRICS}
 
 

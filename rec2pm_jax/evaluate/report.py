@@ -26,7 +26,7 @@ def setting_line(record: Mapping[str, Any]) -> str:
     return (
         f"setting: dataset {record['dataset']} | split {split} | protocol "
         f"{record['protocol']} | {record['users']} users, {record['targets']} targets, "
-        f"{record['skipped_users']} users skipped (too short) | memory {record['memory']} | full "
+        f"{record['skipped_users']} users skipped (no targets) | memory {record['memory']} | full "
         f"catalogue, ties pessimistic, seen items {seen} | state per user {state} | target's "
         f"time {'was an input' if target_time_is_input(record['config']) else 'not used'}"
     )

@@ -89,22 +89,22 @@ class Rows(NamedTuple):
     target_column: np.ndarray
 
 
-def select_users(lengths: np.ndarray, min_events: int, max_users: int, seed: int):
-    """Users with enough events, or a fixed pseudo-random subset of them.
+def select_users(lengths: np.ndarray, rule, split: str, max_users: int, seed: int):
+    """Users with targets of `split` under a bound rule, or a fixed pseudo-random subset of them.
 
     Returns:
-      (int64 indices in ascending order, how many users were skipped for having too few events).
+      (int64 indices in ascending order, how many users were skipped for having no targets).
 
     Raises:
       UserError: no user is left.
     """
     lengths = np.asarray(lengths)
-    users = np.flatnonzero(lengths >= min_events)
+    users = np.flatnonzero(rule.eligible(lengths, split))
     skipped = len(lengths) - len(users)
     if not len(users):
         raise UserError(
-            f"None of the {len(lengths)} users has the {min_events} events this protocol needs; "
-            "use another protocol or prepare data with longer histories."
+            f"None of the {len(lengths)} users has {rule.needs(split)}; use another protocol or "
+            "prepare data with longer histories."
         )
     if max_users and max_users < len(users):
         users = np.sort(np.random.default_rng(seed).permutation(users)[:max_users])
@@ -135,7 +135,11 @@ def make_targets(histories: Histories, rule, split: str) -> Targets:
       ValueError: a target without any event before it. Such a user gets the popularity ranking
         (`methods.heuristics`), not a model's; no protocol here produces one.
     """
-    positions = [np.asarray(rule.targets(int(n), split)) for n in np.diff(histories.offsets)]
+    lengths = np.diff(histories.offsets)
+    positions = [
+        np.asarray(rule.targets(int(n), split, int(user)))
+        for user, n in zip(histories.users, lengths, strict=True)
+    ]
     counts = [len(p) for p in positions]
     targets = Targets(
         np.repeat(np.arange(len(positions)), counts), np.concatenate(positions).astype(np.int64)

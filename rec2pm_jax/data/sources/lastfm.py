@@ -1,0 +1,100 @@
+"""Last.fm-1K: the whole listening of 992 users until May 2009, 19.15 M plays.
+
+Schema: Celma, "Music Recommendation and Discovery in the Long Tail", ocelma.net (README of version
+1.0) and Zenodo record 6090214 (checksum). userid-timestamp-artid-artname-traid-traname.tsv: no header,
+UTF-8, tab-separated, nothing quoted: user, 2009-04-08T01:57:47Z, MusicBrainz artist id, artist,
+MusicBrainz track id, track. Ids are often empty, so an item is named by its names: --item=track
+(artist and track, the default) or --item=artist.
+
+Known flaws, dropped and counted: lines without six fields or a readable time, and plays after June
+2009, which is after the collection ended (wrong clocks of players).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import polars as pl
+
+from rec2pm_jax.data.schema import Interactions
+from rec2pm_jax.data.sources import scan
+from rec2pm_jax.data.sources.download import Download
+from rec2pm_jax.data.sources.source import Source
+from rec2pm_jax.errors import UserError, nearest
+
+TABLE = "userid-timestamp-artid-artname-traid-traname.tsv"
+ITEM_LEVELS = ("track", "artist")
+END = 1_246_406_400  # 2009-07-01
+_FIELDS = ("user", "time", "artist_id", "artist", "track_id", "track")
+
+
+def load(options) -> Interactions:
+    """Reads the table; UserError when it is missing or unreadable, or for an unknown --item."""
+    level = options.item or "track"
+    if level not in ITEM_LEVELS:
+        raise UserError(
+            f"--item={level} is unknown for lastfm; choose one of {', '.join(ITEM_LEVELS)}."
+            f"{nearest(level, ITEM_LEVELS)}"
+        )
+    paths = scan.files(Path(options.input), [TABLE], SOURCE.missing)
+    # Whole lines first: a line with a field too many or too few must not shift its neighbours.
+    lines = scan.open_lazily(
+        pl.scan_csv,
+        paths,
+        ["line"],
+        separator="\x01",  # occurs nowhere
+        has_header=False,
+        quote_char=None,
+        schema={"line": pl.String},
+        encoding="utf8-lossy",
+        truncate_ragged_lines=True,
+    )
+    fields = pl.col("line").str.split("\t")
+    frame = lines.select(
+        right=fields.list.len() == len(_FIELDS),
+        **{name: fields.list.get(i, null_on_oob=True) for i, name in enumerate(_FIELDS)},
+    )
+    time = pl.col("time").str.to_datetime("%Y-%m-%dT%H:%M:%SZ", strict=False)
+    name = pl.col("artist")
+    if level == "track":
+        name = pl.concat_str("artist", "track", separator=" - ")
+    named = (pl.col("artist") != "") & ((pl.col("track") != "") | (level == "artist"))
+    dropped: dict[str, int] = {}
+    events = scan.events(
+        frame.select(
+            "right", "user", named=named, item=name, timestamp=time.dt.epoch("s").cast(pl.Int64)
+        ),
+        paths,
+        dropped,
+        {
+            "malformed": ~pl.col("right") | pl.col("timestamp").is_null(),
+            "without_a_name": ~pl.col("named"),
+            "after_june_2009": pl.col("timestamp") >= END,
+        },
+    )
+    items = frame.filter(named).group_by(item=name).agg(pl.col("artist").min())
+    items = items.select("item", title="item", category="artist").collect(engine="streaming")
+    return Interactions(events, items, item_level=level, dropped=dropped)
+
+
+def _downloads(variant: str) -> tuple[Download, ...]:
+    return (
+        Download(
+            "https://zenodo.org/records/6090214/files/lastfm-dataset-1K.tar.gz",
+            md5="a79a6808f54f73354789a9fb02cb1e41",
+            unpack=(TABLE,),
+        ),
+    )
+
+
+SOURCE = Source(
+    name="lastfm",
+    description="Last.fm until 2009: whole listening of 992 users, 19 M plays",
+    licence="Non-commercial use, by permission of Last.fm.",
+    load=load,
+    page="http://ocelma.net/MusicRecommendationDataset/lastfm-1K.html",
+    files=f"DIR with {TABLE} (lastfm-dataset-1K)",
+    variants=("1k",),
+    downloads=_downloads,
+    example="--variant=1k --download_dir=downloads --item=artist --min_item_count=5",
+)

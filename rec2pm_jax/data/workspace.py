@@ -1,0 +1,101 @@
+"""The temporary directory of a preparation: one at a time, in stages that outlive a kill."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from rec2pm_jax.errors import UserError
+
+_IDENTITY = "identity.json"
+_RETIRED = "retired"
+
+
+class Workspace:
+    """`<target>.preparing`, on the disk of the target so that its result can be renamed into place.
+
+    Attributes:
+      path: the directory.
+    """
+
+    def __init__(self, target: Path, path: Path):
+        self._target = target
+        self.path = path
+
+    def stage(self, name: str, make: Callable[[Path], None]) -> Path:
+        """The directory that `make` fills, unless an earlier start with this identity has filled it."""
+        final = self.path / name
+        if not final.is_dir():
+            partial = self.path / f"{name}.partial"
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir()
+            make(partial)
+            partial.rename(final)
+        return final
+
+    def publish(self, stage: Path) -> None:
+        """Renames a finished stage to the target; what was there goes."""
+        if self._target.exists():
+            self._target.rename(self.path / _RETIRED)
+        stage.rename(self._target)
+
+
+@contextmanager
+def workspace(target: Path, identity: dict) -> Iterator[Workspace]:
+    """Opens the workspace of `target`.
+
+    Finished stages of a start that was killed are found again if its `identity` (options and inputs)
+    was the same, and removed if not. Everything is removed after success and after an error; a kill
+    or an interrupt leaves it for the next start.
+
+    Raises:
+      UserError: another preparation of this target is running, or the disk is full or read-only.
+    """
+    path = target.with_name(f"{target.name}.preparing")
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        lock = open(path / "lock", "w")  # noqa: SIM115 (held until the end)
+    except OSError as error:
+        raise UserError(f"Cannot write beside {target}: {error.strerror}.") from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise UserError(
+                f"Another preparation of {target} is running (it holds {path}/lock)."
+            ) from error
+        try:
+            _put_back(target, path)
+            _claim(path, json.dumps(identity, sort_keys=True))
+            yield Workspace(target, path)
+        except OSError as error:
+            _put_back(target, path)
+            shutil.rmtree(path, ignore_errors=True)
+            raise UserError(
+                f"Cannot write {target}: {error.strerror or error}. Nothing was changed there and the "
+                "temporary files are removed."
+            ) from error
+        except Exception:
+            shutil.rmtree(path, ignore_errors=True)
+            raise
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _claim(path: Path, identity: str) -> None:
+    file = path / _IDENTITY
+    if file.is_file() and file.read_text() == identity:
+        return
+    for entry in path.iterdir():
+        if entry.is_dir():
+            shutil.rmtree(entry)
+    file.write_text(identity)
+
+
+def _put_back(target: Path, path: Path) -> None:
+    """Undoes half of `publish`, between its two renames."""
+    if (path / _RETIRED).exists() and not target.exists():
+        (path / _RETIRED).rename(target)

@@ -1,0 +1,264 @@
+"""Small files in exactly the layouts that the publishers of the registered datasets use."""
+
+from __future__ import annotations
+
+import datetime
+import gzip
+import io
+import json
+import tarfile
+import zipfile
+from pathlib import Path
+
+import polars as pl
+
+MERREC_TEXT = (
+    "sequence_id session_id event_id product_id name brand_name c0_name c1_name c2_name "
+    "item_condition_name size_name color shipper_name"
+).split()
+MERREC_NUMBERS = (
+    "user_id item_id shipper_id sequence_length brand_id c0_id c1_id c2_id item_condition_id size_id"
+).split()
+
+
+def merrec(root: Path) -> Path:
+    """Two monthly folders of one shard each."""
+    rows = {  # month -> (user, item, product, event, brand, category, microseconds since midnight)
+        "20230501": [
+            (1, 101, "p1", "item_view", "Nike", "Shoes", 5_000_000),
+            (2, 102, "p2", "item_like", None, "Games", 5_000_001),
+        ],
+        "20231001": [
+            (1, 103, "p2", "buy_comp", None, "Games", 7_500_000),
+            (1, 101, "p1", "item_view", "Nike", "Shoes", 7_400_000),
+            (1, 104, None, "item_view", None, None, 8_000_000),
+        ],
+    }
+    for month, events in rows.items():
+        (root / month).mkdir(parents=True)
+        start = datetime.datetime.strptime(month, "%Y%m%d").replace(tzinfo=datetime.UTC)
+        shard = {name: [""] * len(events) for name in MERREC_TEXT}
+        shard |= {name: [0] * len(events) for name in MERREC_NUMBERS}
+        user, item, product, event, brand, category, time = zip(*events, strict=True)
+        shard |= {"user_id": user, "item_id": item, "product_id": product, "event_id": event}
+        shard |= {"brand_name": brand, "c2_name": category, "price": [9.5] * len(events)}
+        shard["stime"] = [start + datetime.timedelta(microseconds=t) for t in time]
+        pl.DataFrame(shard, strict=False).write_parquet(root / month / "000000000000.parquet")
+    return root
+
+
+def movielens_zip(root: Path, name: str) -> bytes:
+    """An archive as GroupLens packs it, with files we do not need."""
+    folder, buffer = name.removesuffix(".zip"), io.BytesIO()
+    if name == "ml-1m.zip":
+        files = {
+            "ratings.dat": b"1::1193::5::978300760\n1::661::3::978302109\n2::1193::4::978298413\n",
+            "movies.dat": "1193::Misérables, Les (1995)::Drama|Musical\n".encode("latin-1"),
+            "users.dat": b"1::F::1::10::48067\n",
+        }
+    else:
+        files = {
+            "ratings.csv": b"userId,movieId,rating,timestamp\n1,296,5.0,1147880044\n"
+            b"1,306,3.5,1147868817\n2,296,0.5,1147868828\n",
+            "movies.csv": b'movieId,title,genres\n296,"Fiction, Pulp (1994)",Comedy|Crime\n',
+            "tags.csv": b"userId,movieId,tag,timestamp\n",
+        }
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        for file, text in files.items():
+            archive.writestr(f"{folder}/{file}", text)
+    return buffer.getvalue()
+
+
+KUAIRAND_HEADER = (
+    "user_id,video_id,date,hourmin,time_ms,is_click,is_like,is_follow,is_comment,is_forward,is_hate,"
+    "long_view,play_time_ms,duration_ms,profile_stay_time,comment_stay_time,is_profile_enter,is_rand,"
+    "tab\n"
+)
+
+
+def _exposure(user: int, video: int, time_ms: int, click: int, random: int = 0) -> str:
+    return (
+        f"{user},{video},20220421,400,{time_ms},{click},0,0,0,0,0,1,9000,104400,0,0,0,{random},1\n"
+    )
+
+
+def kuairand(root: Path, variant: str = "1k") -> Path:
+    """KuaiRand-1K/data, or 27K with its logs in parts."""
+    data = root / f"KuaiRand-{variant.upper()}" / "data"
+    data.mkdir(parents=True)
+    logs = {
+        "standard_4_08_to_4_21": [(0, 7, 1_650_485_801_301, 1), (0, 8, 1_650_485_801_250, 1)],
+        "standard_4_22_to_5_08": [(0, 7, 1_650_600_000_000, 0), (1, 7, 1_650_600_000_000, 1)],
+    }
+    parts = ["_part1", "_part2"] if variant == "27k" else [""]
+    for name, rows in logs.items():
+        for i, part in enumerate(parts):
+            text = "".join(_exposure(*row) for row in rows[i :: len(parts)])
+            (data / f"log_{name}_{variant}{part}.csv").write_text(KUAIRAND_HEADER + text)
+    random = _exposure(1, 9, 1_650_700_000_000, 1, random=1)
+    (data / f"log_random_4_22_to_5_08_{variant}.csv").write_text(KUAIRAND_HEADER + random)
+    (data / f"video_features_basic_{variant}.csv").write_text(
+        "video_id,author_id,video_type,upload_dt,upload_type,visible_status,video_duration,"
+        "server_width,server_height,music_id,music_type,tag\n"
+        '7,441,NORMAL,2020-07-08,ShortImport,1,17200.0,720,1280,989206467,4.0,"12,65"\n'
+        "8,442,NORMAL,2020-07-08,ShortImport,1,,720,1280,989206467,4.0,\n"
+    )
+    (data / f"user_features_{variant}.csv").write_text(
+        "user_id,user_active_degree\n0,full_active\n"
+    )
+    return root
+
+
+def ebnerd(root: Path) -> Path:
+    """A bundle: user 1 in both splits, user 2 in the second only, whose history covers week one."""
+
+    def day(n: int) -> datetime.datetime:
+        return datetime.datetime(2023, 4, 27, 7) + datetime.timedelta(days=n)
+
+    def history(split: str, rows: list) -> None:
+        (root / split).mkdir(parents=True)
+        user, articles, days = zip(*rows, strict=True)
+        pl.DataFrame(
+            {
+                "user_id": pl.Series(user, dtype=pl.UInt32),
+                "impression_time_fixed": [[day(n) for n in d] for d in days],
+                "scroll_percentage_fixed": [[None] * len(d) for d in days],
+                "article_id_fixed": pl.Series(articles, dtype=pl.List(pl.Int32)),
+                "read_time_fixed": [[1.0] * len(d) for d in days],
+            }
+        ).write_parquet(root / split / "history.parquet")
+
+    def behaviors(split: str, rows: list) -> None:
+        user, clicked, days = zip(*rows, strict=True)
+        pl.DataFrame(
+            {
+                "impression_id": pl.Series(range(len(rows)), dtype=pl.UInt32),
+                "article_id": pl.Series([None] * len(rows), dtype=pl.Int32),
+                "impression_time": [day(n) for n in days],
+                "article_ids_inview": pl.Series(
+                    [[11, 12, 13]] * len(rows), dtype=pl.List(pl.Int32)
+                ),
+                "article_ids_clicked": pl.Series(clicked, dtype=pl.List(pl.Int32)),
+                "user_id": pl.Series(user, dtype=pl.UInt32),
+            }
+        ).write_parquet(root / split / "behaviors.parquet")
+
+    history("train", [(1, [11, 12], [1, 2])])
+    behaviors("train", [(1, [13], 22), (1, [], 23)])
+    history("validation", [(1, [12, 13], [9, 22]), (2, [11], [22])])
+    behaviors("validation", [(1, [11, 12], 29), (2, [13], 30)])
+    pl.DataFrame(
+        {"article_id": [11, 12], "title": ["Kongen", "Æblet"], "category_str": ["nyheder", "mad"]},
+        schema_overrides={"article_id": pl.Int32},
+    ).write_parquet(root / "articles.parquet")
+    return root
+
+
+AMAZON_ROWS = [("AE2", "B01", 1_441_260_345_000), ("AE1", "B02", 1_588_687_728_923)]
+
+
+def amazon(root: Path, raw: bool) -> Path:
+    """Software.csv.gz or .jsonl.gz, and the metadata."""
+    root.mkdir(parents=True, exist_ok=True)
+    path = root / ("Software.jsonl.gz" if raw else "Software.csv.gz")
+    with gzip.open(path, "wt", encoding="utf-8") as file:
+        if not raw:
+            file.write("user_id,parent_asin,rating,timestamp\n")
+        for user, item, time in AMAZON_ROWS:
+            review = {
+                "rating": 5.0,
+                "title": "ünicode",
+                "text": "two\nlines",
+                "images": [{"small_image_url": "https://example.com/1.jpg"}],
+                "asin": "X" + item,
+                "parent_asin": item,
+                "user_id": user,
+                "timestamp": time,
+                "helpful_vote": 0,
+                "verified_purchase": True,
+            }
+            file.write((json.dumps(review) if raw else f"{user},{item},5.0,{time}") + "\n")
+    with gzip.open(root / "meta_Software.jsonl.gz", "wt", encoding="utf-8") as file:
+        item = {"main_category": "Software", "title": "Schach, für Kinder", "average_rating": 4.1}
+        item |= {
+            "price": None,
+            "details": {"Brand": "x"},
+            "parent_asin": "B01",
+            "bought_together": None,
+        }
+        file.write(json.dumps(item) + "\n")
+    return path
+
+
+def yambda(root: Path, kind: str) -> Path:
+    """listens, likes, multi_event (flat) or sequential (multi_event as lists)."""
+    root.mkdir(parents=True, exist_ok=True)
+    frame = pl.DataFrame(
+        {
+            "uid": [100, 100, 100, 200, 200],
+            "timestamp": [39_420, 39_420, 41_000, 106_910, 146_130],
+            "item_id": [8326270, 1441281, 8326270, 286361, 286361],
+            "is_organic": [0, 0, 1, 1, 1],
+            "event_type": ["listen", "listen", "like", "listen", "unlike"],
+            "played_ratio_pct": [95, 49, None, 130, None],
+            "track_length_seconds": [175, 165, None, 200, None],
+        },
+        schema={
+            "uid": pl.UInt32,
+            "timestamp": pl.UInt32,
+            "item_id": pl.UInt32,
+            "is_organic": pl.UInt8,
+            "event_type": pl.Enum(["dislike", "like", "listen", "undislike", "unlike"]),
+            "played_ratio_pct": pl.UInt16,
+            "track_length_seconds": pl.UInt32,
+        },
+    )
+    if kind == "listens":
+        frame = frame.filter(pl.col("event_type") == "listen").drop("event_type")
+    elif kind == "likes":
+        frame = frame.filter(pl.col("event_type") == "like")[:, :4]
+    elif kind == "sequential":
+        frame = frame.group_by("uid", maintain_order=True).agg(pl.all())
+    path = root / f"{'multi_event' if kind == 'sequential' else kind}.parquet"
+    frame.write_parquet(path)
+    return path
+
+
+def taobao(root: Path) -> Path:
+    root.mkdir(parents=True, exist_ok=True)
+    (root / "UserBehavior.csv").write_text(
+        "1,2268318,2520377,pv,1511544070\n1,2333346,2520771,fav,1511561733\n"
+        "1,2268318,2520377,buy,1511544071\n2,2333346,2520771,cart,1512316799\n"
+        "2,2333346,2520771,pv,1512316800\n2,2333346,2520771,pv,-2134949234\n"
+    )
+    return root
+
+
+LASTFM_LINES = [
+    "user_000001\t2009-05-04T23:08:57Z\tf1b1cf71\tDeep Dish\t\tFuck Me Im Famous (Ibiza 2007)",
+    'user_000001\t2009-05-04T13:54:10Z\ta7f7df4a\t坂本龍一\t\tComposition 0919 "Live',
+    "user_000001\t2009-05-04T13:52:04Z\ta7f7df4a\t坂本龍一\tmbid\tMc2 (Live_2009_4_15)",
+    "user_000002\t2013-09-29T18:32:04Z\ta7f7df4a\t坂本龍一\tmbid\tMc2 (Live_2009_4_15)",
+    "user_000002\t2009-05-04T13:52:04Z\ta7f7df4a\tone field\ttoo\tmany\there",
+    "user_000002\t2009-05-04",
+    "user_000002\t2009-05-04T13:52:04Z\ta7f7df4a\tNo Track\t\t",
+    "user_000002\t2009-05-04T13:52:05Z\tf1b1cf71\tDeep Dish\t\tFuck Me Im Famous (Ibiza 2007)",
+]
+
+
+def lastfm(root: Path) -> Path:
+    folder = root / "lastfm-dataset-1K"
+    folder.mkdir(parents=True)
+    name = "userid-timestamp-artid-artname-traid-traname.tsv"
+    (folder / name).write_text("\n".join(LASTFM_LINES) + "\n", encoding="utf-8")
+    (folder / "userid-profile.tsv").write_text("#id\tgender\tage\tcountry\tregistered\n")
+    return root
+
+
+def targz(folder: Path) -> bytes:
+    """A .tar.gz of `folder`'s contents."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
+        for path in sorted(folder.iterdir()):
+            archive.add(path, arcname=path.name)
+    return buffer.getvalue()
