@@ -12,7 +12,7 @@ import pytest
 from rec2pm_jax.config import ModelConfig
 from rec2pm_jax.nn.attention import Block, Layout, Spans
 from rec2pm_jax.nn.backbone import Backbone
-from rec2pm_jax.nn.dropout import Dropout
+from rec2pm_jax.nn.dropout import Dropout, random_bytes
 from rec2pm_jax.nn.embedding import EventEmbedding
 from rec2pm_jax.nn.hstu import HSTULayer, time_bucket
 from rec2pm_jax.nn.sasrec import SASRecLayer
@@ -207,6 +207,20 @@ def test_bfloat16_stays_close_to_float32(backbone):
 
 
 # --- dropout ---
+
+
+def test_random_bytes_are_uniform_and_independent():
+    """Of one key: all values equally often, no correlation at any of the strides of an array. Of
+    several keys: no two alike."""
+    bytes_of = jax.jit(random_bytes, static_argnums=1)
+    one = np.asarray(bytes_of(jax.random.key(0), (333, 1000))).ravel()
+    expected = one.size / 256
+    assert 180 < np.sum((np.bincount(one, minlength=256) - expected) ** 2) / expected < 340
+    for lag in (1, 2, 3, 4, 5, 8, 64, 256, 1000, 1024, 4096):
+        assert abs(np.corrcoef(one[:-lag], one[lag:])[0, 1]) < 5 / np.sqrt(one.size)
+    many = np.stack([bytes_of(jax.random.key(k), (4096,)) for k in range(100)])
+    apart = np.corrcoef(many) - np.eye(100)
+    assert np.abs(apart).max() < 5 / np.sqrt(4096)
 
 
 @pytest.mark.parametrize("rate", [0.1, 0.5])

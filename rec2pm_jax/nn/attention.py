@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from rec2pm_jax.nn.dropout import per_row
+from rec2pm_jax.nn.dropout import per_row, random_bytes
 from rec2pm_jax.typing import Array, PRNGKey
 
 
@@ -162,7 +162,7 @@ class Dropping(NamedTuple):
     def factors(self, weighing: Weighing, block: int, shape: tuple[int, ...]) -> Array:
         """What weights of a block are multiplied by, 0 or 1 / (1 - rate): float32 [B, *shape]."""
         key = jax.random.fold_in(self.key, block)
-        bits = per_row(lambda k: jax.random.bits(k, shape, jnp.uint8), key, self.rows)
+        bits = per_row(lambda k: random_bytes(k, shape), key, self.rows)
         scale = jnp.float32(256 / (256 - weighing.dropped))
         return jnp.where(bits >= weighing.dropped, scale, 0)
 
