@@ -42,7 +42,7 @@ def prepare_with_beam(options: PrepareOptions, runner_options=None) -> dict:
       runner_options: beam.options.pipeline_options.PipelineOptions; DirectRunner without.
 
     Raises:
-      UserError: as `prepare.prepare`, or another source. What a worker meets comes wrapped by the runner.
+      UserError: as `prepare.prepare`, or another source; errors of workers come wrapped.
     """
     if options.source != "interactions":
         raise UserError("Beam reads --source=interactions only; export the log to files.")
@@ -133,7 +133,7 @@ def _filtered(directory: Path, options: PrepareOptions, paths: list[str], runner
 
     def drop(found, kind: str, threshold: str, lost: set[str]) -> int:
         rare = {n: c for n, c in found[kind].items() if c < getattr(options, threshold)}
-        lost |= rare.keys()
+        lost.update(rare)
         dropped[threshold] += sum(rare.values())
         return len(rare)
 
