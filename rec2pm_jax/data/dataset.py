@@ -221,7 +221,7 @@ def read_verified(path: Path, info: dict) -> Histories:
     """The sequences of one directory, without its deltas; UserError where they do not match `info`."""
     users = _read_table(path, "users", info["users"])
     names, lengths = users["user"].to_list(), users["length"].to_numpy()
-    histories = _read_histories(path, info, names, lengths)
+    histories = read_histories(path, info, names, lengths)
     found = content_hash(
         names,
         lengths,
@@ -250,7 +250,7 @@ def _read_table(path: Path, name: str, rows: int) -> pl.DataFrame:
     return table
 
 
-def _read_histories(path: Path, info: dict, users: list[str], lengths: np.ndarray) -> Histories:
+def read_histories(path: Path, info: dict, users: list[str], lengths: np.ndarray) -> Histories:
     """Fills arrays of the sizes that users.parquet states, a shard at a time."""
     offsets = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
     ids, times = np.empty(offsets[-1], np.int32), np.empty(offsets[-1], np.int64)

@@ -37,9 +37,9 @@ def prepare(options: PrepareOptions) -> tuple[dict, bool]:
       UserError: unknown source or option, unreadable input, nothing left after the filters, an
         output directory that holds something else, or a full disk.
     """
-    _check_options(options)
+    check_options(options)
     target = Path(options.output_dir)
-    _check_target(target, options.overwrite)
+    check_target(target, options.overwrite)
     with workspace(target, identity(options)) as space:
         info, finished = run_stages(space, options)
         if target.exists() and _holds(target, info["content_hash"]):
@@ -82,7 +82,7 @@ def run_stages(space: Workspace, options: PrepareOptions, known: partitions.Know
     ties = options.ties or log.facts["ties"]
     sequences = order_partitions(parts, space, ties, options.seed, options.progress)
     _check_times(sequences, log.facts["has_times"])
-    info = _describe(dataclasses.replace(options, ties=ties), log, parts, sequences)
+    info = describe(dataclasses.replace(options, ties=ties), log, parts, sequences)
 
     def write(directory: Path) -> None:
         shards = writer.write_sequences(
@@ -99,7 +99,7 @@ def run_stages(space: Workspace, options: PrepareOptions, known: partitions.Know
     return info, write
 
 
-def _check_options(options: PrepareOptions) -> None:
+def check_options(options: PrepareOptions) -> None:
     if options.source not in SOURCES:
         raise UserError(
             f"--source={options.source} is unknown; choose one of {', '.join(SOURCES)}."
@@ -128,7 +128,7 @@ def identity(options: PrepareOptions) -> dict:
     }
 
 
-def _check_target(target: Path, overwrite: bool) -> None:
+def check_target(target: Path, overwrite: bool) -> None:
     """Refuses early, and never deletes a directory that is not a prepared dataset."""
     if not target.exists():
         return
@@ -157,7 +157,7 @@ def _check_times(sequences: Sequences, has_times: bool) -> None:
         )
 
 
-def _describe(
+def describe(
     options: PrepareOptions,
     log: coding.CodedLog,
     parts: partitions.Partitions,

@@ -32,6 +32,11 @@ def shard_name(shard: int, shards: int) -> str:
     return f"sequences-{shard:05d}-of-{shards:05d}.arrayrecord"
 
 
+def shard_count(users: int, events: int, shards: int = 0) -> int:
+    """`shards`, or one per SHARD_EVENTS events if 0; at most one per user."""
+    return min(shards or 1 + events // SHARD_EVENTS, users)
+
+
 def write_sequences(
     directory: Path,
     parts: Iterable[Histories],
@@ -45,7 +50,7 @@ def write_sequences(
     Args:
       parts: the users in order, some at a time; `users` and `events` in all.
     """
-    shards = min(shards or 1 + events // SHARD_EVENTS, users)
+    shards = shard_count(users, events, shards)
     ends = np.linspace(0, users, shards + 1).astype(int)[1:]
     with tqdm(total=users, desc="writing", unit="user", disable=not progress) as bar:
         all_records = (record for part in parts for record in records(part))
