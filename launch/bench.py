@@ -18,7 +18,7 @@ import os
 from absl import flags
 
 from launch import cli, processes
-from launch.benchmarks import driver, infer, inputs, report, scale, topk, train
+from launch.benchmarks import driver, infer, inputs, prepare, report, scale, topk, train
 from rec2pm_jax.errors import UserError
 from rec2pm_jax.evaluate.record import write_records
 
@@ -31,8 +31,12 @@ SUITES = {  # name -> (smoke) -> cases
 }
 
 
+# Suites that measure a whole command: name -> (smoke) -> rows
+COMMANDS = {"prepare": prepare.rows}
+
+
 def define_flags() -> None:
-    flags.DEFINE_enum("suite", None, SUITES, "What to measure.")
+    flags.DEFINE_enum("suite", None, [*SUITES, *COMMANDS], "What to measure.")
     flags.DEFINE_string("json", None, "File for the record.")
     flags.DEFINE_integer("threads", 0, "Cores to use, the first of this process's; 0: all.", 0)
     flags.DEFINE_integer("repeats", 5, "Measured repetitions of every row.", 1)
@@ -47,12 +51,6 @@ def define_flags() -> None:
 
 def main(_) -> None:
     args = flags.FLAGS
-    cases = [case for case in SUITES[args.suite](args.smoke) if args.only in case.name]
-    if not cases:
-        names = "\n".join(case.name for case in SUITES[args.suite](args.smoke))
-        raise UserError(
-            f"--only={args.only}: no row of suite {args.suite} has such a name: {names}"
-        )
     settings = driver.Settings(
         threads=args.threads,
         allocator=args.allocator,
@@ -60,10 +58,28 @@ def main(_) -> None:
         cache=args.compilation_cache,
         max_rss=args.max_gb * 1e9 or 0.6 * _free_memory(),
     )
+    if args.suite in COMMANDS:
+        _measure_command(args, settings)
+        return
+    cases = [case for case in SUITES[args.suite](args.smoke) if args.only in case.name]
+    if not cases:
+        names = "\n".join(case.name for case in SUITES[args.suite](args.smoke))
+        raise UserError(
+            f"--only={args.only}: no row of suite {args.suite} has such a name: {names}"
+        )
     for record in driver.measure(args.suite, cases, settings):
         write_records(args.json, record)  # whole so far: a stopped run keeps its rows
     print(report.setting_line(record))
     print(report.table(record))
+    print(f"written to {args.json}")
+
+
+def _measure_command(args, settings: driver.Settings) -> None:
+    record = {"suite": args.suite, "env": driver.environment(settings), "rows": []}
+    for row in COMMANDS[args.suite](args.smoke):
+        record["rows"].append(row)
+        write_records(args.json, record)
+        print(", ".join(f"{name} {value}" for name, value in row.items()), flush=True)
     print(f"written to {args.json}")
 
 

@@ -188,6 +188,7 @@ def _ablation() -> Iterator[Run]:
             for s in (10, 50)
         },
         "append": override(base, method=METHODS["rec2pm_a"]),
+        "reference window of 2": override(base, method={"reference_window": 2}),
         **{f"R = {r}": override(base, data={"recent": r}) for r in (13, 25)},
     }
     for variant, config in variants.items():

@@ -156,6 +156,9 @@ class MethodConfig:
     reference_ar: float = 0.5  # weight of the next-item loss on the reference pass
     bag: float = 1.0  # weight of "m_h^ref predicts the items of segment h + 1"
     hide: float = 0.0  # share of (user, segment) whose older working memory is hidden in training
+    # Segments an item of the reference pass sees, its own included; 0: all. A window makes the cost of
+    # items linear in the length of the history (ours, beyond the paper); queries see every item anyway.
+    reference_window: int = dataclasses.field(default=0, metadata={"neutral": 0})
     live: float = 0.0  # share of (user, segment) fed the live memory instead of the reference
     # tok_serial
     truncate: int = 0  # gradients stop at the memory entering segments T, 2T, ..; 0: nowhere
@@ -168,7 +171,13 @@ class MethodConfig:
         for field in ("slots", "max_groups"):
             value = getattr(self, field)
             _require(value >= 1, f"method.{field}", ">= 1", value)
-        for field in ("consistency", "consistency_ramp", "reference_ar", "bag"):
+        for field in (
+            "consistency",
+            "consistency_ramp",
+            "reference_ar",
+            "bag",
+            "reference_window",
+        ):
             value = getattr(self, field)
             _require(value >= 0, f"method.{field}", ">= 0", value)
         for field in ("hide", "live"):

@@ -104,7 +104,7 @@ def test_names_of_rows_are_unique(suite):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("suite", bench.SUITES)
+@pytest.mark.parametrize("suite", [*bench.SUITES, *bench.COMMANDS])
 def test_command(tmp_path, suite):
     command = [sys.executable, "-m", "launch.bench", f"--suite={suite}", "--smoke", "--threads=1"]
     command += ["--repeats=1", f"--json={tmp_path}/record.json", "--only=sasrec"]
@@ -113,6 +113,9 @@ def test_command(tmp_path, suite):
     result = subprocess.run(command, cwd=ROOT, env=os.environ, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     record = json.loads((tmp_path / "record.json").read_text())
+    if suite == "prepare":
+        columns = {"events", "users", "events_per_s", "peak_rss_bytes", "content_hash"}
+        assert columns <= set(record["rows"][0])
     failed = {row["name"]: row["error"] for row in record["rows"] if "error" in row}
     assert record["rows"] and not failed
     assert {"cpu", "cores", "threads", "jax", "commit"} <= set(record["env"])

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from rec2pm_jax.methods import layout as layouts
-from rec2pm_jax.nn.attention import mask_of
+from rec2pm_jax.nn.attention import causal_blocks, mask_of
 
 
 def ints(*values):
@@ -77,6 +77,28 @@ def test_slots_of_the_reference_pass_look_back_differently_far():
         full_mask(layout, 12, user=1)[3:6],
         literal("00 11 00 | 01 10 00 \n 00 00 11 | 11 10 00 \n 00 00 11 | 01 10 00"),
     )
+
+
+def test_items_of_the_reference_pass_may_see_a_window_of_segments():
+    """Their own segment and the one before; queries see every item all the same."""
+    options = dict(num_items=6, slots=1, horizons=(9,), segment=2, segments=2)
+    layout = layouts.reference(ints(6), ints([2, 4, 6]), **options)
+    expected = """
+        1 0 0 | 11 00 00
+        0 1 0 | 11 11 00
+        0 0 1 | 11 11 11
+        0 0 0 | 10 00 00
+        0 0 0 | 11 00 00
+        0 0 0 | 11 10 00
+        0 0 0 | 11 11 00
+        0 0 0 | 00 11 10
+        0 0 0 | 00 11 11"""
+    np.testing.assert_array_equal(full_mask(layout, 9), literal(expected))
+
+
+def test_windowed_causal_blocks_leave_out_what_no_row_sees():
+    blocks = causal_blocks(12, 0, rows=2, segment=2, segments=2)
+    assert [(b.item_start, b.key_stop) for b in blocks[:4]] == [(0, 2), (0, 4), (2, 6), (4, 8)]
 
 
 def update_layout(groups, lengths, recent=1, **options):

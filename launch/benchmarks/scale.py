@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -19,7 +20,8 @@ SEGMENT = 200
 
 
 def cases(smoke: bool) -> list[Case]:
-    """For every length: a step of `full` and of rec2pm_o, and a whole history compressed at once."""
+    """For every length: a step of `full` and of rec2pm_o, and a whole history compressed at once; both
+    of these also with a reference pass whose items see two segments."""
     items = settings.SMOKE_ITEMS if smoke else settings.ITEMS
     model = settings.SMOKE_SASREC if smoke else settings.SASREC
     segment, lengths = (4, (8, 16)) if smoke else (SEGMENT, LENGTHS)
@@ -29,20 +31,27 @@ def cases(smoke: bool) -> list[Case]:
             "data": {"segment": segment, "segments": length // segment},
             "train": {"batch_size": 1},
         }
-        for method in ("full", "rec2pm_o"):
-            config = settings.setting(method, model, smoke=smoke, **changes)
-            rows.append(step_case(config, items, f"length {length}"))
-        case = model_case(
-            config,
-            name=f"reference pass/{length}",
-            group=f"length {length}",
-            build="scale:reference_pass",
-            mode="update",
-            items=items,
-            batch=1,
-            length=length,
-        )
-        rows.append(case._replace(row=case.row | {"memory": "one_time"}))
+        group = f"length {length}"
+        config = settings.setting("full", model, smoke=smoke, **changes)
+        rows.append(step_case(config, items, group))
+        for window, name in ((0, ""), (2, "windowed ")):
+            config = settings.setting("rec2pm_o", model, smoke=smoke, **changes)
+            method = dataclasses.replace(config.method, reference_window=window)
+            config = dataclasses.replace(config, method=method)
+            named = f"{name}rec2pm_o step/{length}" if window else ""
+            rows.append(step_case(config, items, group, named, reference_window=window))
+            case = model_case(
+                config,
+                name=f"{name}reference pass/{length}",
+                group=group,
+                build="scale:reference_pass",
+                mode="update",
+                items=items,
+                batch=1,
+                length=length,
+            )
+            extra = {"memory": "one_time", "reference_window": window}
+            rows.append(case._replace(row=case.row | extra))
     return rows
 
 

@@ -125,20 +125,23 @@ def reference(
     num_items: int,
     slots: int,
     horizons: tuple[int, ...],
+    segment: int = 0,
+    segments: int = 0,
     row_times: Array | None = None,
     key_times: Array | None = None,
 ) -> Layout:
     """[S_0; Q; S_1; Q; ...] of the reference pass, stored as [Q_0; Q_1; ...; items].
 
-    Items attend causally to items only; query group g sees itself and the items before
-    `query_ends[:, g]`, its slot c only the newest `horizons[c]` of them. No item row ever reaches a
-    query, so the item block skips the slot keys altogether.
+    Items attend causally to items only (how far back, see `causal_blocks`); query group g sees itself
+    and the items before `query_ends[:, g]`, its slot c only the newest `horizons[c]` of them. No item
+    row ever reaches a query, so the item block skips the slot keys altogether.
 
     Args:
       lengths: int32 [B], valid events per row.
       query_ends: int32 [1 or B, groups], end of the segment each query group closes.
       num_items, slots: event tokens and C.
       horizons: events, one number per slot.
+      segment, segments: S, and segments an item sees, its own included; 0: all earlier ones.
       row_times, key_times: int32 [B, num_items].
     """
     groups = query_ends.shape[1]
@@ -157,7 +160,10 @@ def reference(
         key_times = jnp.concatenate([at_slots, key_times], axis=1)
     place = jnp.broadcast_to(place, (ends.shape[0], num_items))
     return Layout(
-        blocks=(Block(queries, 0, total, 0, total + num_items), *causal_blocks(num_items, total)),
+        blocks=(
+            Block(queries, 0, total, 0, total + num_items),
+            *causal_blocks(num_items, total, segment=segment, segments=segments),
+        ),
         place=jnp.concatenate([ends, place], axis=1),
         slot_ids=_query_ids(total, slots),
         row_times=row_times,

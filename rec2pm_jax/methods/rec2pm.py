@@ -67,6 +67,8 @@ class Rec2PM(TokenMemory):
             num_items=num_items,
             slots=self.config.method.slots,
             horizons=tuple(h * self.config.data.segment for h in slot_horizons(self.config)),
+            segment=self.config.data.segment,
+            segments=self.config.method.reference_window,
             row_times=row_times,
             key_times=events.times,
         )

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 
 from rec2pm_jax.nn.dropout import per_row, random_bytes
@@ -96,18 +97,23 @@ class KeyValues(NamedTuple):
         return KeyValues(*(jnp.concatenate(pair, axis=1) for pair in zip(self, own, strict=True)))
 
 
-def causal_blocks(length: int, first: int, rows: int = 128) -> tuple[Block, ...]:
+def causal_blocks(
+    length: int, first: int, rows: int = 128, segment: int = 0, segments: int = 0
+) -> tuple[Block, ...]:
     """Blocks of `rows` causal event rows each, so that most of the empty upper triangle is skipped.
 
-    Event tokens are [first, first + length) of the token axis and see nothing but earlier events.
+    Event tokens are [first, first + length) of the token axis and see nothing but earlier events: all
+    of them, or those of their own and the `segments` - 1 segments before, so that cost grows linearly.
     """
     blocks = []
     for start in range(0, length, rows):
         stop = min(start + rows, length)
-        hi = jnp.arange(start + 1, stop + 1, dtype=jnp.int32)[None]
-        none = jnp.zeros_like(hi)
-        spans = Spans(none, none, none, hi)
-        blocks.append(Block(spans, first + start, first + stop, first, first + stop))
+        row = np.arange(start, stop, dtype=np.int32)[None]
+        oldest = np.maximum((row // segment - segments + 1) * segment, 0) if segments else 0 * row
+        none = np.zeros_like(row)
+        spans = Spans(*(jnp.asarray(x) for x in (none, none, oldest, row + 1)))
+        extent = (first + start, first + stop, first, first + stop)
+        blocks.append(Block(spans, *extent, item_start=int(oldest[0, 0])))
     return tuple(blocks)
 
 

@@ -1,6 +1,4 @@
-"""Suite `prepare`: speed and memory of `launch.prepare` on synthetic logs of several sizes.
-
-    python -m launch.bench_prepare --json=prepare.json --events=10000000,100000000
+"""--suite=prepare: speed and memory of `launch.prepare` on synthetic logs of several sizes.
 
 A log of scattered rows (`sources/synthetic_log.py`, 100 events per user on average) is written to
 Parquet files first, outside the timing; then the command is run as a user runs it.
@@ -8,17 +6,14 @@ Parquet files first, outside the timing; then the command is run as a user runs 
 
 from __future__ import annotations
 
-import json
 import resource
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
-from absl import flags
-
-from launch import cli
 from rec2pm_jax.data.dataset import read_info
 from rec2pm_jax.data.sources.synthetic_log import frames
 from rec2pm_jax.errors import UserError
@@ -27,23 +22,25 @@ MEAN_LENGTH = 100
 ITEMS = 200_000
 
 
-def rows(events: list[int], max_memory: str = "4GiB", directory: str | None = None) -> list[dict]:
+EVENTS = (10_000_000, 100_000_000)
+SMOKE_EVENTS = (5_000,)
+MAX_MEMORY = "4GiB"
+
+
+def rows(smoke: bool) -> Iterator[dict]:
     """One row per size: events, users, wall_s, events_per_s, cpu_s, peak_rss_bytes, content_hash."""
-    result = []
-    for size in events:
-        with tempfile.TemporaryDirectory(dir=directory) as work:
+    for size in SMOKE_EVENTS if smoke else EVENTS:
+        with tempfile.TemporaryDirectory() as work:
             log = Path(work) / "log"
             log.mkdir()
             for i, frame in enumerate(frames(size // MEAN_LENGTH, ITEMS, MEAN_LENGTH, seed=0)):
                 frame.write_parquet(log / f"{i:05d}.parquet")
-            result.append(_measure(log, Path(work) / "data", max_memory))
-            print(json.dumps(result[-1]), flush=True)
-    return result
+            yield _measure(log, Path(work) / "data")
 
 
-def _measure(log: Path, target: Path, max_memory: str) -> dict:
+def _measure(log: Path, target: Path) -> dict:
     command = [sys.executable, "-m", "launch.prepare", "--source=interactions", f"--input={log}"]
-    command += [f"--output_dir={target}", f"--max_memory={max_memory}", "--noprogress"]
+    command += [f"--output_dir={target}", f"--max_memory={MAX_MEMORY}", "--noprogress"]
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     began = time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
@@ -57,6 +54,7 @@ def _measure(log: Path, target: Path, max_memory: str) -> dict:
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     info = read_info(target)
     return {
+        "name": f"prepare/{info['events']}",
         "events": info["events"],
         "users": info["users"],
         "wall_s": round(wall, 2),
@@ -76,20 +74,3 @@ def _high_water(pid: int) -> int:
     except OSError:
         pass
     return 0
-
-
-def main(_) -> None:
-    args = flags.FLAGS
-    found = rows([int(float(e)) for e in args.events], args.max_memory, args.work_dir or None)
-    if args.json:
-        Path(args.json).write_text(json.dumps({"suite": "prepare", "rows": found}, indent=1) + "\n")
-
-
-if __name__ == "__main__":
-    flags.DEFINE_list("events", ["1e7", "1e8"], "Sizes of the logs.")
-    flags.DEFINE_string("max_memory", "4GiB", "As of launch.prepare.")
-    flags.DEFINE_string(
-        "work_dir", "", "Where logs and datasets are made; a temporary place if empty."
-    )
-    flags.DEFINE_string("json", "", "File of the rows.")
-    cli.run(main)
