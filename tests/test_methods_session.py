@@ -40,7 +40,7 @@ def requests(events, n):
     return None if events.times is None else events.times[:, n - 1] + 7 * np.int32(n)
 
 
-def every_case():
+def cases():
     """All methods, backbones and biases; those that differ least from another one are slow tests."""
     for name in METHODS:
         for backbone, bias in BACKBONES:
@@ -50,7 +50,7 @@ def every_case():
             yield pytest.param(name, backbone, bias, marks=marks)
 
 
-@pytest.mark.parametrize(("name", "backbone", "bias"), every_case())
+@pytest.mark.parametrize(("name", "backbone", "bias"), [*cases()])
 def test_each_event_through_segments(name, backbone, bias):
     """A session is opened again whenever its first segment is folded; `full` slides at its end."""
     method, params = make(backbone, bias=bias, recent=R, **METHODS[name])
