@@ -18,7 +18,7 @@ demo: install
 	$(RUN) -m launch.demo
 
 test: install lint
-	$(RUN) -m pytest -q -m "not slow"
+	$(RUN) -m pytest -q -m "not slow" -n auto --dist loadfile
 
 test-slow: install
 	$(RUN) -m pytest -q -m slow
