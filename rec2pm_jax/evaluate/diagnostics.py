@@ -92,7 +92,8 @@ def memory_diagnostics(
     gains = {}
     for kind, state in kinds.items():
         vectors = read_targets(method, params, histories, rows, state, batch_size=batch_size)
-        gains[kind] = ndcg(rank_targets(method, params, histories, targets, vectors), 10)
+        ranks = rank_targets(method, params, histories, targets, vectors, mask_seen=rule.mask_seen)
+        gains[kind] = ndcg(ranks, 10)
 
     has_memory = rows.updates[rows.target_row] > 0
     raw_events = rows.target_column + 1
