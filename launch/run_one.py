@@ -8,10 +8,8 @@ the NDCG@10 of every user behind each of them and the lengths of their histories
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +22,7 @@ from launch.suites import Run, runs_of
 from rec2pm_jax.data.dataset import open_dataset
 from rec2pm_jax.errors import UserError, nearest
 from rec2pm_jax.evaluate.record import write_records
+from rec2pm_jax.lock import alone_in
 
 
 def outputs(suite: str, run: Run, workdir: str | Path) -> tuple[Path, Path]:
@@ -49,24 +48,6 @@ def execute(suite: str, run: Run, data: str | Path, workdir: str | Path) -> list
         # Last: a run with records is complete.
         write_records(records, [result.record for result in results])
     return results
-
-
-@contextlib.contextmanager
-def alone_in(directory: Path) -> Iterator[None]:
-    """Holds a lock on a run, which ends with this process however it ends.
-
-    Raises:
-      UserError: another process holds it, for example one whose `launch.reproduce` was killed.
-    """
-    directory.mkdir(parents=True, exist_ok=True)
-    with open(directory / ".lock", "a") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UserError(
-                f"{directory} is in use by another process: wait for it or end it."
-            ) from error
-        yield
 
 
 def label_records(run: Run, results: Sequence[Result]) -> None:

@@ -99,9 +99,9 @@ def test_a_kill_between_the_two_renames_loses_no_dataset(tmp_path):
 
 def test_two_preparations_of_one_target_are_refused(tmp_path):
     (tmp_path / "data.preparing").mkdir()
-    with open(tmp_path / "data.preparing" / "lock", "w") as lock:
+    with open(tmp_path / "data.preparing" / ".lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        with pytest.raises(UserError, match="Another preparation of"):
+        with pytest.raises(UserError, match="in use by another process"):
             prepare_frames([], tmp_path)
 
 

@@ -61,7 +61,8 @@ def test_full_softmax_is_cross_entropy_over_real_items(how):
 
 def test_padding_has_no_logit_and_no_gradient():
     vectors, table = arrays()
-    logits = catalogue_logits(LossConfig(**COSINE), vectors, table)
+    _, catalogue = losses.prepare(LossConfig(**COSINE), vectors, table)
+    logits = catalogue_logits(LossConfig(**COSINE), vectors, catalogue)
     assert np.all(logits[:, 0] == -np.inf) and np.all(np.isfinite(logits[:, 1:]))
     np.testing.assert_allclose(
         logits[:, 1:], similarity(LossConfig(**COSINE), vectors, table)[:, 1:], rtol=1e-4

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import shutil
 from collections.abc import Callable, Iterator
@@ -10,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from rec2pm_jax.errors import UserError
+from rec2pm_jax.lock import alone_in
 
 _IDENTITY = "identity.json"
 _RETIRED = "retired"
@@ -56,18 +56,7 @@ def workspace(target: Path, identity: dict) -> Iterator[Workspace]:
       UserError: another preparation of this target is running, or the disk is full or read-only.
     """
     path = target.with_name(f"{target.name}.preparing")
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        lock = open(path / "lock", "w")  # noqa: SIM115 (held until the end)
-    except OSError as error:
-        raise UserError(f"Cannot write beside {target}: {error.strerror}.") from error
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise UserError(
-                f"Another preparation of {target} is running (it holds {path}/lock)."
-            ) from error
+    with alone_in(path):
         try:
             _put_back(target, path)
             _claim(path, json.dumps(identity, sort_keys=True))
@@ -76,10 +65,11 @@ def workspace(target: Path, identity: dict) -> Iterator[Workspace]:
             _put_back(target, path)
             shutil.rmtree(path, ignore_errors=True)
             raise UserError(
-                f"Cannot write {target}: {error.strerror or error}. Nothing was changed there and the "
-                "temporary files are removed."
+                f"Cannot prepare {target}: {error}. Nothing was changed there and the temporary files "
+                "are removed."
             ) from error
         except Exception:
+            # Stages of an input that is refused are of no use. A kill or ^C does not come here.
             shutil.rmtree(path, ignore_errors=True)
             raise
         shutil.rmtree(path, ignore_errors=True)

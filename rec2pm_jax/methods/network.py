@@ -111,11 +111,8 @@ class Network:
 
         catalogue: what `catalogue` returns, to prepare the table once for many calls.
         """
-        if catalogue is None:
-            return catalogue_logits(self.config.loss, vectors, self.table(params))
-        vectors, _ = prepare(self.config.loss, vectors, catalogue[:1])
-        logits = vectors @ catalogue.T
-        return jnp.where(jnp.arange(len(catalogue)) == 0, -jnp.inf, logits)
+        catalogue = self.catalogue(params) if catalogue is None else catalogue
+        return catalogue_logits(self.config.loss, vectors, catalogue)
 
     def catalogue(self, params: Params) -> Array:
         """Item vectors float32 [V, D] whose dot products with prepared outputs are logits."""

@@ -8,6 +8,8 @@ import jax.numpy as jnp
 from rec2pm_jax.config import ModelConfig
 from rec2pm_jax.typing import Array
 
+ITEM_SCALE = 0.02
+
 
 class EventEmbedding(nn.Module):
     """E[id] * sqrt(D) + position[i] (+ type[t]), as generative-recommenders embeds events.
@@ -27,7 +29,9 @@ class EventEmbedding(nn.Module):
         cfg = self.config
         dim = cfg.dim
         table = self.param(
-            "item_embedding", nn.initializers.truncated_normal(0.02), (self.num_items + 1, dim)
+            "item_embedding",
+            nn.initializers.truncated_normal(ITEM_SCALE),
+            (self.num_items + 1, dim),
         )
         x = table[ids] * dim**0.5
         if cfg.absolute_positions:

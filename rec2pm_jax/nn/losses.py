@@ -32,11 +32,14 @@ def prepare(config: LossConfig, vectors: Array, table: Array) -> tuple[Array, Ar
     return vectors / config.temperature, table
 
 
-def catalogue_logits(config: LossConfig, vectors: Array, table: Array) -> Array:
-    """[..., D] x [V, D] -> float32 [..., V]; the padding column is -inf."""
-    vectors, table = prepare(config, vectors, table)
-    logits = vectors @ table.T
-    return jnp.where(jnp.arange(table.shape[0]) == 0, -jnp.inf, logits)
+def catalogue_logits(config: LossConfig, vectors: Array, catalogue: Array) -> Array:
+    """[..., D] x [V, D] -> float32 [..., V]; the padding column is -inf.
+
+    catalogue: the item table as `prepare` returns it.
+    """
+    vectors, _ = prepare(config, vectors, catalogue[:1])
+    logits = vectors @ catalogue.T
+    return jnp.where(jnp.arange(catalogue.shape[0]) == 0, -jnp.inf, logits)
 
 
 def _logsumexp(logits: Array) -> Array:

@@ -7,9 +7,9 @@ import logging
 import jax
 import jax.numpy as jnp
 
+from rec2pm_jax.nn.embedding import ITEM_SCALE
 from rec2pm_jax.typing import Params
 
-_SCALE = 0.02  # as `nn.embedding` initialises the table
 _log = logging.getLogger(__name__)
 
 
@@ -28,6 +28,6 @@ def grow_items(params: Params, num_items: int, seed: int) -> Params:
         "%d items came after training: their embeddings are initialised, not trained.", len(fresh)
     )
     keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), fresh)
-    new = jax.vmap(lambda key: _SCALE * jax.random.truncated_normal(key, -2, 2, (dim,)))(keys)
+    new = jax.vmap(lambda key: ITEM_SCALE * jax.random.truncated_normal(key, -2, 2, (dim,)))(keys)
     table = jnp.concatenate([table, new.astype(table.dtype)])
     return {**params, "embedding": {**params["embedding"], "item_embedding": table}}

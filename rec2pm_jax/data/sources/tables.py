@@ -32,16 +32,6 @@ _SCANS = {
 _LATEST = 100_000_000_000  # seconds; milliseconds since 1970 have passed it in 1973
 
 
-def input_file(value: str, source: str) -> Path:
-    """The path given as --input; UserError when it is missing."""
-    if not value:
-        raise UserError(f"--source={source} needs --input=FILE.")
-    path = Path(value)
-    if not path.is_file():
-        raise UserError(f"--input={value} does not exist or is not a file.")
-    return path
-
-
 def input_files(value: str, source: str) -> list[Path]:
     """The files given as --input: a file, a directory or a pattern; in the order of their names.
 
