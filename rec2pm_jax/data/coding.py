@@ -91,7 +91,9 @@ def encode(interactions: Interactions, directory: Path, rows: int, progress: boo
     """
     dictionaries = {"user": Dictionary(), "item": Dictionary(), "type": Dictionary()}
     events: ColumnFiles | None = None
-    with tqdm(desc="reading", unit="event", unit_scale=True, disable=not progress) as bar:
+    # A short reading shows no bar, so that what is refused at once is one line of error.
+    off = not progress
+    with tqdm(desc="reading", unit="event", unit_scale=True, delay=1, disable=off) as bar:
         for frame in _slices(interactions, rows):
             columns = {"user": frame["user"], "item": frame["item"], "time": frame["timestamp"]}
             columns |= {c: frame[name] for c, name in _OPTIONAL.items() if name in frame.columns}
