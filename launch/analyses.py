@@ -15,7 +15,6 @@ from rec2pm_jax.evaluate.denoise import KINDS, Noise
 from rec2pm_jax.evaluate.diagnostics import drift
 from rec2pm_jax.evaluate.heuristic import dataset_popularity
 from rec2pm_jax.evaluate.targets import load_histories
-from rec2pm_jax.stream.latency import measure
 
 if TYPE_CHECKING:
     from launch.suites import Run
@@ -25,12 +24,8 @@ DRIFT_UPDATES = (1, 2, 5, 10, 20, 40, 80, 120)
 
 
 def test(run: Run, trained: Trained, dataset: Dataset) -> list[Result]:
-    """One record per kind of memory, from the same weights; with `update_ms` and `read_ms`."""
-    latency = measure(trained.method, trained.params)
-    results = [assess(trained, dataset, split=run.split, memory=m) for m in run.memories]
-    for result in results:
-        result.record.update(latency)
-    return results
+    """One record per kind of memory, from the same weights."""
+    return [assess(trained, dataset, split=run.split, memory=m) for m in run.memories]
 
 
 def denoise(run: Run, trained: Trained, dataset: Dataset) -> list[Result]:

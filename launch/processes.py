@@ -22,7 +22,9 @@ def environment(allocator: str, single_thread: bool) -> dict[str, str]:
         flag = "--xla_cpu_multi_thread_eigen=false"
         env["XLA_FLAGS"] = f"{env.get('XLA_FLAGS', '')} {flag}".strip()
         env |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-    return env
+    # Where there is an accelerator: room for all processes, and float32 products that are float32.
+    sharing = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", "JAX_DEFAULT_MATMUL_PRECISION": "highest"}
+    return sharing | env
 
 
 def pin(pid: int, cores: set[int]) -> None:

@@ -51,6 +51,7 @@ class Trained(NamedTuple):
     Attributes:
       meta: the checkpoint's meta data.
       wall_s: seconds of training in all.
+      device: what it was trained on, as JAX names it.
     """
 
     config: Config
@@ -58,6 +59,7 @@ class Trained(NamedTuple):
     params: Params
     meta: dict[str, Any]
     wall_s: float
+    device: str
 
 
 def train(config: Config, dataset: Dataset, workdir: str | Path) -> Trained:
@@ -75,7 +77,7 @@ def train(config: Config, dataset: Dataset, workdir: str | Path) -> Trained:
 
     summary = train_and_evaluate(config, dataset, method, workdir, validate)
     _, params, meta = load_for_inference(workdir)
-    return Trained(config, method, params, meta, summary["wall_s"])
+    return Trained(config, method, params, meta, summary["wall_s"], summary["device"])
 
 
 def assess(trained: Trained, dataset: Dataset, **options: Any) -> Result:
@@ -93,7 +95,8 @@ def assess(trained: Trained, dataset: Dataset, **options: Any) -> Result:
         step=trained.meta["step"],
         git_commit=trained.meta["git_commit"],
     )
-    return Result(evaluation, record | {"train_wall_s": round(trained.wall_s, 1)})
+    training = {"train_wall_s": round(trained.wall_s, 1), "train_device": trained.device}
+    return Result(evaluation, record | training)
 
 
 def train_and_test(config: Config, dataset: Dataset, workdir: str | Path) -> Result:

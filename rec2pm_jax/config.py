@@ -217,12 +217,10 @@ class OptimConfig:
     b1: float = 0.9
     b2: float = 0.98
     clip_norm: float = 1.0  # 0: no clipping
-    accumulate: int = 1  # micro-batches per step
 
     def __post_init__(self):
         _one_of(self.schedule, ("constant", "cosine"), "optim.schedule")
         _require(self.learning_rate > 0, "optim.learning_rate", "> 0", self.learning_rate)
-        _require(self.accumulate >= 1, "optim.accumulate", ">= 1", self.accumulate)
         for field in ("warmup_steps", "weight_decay", "clip_norm", "decay_steps"):
             value = getattr(self, field)
             _require(value >= 0, f"optim.{field}", ">= 0", value)
@@ -262,14 +260,16 @@ class ComputeConfig:
     """How things are computed, not what: results agree to rounding, and `config_hash` ignores it."""
 
     attention: str = "auto"  # auto | dense | blockwise, see nn/attend.py
-    # Of a chunk of logits in the loss. 2 MiB stay in a CPU core's cache; accelerators want 256 MiB.
-    loss_chunk_bytes: int = 1 << 21
+    accumulate: int = (
+        1  # micro-batches per step: less memory, and on a CPU arrays that stay in the cache
+    )
+    loss_chunk_bytes: int = 0  # of a chunk of logits; 0: what suits the platform, see nn/losses.py
 
     def __post_init__(self):
         _one_of(self.attention, ("auto", "dense", "blockwise"), "compute.attention")
-        _require(
-            self.loss_chunk_bytes >= 1, "compute.loss_chunk_bytes", ">= 1", self.loss_chunk_bytes
-        )
+        _require(self.accumulate >= 1, "compute.accumulate", ">= 1", self.accumulate)
+        size = self.loss_chunk_bytes
+        _require(size >= 0, "compute.loss_chunk_bytes", ">= 0", size)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -283,10 +283,10 @@ class Config:
     compute: ComputeConfig = ComputeConfig()
 
     def __post_init__(self):
-        if self.train.batch_size % self.optim.accumulate:
+        if self.train.batch_size % self.compute.accumulate:
             raise UserError(
                 f"config.train.batch_size={self.train.batch_size} must be a multiple of "
-                f"config.optim.accumulate={self.optim.accumulate}."
+                f"config.compute.accumulate={self.compute.accumulate}."
             )
         if self.method.name == "kv_mask" and self.model.layers < 2:
             raise UserError(

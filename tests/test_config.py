@@ -46,7 +46,7 @@ def test_round_trip():
         ({"method": {"name": "tokserial"}}, 'method.name.*"tok_serial"'),
         ({"method": {"name": "kv_mask"}, "model": {"layers": 1}}, "kv_mask needs config.model.lay"),
         ({"method": {"truncate": 1}}, "method.truncate must be 0 .never. or >= 2, got 1"),
-        ({"optim": {"accumulate": 5}}, "batch_size=32 must be a multiple"),
+        ({"compute": {"accumulate": 5}}, "batch_size=32 must be a multiple"),
     ],
 )
 def test_bad_values_name_the_field(values, message):

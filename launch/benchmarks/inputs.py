@@ -25,8 +25,8 @@ def cases(smoke: bool) -> list[Case]:
     """Batches by themselves and the step of SASRec; tokens/s of the two are to be compared."""
     items = settings.SMOKE_ITEMS if smoke else settings.ITEMS
     model = settings.SMOKE_SASREC if smoke else settings.SASREC
-    optim = {"accumulate": 1 if smoke else 8}
-    config = settings.setting("full", model, smoke=smoke, optim=optim)
+    compute = {"accumulate": 1 if smoke else 8}
+    config = settings.setting("full", model, smoke=smoke, compute=compute)
     grain = model_case(
         config,
         name="grain",

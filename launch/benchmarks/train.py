@@ -39,14 +39,14 @@ def cases(smoke: bool) -> list[Case]:
     def micro(parts: int) -> dict[str, int]:
         return {"accumulate": 1 if smoke else parts}
 
-    add("sasrec", sasrec, "full rec2pm_o tok_serial_o", optim=micro(8))
-    add("hstu", hstu, "full rec2pm_o", optim=micro(8))
-    add("sasrec, other methods", sasrec, "recent rec2pm_a kv_mask_o", optim=micro(8))
-    add("hstu, other methods", hstu, "recent tok_serial_o", optim=micro(8))
-    add("hstu, more methods", hstu, "rec2pm_a kv_mask_o", optim=micro(8))
+    add("sasrec", sasrec, "full rec2pm_o tok_serial_o", compute=micro(8))
+    add("hstu", hstu, "full rec2pm_o", compute=micro(8))
+    add("sasrec, other methods", sasrec, "recent rec2pm_a kv_mask_o", compute=micro(8))
+    add("hstu, other methods", hstu, "recent tok_serial_o", compute=micro(8))
+    add("hstu, more methods", hstu, "rec2pm_a kv_mask_o", compute=micro(8))
     if smoke:
         return rows
-    add("wide", sasrec | {"dim": 256}, "full", optim=micro(8))
+    add("wide", sasrec | {"dim": 256}, "full", compute=micro(8))
     full_softmax = {"kind": "full_softmax"}
     add("full softmax", sasrec, "full", "full_softmax/1000000", items=1_000_000, loss=full_softmax)
     return rows
@@ -63,7 +63,7 @@ def step_case(config: Config, items: int, group: str, name: str = "", **fields) 
         batch=config.train.batch_size,
         length=config.data.window,
     )
-    extra = {"accumulate": config.optim.accumulate, "dropout": config.model.dropout}
+    extra = {"accumulate": config.compute.accumulate, "dropout": config.model.dropout}
     return case._replace(row=case.row | extra | fields)
 
 
@@ -72,8 +72,8 @@ def step(config: dict[str, Any], items: int) -> Work:
     config = from_dict(config)
     method, train = make_method(config, items), config.train
     optimizer = make_optimizer(config.optim, train.steps)
-    pure = make_train_step(method, optimizer, train.seed, config.optim.accumulate)
-    run_step = make_partition(pure, "jit", train.batch_size, config.optim.accumulate).step
+    pure = make_train_step(method, optimizer, train.seed, config.compute.accumulate)
+    run_step = make_partition(pure, "jit", train.batch_size, config.compute.accumulate).step
     batch = settings.random_batch(config, items)
     state = jax.jit(lambda: init_train_state(method, optimizer, train.seed))()
 

@@ -43,7 +43,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.optim.schedule = "constant"
     config.optim.weight_decay = 0.0
     config.optim.clip_norm = 0.0
-    config.optim.accumulate = 16  # on a CPU, so that arrays stay in the cache
+    config.compute.accumulate = 16  # on a CPU, so that arrays stay in the cache
     config.train.batch_size = 128
     config.train.steps = 101 * STEPS_PER_EPOCH
     config.train.eval_every = 5 * STEPS_PER_EPOCH

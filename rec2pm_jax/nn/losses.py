@@ -11,6 +11,7 @@ from rec2pm_jax.nn.dropout import per_row
 from rec2pm_jax.typing import Array, PRNGKey
 
 MIN_CHUNK = 64  # positions; fewer would leave matrix products inefficient
+CPU_CHUNK, DEVICE_CHUNK = 1 << 21, 1 << 28  # bytes
 MANY_ITEMS = 1 << 15  # a chunk of logits over more items leaves the cache: split the catalogue too
 
 
@@ -67,9 +68,11 @@ def next_item_loss(
       weights: float32 [T], 0 where the position does not count, and then it costs nothing.
       rng: for the sampled negatives.
       rows: int32 [T], numbers of the positions, unique within the step: see `per_row`.
-      chunk_bytes: how large the logits (or gathered negatives) of a chunk of positions may get.
+      chunk_bytes: how large the logits (or gathered negatives) of a chunk of positions may get; 0:
+        what stays in the cache of a CPU core, or what keeps an accelerator busy.
     """
     weights = jax.lax.stop_gradient(weights)
+    chunk_bytes = chunk_bytes or (CPU_CHUNK if jax.default_backend() == "cpu" else DEVICE_CHUNK)
     if config.kind == "full_softmax":
         vectors, table = prepare(config, vectors, table)
         positives, items = table[targets], table[1:]  # without the padding column

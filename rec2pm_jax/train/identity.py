@@ -27,7 +27,11 @@ def check_same_run(
       UserError: another config or other data; the message names what differs.
     """
     changed = _differences(meta["config"], to_dict(config))
-    fatal = {n: v for n, v in changed.items() if not n.startswith("train.") or n in _FIXED}
+    free = (
+        "train.",
+        "compute.",
+    )  # how long, how often, and how: rounding apart the run is the same
+    fatal = {n: v for n, v in changed.items() if not n.startswith(free) or n in _FIXED}
     if fatal or meta["config_hash"] != config_hash(config):
         listing = "; ".join(f"config.{n} was {a!r}, now {b!r}" for n, (a, b) in fatal.items())
         raise UserError(

@@ -128,9 +128,9 @@ class _Run:
         optimizer = make_optimizer(config.optim, train.steps)
         self.schedule = make_schedule(config.optim, train.steps)
         self.init = lambda: init_train_state(method, optimizer, train.seed)
-        step = make_train_step(method, optimizer, train.seed, config.optim.accumulate)
+        step = make_train_step(method, optimizer, train.seed, config.compute.accumulate)
         self.partition = make_partition(
-            step, train.partition, train.batch_size, config.optim.accumulate
+            step, train.partition, train.batch_size, config.compute.accumulate
         )
         self.checkpoints = Checkpoints(workdir, train.keep_checkpoints)
         self.progress = Progress()
@@ -208,6 +208,7 @@ class _Run:
             "best": progress.best,
             "wall_s": progress.wall_s,
             "tokens_per_s": progress.tokens_per_s,
+            "device": jax.devices()[0].device_kind,
             **self._identity(),
         }
         if self.is_main:

@@ -44,7 +44,7 @@ def make_partition(train_step: TrainStep, kind: str, batch_size: int, accumulate
     if batch_size % (devices * accumulate):
         raise UserError(
             f"config.train.batch_size={batch_size} must be a multiple of {devices} devices x "
-            f"config.optim.accumulate={accumulate} with config.train.partition=pmap."
+            f"config.compute.accumulate={accumulate} with config.train.partition=pmap."
         )
     return _pmap_partition(train_step, devices)
 
