@@ -64,7 +64,7 @@ SUMMARIES = {
         tables.search,
     ),
     "ablation": Summary(
-        "One factor at a time from the recipe of `rec2pm_o`, at three fifths of the steps.",
+        "One factor at a time from the recipe of `rec2pm_o`, at half of the steps.",
         partial(tables.comparison, baselines=("ablation/recipe",)),
     ),
     "denoise": Summary(

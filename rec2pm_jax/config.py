@@ -148,18 +148,20 @@ class MethodConfig:
     max_groups: int = 16  # append keeps the newest max_groups groups
     running_mean: bool = True  # rec2pm, tok_serial: see MemoryTokens.leave; False: m_k = LN(o_k)
     horizons: bool = True  # rec2pm, tok_serial: slots look back differently far, see segments.py
+    # rec2pm, tok_serial: what memory expects is added to a reader's output, see MemoryTokens.remind
+    recall: bool = dataclasses.field(default=True, metadata={"neutral": False})
     # rec2pm
     consistency: float = 1.0  # lambda of L_con
     consistency_ramp: int = 0  # steps over which lambda rises linearly from 0
     consistency_reduction: str = "mean"  # mean | sum over [C, D]
     stop_target: bool = True  # stop gradients into the target of L_con
     reference_ar: float = 0.5  # weight of the next-item loss on the reference pass
-    bag: float = 1.0  # weight of "m_h^ref predicts the items of segment h + 1"
+    bag: float = 0.0  # weight of "m_h^ref predicts the items of segment h + 1"
     hide: float = 0.0  # share of (user, segment) whose older working memory is hidden in training
     # Segments an item of the reference pass sees, its own included; 0: all. A window makes the cost of
     # items linear in the length of the history (ours, beyond the paper); queries see every item anyway.
     reference_window: int = dataclasses.field(default=0, metadata={"neutral": 0})
-    live: float = 0.0  # share of (user, segment) fed the live memory instead of the reference
+    live: float = 1.0  # share of (user, segment) read with the live memory instead of the reference
     # tok_serial
     truncate: int = 0  # gradients stop at the memory entering segments T, 2T, ..; 0: nowhere
     remat: bool = False  # recompute a segment in the backward pass instead of storing it

@@ -150,8 +150,20 @@ def reference_memory(params, config, queries, events, end):
     return backbone(params, config, tokens, sees)[n:]
 
 
+def recalled(params, config, memory):
+    """What a reader is reminded of, [D]. memory: the groups in use as stored, [G*C, D]."""
+    memory, slots = np.asarray(memory, np.float64), config.method.slots
+    groups = len(memory) // slots
+    total = np.zeros(memory.shape[1])
+    for group in range(groups):
+        total += (
+            memory[group * slots : (group + 1) * slots].reshape(-1) @ params["memory"]["recall"]
+        )
+    return params["memory"]["recall_gain"] * total / max(groups, 1)
+
+
 def update_pass(params, config, memory, queries, events):
-    """[M; S; Q]: (outputs at S [N, D], at Q [C, D]). memory: tokens [G*C, D], possibly none."""
+    """[M; S; Q]: the backbone's (outputs at S [N, D], at Q [C, D]). memory: tokens [G*C, D] or none."""
     slots = config.method.slots
     asks = events[-1].time
     tokens = [

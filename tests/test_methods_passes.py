@@ -85,16 +85,19 @@ def test_update_pass_is_memory_segment_and_queries_written_out(backbone, bias, r
     events, valid = histories(lengths, S + 1, times=bias == "position_time")
     asks = asked(events.times, lengths)
     state = random_state(method, [0, 1, 2, 1])
-    items, memory = jax.jit(method._update_pass)(params, state, events, lengths, asks)
+    items, at_queries = jax.jit(method._update_pass)(params, state, events, lengths, asks)
+    memory = method._leave(params, at_queries, state)
     request = None if asks is None else np.take_along_axis(asks, lengths[:, None] - 1, 1)[:, 0]
     without_queries = jax.jit(method.read_all)(params, state, events, valid, request)
 
     p, queries = slow.float64(params), np.asarray(tokens_of(method, params, "queries", 1)[0])
     entered = np.asarray(tokens_of(method, params, "enter", state.memory), np.float64)
     for user, length in enumerate(lengths):
-        used = entered[user, (2 - state.groups[user]) * SLOTS :]
+        oldest = (2 - state.groups[user]) * SLOTS
+        used = entered[user, oldest:]
         seen = slow_events(params, events, asks, user, 0, length)
         outputs, _ = slow.update_pass(p, method.config, used, [], seen)
+        outputs = outputs + slow.recalled(p, method.config, state.memory[user, oldest:])
         np.testing.assert_allclose(items[user, :length], outputs, **CLOSE)
         np.testing.assert_allclose(without_queries[user, :length], outputs, **CLOSE)
         _, at_queries = slow.update_pass(p, method.config, used, queries, seen[:S])
@@ -173,7 +176,8 @@ def test_first_memory_of_training_is_the_same_in_both_passes(backbone, bias):
         params, segment, np.minimum(lengths, S), ends, inside
     )
     state = method.init_state(params, 2)
-    _, update = jax.jit(method._update_pass)(params, state, events, lengths, asks)
+    _, at_queries = jax.jit(method._update_pass)(params, state, events, lengths, asks)
+    update = method._leave(params, at_queries, state)
     np.testing.assert_allclose(update, reference[:, 0], **ROUNDING)
 
 

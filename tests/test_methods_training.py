@@ -108,16 +108,27 @@ def test_training_is_what_inference_does(backbone, bias, memory, recent):
     assert terms["consistency"][1] == whole == 2 + 1 + 0
 
 
-def test_live_memories_are_one_update_of_the_reference():
-    """live = 1: segment h reads m_{h-1}^upd = update(M_{h-2}^ref, S_{h-1})."""
-    method, params = make(live=1.0)
+@pytest.mark.parametrize("memory", ["overwrite", "append"])
+def test_live_memories_are_an_unbroken_recurrence_of_what_updates_say(memory):
+    """live = 1: what the updates of the reference memories say, folded by `leave` from nothing on."""
+    method, params = make(live=1.0, memory=memory)
     batch = batch_of([10, 10], 10)
     terms = terms_of(method, params, batch, jax.random.key(0))
+    update_pass = jax.jit(method._update_pass)
     ar, consistency = 0.0, 0.0
     for ids in batch["ids"]:
         user = ByHand(method, params, ids)
         reference = [user.reference(h) for h in range(K)]
-        live = [user.updated(h, reference) for h in range(K)]
+        live, state = [], method.init_state(params, 1)
+        for h in range(K):
+            events, valid = user.window(h, S)
+            lengths = valid.sum(axis=1).astype(np.int32)
+            _, said = update_pass(params, user.previous(h, reference), events, lengths, None)
+            live.append(method._leave(params, said, state))
+            state = fold(state, live[-1], jnp.array([True]))
+        np.testing.assert_allclose(live[0], reference[0], atol=1e-5)
+        np.testing.assert_allclose(live[1], user.updated(1, reference), atol=1e-5)
+        assert np.abs(live[2] - user.updated(2, reference)).max() > 1e-3  # the chain matters
         ar += sum(user.read(h, live)[0] for h in range(K))
         for h in range(1, K):
             consistency += np.mean(np.square(user.updated(h, live) - reference[h]))
@@ -190,7 +201,8 @@ def test_consistency_reduction_ramp_and_coefficients():
     ramp = [float(method.loss_weights(step)["consistency"]) for step in (0, 5, 10, 99)]
     np.testing.assert_allclose(ramp, [0, 1, 2, 2], rtol=1e-6)
     at_start = {k: round(float(v), 6) for k, v in method.loss_weights(0).items()}
-    assert at_start == {"ar": 1, "consistency": 0, "reference_ar": 0.4, "bag": 0.3}
+    expected = {"ar": 1, "consistency": 0, "reference_ar": 0.4, "bag": 0.3}
+    assert at_start == expected
 
 
 # --- gradients ---
@@ -251,7 +263,7 @@ def test_bag_predicts_the_items_of_the_next_segment_only():
         user = ByHand(method, params, ids)
         for h in range(K - 1):
             following = user.inputs[:, (h + 1) * S : (h + 2) * S]
-            vector = np.asarray(user.reference(h)).reshape(1, 1, -1) @ params["bag"]
+            vector = np.asarray(user.reference(h)).reshape(1, 1, -1) @ params["memory"]["recall"]
             vectors = np.repeat(vector, S, axis=1)
             expected += cross_entropy(method, params, vectors, following)
     np.testing.assert_allclose(total, expected, rtol=1e-5)

@@ -25,6 +25,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.method.stop_target = False
     config.method.reference_ar = 0.0
     config.method.bag = 0.0
+    config.method.recall = False
     config.method.consistency = 1.0
     config.method.consistency_ramp = 0
     config.method.hide = 0.0

@@ -45,11 +45,13 @@ class MemoryTokens(QueryTokens):
     Attributes:
       max_groups: G, groups with an age embedding of their own.
       running_mean: whether an update averages with the memory before it, see `leave`.
+      recalls: whether readers are reminded of what memory recalls, see `remind`.
       horizons: segments that each slot looks back.
     """
 
     max_groups: int
     running_mean: bool
+    recalls: bool
     horizons: tuple[int, ...]
 
     def setup(self):
@@ -61,6 +63,11 @@ class MemoryTokens(QueryTokens):
         self.age_embedding = self.param("age_embedding", zeros, (self.max_groups, dim))
         if self.running_mean:
             self.log_keep = self.param("log_keep", zeros, (self.slots,))
+        # Starts as the mean of the slots, which is already in the space of the item embeddings.
+        mean = jnp.tile(jnp.eye(dim) / self.slots, (self.slots, 1))
+        self.recall_kernel = self.param("recall", lambda key: mean)
+        if self.recalls:
+            self.recall_gain = self.param("recall_gain", nn.initializers.constant(0.5), ())
         # Stored memory has unit scale; events are embedded at 0.02 * sqrt(D) per element.
         scale = nn.initializers.normal(0.02 * dim**-0.5)
         if self.config.starts_copying:
@@ -82,6 +89,25 @@ class MemoryTokens(QueryTokens):
         place = jnp.tile(self.slot_embedding, (groups, 1))
         place = place + jnp.repeat(self.age_embedding[age], self.slots, axis=0)
         return self.adapter(memory) * self.config.dim**0.5 + place.astype(self.config.dtype)
+
+    def recall(self, memory: Array) -> Array:
+        """What memory alone expects next, in the space of item embeddings: float32 [..., G * C, D] ->
+        [..., D], the sum over groups; nothing for a memory of zeros."""
+        groups = memory.reshape(*memory.shape[:-2], -1, self.slots * self.config.dim)
+        return jnp.sum(groups, axis=-2) @ self.recall_kernel
+
+    def remind(self, vectors: Array, state: State) -> Array:
+        """Outputs of a reader [B, ..., D] plus what its memory recalls: a residual past the backbone.
+
+        A memory token is one of thirty that a reader attends to, and what it knows must survive every
+        layer; this path is open from the first step, to the reader and to the writer.
+        """
+        if not self.recalls:
+            return vectors
+        groups = jnp.maximum(state.groups, 1).astype(jnp.float32)
+        recalled = self.recall(state.memory) / groups[:, None]
+        recalled = (self.recall_gain * recalled).astype(vectors.dtype)
+        return vectors + recalled.reshape(-1, *(1,) * (vectors.ndim - 2), recalled.shape[-1])
 
     def leave(self, outputs: Array, state: State | None = None) -> Array:
         """Outputs at the queries [..., C, D] to stored memory: layer-normed, float32.

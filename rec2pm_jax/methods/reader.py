@@ -82,12 +82,17 @@ class Reader:
     def _context(self, params, state: State, events: Events, lengths, row_times) -> Context:
         raise NotImplementedError
 
+    def _finish(self, params, state: State, vectors: Array) -> Array:
+        """What scores the catalogue, of the backbone's outputs [B, D] or [B, N, D] at the events."""
+        return vectors
+
     def read_all(self, params, state, events: Events, valid, request_time=None) -> Array:
         lengths = jnp.sum(valid, axis=1, dtype=jnp.int32)
         row_times = layouts.query_times(events.times, lengths, request_time)
         context = self._context(params, state, events, lengths, row_times)
         outputs, _ = self.network.run_cached(params, *context, keep=0)
-        return outputs[:, -events.ids.shape[1] :].astype(jnp.float32)
+        outputs = outputs[:, -events.ids.shape[1] :].astype(jnp.float32)
+        return self._finish(params, state, outputs)
 
     def read(self, params, state, events: Events, valid, request_time=None) -> Array:
         lengths = jnp.sum(valid, axis=1, dtype=jnp.int32)
@@ -129,7 +134,7 @@ class Reader:
         outputs, own = self.network.serve(params, x, layout, kept, only=(last, 1))
         if kept is not None:
             own = KeyValues(*(jnp.concatenate(both, 2) for both in zip(kept, own, strict=True)))
-        return outputs[:, 0].astype(jnp.float32), own
+        return self._finish(params, state, outputs[:, 0].astype(jnp.float32)), own
 
     def _newest(
         self, params, session: Session, count: int, request_time
@@ -146,6 +151,7 @@ class Reader:
         rows = rows_of(layout, first, count)
         outputs, own = self.network.serve(params, x, rows, kept, written=first)
         vectors = last_valid(outputs, lengths - places[:, 0]).astype(jnp.float32)
+        vectors = self._finish(params, state, vectors)
         # No exception can leave compiled code, and no wrong answer should.
         overflow = lengths > self.read_length
         vectors = jnp.where(overflow[:, None], jnp.nan, vectors)

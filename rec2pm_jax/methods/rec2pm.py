@@ -15,7 +15,7 @@ from rec2pm_jax.methods.recurrent import TokenMemory, training_windows
 from rec2pm_jax.methods.segments import slot_horizons
 from rec2pm_jax.nn.attention import Layout
 from rec2pm_jax.nn.dropout import per_row
-from rec2pm_jax.typing import PADDING_ID, Array, Batch, Events, Params, PRNGKey, State, Terms
+from rec2pm_jax.typing import PADDING_ID, Array, Batch, Events, PRNGKey, State, Terms
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,14 +27,6 @@ class Rec2PM(TokenMemory):
     it): [M_{h-1}; S_h; Q] predicts next items and gives m_h^upd. A user without archived segments has
     no memory tokens in either pass, so m_0^ref == m_0^upd.
     """
-
-    def init(self, rng: PRNGKey) -> Params:
-        params = super().init(rng)
-        if self.config.method.bag:
-            # The head starts as the mean of the slots, in the space of the item embeddings.
-            slots, dim = self.config.method.slots, self.config.model.dim
-            params["bag"] = jnp.tile(jnp.eye(dim) / slots, (slots, 1))
-        return params
 
     def compress(self, params, events: Events, valid, next_time=None) -> State:
         """One-time memory: a single reference-style pass over whole histories.
@@ -117,20 +109,20 @@ class Rec2PM(TokenMemory):
 
         hidden = self._hidden(windows.lengths, rngs["hide"], windows.rows)
 
-        def update_pass(reference, rng):
-            state = self._previous(reference)
-            items, memory = self._update_windows(params, state, windows, rng, hidden)
-            return items, memory.reshape(reference.shape)
-
         memory_in = reference
         if method.live and rng is not None:
-            _, live = update_pass(reference, rngs["live"])
+            _, at_queries = self._update_windows(
+                params, self._previous(reference), windows, rngs["live"], hidden
+            )
+            live = self._chain(params, at_queries.reshape(reference.shape))
             chosen = per_row(
                 lambda key: jax.random.bernoulli(key, method.live), rngs["mix"], windows.rows
             )
             chosen = chosen.reshape(reference.shape[:2])
             memory_in = jnp.where(chosen[..., None, None], live, reference)
-        items, updated = update_pass(memory_in, rngs["upd"])
+        before = self._previous(memory_in)
+        items, at_queries = self._update_windows(params, before, windows, rngs["upd"], hidden)
+        updated = self._leave(params, at_queries, before).reshape(reference.shape)
 
         at = (windows.targets, windows.weights, rngs["neg"], windows.rows)
         terms = {"ar": self.network.next_item(params, items, *at)}
@@ -153,6 +145,22 @@ class Rec2PM(TokenMemory):
             "reference_ar": jnp.float32(method.reference_ar),
             "bag": jnp.float32(method.bag),
         }
+
+    def _chain(self, params, at_queries: Array) -> Array:
+        """The memories m_0 .. m_{K-1} that an unbroken recurrence makes of what K updates say.
+
+        at_queries: outputs at Q of an update pass of all segments, [B, K, C, D]; so is the result.
+        Each update read a reference memory, so they were made in parallel; only `leave` and `fold`,
+        which cost next to nothing, run one after the other.
+        """
+
+        def body(state, at_query):
+            memory = self._leave(params, at_query, state)
+            return fold(state, memory, jnp.ones(memory.shape[0], bool)), memory
+
+        start = self.init_state(params, at_queries.shape[0])
+        _, memories = jax.lax.scan(body, start, jnp.swapaxes(at_queries, 0, 1))
+        return jnp.swapaxes(memories, 0, 1)
 
     def _previous(self, reference: Array) -> State:
         """The state before each segment, folded into the batch: [B, K, C, D] -> rows B * K.
@@ -185,9 +193,11 @@ class Rec2PM(TokenMemory):
         return jnp.sum(reduce(squares, axis=(2, 3)) * weights), jnp.sum(weights)
 
     def _bag(self, params, reference: Array, ids: Array) -> tuple[Array, Array]:
-        """m_h^ref predicts which items segment h + 1 holds (a departure from the paper)."""
+        """What m_h^ref recalls should be the items of segment h + 1 (a departure from the paper)."""
         batch, count = reference.shape[:2]
-        vectors = reference.reshape(batch, count, -1)[:, :-1] @ params["bag"]
+        vectors = self.tokens.apply(
+            {"params": params["memory"]}, reference[:, :-1], method="recall"
+        )
         log_p = jax.nn.log_softmax(self.network.score(params, vectors), axis=-1)
         following = ids.reshape(batch, count, -1)[:, 1:]
         losses = -jnp.take_along_axis(log_p, following, axis=-1)

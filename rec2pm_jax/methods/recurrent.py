@@ -99,6 +99,7 @@ class TokenMemory(Recurrent):
             method.slots,
             method.max_groups,
             method.running_mean,
+            method.recall,
             slot_horizons(self.config),
         )
 
@@ -131,6 +132,9 @@ class TokenMemory(Recurrent):
         parts.append(self.network.embed(params, events, positions))
         return jnp.concatenate(parts, axis=1), layout
 
+    def _finish(self, params, state: State, vectors: Array) -> Array:
+        return self.tokens.apply({"params": params["memory"]}, vectors, state, method="remind")
+
     def _context(self, params, state: State, events, lengths, row_times) -> Context:
         tokens = self.update_tokens(params, state, events, lengths, row_times, queries=False)
         return Context(*tokens, kept=None)
@@ -148,14 +152,17 @@ class TokenMemory(Recurrent):
     def _update_pass(
         self, params, state: State, events, lengths, row_times, rng=None, rows=None, hidden=None
     ) -> tuple[Array, Array]:
-        """[M; S; Q] -> outputs at the events [B, N, D] and memory m [B, C, D]."""
+        """[M; S; Q] -> outputs at the events [B, N, D] and at the queries [B, C, D].
+
+        `_leave` makes memory of the latter.
+        """
         x, layout = self.update_tokens(
             params, state, events, lengths, row_times, queries=True, hidden=hidden
         )
         outputs = self.network.run(params, x, layout, rng, rows)
         queries = slice(layout.num_slots - self.config.method.slots, layout.num_slots)
-        memory = self._leave(params, outputs[:, queries], state)
-        return outputs[:, layout.num_slots :], memory
+        items = self._finish(params, state, outputs[:, layout.num_slots :])
+        return items, outputs[:, queries]
 
     def _update_windows(
         self, params, state: State, windows: Windows, rng, hidden=None

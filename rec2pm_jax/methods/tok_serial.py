@@ -35,7 +35,8 @@ class TokSerial(TokenMemory):
                 stopped = jax.lax.stop_gradient(state.memory)
                 cut = h % method.truncate == 0
                 state = state._replace(memory=jnp.where(cut, stopped, state.memory))
-            items, memory = self._update_windows(params, state, window, drop_rng)
+            items, at_queries = self._update_windows(params, state, window, drop_rng)
+            memory = self._leave(params, at_queries, state)
             return fold(state, memory, window.lengths > 0), items
 
         if method.remat:
