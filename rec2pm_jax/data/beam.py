@@ -22,11 +22,11 @@ import polars as pl
 from array_record.python.array_record_module import ArrayRecordWriter
 
 from rec2pm_jax.data import filters, prepare, writer
-from rec2pm_jax.data.dataset import read_histories
 from rec2pm_jax.data.hashing import hash_strings
 from rec2pm_jax.data.histories import Histories
 from rec2pm_jax.data.options import PrepareOptions
 from rec2pm_jax.data.ordering import order_events
+from rec2pm_jax.data.records import read_histories
 from rec2pm_jax.data.schema import no_items
 from rec2pm_jax.data.sources import interactions, tables
 from rec2pm_jax.data.workspace import workspace
