@@ -17,7 +17,8 @@ import dataclasses
 from absl import flags
 
 from launch import cli
-from rec2pm_jax.data import append as append_lib
+from rec2pm_jax.data.append import append
+from rec2pm_jax.data.compact import compact
 from rec2pm_jax.data.options import PrepareOptions
 from rec2pm_jax.data.prepare import prepare, summary
 from rec2pm_jax.data.sources import listing
@@ -29,6 +30,11 @@ flags.DEFINE_string("input", "", "File (or directory) of the source.")
 flags.DEFINE_string("item", "", "What an item is: product or product_type, track or artist, ..")
 flags.DEFINE_integer("min_item_count", 0, "Drop items with fewer events.")
 flags.DEFINE_integer("min_user_events", 0, "Drop users with fewer events.")
+flags.DEFINE_boolean(
+    "keep_dropped",
+    False,
+    "Keep what these drop beside the dataset, so that --append counts it too.",
+)
 flags.DEFINE_string("ties", "", "Equal timestamps of a user: shuffle or keep (default: by source).")
 flags.DEFINE_integer("seed", 0, "Seed of the tie shuffle and of the synthetic source.")
 flags.DEFINE_integer("shards", 0, "Record files; 0 chooses by size.")
@@ -67,7 +73,8 @@ def main(_) -> None:
         print(listing())
         return
     if flags.FLAGS.compact:
-        print(summary(append_lib.compact(flags.FLAGS.output_dir)))
+        args = flags.FLAGS
+        print(summary(compact(args.output_dir, args.max_memory, args.progress)))
         return
     options = PrepareOptions(
         **{
@@ -76,7 +83,7 @@ def main(_) -> None:
         }
     )
     if flags.FLAGS.append:
-        print(summary(append_lib.append(options)))
+        print(summary(append(options)))
         return
     info, written = prepare(options)
     print(summary(info))

@@ -103,7 +103,8 @@ def _write(directory: Path, options: PrepareOptions, paths: list[str], runner_op
             column=lambda name: [getattr(histories, name)],
         ),
     )
-    writer.write_tables(directory, pl.Series(names), lengths, table, None)
+    lasts = histories.times[histories.offsets[1:] - 1]
+    writer.write_tables(directory, pl.Series(names), lengths, lasts, table, None)
     writer.write_info(directory, info | {"shards": shards, "order_key": True})
 
 

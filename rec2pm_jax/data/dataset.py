@@ -123,16 +123,20 @@ class Dataset:
         deltas = self.info.get("deltas", 0)
         if not deltas:
             return read_verified(self.path, self.info)
-        ties = self.info["ties"]
         return merge(
             [read_verified(self.path, self.info["base"])]
             + [read_verified(d, read_info(d)) for d in delta_paths(self.path, deltas)],
             self._users,
             self.items.raw_ids[1:],
-            # Seconds alone cannot restore an order that a finer key gave.
-            "keep" if self.info.get("order_key") else ties["rule"],
-            ties["seed"],
+            self.merging_rule,
+            self.info["ties"]["seed"],
         )
+
+    @property
+    def merging_rule(self) -> str:
+        """The rule for equal times of events that came in several logs."""
+        # Seconds alone cannot restore an order that a finer key gave.
+        return "keep" if self.info.get("order_key") else self.info["ties"]["rule"]
 
     @cached_property
     def relative_times(self) -> np.ndarray | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
 import msgpack
@@ -11,10 +12,11 @@ import polars as pl
 from array_record.python.array_record_module import ArrayRecordReader
 
 from rec2pm_jax.data.histories import Histories, content_hash
+from rec2pm_jax.data.partitions import divide
 from rec2pm_jax.data.writer import shard_name
 from rec2pm_jax.errors import UserError
 
-_ROWS = 4_000_000  # events at a time, where everything is read anyway
+_BLOCK = 200_000  # events at a time, and the rest of the last user's
 
 
 def read_verified(path: Path, info: dict) -> Histories:
@@ -36,7 +38,8 @@ def verify(path: Path, info: dict, rows: int) -> None:
     names, lengths = users["user"].to_list(), users["length"].to_numpy()
 
     def column(name: str) -> Iterator[np.ndarray]:
-        return (getattr(part, name) for part in read_parts(path, info, names, lengths, rows))
+        ends = divide(lengths, rows)[0][1:]
+        return (getattr(part, name) for part in read_parts(path, info, names, lengths, ends))
 
     _check(path, info, names, lengths, column)
 
@@ -69,8 +72,8 @@ def read_histories(path: Path, info: dict, users: list[str], lengths: np.ndarray
     offsets = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
     ids, times = np.empty(offsets[-1], np.int32), np.empty(offsets[-1], np.int64)
     types = np.empty(offsets[-1], np.int8) if info["event_types"] else None
-    first = 0
-    for part in read_parts(path, info, users, lengths, _ROWS):
+    first, ends = 0, divide(lengths, _BLOCK)[0][1:]
+    for part in read_parts(path, info, users, lengths, ends):
         events = slice(first, first + len(part.ids))
         ids[events], times[events] = part.ids, part.times
         if types is not None:
@@ -80,9 +83,9 @@ def read_histories(path: Path, info: dict, users: list[str], lengths: np.ndarray
 
 
 def read_parts(
-    path: Path, info: dict, users: list[str], lengths: np.ndarray, rows: int
+    path: Path, info: dict, users: list[str], lengths: np.ndarray, ends: np.ndarray
 ) -> Iterator[Histories]:
-    """Consecutive users with about `rows` events at a time, at least one user.
+    """Consecutive users at a time: part p ends before user `ends[p]`; together they are all users.
 
     Args:
       users, lengths: what users.parquet states.
@@ -91,37 +94,48 @@ def read_parts(
       UserError: a file is missing or damaged, or does not hold these users and lengths.
     """
     offsets = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
-    user = 0
+    records = _records(path, info, lengths)
+    first = 0
+    for end in ends:
+        found = list(islice(records, int(end) - first))
+        if len(found) < end - first:
+            raise mismatch(path)
+        yield _histories(found, users[first:end], offsets[first : end + 1], info, path)
+        first = int(end)
+    if next(records, None) is not None:
+        raise mismatch(path)
+
+
+def _records(path: Path, info: dict, lengths: np.ndarray) -> Iterator[dict]:
+    """All records, a few at a time."""
+    blocks = iter(divide(lengths, _BLOCK)[0][1:].tolist())
+    user, stop = 0, next(blocks, 0)
     for shard in range(info["shards"]):
         file = path / shard_name(shard, info["shards"])
         if not file.is_file():
             raise UserError(f"{file} is missing; prepare the dataset again.")
         try:
             reader = ArrayRecordReader(str(file))
-            last = user + reader.num_records()
-            first = user
-            while user < min(last, len(users)):
-                within = np.searchsorted(offsets, offsets[user] + rows, side="right") - 1
-                stop = min(max(user + 1, int(within)), last, len(users))
-                records = map(msgpack.unpackb, reader.read(user - first, stop - first))
-                yield _histories(records, users[user:stop], offsets[user : stop + 1], info, path)
-                user = stop
+            first, last = user, user + reader.num_records()
+            if last > len(lengths):
+                raise mismatch(path)
+            while user < last:
+                end = min(stop, last)
+                for record in reader.read(user - first, end - first):
+                    yield msgpack.unpackb(record)
+                user, stop = end, next(blocks, 0) if end == stop else stop
             reader.close()
         except UserError:
             raise
         except Exception as error:  # the reader raises plain RuntimeErrors, msgpack several kinds
             raise UserError(f"{file} is damaged; prepare the dataset again. ({error})") from error
-        if last > len(users):
-            raise mismatch(path)
-    if user != len(users):
-        raise mismatch(path)
 
 
-def _histories(records, users: list[str], offsets: np.ndarray, info: dict, path: Path) -> Histories:
+def _histories(found, users: list[str], offsets: np.ndarray, info: dict, path: Path) -> Histories:
     offsets = offsets - offsets[0]
     ids, times = np.empty(offsets[-1], np.int32), np.empty(offsets[-1], np.int64)
     types = np.empty(offsets[-1], np.int8) if info["event_types"] else None
-    for user, record, start, end in zip(users, records, offsets[:-1], offsets[1:], strict=True):
+    for user, record, start, end in zip(users, found, offsets[:-1], offsets[1:], strict=True):
         if record["user"] != user:
             raise mismatch(path)
         try:

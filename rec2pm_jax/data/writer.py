@@ -2,7 +2,8 @@
 
     sequences-00000-of-000NN.arrayrecord   one record per user, users in the order of raw ids
     items.parquet                          id, raw_id, count, title, category
-    users.parquet                          user, index, length
+    users.parquet                          user, index, length, last (time of the newest event)
+    dropped/                               events that the filters dropped, see `dropped.py`
     dataset.json                           what this is and how it was made
     ground_truth.npz                       synthetic sources only
 
@@ -88,12 +89,13 @@ def write_tables(
     directory: Path,
     users: pl.Series,
     lengths: np.ndarray,
+    lasts: np.ndarray,
     items: pl.DataFrame,
     ground_truth: Mapping[str, np.ndarray] | None,
 ) -> None:
     items.write_parquet(directory / "items.parquet")
-    table = pl.DataFrame({"user": users, "length": lengths.astype(np.int32)})
-    table.with_row_index("index").select("user", "index", "length").write_parquet(
+    table = pl.DataFrame({"user": users, "length": lengths.astype(np.int32), "last": lasts})
+    table.with_row_index("index").select("user", "index", "length", "last").write_parquet(
         directory / "users.parquet"
     )
     if ground_truth is not None:
