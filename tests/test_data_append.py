@@ -240,9 +240,13 @@ def test_a_killed_compaction_goes_on(tmp_path, monkeypatch):
         except Killed:
             kills += 1
             assert sequences(open_dataset(tmp_path / "data")) == before
+    # Between its two renames the dataset is nowhere but in the workspace.
+    (tmp_path / "data.preparing").mkdir()
+    (tmp_path / "data").rename(tmp_path / "data.preparing" / "retired")
+    with pytest.raises(UserError, match="has no deltas"):
+        compact(str(tmp_path / "data"), progress=False)
     assert kills > 1 and len(made) == len(set(made)) + kills  # finished parts are not made again
     assert sequences(open_dataset(tmp_path / "data")) == before
-    assert not (tmp_path / "data.preparing").exists()
 
 
 def test_what_compaction_refuses_leaves_the_dataset(tmp_path, monkeypatch):

@@ -40,7 +40,7 @@ from rec2pm_jax.data.dataset import Dataset, delta_paths, merge_users, open_data
 from rec2pm_jax.data.options import PrepareOptions, parse_bytes
 from rec2pm_jax.data.partitions import Known, divide
 from rec2pm_jax.data.records import read_parts, read_table
-from rec2pm_jax.data.workspace import workspace
+from rec2pm_jax.data.workspace import recover, workspace
 from rec2pm_jax.data.writer import INFO_FILE
 
 _BASE = ("content_hash", "users", "items", "events", "event_types", "has_times", "shards")
@@ -54,6 +54,7 @@ def append(options: PrepareOptions) -> dict:
       UserError: no dataset there, a log of another kind, and as `prepare`.
     """
     target = Path(options.output_dir)
+    recover(target)
     info = read_info(target)
     prepare_lib.check_options(options)
     filters = info["filters"]

@@ -24,7 +24,7 @@ from rec2pm_jax.data.partitions import check_largest, divide
 from rec2pm_jax.data.prepare import rows_within
 from rec2pm_jax.data.records import read_parts, read_table, verify
 from rec2pm_jax.data.sequences import Sequences, write_ordered
-from rec2pm_jax.data.workspace import Workspace, workspace
+from rec2pm_jax.data.workspace import Workspace, recover, workspace
 from rec2pm_jax.errors import UserError
 
 
@@ -37,6 +37,7 @@ def compact(path: str, max_memory: str = "4GiB", progress: bool = True) -> dict:
     """
     target = Path(path)
     memory = parse_bytes(max_memory)
+    recover(target)
     info = read_info(target)
     if not info.get("deltas"):
         raise UserError(f"{target} has no deltas; there is nothing to compact.")
