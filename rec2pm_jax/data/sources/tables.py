@@ -29,6 +29,9 @@ _SCANS = {
     ".parquet": pl.scan_parquet,
 } | dict.fromkeys(_JSON, lambda path: pl.scan_ndjson(path, infer_schema_length=1000))
 
+# What polars raises about a file, a panic of its Rust code among them.
+UNREADABLE = (OSError, pl.exceptions.PolarsError, pl.exceptions.PanicException)
+
 _LATEST = 100_000_000_000  # seconds; milliseconds since 1970 have passed it in 1973
 
 
@@ -88,7 +91,7 @@ def batches(path: Path, flags: Mapping[str, str]) -> Iterator[tuple[int, pl.Data
             if batch.height:
                 yield row, batch
             row += batch.height
-    except (OSError, pl.exceptions.PolarsError) as error:
+    except UNREADABLE as error:
         raise unreadable(path, error) from error
 
 
@@ -109,11 +112,11 @@ def read_table(path: Path) -> pl.DataFrame:
         return reader(path)
     except pl.exceptions.NoDataError as error:
         raise UserError(f"{path} is empty.") from error
-    except (OSError, pl.exceptions.PolarsError) as error:
+    except UNREADABLE as error:
         raise unreadable(path, error) from error
 
 
-def unreadable(path: Path, error: Exception) -> UserError:
+def unreadable(path: Path | str, error: BaseException) -> UserError:
     reason = (str(error).splitlines() or [type(error).__name__])[0]
     return UserError(f"{path} cannot be read: {reason}")
 
