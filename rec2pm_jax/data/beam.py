@@ -19,7 +19,6 @@ from types import SimpleNamespace
 import apache_beam as beam
 import numpy as np
 import polars as pl
-from array_record.python.array_record_module import ArrayRecordWriter
 
 from rec2pm_jax.data import filters, prepare, writer
 from rec2pm_jax.data.hashing import hash_strings
@@ -211,11 +210,7 @@ def _shard(directory: Path, shard: int, shards: int, found: Iterable) -> int:
     """Writes a shard, under a name of its own first as a worker may be tried twice; duplicates."""
     target = directory / writer.shard_name(shard, shards)
     partial = target.with_suffix(f".{uuid.uuid4().hex}")
-    file = ArrayRecordWriter(str(partial), "group_size:1")
-    duplicates = 0
-    for _, record, more in sorted(found):
-        file.write(record)
-        duplicates += more
-    file.close()
+    found = sorted(found)
+    writer.write_records(partial, (record for _, record, _ in found))
     partial.rename(target)
-    return duplicates
+    return sum(duplicates for *_, duplicates in found)

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 
 Arrays = dict[str, np.ndarray]
+
+
+def write_parquet(frame: pl.DataFrame, path: Path) -> None:
+    """Writes a table that fits in memory; OSError when the disk is full, where polars has its own."""
+    buffer = io.BytesIO()
+    frame.write_parquet(buffer)
+    path.write_bytes(buffer.getbuffer())
 
 
 def deal_out(files: Sequence[ColumnFiles], part: np.ndarray, columns: Mapping) -> None:

@@ -18,7 +18,7 @@ import numpy as np
 import polars as pl
 
 from rec2pm_jax.data.coding import CodedLog
-from rec2pm_jax.data.columns import Arrays
+from rec2pm_jax.data.columns import Arrays, write_parquet
 from rec2pm_jax.data.schema import Interactions
 from rec2pm_jax.errors import UserError
 
@@ -28,7 +28,7 @@ DIRECTORY = "dropped"
 def begin(directory: Path, log: CodedLog) -> None:
     """Makes `directory`/dropped, with the titles of the items of `log`."""
     (directory / DIRECTORY).mkdir()
-    log.item_table.write_parquet(directory / DIRECTORY / "titles.parquet")
+    write_parquet(log.item_table, directory / DIRECTORY / "titles.parquet")
 
 
 def write(directory: Path, number: int, log: CodedLog, chunk: Arrays, rows: np.ndarray) -> None:
@@ -43,7 +43,7 @@ def write(directory: Path, number: int, log: CodedLog, chunk: Arrays, rows: np.n
         frame["event_type"] = pl.Series(log.event_types, dtype=pl.String).gather(chunk["type"])
     if "order" in chunk:
         frame["order"] = chunk["order"]
-    pl.DataFrame(frame).write_parquet(directory / DIRECTORY / f"{number:05d}.parquet")
+    write_parquet(pl.DataFrame(frame), directory / DIRECTORY / f"{number:05d}.parquet")
 
 
 def before(kept: Path, rows: int, log: Interactions) -> Interactions:

@@ -15,7 +15,7 @@ import polars as pl
 
 from rec2pm_jax.data import dropped, filters
 from rec2pm_jax.data.coding import CodedLog
-from rec2pm_jax.data.columns import ColumnFiles, deal_out
+from rec2pm_jax.data.columns import ColumnFiles, deal_out, write_parquet
 from rec2pm_jax.errors import UserError
 
 BYTES_PER_EVENT = 200  # of the largest partition while it is ordered, measured
@@ -147,8 +147,8 @@ def deal(
         if "type" in chunk:
             chunk["type"] = types[chunk["type"]]
         deal_out(files, part, chunk)
-    pl.DataFrame({"user": users, "count": counts}).write_parquet(directory / "users.parquet")
-    items.write_parquet(directory / "items.parquet")
+    write_parquet(pl.DataFrame({"user": users, "count": counts}), directory / "users.parquet")
+    write_parquet(items, directory / "items.parquet")
     plan = {
         "dropped": kept.dropped,
         "event_types": event_types,
