@@ -118,6 +118,8 @@ def test_frozen_filters_and_damage(tmp_path):
     info = append_log(rare, tmp_path, "day")
     assert open_dataset(tmp_path / "data").items.raw_ids == [*known, "often"]
     assert info["dropped_rows"]["min_item_count"] == 1
+    with pytest.raises(UserError, match="--min_item_count=3: .* prepared with 5"):
+        append_log(rare, tmp_path, "day2", min_item_count=3)
     with pytest.raises(UserError, match="differ in having real times or event types"):
         log = tmp_path / "plain.parquet"
         rare.write_parquet(log)

@@ -42,6 +42,7 @@ from rec2pm_jax.data.partitions import Known, divide
 from rec2pm_jax.data.records import read_parts, read_table
 from rec2pm_jax.data.workspace import recover, workspace
 from rec2pm_jax.data.writer import INFO_FILE
+from rec2pm_jax.errors import UserError
 
 _BASE = ("content_hash", "users", "items", "events", "event_types", "has_times", "shards")
 _RECOUNTED = ("min_item_count", "min_user_events")
@@ -57,15 +58,8 @@ def append(options: PrepareOptions) -> dict:
     recover(target)
     info = read_info(target)
     prepare_lib.check_options(options)
-    filters = info["filters"]
-    keep = filters.get("keep_dropped", False)
-    options = dataclasses.replace(
-        options,
-        **{name: filters[name] for name in _RECOUNTED},
-        keep_dropped=keep,
-        ties=info["ties"]["rule"],
-        seed=info["ties"]["seed"],
-    )
+    options = _with_rules_of(info, options)
+    keep = options.keep_dropped
     dataset = open_dataset(target)
     newest = delta_paths(target, info.get("deltas", 0))[-1:] or [target]
     known = Known(
@@ -91,6 +85,21 @@ def append(options: PrepareOptions) -> dict:
         partial.write_text(json.dumps(new, indent=2, ensure_ascii=False) + "\n")
         os.replace(partial, target / INFO_FILE)
     return new
+
+
+def _with_rules_of(info: dict, options: PrepareOptions) -> PrepareOptions:
+    """`options` with the frozen rules; UserError where one asks for another."""
+    rules = {name: info["filters"][name] for name in _RECOUNTED}
+    rules["keep_dropped"] = info["filters"].get("keep_dropped", False)
+    rules |= {"ties": info["ties"]["rule"], "seed": info["ties"]["seed"]}
+    for name, rule in rules.items():
+        asked = getattr(options, name)
+        if asked and asked != rule:
+            raise UserError(
+                f"--{name}={asked}: {options.output_dir} was prepared with {rule}, and appended logs "
+                "follow; leave the flag out, or prepare all logs anew."
+            )
+    return dataclasses.replace(options, **rules)
 
 
 def _known_users(dataset: Dataset, rows: int) -> pl.DataFrame:

@@ -92,19 +92,20 @@ def _write(directory: Path, options: PrepareOptions, paths: list[str], runner_op
     }
     info = prepare.describe(
         options,
-        SimpleNamespace(facts=facts, ground_truth=None, events=SimpleNamespace(dtypes={})),
+        SimpleNamespace(facts=facts, ground_truth=None),
         SimpleNamespace(
             users=pl.Series(names), counts=lengths, items=table, event_types=types, dropped=dropped
         ),
         SimpleNamespace(
             duplicates=duplicates,
+            order_key=True,
             first=int(histories.times.min()),
             column=lambda name: [getattr(histories, name)],
         ),
     )
     lasts = histories.times[histories.offsets[1:] - 1]
     writer.write_tables(directory, pl.Series(names), lengths, lasts, table, None)
-    writer.write_info(directory, info | {"shards": shards, "order_key": True})
+    writer.write_info(directory, info | {"shards": shards})
 
 
 def _filtered(directory: Path, options: PrepareOptions, paths: list[str], runner_options):

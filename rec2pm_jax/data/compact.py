@@ -68,12 +68,13 @@ class _Compaction:
         # Users who came later have nothing in the base.
         base = read_parts(path, info, names, lengths, np.minimum(self.firsts[1:], len(names)))
         directories = []
-        bar = tqdm(base, desc="merging", unit="part", total=len(self.firsts) - 1)
-        bar.disable = not progress
+        parts = len(self.firsts) - 1
+        bar = tqdm(base, desc="merging", unit="part", total=parts, disable=not progress)
         for part, old in enumerate(bar):
 
             def make(directory: Path, part=part, old=old) -> None:
-                write_ordered(directory, self._merged(dealt, part, old), duplicates=0)
+                merged = self._merged(dealt, part, old)
+                write_ordered(directory, merged, duplicates=0, order_key=False)
 
             directories.append(space.stage(f"ordered-{part}", make))
         return Sequences(self, directories)

@@ -203,7 +203,7 @@ def describe(
         "duplicate_rows": sequences.duplicates,
         "notes": log.facts["notes"],
         "ties": {"rule": options.ties, "seed": options.seed, "text": TIE_RULES[options.ties]},
-        "order_key": "order" in log.events.dtypes,
+        "order_key": sequences.order_key,
         "split_rules": list(SPLIT_RULES),
         "has_times": log.facts["has_times"],
         "time_origin": sequences.first,
@@ -233,41 +233,32 @@ def length_facts(lengths: np.ndarray) -> dict:
     }
 
 
-def _counting(rules: dict) -> bool:
-    """Whether a filter depends on how many events there are."""
-    return max(rules["min_item_count"], rules["min_user_events"]) > 1
-
-
 def summary(info: dict) -> str:
-    """A few readable lines about a prepared dataset."""
-    lengths = info["lengths"]
+    """A few readable lines about a prepared dataset: what it holds, and by which rules."""
+    lengths, filters = info["lengths"], info["filters"]
     gone = ", ".join(f"{n:,} by {reason}" for reason, n in info["dropped_rows"].items() if n)
-    lines = [
-        f"{info['source']} ({info['item_level']}): {info['users']:,} users, "
+    single, repeated, late = (
+        info.get(name, 0) for name in ("users_with_one_event", "duplicate_rows", "late_events")
+    )
+    counting = max(filters["min_item_count"], filters["min_user_events"]) > 1
+    by_log = counting and info.get("grown_from") and not filters.get("keep_dropped")
+    lines = {
+        f"{info['source']} ({info['item_level']})": f"{info['users']:,} users, "
         f"{info['items']:,} items, {info['events']:,} events",
-        f"events per user: median {lengths['median']:,}, 90 % {lengths['p90']:,}, "
+        "events per user": f"median {lengths['median']:,}, 90 % {lengths['p90']:,}, "
         f"maximum {lengths['max']:,}",
-        f"rows dropped: {gone or 'none'}",
-        f"ties: {info['ties']['text']}",
-        f"content hash: {info['content_hash'][:16]}",
-    ]
-    if info.get("late_events"):
-        lines.insert(
-            3,
-            f"late events: {info['late_events']:,}, older than the newest of their user when they were "
-            "appended; they go where their time puts them",
-        )
-    rules = info["filters"]
-    if info.get("deltas") and not rules.get("keep_dropped") and _counting(rules):
-        lines.insert(
-            3,
-            "filters: new users and items are counted within each appended log, as dropped events are "
-            "gone (prepare with --keep_dropped to count over all logs)",
-        )
-    if info["users_with_one_event"]:
-        lines.insert(
-            2,
-            f"{info['users_with_one_event']:,} users have a single event: kept, but neither "
-            "trained on nor evaluated",
-        )
-    return "\n".join(lines)
+        "users with a single event": single
+        and f"{single:,}; kept, but neither trained on nor evaluated",
+        "rows dropped": gone or "none",
+        "duplicate rows": repeated and f"{repeated:,} repeat another in every column; kept",
+        "late events": late
+        and f"{late:,}, older than the newest of their user when they were appended; they go where "
+        "their time puts them",
+        "filters": by_log
+        and "new users and items are counted within each appended log, as dropped events are gone "
+        "(prepare with --keep_dropped to count over all logs)",
+        **{name.replace("_", " "): note for name, note in info["notes"].items()},
+        "ties": info["ties"]["text"],
+        "content hash": info["content_hash"][:16],
+    }
+    return "\n".join(f"{name}: {text}" for name, text in lines.items() if text)

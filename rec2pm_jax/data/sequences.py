@@ -26,6 +26,7 @@ class Sequences:
     Attributes:
       duplicates: rows equal to another in every column.
       first, last: the smallest and largest time.
+      order_key: whether something finer than seconds may have put events of equal time in order.
     """
 
     def __init__(self, partitions: Partitions, directories: list[Path]):
@@ -35,6 +36,7 @@ class Sequences:
         self.duplicates = sum(fact["duplicates"] for fact in facts)
         self.first = min(fact["first"] for fact in facts)
         self.last = max(fact["last"] for fact in facts)
+        self.order_key = any(fact["order_key"] for fact in facts)
 
     def column(self, name: str) -> Iterator[np.ndarray]:
         """`ids`, `times` or `types` of all events."""
@@ -104,7 +106,8 @@ def order_partitions(
                     times=events["time"][rows],
                     types=events["type"][rows] if "type" in events else None,
                 )
-                write_ordered(directory, ordered, duplicates)
+                order_key = "order" in events and bool(events["order"].any())
+                write_ordered(directory, ordered, duplicates, order_key)
 
             directories.append(space.stage(f"ordered-{part}", make))
             partitions.events(part).remove()
@@ -112,7 +115,7 @@ def order_partitions(
     return Sequences(partitions, directories)
 
 
-def write_ordered(directory: Path, histories: Histories, duplicates: int) -> None:
+def write_ordered(directory: Path, histories: Histories, duplicates: int, order_key: bool) -> None:
     """Leaves in `directory` what `Sequences` reads of one partition."""
     columns = {"ids": histories.ids, "times": histories.times, "types": histories.types}
     dtypes = {"ids": "<i4", "times": "<i8"}
@@ -122,5 +125,6 @@ def write_ordered(directory: Path, histories: Histories, duplicates: int) -> Non
         "duplicates": duplicates,
         "first": int(histories.times.min()),
         "last": int(histories.times.max()),
+        "order_key": order_key,
     }
     (directory / "facts.json").write_text(json.dumps(facts))
