@@ -8,11 +8,13 @@
     python -m launch.prepare --source=synthetic --output_dir=data/synthetic
     python -m launch.prepare --append --source=interactions --input=tuesday.csv --output_dir=data/log
     python -m launch.prepare --compact --output_dir=data/log
+    python -m launch.prepare --beam --source=interactions --input=logs/*.parquet --output_dir=data/log
 """
 
 from __future__ import annotations
 
 import dataclasses
+import shlex
 
 from absl import flags
 
@@ -22,6 +24,7 @@ from rec2pm_jax.data.compact import compact
 from rec2pm_jax.data.options import PrepareOptions
 from rec2pm_jax.data.prepare import prepare, summary
 from rec2pm_jax.data.sources import listing
+from rec2pm_jax.errors import UserError
 
 flags.DEFINE_string("source", None, "What to read; see --list.")
 flags.DEFINE_boolean("list", False, "Print the datasets that can be read, and how to get them.")
@@ -55,6 +58,10 @@ flags.DEFINE_integer("synthetic_taste_events", 10, "synthetic: first events that
 flags.DEFINE_string("variant", "", "Which of the downloads of a source, e.g. movielens: 25m.")
 flags.DEFINE_string("download_dir", "", "Download what the licence allows into this directory.")
 flags.DEFINE_boolean("append", False, "Add the log to the dataset in output_dir, as a delta.")
+flags.DEFINE_boolean("beam", False, "Run as Apache Beam pipelines (requirements-beam.txt).")
+flags.DEFINE_string(
+    "beam_options", "", "Options of Beam's runner, as its documentation writes them."
+)
 flags.DEFINE_boolean("compact", False, "Rewrite the dataset in output_dir without deltas.")
 
 
@@ -66,6 +73,18 @@ def _enough(values) -> bool:
     if values["list"] or values["source"] == "help":
         return True
     return values["output_dir"] is not None and (values["compact"] or values["source"] is not None)
+
+
+def _with_beam(options: PrepareOptions, runner: str) -> dict:
+    try:
+        from apache_beam.options.pipeline_options import PipelineOptions
+
+        from rec2pm_jax.data.beam import prepare_with_beam
+    except ImportError as error:
+        raise UserError(
+            f"--beam needs Apache Beam ({error}); run `pip install -r requirements-beam.txt`."
+        ) from error
+    return prepare_with_beam(options, PipelineOptions(shlex.split(runner)))
 
 
 def main(_) -> None:
@@ -84,6 +103,9 @@ def main(_) -> None:
     )
     if flags.FLAGS.append:
         print(summary(append(options)))
+        return
+    if flags.FLAGS.beam:
+        print(summary(_with_beam(options, flags.FLAGS.beam_options)))
         return
     info, written = prepare(options)
     print(summary(info))

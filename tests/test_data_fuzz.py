@@ -22,7 +22,7 @@ from rec2pm_jax.errors import UserError
 from tests import registry_fixtures
 
 FAST = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
-SLOW = settings(FAST, max_examples=600)
+SLOW = settings(FAST, max_examples=300)
 JUNK = [b"\x00", b"\xff\xfe", b'"', b",", b"\n", b"\r\n", b"\t", b"{", b"}", b"\\", b"::", b"-1"]
 JUNK += [b"1e999", b"nan", b"null", b"99999999999999999999", b"\xef\xbb\xbf", b'"a":{"b":1},']
 SUFFIXES = ("csv", "tsv", "jsonl", "parquet", "csv.gz")

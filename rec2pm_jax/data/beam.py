@@ -45,6 +45,8 @@ def prepare_with_beam(options: PrepareOptions, runner_options=None) -> dict:
     """
     if options.source != "interactions":
         raise UserError("Beam reads --source=interactions only; export the log to files.")
+    if options.keep_dropped:
+        raise UserError("Beam keeps no dropped events; leave --keep_dropped out.")
     prepare.check_options(options)
     options = dataclasses.replace(options, ties=options.ties or "shuffle")
     target = Path(options.output_dir)
