@@ -75,6 +75,13 @@ def _enough(values) -> bool:
     return values["output_dir"] is not None and (values["compact"] or values["source"] is not None)
 
 
+@flags.multi_flags_validator(
+    ["append", "compact", "beam"], message="Give one of --append, --compact and --beam at a time."
+)
+def _one_way(values) -> bool:
+    return sum(values.values()) <= 1
+
+
 def _with_beam(options: PrepareOptions, runner: str) -> dict:
     try:
         from apache_beam.options.pipeline_options import PipelineOptions

@@ -77,6 +77,11 @@ def append(options: PrepareOptions) -> dict:
         directory, prepare_lib.identity(options) | {"base": info["content_hash"]}
     ) as space:
         delta, write = prepare_lib.run_stages(space, options, known)
+        if delta["item_level"] != info["item_level"]:
+            raise UserError(
+                f"{target} has items that are {info['item_level']}, the new log has "
+                f"{delta['item_level']}; append with the --item it was prepared with."
+            )
         space.publish(space.stage("dataset", write))
         new = _described(info, delta, number, _lengths(dataset, known, directory, delta))
         if keep:  # what was dropped was counted again

@@ -10,6 +10,9 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
+# What polars raises about a file that is damaged, a panic of its Rust code among them.
+UNREADABLE = (OSError, pl.exceptions.PolarsError, pl.exceptions.PanicException)
+
 Arrays = dict[str, np.ndarray]
 
 

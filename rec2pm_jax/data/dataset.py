@@ -16,6 +16,10 @@ from rec2pm_jax.data.records import mismatch, read_table, read_verified
 from rec2pm_jax.errors import UserError
 
 FORMAT_VERSION = 1
+_FIELDS = {"content_hash": str, "users": int, "items": int, "events": int, "shards": int}
+_FIELDS |= {"event_types": list, "has_times": bool, "time_origin": int, "ties": dict}
+_FIELDS |= {"filters": dict, "dropped_rows": dict}
+_APPENDED = {"base": dict, "deltas": int, "grown_from": list}  # where something was appended
 
 
 class UserSequence(NamedTuple):
@@ -182,6 +186,12 @@ def read_info(path: str | Path) -> dict:
             f"{file} has format version {version}, this program reads {FORMAT_VERSION}; prepare "
             "the dataset again."
         )
+    appended = _APPENDED if info.get("deltas") else {}
+    for name, kind in (_FIELDS | appended).items():
+        if not isinstance(info.get(name), kind):
+            raise UserError(
+                f'{file} is damaged ("{name}" is {info.get(name)!r}); prepare the dataset again.'
+            )
     return info
 
 

@@ -18,7 +18,7 @@ import numpy as np
 import polars as pl
 
 from rec2pm_jax.data.coding import CodedLog
-from rec2pm_jax.data.columns import Arrays, write_parquet
+from rec2pm_jax.data.columns import UNREADABLE, Arrays, write_parquet
 from rec2pm_jax.data.schema import Interactions
 from rec2pm_jax.errors import UserError
 
@@ -57,7 +57,7 @@ def before(kept: Path, rows: int, log: Interactions) -> Interactions:
         found = sum(
             pl.scan_parquet(file).select(pl.len()).collect().item() for file in _files(kept)
         )
-    except (OSError, pl.exceptions.PolarsError) as error:
+    except UNREADABLE as error:
         raise _damaged(kept) from error
     if found != rows:
         raise _damaged(kept)
@@ -97,7 +97,7 @@ def _files(kept: Path) -> list[Path]:
 def _read(file: Path) -> pl.DataFrame:
     try:
         return pl.read_parquet(file)
-    except (OSError, pl.exceptions.PolarsError) as error:
+    except UNREADABLE as error:
         raise _damaged(file) from error
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import polars as pl
 from array_record.python.array_record_module import ArrayRecordReader
 
+from rec2pm_jax.data.columns import UNREADABLE
 from rec2pm_jax.data.histories import Histories, content_hash
 from rec2pm_jax.data.partitions import divide
 from rec2pm_jax.data.writer import shard_name
@@ -55,7 +56,7 @@ def read_table(path: Path, name: str, rows: int) -> pl.DataFrame:
     """users.parquet or items.parquet; UserError where it is damaged or has other than `rows` rows."""
     try:
         table = pl.read_parquet(path / f"{name}.parquet")
-    except (OSError, pl.exceptions.PolarsError) as error:
+    except UNREADABLE as error:
         raise UserError(
             f"{path / name}.parquet is missing or damaged; prepare the dataset again."
         ) from error

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import polars as pl
 
+from rec2pm_jax.data.columns import UNREADABLE
 from rec2pm_jax.data.schema import Interactions
 from rec2pm_jax.data.sources import scan, tables
 from rec2pm_jax.data.sources.source import Source
@@ -70,7 +71,7 @@ def _read(path: Path, columns: list[str]) -> pl.DataFrame:
     frame = scan.open_lazily(pl.scan_parquet, [path], columns).select(columns)
     try:
         return frame.collect()
-    except tables.UNREADABLE as error:
+    except UNREADABLE as error:
         raise tables.unreadable(path, error) from error
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import polars as pl
 
+from rec2pm_jax.data.columns import UNREADABLE
 from rec2pm_jax.data.schema import EVENT_COLUMNS, ITEM_COLUMNS, OPTIONAL_EVENT_COLUMNS
 from rec2pm_jax.data.sources import tables
 from rec2pm_jax.errors import UserError, nearest
@@ -53,7 +54,7 @@ def open_lazily(
     try:
         frame = scan(paths, **options)
         known = frame.collect_schema().names()
-    except tables.UNREADABLE as error:
+    except UNREADABLE as error:
         raise tables.unreadable(paths[0], error) from error
     for column in columns:
         if column not in known:
@@ -111,7 +112,7 @@ def events(
                         f"{where}: rows with {problem}, the first {bad.row(0, named=True)}."
                     )
             yield batch.select(list(canonical))
-    except tables.UNREADABLE as error:
+    except UNREADABLE as error:
         raise tables.unreadable(_damaged(paths) or where, error) from error
 
 
@@ -124,7 +125,7 @@ def items(frame: pl.LazyFrame, paths: list[Path]) -> pl.DataFrame:
     frame = frame.select(pl.col(name).cast(dtype) for name, dtype in ITEM_COLUMNS.items())
     try:
         return frame.filter(pl.col("item").is_not_null()).collect(engine="streaming")
-    except tables.UNREADABLE as error:
+    except UNREADABLE as error:
         raise tables.unreadable(_damaged(paths) or _named(paths), error) from error
 
 
@@ -141,6 +142,6 @@ def _damaged(paths: list[Path]) -> Path | None:
                     chunk_size=BATCH, engine="streaming"
                 ):
                     pass
-            except tables.UNREADABLE:
+            except UNREADABLE:
                 return path
     return None

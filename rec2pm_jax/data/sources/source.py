@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
+from rec2pm_jax.data.columns import UNREADABLE
 from rec2pm_jax.data.options import PrepareOptions
 from rec2pm_jax.data.schema import Interactions
 from rec2pm_jax.data.sources import tables
@@ -48,7 +49,7 @@ class Source:
         options = self.with_input(options)
         try:
             return self.load(options)
-        except tables.UNREADABLE as error:
+        except UNREADABLE as error:
             raise tables.unreadable(options.input or self.name, error) from error
 
     @property

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import polars as pl
 
+from rec2pm_jax.data.columns import UNREADABLE
 from rec2pm_jax.errors import UserError, nearest
 
 _READERS = {
@@ -28,9 +29,6 @@ _SCANS = {
     ".tsv.gz": lambda path: pl.scan_csv(path, infer_schema=False, separator="\t"),
     ".parquet": pl.scan_parquet,
 } | dict.fromkeys(_JSON, lambda path: pl.scan_ndjson(path, infer_schema_length=1000))
-
-# What polars raises about a file, a panic of its Rust code among them.
-UNREADABLE = (OSError, pl.exceptions.PolarsError, pl.exceptions.PanicException)
 
 _LATEST = 100_000_000_000  # seconds; milliseconds since 1970 have passed it in 1973
 
