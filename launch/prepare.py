@@ -8,7 +8,7 @@
     python -m launch.prepare --source=synthetic --output_dir=data/synthetic
     python -m launch.prepare --append --source=interactions --input=tuesday.csv --output_dir=data/log
     python -m launch.prepare --compact --output_dir=data/log
-    python -m launch.prepare --beam --source=interactions --input=logs/*.parquet --output_dir=data/log
+    python -m launch.prepare --beam --source=interactions --input="logs/*.csv" --output_dir=data/log
 """
 
 from __future__ import annotations
