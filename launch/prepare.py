@@ -8,19 +8,23 @@
     python -m launch.prepare --source=synthetic --output_dir=data/synthetic
     python -m launch.prepare --append --source=interactions --input=tuesday.csv --output_dir=data/log
     python -m launch.prepare --compact --output_dir=data/log
+    python -m launch.prepare --beam --source=interactions --input="logs/*.csv" --output_dir=data/log
 """
 
 from __future__ import annotations
 
 import dataclasses
+import shlex
 
 from absl import flags
 
 from launch import cli
-from rec2pm_jax.data import append as append_lib
+from rec2pm_jax.data.append import append
+from rec2pm_jax.data.compact import compact
 from rec2pm_jax.data.options import PrepareOptions
 from rec2pm_jax.data.prepare import prepare, summary
 from rec2pm_jax.data.sources import listing
+from rec2pm_jax.errors import UserError
 
 flags.DEFINE_string("source", None, "What to read; see --list.")
 flags.DEFINE_boolean("list", False, "Print the datasets that can be read, and how to get them.")
@@ -29,6 +33,11 @@ flags.DEFINE_string("input", "", "File (or directory) of the source.")
 flags.DEFINE_string("item", "", "What an item is: product or product_type, track or artist, ..")
 flags.DEFINE_integer("min_item_count", 0, "Drop items with fewer events.")
 flags.DEFINE_integer("min_user_events", 0, "Drop users with fewer events.")
+flags.DEFINE_boolean(
+    "keep_dropped",
+    False,
+    "Keep what these drop beside the dataset, so that --append counts it too.",
+)
 flags.DEFINE_string("ties", "", "Equal timestamps of a user: shuffle or keep (default: by source).")
 flags.DEFINE_integer("seed", 0, "Seed of the tie shuffle and of the synthetic source.")
 flags.DEFINE_integer("shards", 0, "Record files; 0 chooses by size.")
@@ -49,6 +58,10 @@ flags.DEFINE_integer("synthetic_taste_events", 10, "synthetic: first events that
 flags.DEFINE_string("variant", "", "Which of the downloads of a source, e.g. movielens: 25m.")
 flags.DEFINE_string("download_dir", "", "Download what the licence allows into this directory.")
 flags.DEFINE_boolean("append", False, "Add the log to the dataset in output_dir, as a delta.")
+flags.DEFINE_boolean("beam", False, "Run as Apache Beam pipelines (requirements-beam.txt).")
+flags.DEFINE_string(
+    "beam_options", "", "Options of Beam's runner, as its documentation writes them."
+)
 flags.DEFINE_boolean("compact", False, "Rewrite the dataset in output_dir without deltas.")
 
 
@@ -62,12 +75,32 @@ def _enough(values) -> bool:
     return values["output_dir"] is not None and (values["compact"] or values["source"] is not None)
 
 
+@flags.multi_flags_validator(
+    ["append", "compact", "beam"], message="Give one of --append, --compact and --beam at a time."
+)
+def _one_way(values) -> bool:
+    return sum(values.values()) <= 1
+
+
+def _with_beam(options: PrepareOptions, runner: str) -> dict:
+    try:
+        from apache_beam.options.pipeline_options import PipelineOptions
+
+        from rec2pm_jax.data.beam import prepare_with_beam
+    except ImportError as error:
+        raise UserError(
+            f"--beam needs Apache Beam ({error}); run `pip install -r requirements-beam.txt`."
+        ) from error
+    return prepare_with_beam(options, PipelineOptions(shlex.split(runner)))
+
+
 def main(_) -> None:
     if flags.FLAGS["list"].value or flags.FLAGS["source"].value == "help":
         print(listing())
         return
     if flags.FLAGS.compact:
-        print(summary(append_lib.compact(flags.FLAGS.output_dir)))
+        args = flags.FLAGS
+        print(summary(compact(args.output_dir, args.max_memory, args.progress)))
         return
     options = PrepareOptions(
         **{
@@ -76,7 +109,10 @@ def main(_) -> None:
         }
     )
     if flags.FLAGS.append:
-        print(summary(append_lib.append(options)))
+        print(summary(append(options)))
+        return
+    if flags.FLAGS.beam:
+        print(summary(_with_beam(options, flags.FLAGS.beam_options)))
         return
     info, written = prepare(options)
     print(summary(info))

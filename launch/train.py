@@ -1,5 +1,8 @@
 """Trains one method and validates it on the way; the same command continues a killed run exactly.
 
+Where logs were appended to --data since then, it goes on with these: new items get rows, and with
+more --config.train.steps a complete run trains on.
+
     python -m launch.train --config=launch/configs/synthetic.py \\
         --data=data/synthetic --workdir=runs/synthetic --config.train.steps=2000
 """

@@ -255,6 +255,52 @@ def lastfm(root: Path) -> Path:
     return root
 
 
+def movielens(root: Path, variant: str = "25m") -> Path:
+    """What an archive of GroupLens unpacks to."""
+    archive = zipfile.ZipFile(io.BytesIO(movielens_zip(root, f"ml-{variant}.zip")))
+    archive.extractall(root)
+    return root / f"ml-{variant}"
+
+
+def complete_journey(root: Path) -> Path:
+    """The two tables that are read; the second product has no type."""
+    root.mkdir(parents=True, exist_ok=True)
+    pl.DataFrame(
+        {
+            "household_id": [1, 1, 2],
+            "store_id": [330, 330, 331],
+            "basket_id": [31198570044, 31198570044, 31198570047],
+            "product_id": [1095275, 9878513, 1095275],
+            "quantity": [1, 1, 2],
+            "transaction_timestamp": [datetime.datetime(2017, 1, 1, 6 + h) for h in (0, 0, 3)],
+        }
+    ).write_parquet(root / "transactions.parquet")
+    pl.DataFrame(
+        {
+            "product_id": [1095275, 9878513],
+            "department": ["PASTRY", "GROCERY"],
+            "product_category": ["ROLLS", None],
+            "product_type": ["ROLLS: BAGELS", None],
+            "package_size": ["4 OZ", None],
+        }
+    ).write_parquet(root / "products.parquet")
+    return root
+
+
+# One fixture of every source that reads files of a publisher: what --input is to be.
+LAYOUTS = {
+    "merrec": merrec,
+    "movielens": movielens,
+    "kuairand": kuairand,
+    "ebnerd": ebnerd,
+    "amazon": lambda root: amazon(root, raw=True),
+    "yambda": lambda root: yambda(root, "multi_event"),
+    "taobao": taobao,
+    "lastfm": lastfm,
+    "complete_journey": complete_journey,
+}
+
+
 def targz(folder: Path) -> bytes:
     """A .tar.gz of `folder`'s contents."""
     buffer = io.BytesIO()

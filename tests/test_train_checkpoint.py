@@ -56,7 +56,7 @@ def restore(workdir, check=lambda meta: None):
     checkpoints, iterator = Checkpoints(workdir, 2), make_iterator(4)
     abstract = abstract_with_sharding(jax.eval_shape(initial))
     try:
-        return checkpoints.restore(abstract, iterator, check), iterator
+        return checkpoints.restore(lambda meta: abstract, iterator, check), iterator
     finally:
         checkpoints.close()
 

@@ -19,14 +19,13 @@ from types import SimpleNamespace
 import apache_beam as beam
 import numpy as np
 import polars as pl
-from array_record.python.array_record_module import ArrayRecordWriter
 
 from rec2pm_jax.data import filters, prepare, writer
-from rec2pm_jax.data.dataset import read_histories
 from rec2pm_jax.data.hashing import hash_strings
 from rec2pm_jax.data.histories import Histories
 from rec2pm_jax.data.options import PrepareOptions
 from rec2pm_jax.data.ordering import order_events
+from rec2pm_jax.data.records import read_histories
 from rec2pm_jax.data.schema import no_items
 from rec2pm_jax.data.sources import interactions, tables
 from rec2pm_jax.data.workspace import workspace
@@ -46,6 +45,8 @@ def prepare_with_beam(options: PrepareOptions, runner_options=None) -> dict:
     """
     if options.source != "interactions":
         raise UserError("Beam reads --source=interactions only; export the log to files.")
+    if options.keep_dropped:
+        raise UserError("Beam keeps no dropped events; leave --keep_dropped out.")
     prepare.check_options(options)
     options = dataclasses.replace(options, ties=options.ties or "shuffle")
     target = Path(options.output_dir)
@@ -93,18 +94,20 @@ def _write(directory: Path, options: PrepareOptions, paths: list[str], runner_op
     }
     info = prepare.describe(
         options,
-        SimpleNamespace(facts=facts, ground_truth=None, events=SimpleNamespace(dtypes={})),
+        SimpleNamespace(facts=facts, ground_truth=None),
         SimpleNamespace(
             users=pl.Series(names), counts=lengths, items=table, event_types=types, dropped=dropped
         ),
         SimpleNamespace(
             duplicates=duplicates,
+            order_key=True,
             first=int(histories.times.min()),
             column=lambda name: [getattr(histories, name)],
         ),
     )
-    writer.write_tables(directory, pl.Series(names), lengths, table, None)
-    writer.write_info(directory, info | {"shards": shards, "order_key": True})
+    lasts = histories.times[histories.offsets[1:] - 1]
+    writer.write_tables(directory, pl.Series(names), lengths, lasts, table, None)
+    writer.write_info(directory, info | {"shards": shards})
 
 
 def _filtered(directory: Path, options: PrepareOptions, paths: list[str], runner_options):
@@ -210,11 +213,7 @@ def _shard(directory: Path, shard: int, shards: int, found: Iterable) -> int:
     """Writes a shard, under a name of its own first as a worker may be tried twice; duplicates."""
     target = directory / writer.shard_name(shard, shards)
     partial = target.with_suffix(f".{uuid.uuid4().hex}")
-    file = ArrayRecordWriter(str(partial), "group_size:1")
-    duplicates = 0
-    for _, record, more in sorted(found):
-        file.write(record)
-        duplicates += more
-    file.close()
+    found = sorted(found)
+    writer.write_records(partial, (record for _, record, _ in found))
     partial.rename(target)
-    return duplicates
+    return sum(duplicates for *_, duplicates in found)

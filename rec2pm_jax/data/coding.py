@@ -14,7 +14,7 @@ import numpy as np
 import polars as pl
 from tqdm import tqdm
 
-from rec2pm_jax.data.columns import ColumnFiles
+from rec2pm_jax.data.columns import ColumnFiles, write_parquet
 from rec2pm_jax.data.schema import Interactions
 from rec2pm_jax.errors import UserError
 
@@ -115,8 +115,8 @@ def encode(interactions: Interactions, directory: Path, rows: int, progress: boo
     if events is None:
         raise UserError("The input has no events.")
     for name in ("user", "item"):
-        dictionaries[name].texts.to_frame().write_parquet(directory / f"{name}s.parquet")
-    interactions.items.write_parquet(directory / "titles.parquet")
+        write_parquet(dictionaries[name].texts.to_frame(), directory / f"{name}s.parquet")
+    write_parquet(interactions.items, directory / "titles.parquet")
     if interactions.ground_truth is not None:
         np.savez(directory / "ground_truth.npz", **interactions.ground_truth)
     facts = {

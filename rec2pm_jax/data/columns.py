@@ -2,13 +2,39 @@
 
 from __future__ import annotations
 
+import io
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+import polars as pl
+
+# What polars raises about a file that is damaged, a panic of its Rust code among them.
+UNREADABLE = (OSError, pl.exceptions.PolarsError, pl.exceptions.PanicException)
 
 Arrays = dict[str, np.ndarray]
+
+
+def write_parquet(frame: pl.DataFrame, path: Path) -> None:
+    """Writes a table that fits in memory; OSError when the disk is full, where polars has its own."""
+    buffer = io.BytesIO()
+    frame.write_parquet(buffer)
+    path.write_bytes(buffer.getbuffer())
+
+
+def deal_out(files: Sequence[ColumnFiles], part: np.ndarray, columns: Mapping) -> None:
+    """Appends every row of `columns`, arrays [n], to the one of `files` that `part`, int [n], names."""
+    if len(files) == 1:
+        files[0].append(columns)
+        return
+    # Stable, as the order of the input may count.
+    order = np.argsort(part.astype(np.uint16 if len(files) < 65536 else np.int64), kind="stable")
+    columns = {name: columns[name][order] for name in files[0].dtypes}
+    ends = np.cumsum(np.bincount(part, minlength=len(files)))
+    for file, start, end in zip(files, [0, *ends[:-1]], ends, strict=True):
+        if end > start:
+            file.append({name: values[start:end] for name, values in columns.items()})
 
 
 class ColumnFiles:

@@ -7,17 +7,19 @@ from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
-import msgpack
 import numpy as np
 import polars as pl
-from array_record.python.array_record_module import ArrayRecordReader
 
-from rec2pm_jax.data.histories import Histories, content_hash
+from rec2pm_jax.data.histories import Histories
 from rec2pm_jax.data.merging import merge
-from rec2pm_jax.data.writer import shard_name
+from rec2pm_jax.data.records import mismatch, read_table, read_verified
 from rec2pm_jax.errors import UserError
 
 FORMAT_VERSION = 1
+_FIELDS = {"content_hash": str, "users": int, "items": int, "events": int, "shards": int}
+_FIELDS |= {"event_types": list, "has_times": bool, "time_origin": int, "ties": dict}
+_FIELDS |= {"filters": dict, "dropped_rows": dict}
+_APPENDED = {"base": dict, "deltas": int, "grown_from": list}  # where something was appended
 
 
 class UserSequence(NamedTuple):
@@ -125,16 +127,20 @@ class Dataset:
         deltas = self.info.get("deltas", 0)
         if not deltas:
             return read_verified(self.path, self.info)
-        ties = self.info["ties"]
         return merge(
             [read_verified(self.path, self.info["base"])]
             + [read_verified(d, read_info(d)) for d in delta_paths(self.path, deltas)],
             self._users,
             self.items.raw_ids[1:],
-            # Seconds alone cannot restore an order that a finer key gave.
-            "keep" if self.info.get("order_key") else ties["rule"],
-            ties["seed"],
+            self.merging_rule,
+            self.info["ties"]["seed"],
         )
+
+    @property
+    def merging_rule(self) -> str:
+        """The rule for equal times of events that came in several logs."""
+        # Seconds alone cannot restore an order that a finer key gave.
+        return "keep" if self.info.get("order_key") else self.info["ties"]["rule"]
 
     @cached_property
     def relative_times(self) -> np.ndarray | None:
@@ -180,6 +186,12 @@ def read_info(path: str | Path) -> dict:
             f"{file} has format version {version}, this program reads {FORMAT_VERSION}; prepare "
             "the dataset again."
         )
+    appended = _APPENDED if info.get("deltas") else {}
+    for name, kind in (_FIELDS | appended).items():
+        if not isinstance(info.get(name), kind):
+            raise UserError(
+                f'{file} is damaged ("{name}" is {info.get(name)!r}); prepare the dataset again.'
+            )
     return info
 
 
@@ -192,14 +204,14 @@ def open_dataset(path: str | Path) -> Dataset:
     path = Path(path)
     info = read_info(path)
     deltas = delta_paths(path, info.get("deltas", 0))
-    users = _read_table(path, "users", info.get("base", info)["users"])
+    users = read_table(path, "users", info.get("base", info)["users"])
     for delta in deltas:
-        more = _read_table(delta, "users", read_info(delta)["users"])
+        more = read_table(delta, "users", read_info(delta)["users"])
         users = merge_users(users, more)
     if users.height != info["users"]:
-        raise _mismatch(path)
+        raise mismatch(path)
     # Every delta holds the whole item table as it was then.
-    items = _read_table(deltas[-1] if deltas else path, "items", info["items"])
+    items = read_table(deltas[-1] if deltas else path, "items", info["items"])
     return Dataset(path, info, items, users)
 
 
@@ -215,80 +227,3 @@ def merge_users(users: pl.DataFrame, more: pl.DataFrame) -> pl.DataFrame:
 def delta_paths(path: Path, deltas: int) -> list[Path]:
     """The directories of the first `deltas` deltas."""
     return [path / f"delta-{n:05d}" for n in range(1, deltas + 1)]
-
-
-def read_verified(path: Path, info: dict) -> Histories:
-    """The sequences of one directory, without its deltas; UserError where they do not match `info`."""
-    users = _read_table(path, "users", info["users"])
-    names, lengths = users["user"].to_list(), users["length"].to_numpy()
-    histories = read_histories(path, info, names, lengths)
-    found = content_hash(
-        names,
-        lengths,
-        lambda name: [getattr(histories, name)],
-        _read_table(path, "items", info["items"]),
-        info["event_types"],
-        info["has_times"],
-    )
-    if found != info["content_hash"]:
-        raise _mismatch(path)
-    return histories
-
-
-def _read_table(path: Path, name: str, rows: int) -> pl.DataFrame:
-    try:
-        table = pl.read_parquet(path / f"{name}.parquet")
-    except (OSError, pl.exceptions.PolarsError) as error:
-        raise UserError(
-            f"{path / name}.parquet is missing or damaged; prepare the dataset again."
-        ) from error
-    if table.height != rows:
-        raise UserError(
-            f"{path / name}.parquet has {table.height} rows, dataset.json says {rows}; prepare the "
-            "dataset again."
-        )
-    return table
-
-
-def read_histories(path: Path, info: dict, users: list[str], lengths: np.ndarray) -> Histories:
-    """Fills arrays of the sizes that users.parquet states, a shard at a time."""
-    offsets = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
-    ids, times = np.empty(offsets[-1], np.int32), np.empty(offsets[-1], np.int64)
-    types = np.empty(offsets[-1], np.int8) if info["event_types"] else None
-    user = 0
-    for shard in range(info["shards"]):
-        file = path / shard_name(shard, info["shards"])
-        for record in _read_records(file):
-            if user == len(users) or record["user"] != users[user]:
-                raise _mismatch(path)
-            events = slice(offsets[user], offsets[user + 1])
-            try:
-                ids[events] = np.frombuffer(record["ids"], "<i4")
-                times[events] = np.frombuffer(record["times"], "<i8")
-                if types is not None:
-                    types[events] = np.frombuffer(record["types"], np.int8)
-            except (ValueError, TypeError):
-                raise _mismatch(path) from None
-            user += 1
-    if user != len(users):
-        raise _mismatch(path)
-    return Histories(users, offsets, ids, times, types)
-
-
-def _mismatch(path: Path) -> UserError:
-    return UserError(
-        f"{path}: the files do not match the content hash in dataset.json; prepare the dataset "
-        "again."
-    )
-
-
-def _read_records(file: Path) -> list[dict]:
-    if not file.is_file():
-        raise UserError(f"{file} is missing; prepare the dataset again.")
-    try:
-        reader = ArrayRecordReader(str(file))
-        records = [msgpack.unpackb(record) for record in reader.read_all()]
-        reader.close()
-    except Exception as error:  # the reader raises plain RuntimeErrors, msgpack several kinds
-        raise UserError(f"{file} is damaged; prepare the dataset again. ({error})") from error
-    return records

@@ -46,11 +46,13 @@ def apply_filters(
     min_item_count: int,
     min_user_events: int,
     rows: int,
+    advice: str = "lower them",
 ) -> Kept:
     """Applies the rule to coded events, read `rows` at a time.
 
     Args:
       known_users, known_items: bool [codes], those that stay whatever their counts.
+      advice: what to do where nothing is left.
 
     Raises:
       UserError: no event is left.
@@ -73,7 +75,7 @@ def apply_filters(
     if not by_user.any():
         raise UserError(
             f"None of the {len(events)} events is left after --min_item_count={min_item_count} and "
-            f"--min_user_events={min_user_events}; lower them."
+            f"--min_user_events={min_user_events}; {advice}."
         )
     return Kept(by_user, by_item, dropped)
 

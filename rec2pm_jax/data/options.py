@@ -18,6 +18,7 @@ class PrepareOptions:
     item: str = ""  # what an item is, where a source has a choice
     min_item_count: int = 0
     min_user_events: int = 0
+    keep_dropped: bool = False  # what these filters drop, for later --append
     ties: str = ""  # shuffle | keep; empty: the source's own rule
     seed: int = 0
     shards: int = 0  # 0: one per SHARD_EVENTS events

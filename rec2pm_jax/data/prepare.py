@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from pathlib import Path
 
 import numpy as np
 
-from rec2pm_jax.data import coding, filters, partitions, writer
+from rec2pm_jax.data import coding, dropped, filters, partitions, writer
 from rec2pm_jax.data.dataset import FORMAT_VERSION, read_info
 from rec2pm_jax.data.histories import content_hash
 from rec2pm_jax.data.options import PrepareOptions, parse_bytes
@@ -57,14 +58,16 @@ def prepare(options: PrepareOptions) -> tuple[dict, bool]:
 def run_stages(space: Workspace, options: PrepareOptions, known: partitions.Known | None = None):
     """Runs the stages; returns the description and what writes the dataset to a directory."""
     max_memory = parse_bytes(options.max_memory)
-    rows = max(1, min(_MAX_ROWS, max_memory // _BYTES_PER_ROW))
+    rows = rows_within(max_memory)
     thresholds = (options.min_item_count, options.min_user_events)
-    log = coding.CodedLog(
-        space.stage(
-            "log",
-            lambda d: coding.encode(SOURCES[options.source](options), d, rows, options.progress),
-        )
-    )
+
+    def encode(directory: Path) -> None:
+        interactions = SOURCES[options.source](options)
+        if known and known.dropped:
+            interactions = dropped.before(known.dropped, known.dropped_rows, interactions)
+        coding.encode(interactions, directory, rows, options.progress)
+
+    log = coding.CodedLog(space.stage("log", encode))
     if known and (known.has_times, bool(known.event_types)) != (
         log.facts["has_times"],
         bool(log.event_types),
@@ -75,7 +78,10 @@ def run_stages(space: Workspace, options: PrepareOptions, known: partitions.Know
         )
     parts = partitions.Partitions(
         space.stage(
-            "parts", lambda d: partitions.deal(log, d, *thresholds, rows, max_memory, known)
+            "parts",
+            lambda d: partitions.deal(
+                log, d, *thresholds, rows, max_memory, options.keep_dropped, known
+            ),
         )
     )
     log.events.remove()
@@ -83,6 +89,8 @@ def run_stages(space: Workspace, options: PrepareOptions, known: partitions.Know
     sequences = order_partitions(parts, space, ties, options.seed, options.progress)
     _check_times(sequences, log.facts["has_times"])
     info = describe(dataclasses.replace(options, ties=ties), log, parts, sequences)
+    if known:
+        info["late_events"] = sequences.late(known.users)
 
     def write(directory: Path) -> None:
         shards = writer.write_sequences(
@@ -93,10 +101,24 @@ def run_stages(space: Workspace, options: PrepareOptions, known: partitions.Know
             options.shards,
             options.progress,
         )
-        writer.write_tables(directory, parts.users, parts.counts, parts.items, log.ground_truth)
+        writer.write_tables(
+            directory,
+            parts.users,
+            parts.counts,
+            sequences.lasts(),
+            parts.items,
+            log.ground_truth,
+        )
+        if parts.dropped_events:
+            shutil.copytree(parts.dropped_events, directory / dropped.DIRECTORY)
         writer.write_info(directory, {**info, "shards": shards})
 
     return info, write
+
+
+def rows_within(max_memory: int) -> int:
+    """Events to hold at a time."""
+    return max(1, min(_MAX_ROWS, max_memory // _BYTES_PER_ROW))
 
 
 def check_options(options: PrepareOptions) -> None:
@@ -174,13 +196,14 @@ def describe(
         "filters": {
             "min_item_count": options.min_item_count,
             "min_user_events": options.min_user_events,
+            "keep_dropped": options.keep_dropped,
             "rule": filters.RULE,
         },
         "dropped_rows": {**log.facts["dropped"], **parts.dropped},
         "duplicate_rows": sequences.duplicates,
         "notes": log.facts["notes"],
         "ties": {"rule": options.ties, "seed": options.seed, "text": TIE_RULES[options.ties]},
-        "order_key": "order" in log.events.dtypes,
+        "order_key": sequences.order_key,
         "split_rules": list(SPLIT_RULES),
         "has_times": log.facts["has_times"],
         "time_origin": sequences.first,
@@ -211,22 +234,31 @@ def length_facts(lengths: np.ndarray) -> dict:
 
 
 def summary(info: dict) -> str:
-    """A few readable lines about a prepared dataset."""
-    lengths = info["lengths"]
-    dropped = ", ".join(f"{n:,} by {reason}" for reason, n in info["dropped_rows"].items() if n)
-    lines = [
-        f"{info['source']} ({info['item_level']}): {info['users']:,} users, "
+    """A few readable lines about a prepared dataset: what it holds, and by which rules."""
+    lengths, filters = info["lengths"], info["filters"]
+    gone = ", ".join(f"{n:,} by {reason}" for reason, n in info["dropped_rows"].items() if n)
+    single, repeated, late = (
+        info.get(name, 0) for name in ("users_with_one_event", "duplicate_rows", "late_events")
+    )
+    counting = max(filters["min_item_count"], filters["min_user_events"]) > 1
+    by_log = counting and info.get("grown_from") and not filters.get("keep_dropped")
+    lines = {
+        f"{info['source']} ({info['item_level']})": f"{info['users']:,} users, "
         f"{info['items']:,} items, {info['events']:,} events",
-        f"events per user: median {lengths['median']:,}, 90 % {lengths['p90']:,}, "
+        "events per user": f"median {lengths['median']:,}, 90 % {lengths['p90']:,}, "
         f"maximum {lengths['max']:,}",
-        f"rows dropped: {dropped or 'none'}",
-        f"ties: {info['ties']['text']}",
-        f"content hash: {info['content_hash'][:16]}",
-    ]
-    if info["users_with_one_event"]:
-        lines.insert(
-            2,
-            f"{info['users_with_one_event']:,} users have a single event: kept, but neither "
-            "trained on nor evaluated",
-        )
-    return "\n".join(lines)
+        "users with a single event": single
+        and f"{single:,}; kept, but neither trained on nor evaluated",
+        "rows dropped": gone or "none",
+        "duplicate rows": repeated and f"{repeated:,} repeat another in every column; kept",
+        "late events": late
+        and f"{late:,}, older than the newest of their user when they were appended; they go where "
+        "their time puts them",
+        "filters": by_log
+        and "new users and items are counted within each appended log, as dropped events are gone "
+        "(prepare with --keep_dropped to count over all logs)",
+        **{name.replace("_", " "): note for name, note in info["notes"].items()},
+        "ties": info["ties"]["text"],
+        "content hash": info["content_hash"][:16],
+    }
+    return "\n".join(f"{name}: {text}" for name, text in lines.items() if text)

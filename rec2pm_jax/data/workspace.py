@@ -55,7 +55,7 @@ def workspace(target: Path, identity: dict) -> Iterator[Workspace]:
     Raises:
       UserError: another preparation of this target is running, or the disk is full or read-only.
     """
-    path = target.with_name(f"{target.name}.preparing")
+    path = _path(target)
     with alone_in(path):
         try:
             _put_back(target, path)
@@ -73,6 +73,24 @@ def workspace(target: Path, identity: dict) -> Iterator[Workspace]:
             shutil.rmtree(path, ignore_errors=True)
             raise
         shutil.rmtree(path, ignore_errors=True)
+
+
+def recover(target: Path) -> None:
+    """Undoes half of a publication that a kill has left, for who reads `target` before its workspace.
+
+    Raises:
+      UserError: another preparation of this target is running.
+    """
+    path = _path(target)
+    if (path / _RETIRED).exists():
+        with alone_in(path):
+            if target.exists():  # killed after the second rename: all that is left is of no use
+                shutil.rmtree(path, ignore_errors=True)
+            _put_back(target, path)
+
+
+def _path(target: Path) -> Path:
+    return target.with_name(f"{target.name}.preparing")
 
 
 def _claim(path: Path, identity: str) -> None:

@@ -2,7 +2,8 @@
 
     sequences-00000-of-000NN.arrayrecord   one record per user, users in the order of raw ids
     items.parquet                          id, raw_id, count, title, category
-    users.parquet                          user, index, length
+    users.parquet                          user, index, length, last (time of the newest event)
+    dropped/                               events that the filters dropped, see `dropped.py`
     dataset.json                           what this is and how it was made
     ground_truth.npz                       synthetic sources only
 
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
 from pathlib import Path
 
 import msgpack
@@ -22,6 +24,7 @@ import polars as pl
 from array_record.python.array_record_module import ArrayRecordWriter
 from tqdm import tqdm
 
+from rec2pm_jax.data.columns import write_parquet
 from rec2pm_jax.data.histories import Histories
 
 SHARD_EVENTS = 5_000_000
@@ -56,14 +59,22 @@ def write_sequences(
         all_records = (record for part in parts for record in records(part))
         done = 0
         for shard, end in enumerate(ends):
-            # One record per group: readers fetch single users at random.
-            writer = ArrayRecordWriter(str(directory / shard_name(shard, shards)), "group_size:1")
-            for _ in range(done, end):
-                writer.write(next(all_records))
-            writer.close()
+            write_records(directory / shard_name(shard, shards), islice(all_records, end - done))
             bar.update(end - done)
             done = end
     return shards
+
+
+def write_records(path: Path, found: Iterable[bytes]) -> None:
+    """Writes a record file; OSError when the disk is full."""
+    # One record per group: readers fetch single users at random.
+    writer = ArrayRecordWriter(str(path), "group_size:1")
+    try:
+        for record in found:
+            writer.write(record)
+        writer.close()
+    except RuntimeError as error:  # what the writer raises for the errors of the file system
+        raise OSError(str(error)) from error
 
 
 def records(part: Histories) -> Iterator[bytes]:
@@ -88,14 +99,14 @@ def write_tables(
     directory: Path,
     users: pl.Series,
     lengths: np.ndarray,
+    lasts: np.ndarray,
     items: pl.DataFrame,
     ground_truth: Mapping[str, np.ndarray] | None,
 ) -> None:
-    items.write_parquet(directory / "items.parquet")
-    table = pl.DataFrame({"user": users, "length": lengths.astype(np.int32)})
-    table.with_row_index("index").select("user", "index", "length").write_parquet(
-        directory / "users.parquet"
-    )
+    write_parquet(items, directory / "items.parquet")
+    table = pl.DataFrame({"user": users, "length": lengths.astype(np.int32), "last": lasts})
+    table = table.with_row_index("index").select("user", "index", "length", "last")
+    write_parquet(table, directory / "users.parquet")
     if ground_truth is not None:
         np.savez(directory / "ground_truth.npz", **ground_truth)
 

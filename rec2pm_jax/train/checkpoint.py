@@ -68,7 +68,7 @@ class Checkpoints:
 
     def restore(
         self,
-        abstract_state: TrainState,
+        abstract_state: Callable[[Meta], TrainState],
         iterator: grain.DatasetIterator,
         check: Callable[[Meta], None],
     ) -> Restored | None:
@@ -77,7 +77,7 @@ class Checkpoints:
         Unreadable newer ones are reported and moved to `<workdir>/unreadable_checkpoints/`.
 
         Args:
-          abstract_state: shapes, dtypes and shardings to restore into.
+          abstract_state: shapes, dtypes and shardings to restore into, of a checkpoint's meta.
           iterator: of the same data pipeline; its position is changed in place.
           check: raises UserError where a checkpoint belongs to another run; called before any
             array is read.
@@ -93,13 +93,12 @@ class Checkpoints:
             try:
                 meta = _read_meta(self._manager, step)
                 check(meta)
+                abstract = abstract_state(meta)
                 restored = self._manager.restore(
                     step,
                     args=ocp.args.Composite(
-                        params=ocp.args.StandardRestore(abstract_state.params),
-                        optimizer=ocp.args.StandardRestore(
-                            (abstract_state.step, abstract_state.opt_state)
-                        ),
+                        params=ocp.args.StandardRestore(abstract.params),
+                        optimizer=ocp.args.StandardRestore((abstract.step, abstract.opt_state)),
                         data=grain.checkpoint.CheckpointRestore(iterator),
                     ),
                 )

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from rec2pm_jax.nn.embedding import ITEM_SCALE
+from rec2pm_jax.train.step import TrainState
 from rec2pm_jax.typing import Params
+
+_TABLE = ("embedding", "item_embedding")  # its path, in parameters and in moments of an optimizer
 
 _log = logging.getLogger(__name__)
 
@@ -25,9 +30,52 @@ def grow_items(params: Params, num_items: int, seed: int) -> Params:
     if not len(fresh):
         return params
     _log.warning(
-        "%d items came after training: their embeddings are initialised, not trained.", len(fresh)
+        "%d items came after this checkpoint: their embeddings are initialised, not trained yet.",
+        len(fresh),
     )
     keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), fresh)
     new = jax.vmap(lambda key: ITEM_SCALE * jax.random.truncated_normal(key, -2, 2, (dim,)))(keys)
     table = jnp.concatenate([table, new.astype(table.dtype)])
     return {**params, "embedding": {**params["embedding"], "item_embedding": table}}
+
+
+def grow_state(state: TrainState, num_items: int, seed: int) -> TrainState:
+    """As `grow_items`, and the optimizer's moments of new rows are zero, as those of rows without
+    a gradient so far."""
+
+    def grown(path, moments):
+        if not _is_table(path):
+            return moments
+        fresh = num_items + 1 - moments.shape[0]
+        return jnp.concatenate([moments, jnp.zeros((fresh, *moments.shape[1:]), moments.dtype)])
+
+    params = grow_items(state.params, num_items, seed)
+    opt_state = jax.tree_util.tree_map_with_path(grown, state.opt_state)
+    return TrainState(state.step, params, opt_state)
+
+
+def with_items(abstract: TrainState, num_items: int) -> TrainState:
+    """The shapes `abstract` of a state, with tables of `num_items` items and padding."""
+
+    def resized(path, leaf):
+        if not _is_table(path):
+            return leaf
+        shape = (num_items + 1, *leaf.shape[1:])
+        return jax.ShapeDtypeStruct(shape, leaf.dtype, sharding=leaf.sharding)
+
+    return jax.tree_util.tree_map_with_path(resized, abstract)
+
+
+def growth_text(meta: Mapping[str, Any], data_hash: str, num_items: int) -> str:
+    """What it means that a run goes on with data that were appended to, for people."""
+    return (
+        f"The data were appended to since step {meta['step']} (content hash "
+        f"{meta['data_hash'][:16]}, now {data_hash[:16]}): {meta['num_items']:,} items, now "
+        f"{num_items:,}, and training goes on with them. Batches stay a function of seed and step, of "
+        "the grown data from here on: the pass over the old users is not finished. The best "
+        "checkpoint is chosen anew, as validation has other targets now."
+    )
+
+
+def _is_table(path) -> bool:
+    return tuple(getattr(key, "key", None) for key in path[-2:]) == _TABLE

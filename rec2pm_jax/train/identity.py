@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +19,20 @@ _log = logging.getLogger(__name__)
 
 
 def check_same_run(
-    meta: Mapping[str, Any], config: Config, data_hash: str, workdir: str | Path
+    meta: Mapping[str, Any],
+    config: Config,
+    data_hash: str,
+    workdir: str | Path,
+    grown_from: Collection[str] = (),
 ) -> None:
     """Compares a checkpoint's meta with what is about to be trained.
 
+    Args:
+      grown_from: content hashes of the data before logs were appended; a run on these goes on.
+
     Raises:
-      UserError: another config or other data; the message names what differs.
+      UserError: another config, other data, or a complete run with data that have grown; the message
+        names what differs.
     """
     changed = _differences(meta["config"], to_dict(config))
     free = (
@@ -38,10 +46,16 @@ def check_same_run(
             f"{workdir} holds a run of another config ({listing or 'the code has changed'}). Use "
             "another --workdir, or the config it was started with."
         )
-    if meta["data_hash"] != data_hash:
+    grown = meta["data_hash"] in grown_from
+    if meta["data_hash"] != data_hash and not grown:
         raise UserError(
             f"{workdir} was trained on other data (content hash {meta['data_hash']}, now "
             f"{data_hash}). Use another --workdir, or point --data to the data it was started with."
+        )
+    if grown and meta["step"] >= config.train.steps:
+        raise UserError(
+            f"{workdir} is complete at step {meta['step']}, and its data were appended to since then; "
+            f"to train on, raise --config.train.steps (now {config.train.steps})."
         )
     derived = config.optim.schedule == "cosine" and not config.optim.decay_steps
     if derived and "train.steps" in changed:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from rec2pm_jax.errors import UserError
 from rec2pm_jax.methods.base import Method
 from rec2pm_jax.provenance import git_commit
 from rec2pm_jax.train.checkpoint import Checkpoints, abstract_with_sharding
+from rec2pm_jax.train.growth import grow_state, growth_text, with_items
 from rec2pm_jax.train.identity import check_same_run
 from rec2pm_jax.train.metric_writer import MetricWriter
 from rec2pm_jax.train.optimizer import make_optimizer, make_schedule
@@ -49,6 +50,9 @@ def train_and_evaluate(
 ) -> Summary:
     """Trains `method` on `dataset`; a workdir that holds part of this run is continued exactly.
 
+    Where logs were appended to the dataset since then, the item table grows and training goes on from
+    the checkpoint's step with the batches that the grown data have there; validation starts anew.
+
     See `train_on` for what is written and raised.
     """
     iterator = train_iterator(
@@ -68,6 +72,7 @@ def train_and_evaluate(
         evaluate_fn,
         data_path=str(Path(dataset.path).absolute()),
         profile=profile,
+        grown_from=dataset.info.get("grown_from", ()),
     )
 
 
@@ -80,6 +85,7 @@ def train_on(
     evaluate_fn: EvaluateFn,
     data_path: str | None = None,
     profile: str = "",
+    grown_from: Collection[str] = (),
 ) -> Summary:
     """Trains on an endless iterator of batches until the steps or the patience are used up.
 
@@ -96,6 +102,7 @@ def train_on(
       evaluate_fn: params -> validation metrics, "ndcg@10" among them.
       data_path: where the data lie, remembered for commands that are given only the workdir.
       profile: directory for a trace of a few steps, see `StepTrace`; empty for none.
+      grown_from: names of the data before something was appended to them.
 
     Returns:
       The contents of `train/summary.json`.
@@ -107,6 +114,7 @@ def train_on(
     workdir = Path(workdir)
     run = _Run(config, iterator, data_hash, method, workdir, evaluate_fn, data_path)
     run.trace = StepTrace(profile)
+    run.grown_from = grown_from
     try:
         run.start()
         while run.progress.stop_reason(config) is None:
@@ -137,16 +145,20 @@ class _Run:
         self.pending = None  # (step, metrics still being computed)
         self.writer = self.line = None
         self.trace = StepTrace()
+        self.grown_from = ()
 
     def start(self) -> None:
         """Restores or initialises the state, opens the logs, and says what is being trained."""
         abstract = abstract_with_sharding(jax.eval_shape(self.init))
         restored = self.checkpoints.restore(
-            abstract,
+            lambda meta: with_items(abstract, meta["num_items"]),
             self.iterator,
-            check=lambda meta: check_same_run(meta, self.config, self.data_hash, self.workdir),
+            check=lambda meta: check_same_run(
+                meta, self.config, self.data_hash, self.workdir, self.grown_from
+            ),
         )
         positions = {}
+        grown = restored is not None and restored.meta["data_hash"] != self.data_hash
         if restored is not None:
             self.progress = Progress(**restored.meta["progress"])
             positions = restored.meta["log_positions"]
@@ -164,11 +176,18 @@ class _Run:
             )
         )
         self._print(parameter_table(abstract.params))
-        self.state = self.partition.place(restored.state if restored else jax.jit(self.init)())
+        state = restored.state if restored else jax.jit(self.init)()
+        if grown:
+            self._print(growth_text(restored.meta, self.data_hash, self.method.num_items))
+            state = grow_state(state, self.method.num_items, self.config.train.seed)
+            self.progress.forget_validations()
+        self.state = self.partition.place(state)
         if self.is_main:
             self.writer = MetricWriter(self.workdir / "train", step, positions)
         self.line = ProgressLine(self.config.train.steps, step, show=self.is_main)
         self.watch = Stopwatch(self.progress)
+        if grown:
+            self._validate()  # the checkpoint of this step is the one to beat
 
     def advance(self) -> None:
         """One step, and the row, validation and checkpoint that are due after it."""

@@ -65,6 +65,10 @@ class Progress:
         self.best_step, self.best, self.stale = self.step, dict(metrics), 0
         return True
 
+    def forget_validations(self) -> None:
+        """The next validation is the best so far: those before were on other data."""
+        self.best_step, self.best, self.last, self.stale = None, {}, {}, 0
+
     def stop_reason(self, config: Config) -> str | None:
         """Why training is over, or None: `steps` reached or `patience` exhausted."""
         if self.step >= config.train.steps:

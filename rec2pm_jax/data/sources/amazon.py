@@ -74,8 +74,9 @@ def _items(path: Path) -> pl.DataFrame:
     columns = {"parent_asin": pl.String, "title": pl.String, "main_category": pl.String}
     # One line per product is expected; where there are more, the smallest text keeps it deterministic.
     products = _scan(meta, columns).group_by(item="parent_asin")
-    frame = products.agg(pl.col("title").min(), category=pl.col("main_category").min())
-    return frame.collect(engine="streaming")
+    return scan.items(
+        products.agg(pl.col("title").min(), category=pl.col("main_category").min()), [meta]
+    )
 
 
 def _downloads(variant: str) -> tuple[Download, ...]:

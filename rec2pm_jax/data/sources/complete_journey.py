@@ -11,11 +11,14 @@ missing from the product table) share one item, `NO_TYPE`.
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Iterator
 from pathlib import Path
 
 import polars as pl
 
+from rec2pm_jax.data.columns import UNREADABLE
 from rec2pm_jax.data.schema import Interactions
+from rec2pm_jax.data.sources import scan, tables
 from rec2pm_jax.data.sources.source import Source
 from rec2pm_jax.errors import UserError, nearest
 
@@ -37,8 +40,9 @@ def load(options) -> Interactions:
             f"{', '.join(ITEM_LEVELS)}.{nearest(item, ITEM_LEVELS)}"
         )
     directory = Path(options.input) if options.input else _package_data()
+    table = directory / "transactions.parquet"
     lines = _read(
-        directory / "transactions.parquet",
+        table,
         ["household_id", "basket_id", "product_id", "transaction_timestamp"],
     )
     products = _read(
@@ -46,8 +50,8 @@ def load(options) -> Interactions:
         ["product_id", "department", "product_category", "product_type", "package_size"],
     )
     if item == "product":
-        return _by_product(lines, products)
-    return _by_type(lines, products)
+        return _by_product(lines, products, table)
+    return _by_type(lines, products, table)
 
 
 def _package_data() -> Path:
@@ -64,46 +68,57 @@ def _package_data() -> Path:
 def _read(path: Path, columns: list[str]) -> pl.DataFrame:
     if not path.is_file():
         raise UserError(f"{path} does not exist; the source needs this table.")
+    frame = scan.open_lazily(pl.scan_parquet, [path], columns).select(columns)
     try:
-        return pl.read_parquet(path, columns=columns)
-    except (OSError, pl.exceptions.PolarsError) as error:
-        raise UserError(f"{path} cannot be read: {str(error).splitlines()[0]}") from error
+        return frame.collect()
+    except UNREADABLE as error:
+        raise tables.unreadable(path, error) from error
 
 
-def _events(lines: pl.DataFrame, item: str) -> pl.DataFrame:
-    return lines.select(
+def _events(lines: pl.DataFrame, item: str, table: Path, dropped: dict) -> Iterator[pl.DataFrame]:
+    frame = lines.lazy().select(
         user=pl.col("household_id").cast(pl.String),
         item=pl.col(item).cast(pl.String),
         timestamp=pl.col("transaction_timestamp").dt.epoch("s"),
     )
+    return scan.events(frame, [table], dropped)
 
 
-def _by_product(lines: pl.DataFrame, products: pl.DataFrame) -> Interactions:
-    items = products.select(
-        item=pl.col("product_id").cast(pl.String),
-        title=pl.concat_str(["product_type", "package_size"], separator=", ", ignore_nulls=True),
-        category=pl.col("product_category"),
-    ).unique("item", keep="first", maintain_order=True)
-    return Interactions(_events(lines, "product_id"), items, item_level="product")
+def _by_product(lines: pl.DataFrame, products: pl.DataFrame, table: Path) -> Interactions:
+    items = (
+        products.lazy()
+        .select(
+            item="product_id",
+            title=pl.concat_str(
+                ["product_type", "package_size"], separator=", ", ignore_nulls=True
+            ),
+            category=pl.col("product_category"),
+        )
+        .unique("item", keep="first", maintain_order=True)
+    )
+    events = _events(lines, "product_id", table, {})
+    return Interactions(events, scan.items(items, [table]), item_level="product")
 
 
-def _by_type(lines: pl.DataFrame, products: pl.DataFrame) -> Interactions:
+def _by_type(lines: pl.DataFrame, products: pl.DataFrame, table: Path) -> Interactions:
     typed = lines.join(
         products.select("product_id", "product_type"), on="product_id", how="left"
     ).with_columns(pl.col("product_type").fill_null(NO_TYPE))
     once = typed.unique(["basket_id", "product_type"], keep="first", maintain_order=True)
     # A type can stand in several categories; the first by name keeps the table deterministic.
     items = (
-        products.with_columns(pl.col("product_type").fill_null(NO_TYPE))
+        products.lazy()
+        .with_columns(pl.col("product_type").fill_null(NO_TYPE))
         .group_by("product_type")
         .agg(pl.col("product_category").min().alias("category"))
         .select(item="product_type", title=pl.col("product_type"), category="category")
     )
+    dropped = {"repeated_in_basket": typed.height - once.height}
     return Interactions(
-        _events(once, "product_type"),
-        items,
+        _events(once, "product_type", table, dropped),
+        scan.items(items, [table]),
         item_level="product_type",
-        dropped={"repeated_in_basket": typed.height - once.height},
+        dropped=dropped,
         notes={"lines_without_product_type": typed["product_type"].eq(NO_TYPE).sum()},
     )
 

@@ -76,9 +76,7 @@ def _articles(bundle: Path) -> pl.DataFrame:
     if path is None:
         return no_items()
     frame = scan.open_lazily(pl.scan_parquet, [path], ("article_id", "title", "category_str"))
-    return frame.select(
-        item=pl.col("article_id").cast(pl.String), title="title", category="category_str"
-    ).collect()
+    return scan.items(frame.select("title", item="article_id", category="category_str"), [path])
 
 
 SOURCE = Source(

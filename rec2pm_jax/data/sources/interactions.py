@@ -49,14 +49,15 @@ def _frames(paths: list[Path], options, notes: dict) -> Iterator[pl.DataFrame]:
     for path in paths:
         times = Times(path, options.time_unit, options.time_zone)
         for first_row, frame in tables.batches(path, flags):
-            yield _canonical(frame, path, first_row, flags, times)
+            canonical = _canonical(frame, path, first_row, flags, times)
+            for name, text in times.notes().items():
+                if told.setdefault(name, text) != text:
+                    raise UserError(
+                        f"{path}: {name} is {text}, but the files before have {told[name]}; prepare "
+                        "files of one kind, or convert them."
+                    )
+            yield canonical
             id_types.add(str(frame[flags["user_column"]].dtype))
-        for name, text in times.notes().items():
-            if told.setdefault(name, text) != text:
-                raise UserError(
-                    f"{path}: {name} is {text}, but the files before have {told[name]}; prepare files "
-                    "of one kind, or convert them."
-                )
     notes.update(told)
     if len(id_types) > 1:
         notes["user_id_types"] = f"{', '.join(sorted(id_types))}, compared as text"

@@ -59,11 +59,7 @@ def _categories(directory: Path) -> pl.DataFrame:
         return no_items()
     columns = {"video_id": pl.Int64, "tag": pl.String}
     frame = scan.open_lazily(pl.scan_csv, features, columns, schema_overrides=columns)
-    return frame.select(
-        item=pl.col("video_id").cast(pl.String),
-        title=pl.lit(None, pl.String),
-        category="tag",
-    ).collect(engine="streaming")
+    return scan.items(frame.select(item="video_id", title=pl.lit(None), category="tag"), features)
 
 
 def _downloads(variant: str) -> tuple[Download, ...]:

@@ -73,8 +73,8 @@ def load(options) -> Interactions:
         },
     )
     items = frame.filter(named).group_by(item=name).agg(pl.col("artist").min())
-    items = items.select("item", title="item", category="artist").collect(engine="streaming")
-    return Interactions(events, items, item_level=level, dropped=dropped)
+    items = items.select("item", title="item", category="artist")
+    return Interactions(events, scan.items(items, paths), item_level=level, dropped=dropped)
 
 
 def _downloads(variant: str) -> tuple[Download, ...]:

@@ -53,19 +53,18 @@ def load(options) -> Interactions:
         dropped,
         {f"without_{item}": pl.col("item").is_null() | (pl.col("item") == "")},
     )
-    return Interactions(events, _products(frame, item), item_level=level, dropped=dropped)
+    return Interactions(events, _products(frame, item, paths), item_level=level, dropped=dropped)
 
 
-def _products(frame: pl.LazyFrame, item: str) -> pl.DataFrame:
+def _products(frame: pl.LazyFrame, item: str, paths: list[Path]) -> pl.DataFrame:
     """Brand and finest category of each product; there are 83 M listings, which go without."""
     if item != "product_id":
         return no_items()
     names = frame.filter(pl.col(item).is_not_null()).group_by(item=pl.col(item).cast(pl.String))
     table = names.agg(pl.col("brand_name").min(), category=pl.col("c2_name").min())
     title = pl.concat_str("brand_name", "category", separator=", ", ignore_nulls=True)
-    return table.select(
-        "item", title=pl.when(title != "").then(title), category="category"
-    ).collect(engine="streaming")
+    title = pl.when(title != "").then(title)
+    return scan.items(table.select("item", "category", title=title), paths)
 
 
 SOURCE = Source(

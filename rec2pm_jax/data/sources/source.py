@@ -6,8 +6,10 @@ import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
+from rec2pm_jax.data.columns import UNREADABLE
 from rec2pm_jax.data.options import PrepareOptions
 from rec2pm_jax.data.schema import Interactions
+from rec2pm_jax.data.sources import tables
 from rec2pm_jax.data.sources.download import Download, fetch
 from rec2pm_jax.errors import UserError, nearest
 
@@ -44,7 +46,11 @@ class Source:
 
     def __call__(self, options: PrepareOptions) -> Interactions:
         """Reads the data, after fetching it where that was asked for; UserError for bad input."""
-        return self.load(self.with_input(options))
+        options = self.with_input(options)
+        try:
+            return self.load(options)
+        except UNREADABLE as error:
+            raise tables.unreadable(options.input or self.name, error) from error
 
     @property
     def _choices(self) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import polars as pl
 
+from rec2pm_jax.data.columns import UNREADABLE
 from rec2pm_jax.errors import UserError, nearest
 
 _READERS = {
@@ -88,7 +89,7 @@ def batches(path: Path, flags: Mapping[str, str]) -> Iterator[tuple[int, pl.Data
             if batch.height:
                 yield row, batch
             row += batch.height
-    except (OSError, pl.exceptions.PolarsError) as error:
+    except UNREADABLE as error:
         raise unreadable(path, error) from error
 
 
@@ -109,11 +110,11 @@ def read_table(path: Path) -> pl.DataFrame:
         return reader(path)
     except pl.exceptions.NoDataError as error:
         raise UserError(f"{path} is empty.") from error
-    except (OSError, pl.exceptions.PolarsError) as error:
+    except UNREADABLE as error:
         raise unreadable(path, error) from error
 
 
-def unreadable(path: Path, error: Exception) -> UserError:
+def unreadable(path: Path | str, error: BaseException) -> UserError:
     reason = (str(error).splitlines() or [type(error).__name__])[0]
     return UserError(f"{path} cannot be read: {reason}")
 

@@ -56,6 +56,11 @@ class Times:
         """
         if values.dtype == pl.Datetime or values.dtype == pl.Date:
             return self._datetimes(values, first_row)
+        if not (values.dtype.is_integer() or values.dtype.is_float() or values.dtype == pl.String):
+            raise UserError(
+                f'{self._path}, column "{values.name}": times must be numbers, ISO text or datetimes, '
+                f"not {values.dtype}."
+            )
         numbers = values.cast(pl.Int64, strict=False)
         if values.dtype.is_float() or values.dtype == pl.String:
             floats = values.cast(pl.Float64, strict=False)
@@ -102,7 +107,7 @@ class Times:
         refuse(numbers < 0, values, *where, "a negative timestamp")
         other = "milliseconds" if self._unit == "s" else "another unit"
         refuse(
-            numbers > _LIMIT * scale,
+            numbers > min(_LIMIT * scale, 2**63 - 1),
             values,
             *where,
             f"a timestamp beyond the year 5000 in {name} (are these {other}? see --time_unit; "
