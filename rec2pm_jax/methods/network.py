@@ -17,6 +17,21 @@ from rec2pm_jax.nn.losses import catalogue_logits, next_item_loss, prepare
 from rec2pm_jax.nn.topk import top_k
 from rec2pm_jax.typing import PADDING_ID, Array, Batch, Events, Params, PRNGKey
 
+_NEGATIVES = "negatives"  # in params, see `with_step_rows`
+
+
+def with_step_rows(params: Params, negatives: Array) -> Params:
+    """Params whose item table holds the rows of one training step only.
+
+    negatives: int32 [R], the rows among them that every catalogue loss draws its negatives from.
+    """
+    return {**params, _NEGATIVES: negatives}
+
+
+def sees_whole_catalogue(params: Params) -> bool:
+    """False where the item table holds the rows of one step only."""
+    return _NEGATIVES not in params
+
 
 @dataclasses.dataclass(frozen=True)
 class Network:
@@ -163,6 +178,7 @@ class Network:
             rng,
             positions.reshape(-1),
             self.config.compute.loss_chunk_bytes,
+            params.get(_NEGATIVES),
         )
 
 

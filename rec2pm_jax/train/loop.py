@@ -18,11 +18,11 @@ from rec2pm_jax.data.pipeline import train_iterator
 from rec2pm_jax.errors import UserError
 from rec2pm_jax.methods.base import Method
 from rec2pm_jax.provenance import git_commit
-from rec2pm_jax.train.checkpoint import Checkpoints, abstract_with_sharding
+from rec2pm_jax.train.checkpoint import Checkpoints
 from rec2pm_jax.train.identity import check_same_run
 from rec2pm_jax.train.metric_writer import MetricWriter
-from rec2pm_jax.train.optimizer import make_optimizer, make_schedule
-from rec2pm_jax.train.partition import make_partition
+from rec2pm_jax.train.optimizer import make_schedule
+from rec2pm_jax.train.partition import make_partition, one_copy
 from rec2pm_jax.train.profile import StepTrace
 from rec2pm_jax.train.progress import (
     TARGET,
@@ -32,7 +32,6 @@ from rec2pm_jax.train.progress import (
     parameter_table,
     setting_table,
 )
-from rec2pm_jax.train.step import init_train_state, make_train_step
 from rec2pm_jax.typing import Params
 
 EvaluateFn = Callable[[Params], Mapping[str, float]]
@@ -125,13 +124,8 @@ class _Run:
         self.method, self.workdir, self.evaluate_fn = method, workdir, evaluate_fn
         self.is_main = jax.process_index() == 0
         train = config.train
-        optimizer = make_optimizer(config.optim, train.steps)
         self.schedule = make_schedule(config.optim, train.steps)
-        self.init = lambda: init_train_state(method, optimizer, train.seed)
-        step = make_train_step(method, optimizer, train.seed, config.compute.accumulate)
-        self.partition = make_partition(
-            step, train.partition, train.batch_size, config.compute.accumulate
-        )
+        self.partition = make_partition(config, method)
         self.checkpoints = Checkpoints(workdir, train.keep_checkpoints)
         self.progress = Progress()
         self.pending = None  # (step, metrics still being computed)
@@ -140,9 +134,9 @@ class _Run:
 
     def start(self) -> None:
         """Restores or initialises the state, opens the logs, and says what is being trained."""
-        abstract = abstract_with_sharding(jax.eval_shape(self.init))
+        partition = self.partition
         restored = self.checkpoints.restore(
-            abstract,
+            partition.abstract,
             self.iterator,
             check=lambda meta: check_same_run(meta, self.config, self.data_hash, self.workdir),
         )
@@ -163,8 +157,8 @@ class _Run:
                 },
             )
         )
-        self._print(parameter_table(abstract.params))
-        self.state = self.partition.place(restored.state if restored else jax.jit(self.init)())
+        self._print(parameter_table(partition.abstract.params))
+        self.state = partition.place(restored.state) if restored else partition.init()
         if self.is_main:
             self.writer = MetricWriter(self.workdir / "train", step, positions)
         self.line = ProgressLine(self.config.train.steps, step, show=self.is_main)
@@ -233,6 +227,8 @@ class _Run:
             return
         (step, metrics), self.pending = self.pending, None
         metrics = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        if not metrics.pop("fits", 1):
+            raise _does_not_fit(step, metrics)
         if not metrics.pop("finite"):
             raise _not_finite(step, metrics)
         self.progress.add(metrics)
@@ -246,7 +242,7 @@ class _Run:
             self.writer.write("train", self.progress.step, values, volatile=speed)
 
     def _validate(self) -> bool:
-        metrics = dict(self.evaluate_fn(self.partition.gather(self.state).params))
+        metrics = dict(self.evaluate_fn(one_copy(self.partition.gather(self.state).params)))
         if self.writer:
             self.writer.write("validation", self.progress.step, metrics)
         return self.progress.validated(metrics)
@@ -283,6 +279,16 @@ def _not_finite(step: int, metrics: Mapping[str, float]) -> UserError:
         f"Step {step}: the loss or its gradient is not finite ({values}); the update was not "
         "applied and the last checkpoint stands. Lower config.optim.learning_rate, raise "
         "config.optim.warmup_steps, set config.optim.clip_norm, or use config.model.dtype=float32."
+    )
+
+
+def _does_not_fit(step: int, metrics: Mapping[str, float]) -> UserError:
+    needed, capacity = int(metrics["bucket_rows"]), int(metrics["bucket_capacity"])
+    return UserError(
+        f"Step {step}: a device asks another for {needed} rows of the item table, and a bucket holds "
+        f"{capacity}; the update was not applied and the last checkpoint stands. Start again with "
+        f"--config.compute.bucket_rows={-(-needed * 9 // 8)} (at least {needed}); the result does "
+        "not depend on it."
     )
 
 
