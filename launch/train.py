@@ -10,7 +10,7 @@ from absl import flags
 
 from launch import cli
 from rec2pm_jax.data.dataset import open_dataset
-from rec2pm_jax.evaluate.evaluator import evaluate
+from rec2pm_jax.evaluate.validation import validate
 from rec2pm_jax.methods.registry import make_method
 from rec2pm_jax.train.loop import train_and_evaluate
 
@@ -26,19 +26,11 @@ def main(_) -> None:
     dataset = open_dataset(flags.FLAGS.data)
     method = make_method(config, dataset.num_items)
 
-    def validate(params):
-        result = evaluate(
-            method,
-            params,
-            dataset,
-            split="validation",
-            max_users=config.train.eval_users,
-            swap=False,
-        )
-        return result.metrics
+    def evaluate(params):
+        return validate(method, params, dataset, max_users=config.train.eval_users)
 
     args = flags.FLAGS
-    train_and_evaluate(config, dataset, method, args.workdir, validate, args.profile)
+    train_and_evaluate(config, dataset, method, args.workdir, evaluate, args.profile)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import numpy as np
 from rec2pm_jax.config import Config
 from rec2pm_jax.nn.attention import KeyValues, Layout
 from rec2pm_jax.nn.backbone import Backbone
-from rec2pm_jax.nn.embedding import EventEmbedding
+from rec2pm_jax.nn.embedding import TABLE, EventEmbedding
 from rec2pm_jax.nn.losses import catalogue_logits, next_item_loss, prepare
 from rec2pm_jax.nn.topk import top_k
 from rec2pm_jax.typing import PADDING_ID, Array, Batch, Events, Params, PRNGKey
@@ -151,7 +151,11 @@ class Network:
 
     def table(self, params: Params) -> Array:
         """Item embeddings [V, D]."""
-        return params["embedding"]["item_embedding"]
+        return params["embedding"][TABLE]
+
+    def with_table(self, params: Params, table: Array) -> Params:
+        """Params with another item table."""
+        return {**params, "embedding": {**params["embedding"], TABLE: table}}
 
     def next_item(
         self,

@@ -46,7 +46,7 @@ def check_shards(shards: int) -> None:
 
 
 def initial_rows(rng: PRNGKey, first: Array, count: int, dim: int) -> Array:
-    """Rows [first, first + count) of a fresh table, float32 [count, dim]: each from (rng, row) alone."""
+    """Rows [first, first + count) of a fresh table, float32 [count, dim]; each from (rng, row)."""
     index = first + jnp.arange(count, dtype=jnp.int32)
     keys = jax.vmap(jax.random.fold_in, (None, 0))(rng, index)
     draw = jax.vmap(lambda key: jax.random.truncated_normal(key, -2, 2, (dim,)))

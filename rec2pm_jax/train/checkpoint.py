@@ -17,12 +17,15 @@ from typing import Any, NamedTuple
 
 import grain
 import jax
+import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
 from rec2pm_jax import config as config_lib
 from rec2pm_jax.config import Config
 from rec2pm_jax.errors import UserError
 from rec2pm_jax.methods.registry import make_method
+from rec2pm_jax.nn.embedding import TABLE
+from rec2pm_jax.nn.item_rows import rows_of, table_rows
 from rec2pm_jax.train.step import TrainState
 from rec2pm_jax.typing import Params
 
@@ -100,9 +103,9 @@ class Checkpoints:
                         optimizer=ocp.args.StandardRestore(
                             (abstract_state.step, abstract_state.opt_state)
                         ),
-                        data=grain.checkpoint.CheckpointRestore(iterator),
                     ),
                 )
+                iterator.set_state(_data_position(self._directory / str(step)))
             except UserError:
                 raise
             except Exception as error:  # a damaged file can raise anything, in several libraries
@@ -138,6 +141,8 @@ def load_for_inference(workdir: str | Path, which: str = "best") -> tuple[Config
       workdir: of a training run, finished or not.
       which: `best` (by validation NDCG@10) or `latest`.
 
+    A sharded item table comes back whole, in the order of ids.
+
     Raises:
       UserError: no checkpoint, nothing readable, or `best` before the first validation.
     """
@@ -161,6 +166,14 @@ def load_for_inference(workdir: str | Path, which: str = "best") -> tuple[Config
             config = config_lib.from_dict(meta["config"])
             method = make_method(config, meta["num_items"])
             abstract = abstract_with_sharding(jax.eval_shape(method.init, jax.random.key(0)))
+            if config.model.table == "sharded":
+                rows = table_rows(meta["num_items"])
+                abstract = _with_table(
+                    abstract,
+                    lambda t: jax.ShapeDtypeStruct(
+                        (rows, t.shape[1]), t.dtype, sharding=t.sharding
+                    ),
+                )
             restored = manager.restore(
                 step, args=ocp.args.Composite(params=ocp.args.StandardRestore(abstract))
             )
@@ -173,7 +186,27 @@ def load_for_inference(workdir: str | Path, which: str = "best") -> tuple[Config
             ) from error
     finally:
         manager.close()
-    return config, restored["params"], meta
+    params = restored["params"]
+    if config.model.table == "sharded":  # back to the order of ids
+        ids = jnp.arange(meta["num_items"] + 1, dtype=jnp.int32)
+        params = _with_table(params, lambda table: table[rows_of(ids, len(table))])
+    return config, params, meta
+
+
+def _with_table(params: Params, change: Callable[[Any], Any]) -> Params:
+    embedding = params["embedding"]
+    return {**params, "embedding": {**embedding, TABLE: change(embedding[TABLE])}}
+
+
+def _data_position(checkpoint: Path) -> dict[str, Any]:
+    """The Grain state: how many batches were taken, the same for every process of the job.
+
+    So whatever process wrote it serves for any other, and for another number of processes.
+    """
+    files = sorted((checkpoint / "data").glob("process_*.json"))
+    if not files:
+        raise ValueError("the position in the data is missing")
+    return json.loads(files[0].read_text())
 
 
 def abstract_with_sharding(tree: Any) -> Any:

@@ -258,7 +258,7 @@ def _pmap_partition(config: Config, method: Method) -> Partition:
 
 
 def _abstract_batch(config: Config) -> Batch:
-    """Shapes of a whole job's batch, see `Method.loss`; with times or types where the model uses them."""
+    """Shapes of a whole job's batch, see `Method.loss`, with what the model uses of events."""
     size, model = config.train.batch_size, config.model
     names = ["ids"]
     names += ["times"] if model.relative_bias == "position_time" else []

@@ -38,12 +38,10 @@ def rowwise_adagrad(schedule: optax.Schedule) -> optax.GradientTransformation:
         return RowwiseAdagradState(jnp.zeros((), jnp.int32), accumulators)
 
     def update(gradients, state, params=None):
-        leaves, tree = jax.tree.flatten(gradients)
-        both = [
-            scaled_rows(g, a)
-            for g, a in zip(leaves, jax.tree.leaves(state.accumulator), strict=True)
-        ]
-        accumulators, directions = (jax.tree.unflatten(tree, part) for part in zip(*both))
+        both = jax.tree.map(scaled_rows, gradients, state.accumulator)
+        accumulators, directions = jax.tree.transpose(
+            jax.tree.structure(gradients), jax.tree.structure((0, 0)), both
+        )
         rate = schedule(state.count)
         updates = jax.tree.map(lambda d: -rate * d, directions)
         return updates, RowwiseAdagradState(state.count + 1, accumulators)

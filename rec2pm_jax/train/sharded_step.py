@@ -7,7 +7,6 @@ these rows and no other. Dense parameters are replicated, as in `train.step`.
 
 from __future__ import annotations
 
-
 import jax
 import jax.numpy as jnp
 import optax
