@@ -2,13 +2,15 @@
 
     python -m launch.train --config=launch/configs/synthetic.py \\
         --data=data/synthetic --workdir=runs/synthetic --config.train.steps=2000
+
+A job of several processes: see launch/distributed.py for flags and exit codes.
 """
 
 from __future__ import annotations
 
 from absl import flags
 
-from launch import cli
+from launch import cli, distributed
 from rec2pm_jax.data.dataset import open_dataset
 from rec2pm_jax.evaluate.validation import validate
 from rec2pm_jax.methods.registry import make_method
@@ -22,6 +24,11 @@ flags.mark_flags_as_required(["data", "workdir"])
 
 
 def main(_) -> None:
+    with distributed.job():
+        _train()
+
+
+def _train() -> None:
     config = cli.get_config()
     dataset = open_dataset(flags.FLAGS.data)
     method = make_method(config, dataset.num_items)

@@ -1,7 +1,8 @@
 """The paper's industrial scale: 550 million items in a table sharded over a pod.
 
-Command: launch/tpu_pod.sh (see README.md, "On a pod"), or on every worker
-    python -m launch.train --distributed --config=launch/configs/industrial.py --data=DIR --workdir=DIR
+Command: launch/tpu_pod.sh (see README.md, "On a pod"), which on every worker says
+    python -m launch.train --distributed --config=launch/configs/industrial.py \\
+        --data=DIR --workdir=DIR
 Hardware: TPU v5e-256, 16 GiB per chip; batch 8 per chip. Fewer chips take a smaller batch:
     --config.train.batch_size=64 on 8 chips.
 Time: not measured, as no TPU was at hand; `launch.aot --config=launch/configs/industrial.py` compiles it.

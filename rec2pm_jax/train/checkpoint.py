@@ -18,7 +18,9 @@ from typing import Any, NamedTuple
 import grain
 import jax
 import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 
 from rec2pm_jax import config as config_lib
 from rec2pm_jax.config import Config
@@ -49,21 +51,31 @@ class Checkpoints:
     def __init__(self, workdir: str | Path, keep: int):
         self._directory = _directory(workdir)
         self._keep = keep
-        self._manager = _open(self._directory, create=True)
+        try:
+            self._manager = _open(self._directory, create=True)
+        except OSError as error:
+            raise _cannot_write(self._directory, error) from error
 
     def save(self, state: TrainState, iterator: grain.DatasetIterator, meta: Meta) -> None:
-        """Writes step `meta["step"]`, then removes what is neither new nor `meta["best_step"]`."""
+        """Writes step `meta["step"]`, then removes what is neither new nor `meta["best_step"]`.
+
+        Raises:
+          UserError: it cannot be written (a full disk, no permission); nothing older is removed.
+        """
         step = meta["step"]
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                params=ocp.args.StandardSave(state.params),
-                optimizer=ocp.args.StandardSave((state.step, state.opt_state)),
-                data=grain.checkpoint.CheckpointSave(iterator),
-                meta=ocp.args.JsonSave({"values": meta, "sha256": _digest(meta)}),
-            ),
-        )
-        self._manager.wait_until_finished()
+        try:
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    params=ocp.args.StandardSave(state.params),
+                    optimizer=ocp.args.StandardSave((state.step, state.opt_state)),
+                    data=grain.checkpoint.CheckpointSave(iterator),
+                    meta=ocp.args.JsonSave({"values": meta, "sha256": _digest(meta)}),
+                ),
+            )
+            self._manager.wait_until_finished()
+        except (OSError, ValueError) as error:  # TensorStore's errors of the disk are ValueErrors
+            raise _cannot_write(self._directory / str(step), error) from error
         steps = sorted(self._manager.all_steps())
         for old in steps[: -self._keep]:
             if old != meta["best_step"]:
@@ -93,6 +105,7 @@ class Checkpoints:
         """
         unreadable: list[int] = []
         for step in sorted(self._manager.all_steps(), reverse=True):
+            restored = None
             try:
                 meta = _read_meta(self._manager, step)
                 check(meta)
@@ -110,6 +123,8 @@ class Checkpoints:
                 raise
             except Exception as error:  # a damaged file can raise anything, in several libraries
                 _warn_unreadable(self._directory / str(step), error)
+                restored = None
+            if not _everybody(restored is not None):
                 unreadable.append(step)
                 continue
             self._set_aside(unreadable)
@@ -121,13 +136,14 @@ class Checkpoints:
 
     def _set_aside(self, steps: list[int]) -> None:
         """Frees the names of unreadable steps, which training is about to reach again."""
-        for step in steps:
+        for step in steps if jax.process_index() == 0 else ():
             target = self._directory.parent / "unreadable_checkpoints" / str(step)
             if target.exists():
                 shutil.rmtree(target)
             target.parent.mkdir(exist_ok=True)
             shutil.move(self._directory / str(step), target)
         if steps:
+            _everybody(True)  # the files have moved before anybody looks again
             self._manager.reload()
 
     def close(self) -> None:
@@ -255,6 +271,20 @@ def _newest_readable(manager: ocp.CheckpointManager, directory: Path) -> int:
         except Exception as error:  # as in `Checkpoints.restore`
             _warn_unreadable(directory / str(step), error)
     raise _none_readable(directory)
+
+
+def _everybody(ok: bool) -> bool:
+    """Whether `ok` in all processes of the job."""
+    if jax.process_count() == 1:
+        return ok
+    return bool(multihost_utils.process_allgather(np.bool_(ok)).all())
+
+
+def _cannot_write(path: Path, error: Exception) -> UserError:
+    return UserError(
+        f"Cannot write {path} ({_first_line(error)}). Older checkpoints are untouched: free some "
+        "space, or make it writable, and start the same command again."
+    )
 
 
 def _warn_unreadable(path: Path, error: Exception) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import os
 from collections.abc import Callable, Mapping
@@ -23,6 +24,7 @@ from rec2pm_jax.train.identity import check_same_run
 from rec2pm_jax.train.metric_writer import MetricWriter
 from rec2pm_jax.train.optimizer import make_schedule
 from rec2pm_jax.train.partition import make_partition, one_copy
+from rec2pm_jax.train.preemption import Preempted, Preemption
 from rec2pm_jax.train.profile import StepTrace
 from rec2pm_jax.train.progress import (
     TARGET,
@@ -100,8 +102,9 @@ def train_on(
       The contents of `train/summary.json`.
 
     Raises:
-      UserError: the workdir belongs to another run or none of its checkpoints is readable; a loss
-        or gradient is not finite.
+      UserError: the workdir belongs to another run, none of its checkpoints is readable or one
+        cannot be written; a loss or gradient is not finite; a bucket of a sharded table overflows.
+      Preempted: SIGTERM came; the last step is saved.
     """
     workdir = Path(workdir)
     run = _Run(config, iterator, data_hash, method, workdir, evaluate_fn, data_path)
@@ -111,6 +114,13 @@ def train_on(
         while run.progress.stop_reason(config) is None:
             run.advance()
         return run.finish()
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG):
+            raise
+        raise UserError(
+            f"Cannot write {error.filename or workdir} ({error.strerror}). Checkpoints are untouched: "
+            "free some space, or make it writable, and start the same command again."
+        ) from error
     finally:
         run.close()
 
@@ -128,6 +138,7 @@ class _Run:
         self.partition = make_partition(config, method)
         self.checkpoints = Checkpoints(workdir, train.keep_checkpoints)
         self.progress = Progress()
+        self.preemption = Preemption()
         self.pending = None  # (step, metrics still being computed)
         self.writer = self.line = None
         self.trace = StepTrace()
@@ -179,7 +190,8 @@ class _Run:
         log = last or progress.step % config.log_every == 0
         validate = last or progress.step % config.eval_every == 0
         save = last or progress.step % config.checkpoint_every == 0
-        if not (log or validate or save):
+        stop = self.preemption.reached(progress.step) and not last
+        if not (log or validate or save or stop):
             return
         self._take_pending()
         if log:
@@ -187,8 +199,13 @@ class _Run:
         if validate:
             better = self._validate()
             save = save or better or progress.stop_reason(self.config) is not None
-        if save:
+        if save or stop:
             self._save()
+        if stop:
+            raise Preempted(
+                f"stopped by SIGTERM after step {progress.step}, which is saved; the same command "
+                "goes on from there"
+            )
         self.line.describe(progress)
         self.watch.skip()
 
@@ -217,7 +234,8 @@ class _Run:
         return summary
 
     def close(self) -> None:
-        for resource in (self.trace, self.line, self.writer, self.checkpoints):
+        resources = (self.preemption, self.trace, self.line, self.writer, self.checkpoints)
+        for resource in resources:
             if resource is not None:
                 resource.close()
 
