@@ -124,11 +124,12 @@ def make_program(config: Config, method: Method, mesh: Mesh) -> Program:
 
         return jax.tree.map(place, shapes, specs)
 
-    batch = _abstract_batch(config)
+    state, batch = placed(jax.eval_shape(init), specs), _abstract_batch(config)
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
     return Program(
-        jax.jit(step, donate_argnums=0),
-        jax.jit(init),
-        placed(jax.eval_shape(init), specs),
+        jax.jit(step, donate_argnums=0, out_shardings=(shardings, NamedSharding(mesh, P()))),
+        jax.jit(init, out_shardings=shardings),
+        state,
         placed(batch, jax.tree.map(lambda _: P(AXIS), batch)),
         mesh,
     )
@@ -153,10 +154,11 @@ def make_partition(config: Config, method: Method) -> Partition:
 
 
 def one_copy(params: Params) -> Params:
-    """Params for work on one device of this process: what is replicated there, the rest as it is."""
+    """Params for work on one device of this process; what a mesh axis cuts stays as it is."""
 
     def copy(leaf):
-        return leaf.addressable_data(0) if leaf.is_fully_replicated else leaf
+        cut = isinstance(leaf.sharding, NamedSharding) and any(leaf.sharding.spec)
+        return leaf if cut else leaf.addressable_data(0)
 
     return jax.tree.map(copy, params)
 
