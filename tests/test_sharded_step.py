@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import math
+import re
 
 import jax
 import numpy as np
@@ -13,6 +15,7 @@ from sharded_fixtures import CONFIG, ITEMS, batches, by_id, config_of, train, tr
 from rec2pm_jax.config import from_dict, to_dict
 from rec2pm_jax.errors import UserError
 from rec2pm_jax.methods.registry import make_method
+from rec2pm_jax.nn.exchange import bucket_capacity
 from rec2pm_jax.train import partition as partition_lib
 from rec2pm_jax.train.loop import _does_not_fit
 
@@ -76,6 +79,24 @@ def test_a_step_changes_the_rows_it_looked_up_and_no_other():
     assert len(np.intersect1d(changed, used)) >= len(used) - 2  # all but padding, and a last event
     assert 0 not in changed
     assert (after.opt_state["table"].accumulator > 0).sum() == len(changed)
+
+
+def test_collectives_carry_what_one_device_needs(monkeypatch):
+    """Three all-to-alls (requests, rows, gradients) of n buckets, and sums of dense parameters."""
+    method = make_method(CONFIG, ITEMS)
+    program = partition_lib.make_program(CONFIG, method, partition_lib.make_mesh())
+    compiled = program.step.lower(program.state, program.batch).compile()
+    sizes = {"all-to-all": [], "all-reduce": []}
+    pattern = r"= (.*?) (all-\w+(?:-\w+)?|reduce-scatter|collective-permute)(?:-start)?\("
+    for shapes, kind in re.findall(pattern, compiled.as_text()):
+        dims = re.findall(r"[a-z]\d+\[([\d,]*)\]", shapes)
+        sizes[kind] += [sum(math.prod(int(n) for n in d.split(",") if n) for d in dims)]
+    rows = CONFIG.train.batch_size // 8 * (CONFIG.data.window + 1) + CONFIG.loss.negatives + 1
+    bucket = bucket_capacity(rows, 8)
+    dim = CONFIG.model.dim
+    assert sorted(sizes["all-to-all"]) == [8 * bucket, 8 * bucket * dim, 8 * bucket * dim]
+    dense = sum(p.size for p in jax.tree.leaves(jax.eval_shape(method.init, jax.random.key(0))))
+    assert sum(sizes["all-reduce"]) < dense - (ITEMS + 1) * dim + 100
 
 
 def test_an_overflowing_bucket_stops_and_names_what_it_needs():
