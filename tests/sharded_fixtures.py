@@ -72,7 +72,7 @@ def train(config: Config, steps: int = 20):
 def by_id(params):
     """Params with the table [V, D] in the order of ids."""
     embedding = params["embedding"]
-    table = embedding[TABLE]
+    table = embedding[TABLE].reshape(-1, CONFIG.model.dim)
     table = table[rows_of(np.arange(ITEMS + 1), len(table))]
     return {**params, "embedding": {**embedding, TABLE: table}}
 

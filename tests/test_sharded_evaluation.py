@@ -18,7 +18,7 @@ from rec2pm_jax.evaluate.evaluator import evaluate
 from rec2pm_jax.evaluate.metrics import target_ranks
 from rec2pm_jax.evaluate.validation import validate
 from rec2pm_jax.methods.registry import make_method
-from rec2pm_jax.nn.item_rows import rows_of, table_rows
+from rec2pm_jax.nn.item_rows import packed_shape, rows_of, table_rows
 from rec2pm_jax.nn.losses import catalogue_logits, prepare
 from rec2pm_jax.train.partition import AXIS, make_mesh, one_copy
 
@@ -31,6 +31,7 @@ def sharded(by_id: np.ndarray, devices: int):
     rows = table_rows(len(by_id) - 1)
     table = np.full((rows, by_id.shape[1]), np.nan, np.float32)
     table[rows_of(np.arange(len(by_id)), rows)] = by_id
+    table = table.reshape(packed_shape(*table.shape))
     return jax.device_put(table, NamedSharding(make_mesh(jax.devices()[:devices]), P(AXIS)))
 
 
@@ -87,7 +88,7 @@ def test_a_score_that_is_not_finite_has_rank_zero(catalogue):
 def test_lookup(catalogue, count):
     table, _ = catalogue
     ids = np.random.default_rng(2).integers(0, ITEMS + 1, count)
-    np.testing.assert_array_equal(sharded_catalogue.lookup(sharded(table, 8), ids), table[ids])
+    np.testing.assert_array_equal(sharded_catalogue.lookup(sharded(table, 8), ids, DIM), table[ids])
 
 
 def test_validation_equals_evaluation_on_one_device(tmp_path):

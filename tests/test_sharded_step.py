@@ -144,5 +144,5 @@ def test_what_needs_the_whole_catalogue_is_refused(change):
 
 def test_devices_that_do_not_divide_the_table_are_refused():
     config = config_of(train={"batch_size": 15}, compute={"devices": 3})
-    with pytest.raises(UserError, match="must divide 4096"):
+    with pytest.raises(UserError, match="must divide 256 where config.model.dim=8"):
         partition_of(config)

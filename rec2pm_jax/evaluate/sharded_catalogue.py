@@ -26,8 +26,8 @@ _IDS = 1024  # rows that a device asks for in one call
 _QUERIES = 256  # queries that are ranked in one call
 
 
-def lookup(table: Array, ids: np.ndarray) -> np.ndarray:
-    """Rows of this process's `ids` [n] (others may have other numbers of them): float [n, D]."""
+def lookup(table: Array, ids: np.ndarray, dim: int) -> np.ndarray:
+    """Rows of this process's `ids` [n] (others may have other numbers of them): float [n, dim]."""
     mesh = table.sharding.mesh
     local = len(mesh.local_devices)
     calls = -(-_most(len(ids)) // (local * _IDS))
@@ -37,7 +37,7 @@ def lookup(table: Array, ids: np.ndarray) -> np.ndarray:
     parts = []
     for part in padded.reshape(calls, local, _IDS):
         asked = jax.make_array_from_process_local_data(sharding, part)
-        rows = _fetch(mesh, table, asked)
+        rows = _fetch(mesh, dim, table, asked)
         mine = sorted(rows.addressable_shards, key=lambda shard: shard.index[0].start or 0)
         parts += [np.asarray(shard.data).reshape(_IDS, -1) for shard in mine]
     return np.concatenate(parts)[: len(ids)]
@@ -72,15 +72,15 @@ def best(
     return _best(table.sharding.mesh, loss, num_items, k, table, vectors)
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _fetch(mesh, table, ids):
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _fetch(mesh, dim, table, ids):
     [axis] = mesh.axis_names
 
     def body(table, ids):
-        count, rows = ids.size, len(table) * mesh.size
+        count, rows = ids.size, table.size // dim * mesh.size
         at = rows_of(ids.reshape(-1), rows)
         exchange, places = plan_exchange(at, rows, mesh.size, count, axis)
-        return fetch(table, exchange, count, axis)[places][None]
+        return fetch(table, exchange, count, dim, axis)[places][None]
 
     return _map(body, mesh, (P(axis), P(axis)), P(axis))(table, ids)
 
@@ -109,7 +109,7 @@ def _best(mesh, loss, num_items, k, table, vectors):
 
 def _prepared(loss: LossConfig, vectors: Array, table: Array):
     """Queries, and the function that prepares rows: their dot products are the logits."""
-    queries, _ = prepare(loss, vectors, table[:1])
+    queries, _ = prepare(loss, vectors, table[:1, : vectors.shape[1]])
     return queries, lambda rows: prepare(loss, vectors, rows)[1]
 
 

@@ -90,7 +90,8 @@ def _rows_in_use(
 ) -> tuple[Method, Params, Histories]:
     """The same over a small catalogue: the items of `histories` alone, numbered anew."""
     items, ids = np.unique(histories.ids, return_inverse=True)
-    rows = sharded_catalogue.lookup(method.network.table(params), np.append(0, items))
+    table, dim = method.network.table(params), method.config.model.dim
+    rows = sharded_catalogue.lookup(table, np.append(0, items), dim)
     small = method.network.with_table(params, jax.numpy.asarray(rows))
     histories = histories._replace(ids=(ids.reshape(-1) + 1).astype(np.int32))
     return make_method(method.config, len(items)), small, histories

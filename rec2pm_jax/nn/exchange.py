@@ -14,6 +14,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from rec2pm_jax.nn.item_rows import take_rows
 from rec2pm_jax.typing import Array
 
 
@@ -66,11 +67,14 @@ def plan_exchange(
     return Exchange(starts, asked, jnp.max(jnp.diff(starts))), places.astype(jnp.int32)
 
 
-def fetch(table: Array, exchange: Exchange, count: int, axis_name: str | None) -> Array:
-    """The unique rows asked for, [count, D], filled up with zeros; `table`: own rows [R / n, D]."""
+def fetch(table: Array, exchange: Exchange, count: int, dim: int, axis_name: str | None) -> Array:
+    """The unique rows asked for, [count, D], filled up with zeros.
+
+    table: this device's part, packed as in `nn.item_rows`; dim: D.
+    """
     starts, asked, _ = exchange
     shards, capacity = asked.shape
-    answers = _swap(table.at[asked].get(mode="fill", fill_value=0), axis_name)
+    answers = _swap(take_rows(table, asked, dim), axis_name)
     place = jnp.arange(count, dtype=jnp.int32)
     owner = jnp.searchsorted(starts[1:], place, side="right").astype(jnp.int32)
     owner = jnp.minimum(owner, shards - 1)

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from rec2pm_jax.nn.item_rows import ids_at, rows_of
+from rec2pm_jax.nn.item_rows import ids_at, rows_of, take_rows
 from rec2pm_jax.nn.topk import top_k
 from rec2pm_jax.typing import Array
 
@@ -28,13 +28,14 @@ def sharded_ranks(
     Args:
       queries: float32 [Q, D], the same on all devices.
       targets: int32 [Q], ids.
-      table: this device's rows [R / n, D].
+      table: this device's rows, packed.
     """
-    count, total = len(table), len(table) * jax.lax.axis_size(axis_name)
-    first = count * jax.lax.axis_index(axis_name)
+    dim = queries.shape[1]
+    pack = table.shape[1] // dim
+    count, total, first = _extent(table, dim, axis_name)
     at = rows_of(targets, total) - first
     mine = (at >= 0) & (at < count)
-    rows = prepare(table[jnp.clip(at, 0, count - 1)])
+    rows = prepare(take_rows(table, jnp.clip(at, 0, count - 1), dim))
     own = jax.lax.psum(jnp.where(mine, jnp.sum(queries * rows, axis=1), 0), axis_name)
     block = min(BLOCK, count)
 
@@ -45,7 +46,8 @@ def sharded_ranks(
         index = start + jnp.arange(block, dtype=jnp.int32)
         ids = ids_at(first + index, total)
         real = (index >= i * block) & (ids > 0) & (ids <= num_items)
-        scores = queries @ prepare(jax.lax.dynamic_slice_in_dim(table, start, block)).T
+        wide = jax.lax.dynamic_slice_in_dim(table, start // pack, block // pack)
+        scores = queries @ prepare(wide.reshape(block, dim)).T
         # The target itself counts once, by definition: rounding cannot lose it.
         others = real & (ids != targets[:, None])
         at_least = jnp.sum(others & (scores >= own[:, None]), axis=1, dtype=jnp.int32)
@@ -65,8 +67,8 @@ def sharded_top_k(
     As `top_k` over the whole catalogue, except that of items with equal scores any may come first.
     Devices send each other their k best, nothing that grows with the catalogue.
     """
-    count, total = len(table), len(table) * jax.lax.axis_size(axis_name)
-    first = count * jax.lax.axis_index(axis_name)
+    count, total, first = _extent(table, queries.shape[1], axis_name)
+    table = table.reshape(count, -1)
 
     def allowed(index: Array) -> Array:
         ids = ids_at(first + index, total)
@@ -77,3 +79,9 @@ def sharded_top_k(
     best, ids = (jax.lax.all_gather(x, axis_name, axis=1, tiled=True) for x in (best, ids))
     best, at = jax.lax.top_k(best, k)
     return best, jnp.take_along_axis(ids, at, axis=1)
+
+
+def _extent(table: Array, dim: int, axis_name: str) -> tuple[int, int, Array]:
+    """Rows of this device, rows of all, and the first of this device's."""
+    count = table.size // dim
+    return count, count * jax.lax.axis_size(axis_name), count * jax.lax.axis_index(axis_name)

@@ -27,7 +27,7 @@ from rec2pm_jax.config import Config
 from rec2pm_jax.errors import UserError
 from rec2pm_jax.methods.registry import make_method
 from rec2pm_jax.nn.embedding import TABLE
-from rec2pm_jax.nn.item_rows import rows_of, table_rows
+from rec2pm_jax.nn.item_rows import packed_shape, rows_of, table_rows, take_rows
 from rec2pm_jax.train.step import TrainState
 from rec2pm_jax.typing import Params
 
@@ -183,12 +183,10 @@ def load_for_inference(workdir: str | Path, which: str = "best") -> tuple[Config
             method = make_method(config, meta["num_items"])
             abstract = abstract_with_sharding(jax.eval_shape(method.init, jax.random.key(0)))
             if config.model.table == "sharded":
-                rows = table_rows(meta["num_items"])
+                shape = packed_shape(table_rows(meta["num_items"]), config.model.dim)
                 abstract = _with_table(
                     abstract,
-                    lambda t: jax.ShapeDtypeStruct(
-                        (rows, t.shape[1]), t.dtype, sharding=t.sharding
-                    ),
+                    lambda t: jax.ShapeDtypeStruct(shape, t.dtype, sharding=t.sharding),
                 )
             restored = manager.restore(
                 step, args=ocp.args.Composite(params=ocp.args.StandardRestore(abstract))
@@ -205,7 +203,8 @@ def load_for_inference(workdir: str | Path, which: str = "best") -> tuple[Config
     params = restored["params"]
     if config.model.table == "sharded":  # back to the order of ids
         ids = jnp.arange(meta["num_items"] + 1, dtype=jnp.int32)
-        params = _with_table(params, lambda table: table[rows_of(ids, len(table))])
+        rows = rows_of(ids, table_rows(meta["num_items"]))
+        params = _with_table(params, lambda table: take_rows(table, rows, config.model.dim))
     return config, params, meta
 
 

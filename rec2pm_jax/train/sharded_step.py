@@ -17,7 +17,14 @@ from rec2pm_jax.methods.network import with_step_rows
 from rec2pm_jax.methods.registry import make_method
 from rec2pm_jax.nn.embedding import TABLE
 from rec2pm_jax.nn.exchange import bucket_capacity, fetch, give_back, plan_exchange
-from rec2pm_jax.nn.item_rows import check_shards, initial_rows, rows_of, table_rows
+from rec2pm_jax.nn.item_rows import (
+    add_to_rows,
+    check_shards,
+    initial_rows,
+    packed_shape,
+    rows_of,
+    table_rows,
+)
 from rec2pm_jax.train.optimizer import make_dense_optimizer, make_table_schedule
 from rec2pm_jax.train.rowwise_adagrad import RowwiseAdagradState, scaled_rows
 from rec2pm_jax.train.step import (
@@ -44,19 +51,20 @@ def init_sharded_state(
 ) -> TrainState:
     """This device's part of the state before the first step; the whole table is never made.
 
-    `params` is as `Method.init` returns it but for the table [R / shards, D], see `nn.item_rows`;
+    `params` is as `Method.init` returns it but for this part of the table, see `nn.item_rows`;
     `opt_state` is {"dense": of `optimizer`, "table": RowwiseAdagradState}.
 
     Raises:
       UserError: so many devices cannot share a table.
     """
-    check_shards(shards)
+    dim = method.config.model.dim
+    check_shards(shards, dim)
     params = method.init(jax.random.key(seed))
-    dense, table = _split(params)
+    dense, _ = _split(params)
     count = table_rows(method.num_items) // shards
     first = count * (jax.lax.axis_index(axis_name) if axis_name else 0)
     rng = jax.random.fold_in(jax.random.key(seed), _NEGATIVES)
-    table = initial_rows(rng, jnp.int32(first), count, table.shape[1])
+    table = initial_rows(rng, jnp.int32(first), count, dim).reshape(packed_shape(count, dim))
     adagrad = RowwiseAdagradState(jnp.zeros((), jnp.int32), jnp.zeros(count))
     opt_state = {"dense": optimizer.init(dense), "table": adagrad}
     return TrainState(jnp.zeros((), jnp.int32), _join(dense, table), opt_state)
@@ -81,7 +89,8 @@ def make_sharded_step(
     optimizer = optimizer or make_dense_optimizer(config.optim, config.train.steps)
     schedule = make_table_schedule(config.optim, config.train.steps)
     seed, negatives = config.train.seed, config.loss.negatives
-    rows = table_rows(num_items)
+    rows, dim = table_rows(num_items), config.model.dim
+    own_rows = rows // shards
 
     def train_step(
         state: TrainState, batch: Batch, *, axis_name: str | None = None
@@ -93,7 +102,7 @@ def make_sharded_step(
         ids = jnp.concatenate([padding, drawn, batch["ids"].reshape(-1)])
         capacity = config.compute.bucket_rows or bucket_capacity(len(ids), shards)
         exchange, places = plan_exchange(rows_of(ids, rows), rows, shards, capacity, axis_name)
-        fetched = fetch(table, exchange, len(ids), axis_name)
+        fetched = fetch(table, exchange, len(ids), dim, axis_name)
         own = batch | {"ids": places[1 + negatives :].reshape(batch["ids"].shape)}
 
         def assemble(variables: Params) -> Params:
@@ -112,7 +121,7 @@ def make_sharded_step(
             axis_name,
         )
         to_dense = over_devices(gradient["dense"], axis_name)
-        index, to_rows = give_back(gradient["rows"], exchange, len(table), axis_name)
+        index, to_rows = give_back(gradient["rows"], exchange, own_rows, axis_name)
         squares = over_devices(jnp.sum(jnp.square(to_rows)), axis_name)
         grad_norm = jnp.sqrt(squares + jnp.square(optax.tree.norm(to_dense)))
 
@@ -126,7 +135,7 @@ def make_sharded_step(
         with jax.numpy_dtype_promotion("standard"):  # as in `train.step`
             updates, dense_state = optimizer.update(to_dense, state.opt_state["dense"], dense)
             rate = schedule(state.opt_state["table"].count)
-        index = index + jnp.where(applied, 0, len(table))  # out of range: nothing changes
+        index = index + jnp.where(applied, 0, own_rows)  # out of range: nothing changes
         new_table, adagrad = _change_rows(
             table, state.opt_state["table"], index, to_rows, rate, applied
         )
@@ -160,7 +169,7 @@ def _change_rows(table, state: RowwiseAdagradState, index, gradient, rate, appli
     old = state.accumulator.at[index].get(mode="fill", fill_value=0)
     accumulator, direction = scaled_rows(gradient, old)
     return (
-        table.at[index].add(-rate.astype(table.dtype) * direction, **options),
+        add_to_rows(table, index, -rate.astype(table.dtype) * direction),
         RowwiseAdagradState(
             state.count + applied.astype(jnp.int32),
             state.accumulator.at[index].set(accumulator, **options),
