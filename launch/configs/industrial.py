@@ -1,6 +1,6 @@
 """The paper's industrial scale: 550 million items in a table sharded over a pod.
 
-Command: launch/tpu_pod.sh (see README.md, "On a pod"), which on every worker says
+Command: launch/tpu_pod.sh (README.md, "Many devices, pods"), which on every worker says
     python -m launch.train --distributed --config=launch/configs/industrial.py \\
         --data=DIR --workdir=DIR
 Hardware: TPU v5e-256, 16 GiB per chip; batch 8 per chip. Fewer chips take a smaller batch:
