@@ -72,9 +72,9 @@ def job() -> Iterator[None]:
         multihost_utils.sync_global_devices("done")
         roll_call.leave()
     except Preempted as stopped:
-        roll_call.leave()
         if jax.process_index() == 0:
             print(stopped, flush=True)
+        roll_call.leave()
         _exit(STOPPED)
     except UserError as error:
         roll_call.leave(failed=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import queue
+import threading
 
 import pytest
 
@@ -35,7 +36,7 @@ def ends():
     while sum(peer.name[8:9] in "12" for peer in made[0]._connections.values()) < 2:
         pass
     yield made
-    for end in made:
+    for end in reversed(made):
         end.leave()
 
 
@@ -64,11 +65,23 @@ def test_a_silent_process_is_lost(monkeypatch, ends):
     assert process.startswith("process 1 (") and "no sign of life" in what
 
 
-def test_who_leaves_is_not_missed(ends):
-    for index in (1, 0):
-        ends[index].leave()
-    ends[2]._over.wait(1.0)
+def test_who_leaves_is_not_missed_and_process_0_goes_last(monkeypatch, ends):
+    monkeypatch.setattr(roll_call, "PATIENCE_S", 0.5)
+    ends[1].leave()
+    ends[0].leave()  # does not wait for ever
+    ends[2]._over.wait(0.5)
     assert all(end.heard.empty() for end in ends)
+
+
+def test_process_0_waits_for_the_others(ends):
+    leaving = threading.Thread(target=ends[0].leave)
+    leaving.start()
+    ends[1].leave()
+    leaving.join(0.5)
+    assert leaving.is_alive()
+    ends[2].leave()
+    leaving.join(5)
+    assert not leaving.is_alive()
 
 
 def test_nobody_there():

@@ -5,12 +5,12 @@ Command: launch/tpu_pod.sh (README.md, "Many devices, pods"), which on every wor
         --data=DIR --workdir=DIR
 Hardware: TPU v5e-256, 16 GiB per chip; batch 8 per chip. Fewer chips take a smaller batch:
     --config.train.batch_size=64 on 8 chips.
-Time: not measured, as no TPU was at hand; `launch.aot --config=launch/configs/industrial.py` compiles it.
+Time: not measured, as no TPU was at hand.
 Metrics: the paper's industrial data are not public.
 
 The paper's K * S = 1000 events, HSTU with 16 layers and 8 heads, D = 64, float32, rec2pm_o; 4,096
 negatives are shared by the whole step. Ours: row-wise Adagrad for the table (one float per item where
-Adam has 128), the bag loss off, and blocks of attention.
+Adam has 128) and no bag loss.
 """
 
 from __future__ import annotations

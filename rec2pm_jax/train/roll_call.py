@@ -18,6 +18,7 @@ from collections.abc import Callable
 from rec2pm_jax.errors import UserError
 
 SILENCE_S = 60.0  # without a sign of life a process counts as lost
+PATIENCE_S = 20.0  # process 0 waits so long for the others to leave
 _BEAT_S = 5.0
 
 Lost = Callable[[str, str], None]  # (which process, what happened)
@@ -63,7 +64,14 @@ class RollCall:
         self._start()
 
     def leave(self, failed: bool = False) -> None:
-        """Says goodbye; `failed` makes the others stop, too."""
+        """Says goodbye; `failed` makes the others stop, too.
+
+        Process 0, whose end JAX's service in the others takes for a disaster, is the last to go.
+        """
+        if self._server is not None and not failed:
+            end = time.monotonic() + PATIENCE_S
+            while self._connections and time.monotonic() < end and not self._over.is_set():
+                time.sleep(0.05)
         if self._over.is_set():
             return
         self._over.set()
