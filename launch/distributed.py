@@ -21,7 +21,7 @@ from jax.experimental import multihost_utils
 from launch.cli import STOPPED
 from rec2pm_jax.errors import UserError
 from rec2pm_jax.train.preemption import Preempted
-from rec2pm_jax.train.roll_call import RollCall
+from rec2pm_jax.train.roll_call import FAILED, RollCall
 
 LOST = 76
 
@@ -116,12 +116,15 @@ def _call_roll(address: str | None) -> RollCall:
 
 
 def _end_lost(process: str, what: str) -> None:
+    advice = "Start the same command again on all machines: it"
+    if what == FAILED:
+        advice = "Once that is put right, the same command on all machines"
     print(
-        f"error: {process} {what}, so this job cannot go on. Start the same command again on all "
-        "machines: it continues from the newest checkpoint, with as many processes as you like.",
+        f"error: {process} {what}, so this job cannot go on. {advice} continues from the newest "
+        "checkpoint, with as many processes as you like.",
         file=sys.stderr,
     )
-    _exit(LOST)
+    _exit(1 if what == FAILED else LOST)
 
 
 def _exit(code: int) -> None:

@@ -47,7 +47,9 @@ pytestmark = pytest.mark.slow
 class Job:
     """The processes of one job in `directory`/`workdir`, all on this machine."""
 
-    def __init__(self, directory: Path, workdir: str, processes: int, **overrides):
+    def __init__(
+        self, directory: Path, workdir: str, processes: int, flags_of_last=(), **overrides
+    ):
         self.log = directory / workdir / "train" / "train.jsonl"
         with socket.create_server(("localhost", 0)) as server:
             port = server.getsockname()[1]
@@ -68,6 +70,7 @@ class Job:
                     "num_processes": processes,
                     "process_id": index,
                 }
+            arguments |= dict(flags_of_last) if index == processes - 1 else {}
             command = [sys.executable, ROOT / "tests/distributed_worker.py"]
             command += [f"--{name}={value}" for name, value in arguments.items()]
             output = directory / f"{workdir}.{index}.txt"
@@ -191,8 +194,16 @@ def test_four_processes_continue_as_two(place):
     assert_close_run(place / "fewer", place / "two")
 
 
-def test_an_error_of_one_process_ends_the_others(place):
-    """Only process 1 has another batch size: it is refused, and process 0 does not wait for ever."""
+def test_an_error_ends_all_processes_with_its_message(place):
     job = Job(place, "refused", 2, **{"train.batch_size": 7})
-    assert set(job.codes(timeout=120)) <= {1, 76}
-    assert "batch_size=7 must be a positive multiple of the number of processes (2)" in job.text(1)
+    assert job.codes(timeout=120) == [1, 1]
+    for index in range(2):
+        assert "batch_size=7 must be a positive multiple of the number of p" in job.text(index)
+
+
+def test_an_error_of_one_process_ends_the_others(place):
+    """Process 1 finds no data; process 0 is at its first step by then."""
+    job = Job(place, "alone", 2, flags_of_last={"data": "missing"})
+    assert job.codes(timeout=120) == [1, 1]
+    assert "error: process 1 (" in job.text(0) and "see its own messages" in job.text(0)
+    assert "missing" in job.text(1)

@@ -49,11 +49,12 @@ def test_everybody_hears_who_vanished(ends, victim):
         assert "vanished" in what
 
 
-def test_an_error_is_told_apart(ends):
+def test_an_error_is_told_apart(monkeypatch, ends):
+    monkeypatch.setattr(roll_call, "GRACE_S", 0.1)
     ends[1].leave(failed=True)
     for index in (0, 2):
         process, what = ends[index].heard.get(timeout=10)
-        assert process.startswith("process 1 (") and "stopped with an error" in what
+        assert process.startswith("process 1 (") and what == roll_call.FAILED
 
 
 def test_a_silent_process_is_lost(monkeypatch, ends):

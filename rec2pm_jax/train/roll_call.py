@@ -19,6 +19,8 @@ from rec2pm_jax.errors import UserError
 
 SILENCE_S = 60.0  # without a sign of life a process counts as lost
 PATIENCE_S = 20.0  # process 0 waits so long for the others to leave
+GRACE_S = 5.0  # for the others to find the same error themselves
+FAILED = "stopped with an error (see its own messages)"
 _BEAT_S = 5.0
 
 Lost = Callable[[str, str], None]  # (which process, what happened)
@@ -28,7 +30,7 @@ class RollCall:
     """One process's end of it.
 
     `on_lost(process, what)` is called from the listening thread, once, when another process vanished
-    (its connection broke, or it was silent) or has left with an error.
+    (its connection broke, or it was silent) or has left with an error (`what` is FAILED).
     """
 
     def __init__(self, index: int, on_lost: Lost):
@@ -130,7 +132,7 @@ class RollCall:
             elif word == "bye":
                 self._remove(connection)
             elif word == "failed":
-                self._lost(connection, "stopped with an error (see its own messages)")
+                self._lost(connection, FAILED)
             elif word == "lost":
                 self._report(*text.split(": ", 1))
 
@@ -141,6 +143,8 @@ class RollCall:
         self._report(name, what)
 
     def _report(self, name: str, what: str) -> None:
+        if what == FAILED:
+            self._over.wait(GRACE_S)
         if not self._over.is_set():
             self._over.set()
             self._on_lost(name, what)
