@@ -15,6 +15,9 @@ from ml_collections import config_flags
 
 from rec2pm_jax import config as config_lib
 from rec2pm_jax.errors import UserError, nearest
+from rec2pm_jax.train.preemption import Preempted
+
+STOPPED = 75  # exit code of a run that was asked to stop, has saved, and can be continued
 
 _CACHES = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
 
@@ -42,6 +45,9 @@ def run(main: Callable[[list[str]], None]) -> None:
                 raise UserError(f"Unexpected argument {argv[1]!r}; flags are --name=value.")
             use_compilation_cache(flags.FLAGS.compilation_cache)
             return main(argv)
+        except Preempted as stopped:
+            print(stopped, flush=True)
+            sys.exit(STOPPED)
         except UserError as error:
             _fail(error)
 

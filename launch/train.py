@@ -5,15 +5,17 @@ more --config.train.steps a complete run trains on.
 
     python -m launch.train --config=launch/configs/synthetic.py \\
         --data=data/synthetic --workdir=runs/synthetic --config.train.steps=2000
+
+A job of several processes: see launch/distributed.py for flags and exit codes.
 """
 
 from __future__ import annotations
 
 from absl import flags
 
-from launch import cli
+from launch import cli, distributed
 from rec2pm_jax.data.dataset import open_dataset
-from rec2pm_jax.evaluate.evaluator import evaluate
+from rec2pm_jax.evaluate.validation import validate
 from rec2pm_jax.methods.registry import make_method
 from rec2pm_jax.train.loop import train_and_evaluate
 
@@ -25,23 +27,20 @@ flags.mark_flags_as_required(["data", "workdir"])
 
 
 def main(_) -> None:
+    with distributed.job():
+        _train()
+
+
+def _train() -> None:
     config = cli.get_config()
     dataset = open_dataset(flags.FLAGS.data)
     method = make_method(config, dataset.num_items)
 
-    def validate(params):
-        result = evaluate(
-            method,
-            params,
-            dataset,
-            split="validation",
-            max_users=config.train.eval_users,
-            swap=False,
-        )
-        return result.metrics
+    def evaluate(params):
+        return validate(method, params, dataset, max_users=config.train.eval_users)
 
     args = flags.FLAGS
-    train_and_evaluate(config, dataset, method, args.workdir, validate, args.profile)
+    train_and_evaluate(config, dataset, method, args.workdir, evaluate, args.profile)
 
 
 if __name__ == "__main__":

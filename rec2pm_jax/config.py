@@ -99,12 +99,15 @@ class ModelConfig:
     event_types: int = 0  # rows of the event-type embedding; 0: event types are not used
     scan_layers: bool = True
     dtype: str = "float32"  # compute dtype: float32 | bfloat16
+    # The item table: whole on every device, or its rows spread over all of them (nn/item_rows.py).
+    table: str = dataclasses.field(default="whole", metadata={"neutral": "whole"})
 
     def __post_init__(self):
         _one_of(self.backbone, ("sasrec", "hstu"), "model.backbone")
         _one_of(self.activation, ("relu", "gelu"), "model.activation")
         _one_of(self.relative_bias, ("none", "position", "position_time"), "model.relative_bias")
         _one_of(self.dtype, ("float32", "bfloat16"), "model.dtype")
+        _one_of(self.table, ("whole", "sharded"), "model.table")
         for field in ("layers", "heads", "dim"):
             value = getattr(self, field)
             _require(value >= 1, f"model.{field}", ">= 1", value)
@@ -219,11 +222,22 @@ class OptimConfig:
     b1: float = 0.9
     b2: float = 0.98
     clip_norm: float = 1.0  # 0: no clipping
+    # The item table's own: adamw as the rest, or rowwise_adagrad, which changes looked-up rows only
+    table: str = dataclasses.field(default="adamw", metadata={"neutral": "adamw"})
+    # peak rate of rowwise_adagrad, same schedule; 0: learning_rate
+    table_learning_rate: float = dataclasses.field(default=0.0, metadata={"neutral": 0.0})
 
     def __post_init__(self):
         _one_of(self.schedule, ("constant", "cosine"), "optim.schedule")
+        _one_of(self.table, ("adamw", "rowwise_adagrad"), "optim.table")
         _require(self.learning_rate > 0, "optim.learning_rate", "> 0", self.learning_rate)
-        for field in ("warmup_steps", "weight_decay", "clip_norm", "decay_steps"):
+        for field in (
+            "warmup_steps",
+            "weight_decay",
+            "clip_norm",
+            "decay_steps",
+            "table_learning_rate",
+        ):
             value = getattr(self, field)
             _require(value >= 0, f"optim.{field}", ">= 0", value)
 
@@ -266,12 +280,16 @@ class ComputeConfig:
         1  # micro-batches per step: less memory, and on a CPU arrays that stay in the cache
     )
     loss_chunk_bytes: int = 0  # of a chunk of logits; 0: what suits the platform, see nn/losses.py
+    # Devices that share batch and table with train.partition=jit; 0: all of the job
+    devices: int = 1
+    bucket_rows: int = 0  # sharded table: rows one device may ask of another in a step; 0: derived
 
     def __post_init__(self):
         _one_of(self.attention, ("auto", "dense", "blockwise"), "compute.attention")
         _require(self.accumulate >= 1, "compute.accumulate", ">= 1", self.accumulate)
-        size = self.loss_chunk_bytes
-        _require(size >= 0, "compute.loss_chunk_bytes", ">= 0", size)
+        for field in ("loss_chunk_bytes", "devices", "bucket_rows"):
+            value = getattr(self, field)
+            _require(value >= 0, f"compute.{field}", ">= 0", value)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -290,11 +308,31 @@ class Config:
                 f"config.train.batch_size={self.train.batch_size} must be a multiple of "
                 f"config.compute.accumulate={self.compute.accumulate}."
             )
+        if self.model.table == "sharded":
+            self._check_sharded()
         if self.method.name == "kv_mask" and self.model.layers < 2:
             raise UserError(
                 "config.method.name=kv_mask needs config.model.layers >= 2: keys and values of the "
                 "first layer are made before the query tokens see any event."
             )
+
+    def _check_sharded(self) -> None:
+        """A step over a sharded table sees the rows of its batch and of its negatives only."""
+        needed = {
+            "loss.kind": "sampled_softmax",
+            "loss.sharing": "shared",
+            "loss.in_batch": False,
+            "optim.table": "rowwise_adagrad",
+            "train.partition": "jit",
+        }
+        for name, value in needed.items():
+            section, field = name.split(".")
+            got = getattr(getattr(self, section), field)
+            if got != value:
+                raise UserError(
+                    f"config.model.table=sharded needs config.{name}={value}, got {got!r}: no device "
+                    "sees the whole catalogue."
+                )
 
 
 def to_dict(config: Config) -> dict[str, Any]:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import shutil
+import signal
 
 import jax
 import numpy as np
@@ -16,6 +18,7 @@ from rec2pm_jax.errors import UserError
 from rec2pm_jax.train import checkpoint, loop
 from rec2pm_jax.train.checkpoint import load_for_inference
 from rec2pm_jax.train.loop import train_on
+from rec2pm_jax.train.preemption import Preempted
 
 BATCH = 4
 
@@ -123,6 +126,22 @@ def test_resumes_exactly_after_a_crash(undisturbed, tmp_path, name, step):
         crash_before(patch, name, step)
         with pytest.raises(Crash):
             run(tmp_path)
+    run(tmp_path)
+    assert_same_run(tmp_path, undisturbed[0])
+
+
+def test_sigterm_saves_and_the_rerun_is_exact(undisturbed, tmp_path):
+    """It comes during the validation of step 4: the step after it is saved, though none was due."""
+
+    def validate(params):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return fake_validation(params)
+
+    handler = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(Preempted, match="after step 5, which is saved"):
+        run(tmp_path, validate)
+    assert signal.getsignal(signal.SIGTERM) is handler
+    assert (tmp_path / "checkpoints/5").is_dir()
     run(tmp_path)
     assert_same_run(tmp_path, undisturbed[0])
 

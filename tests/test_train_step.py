@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+from unittest import mock
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,22 +12,29 @@ import optax
 import pytest
 from train_fakes import FakeMethod, make_iterator
 
-from rec2pm_jax.config import Config, OptimConfig
+from rec2pm_jax.config import ComputeConfig, Config, OptimConfig, TrainConfig
 from rec2pm_jax.errors import UserError
 from rec2pm_jax.train.optimizer import make_optimizer
 from rec2pm_jax.train.partition import make_partition
 from rec2pm_jax.train.step import init_train_state, make_train_step
 
 BATCH = 16
-CONFIG = Config(optim=OptimConfig(learning_rate=1e-2, warmup_steps=3))
+CONFIG = Config(
+    optim=OptimConfig(learning_rate=1e-2, warmup_steps=3),
+    train=TrainConfig(steps=50, batch_size=BATCH),
+)
 
 
-def train(kind="jit", accumulate=1, steps=3, method=None):
+def config_of(kind="jit", accumulate=1, devices=1):
+    train = dataclasses.replace(CONFIG.train, partition=kind)
+    compute = ComputeConfig(accumulate=accumulate, devices=devices)
+    return dataclasses.replace(CONFIG, train=train, compute=compute)
+
+
+def train(kind="jit", accumulate=1, devices=1, steps=3, method=None):
     method = method or FakeMethod(CONFIG, noise=0.1)
-    optimizer = make_optimizer(CONFIG.optim, 50)
-    step = make_train_step(method, optimizer, seed=0, accumulate=accumulate)
-    partition = make_partition(step, kind, BATCH, accumulate)
-    state = partition.place(init_train_state(method, optimizer, seed=0))
+    partition = make_partition(config_of(kind, accumulate, devices), method)
+    state = partition.init()
     iterator, log = make_iterator(BATCH), []
     for _ in range(steps):
         state, metrics = partition.step(state, next(iterator))
@@ -41,10 +51,12 @@ def assert_same(got, want, tolerance):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=tolerance), got, want)
 
 
-@pytest.mark.parametrize(("kind", "accumulate"), [("jit", 4), ("pmap", 2)])
-def test_dividing_the_batch_changes_nothing(kind, accumulate, undivided):
+@pytest.mark.parametrize(
+    ("kind", "accumulate", "devices"), [("jit", 4, 1), ("pmap", 2, 1), ("jit", 2, 4), ("jit", 1, 0)]
+)
+def test_dividing_the_batch_changes_nothing(kind, accumulate, devices, undivided):
     """Micro-batches of 4 examples or 1, some of which have no weight in the second loss term."""
-    state, log = train(kind, accumulate)
+    state, log = train(kind, accumulate, devices)
     expected_state, expected_log = undivided
     assert_same(state.params, expected_state.params, 1e-6)
     assert int(state.step) == 3
@@ -134,6 +146,17 @@ def test_a_step_that_is_not_finite_is_not_applied(gradient_only):
     jax.tree.map(np.testing.assert_array_equal, state, expected)
 
 
-def test_pmap_refuses_a_batch_that_devices_do_not_divide():
-    with pytest.raises(UserError, match="batch_size=16 must be a multiple of 8 devices x"):
-        make_partition(lambda state, batch: None, "pmap", 16, 3)
+@pytest.mark.parametrize(
+    ("kind", "accumulate", "devices", "message"),
+    [
+        ("pmap", 3, 1, "batch_size=16 must be a multiple of 8 devices x .*partition=pmap"),
+        ("jit", 1, 3, "batch_size=16 must be a multiple of 3 devices x .*compute.devices"),
+        ("jit", 1, 9, "compute.devices=9, but there are 8 devices"),
+    ],
+)
+def test_refuses_devices_that_cannot_share(kind, accumulate, devices, message):
+    config = dataclasses.replace(CONFIG, train=TrainConfig(batch_size=BATCH, partition=kind))
+    compute = mock.Mock(accumulate=accumulate, devices=devices)
+    object.__setattr__(config, "compute", compute)  # 3 micro-batches of 16 are no Config
+    with pytest.raises(UserError, match=message):
+        make_partition(config, FakeMethod(CONFIG))

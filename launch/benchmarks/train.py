@@ -15,9 +15,7 @@ from rec2pm_jax.config import Config, from_dict
 from rec2pm_jax.methods.base import Method
 from rec2pm_jax.methods.network import Network
 from rec2pm_jax.methods.registry import make_method
-from rec2pm_jax.train.optimizer import make_optimizer
 from rec2pm_jax.train.partition import make_partition
-from rec2pm_jax.train.step import init_train_state, make_train_step
 from rec2pm_jax.typing import Batch
 
 
@@ -71,15 +69,13 @@ def step(config: dict[str, Any], items: int) -> Work:
     """The step as `launch.train` compiles it, state donated; batches come from the host."""
     config = from_dict(config)
     method, train = make_method(config, items), config.train
-    optimizer = make_optimizer(config.optim, train.steps)
-    pure = make_train_step(method, optimizer, train.seed, config.compute.accumulate)
-    run_step = make_partition(pure, "jit", train.batch_size, config.compute.accumulate).step
+    partition = make_partition(config, method)
     batch = settings.random_batch(config, items)
-    state = jax.jit(lambda: init_train_state(method, optimizer, train.seed))()
+    state = partition.init()
 
     def run():
         nonlocal state
-        state, _ = jax.block_until_ready(run_step(state, batch))
+        state, _ = jax.block_until_ready(partition.step(state, batch))
 
     memory = jax.eval_shape(lambda p: method.init_state(p, 1), state.params).memory
     return Work(

@@ -12,10 +12,25 @@ import numpy as np
 from rec2pm_jax.config import Config
 from rec2pm_jax.nn.attention import KeyValues, Layout
 from rec2pm_jax.nn.backbone import Backbone
-from rec2pm_jax.nn.embedding import EventEmbedding
+from rec2pm_jax.nn.embedding import TABLE, EventEmbedding
 from rec2pm_jax.nn.losses import catalogue_logits, next_item_loss, prepare
 from rec2pm_jax.nn.topk import top_k
 from rec2pm_jax.typing import PADDING_ID, Array, Batch, Events, Params, PRNGKey
+
+_NEGATIVES = "negatives"  # in params, see `with_step_rows`
+
+
+def with_step_rows(params: Params, negatives: Array) -> Params:
+    """Params whose item table holds the rows of one training step only.
+
+    negatives: int32 [R], the rows among them that every catalogue loss draws its negatives from.
+    """
+    return {**params, _NEGATIVES: negatives}
+
+
+def sees_whole_catalogue(params: Params) -> bool:
+    """False where the item table holds the rows of one step only."""
+    return _NEGATIVES not in params
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,7 +151,11 @@ class Network:
 
     def table(self, params: Params) -> Array:
         """Item embeddings [V, D]."""
-        return params["embedding"]["item_embedding"]
+        return params["embedding"][TABLE]
+
+    def with_table(self, params: Params, table: Array) -> Params:
+        """Params with another item table."""
+        return {**params, "embedding": {**params["embedding"], TABLE: table}}
 
     def next_item(
         self,
@@ -163,6 +182,7 @@ class Network:
             rng,
             positions.reshape(-1),
             self.config.compute.loss_chunk_bytes,
+            params.get(_NEGATIVES),
         )
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from rec2pm_jax.methods import layout as layouts
 from rec2pm_jax.methods.memory import fold
-from rec2pm_jax.methods.network import training_events
+from rec2pm_jax.methods.network import sees_whole_catalogue, training_events
 from rec2pm_jax.methods.recurrent import TokenMemory, training_windows
 from rec2pm_jax.methods.segments import slot_horizons
 from rec2pm_jax.nn.attention import Layout
@@ -131,7 +131,7 @@ class Rec2PM(TokenMemory):
             at = (targets[:, :span], weights[:, :span], rngs["neg_ref"], rows)
             terms["reference_ar"] = self.network.next_item(params, ref_items, *at)
         if method.bag:
-            terms["bag"] = self._bag(params, reference, inside.ids)
+            terms["bag"] = self._bag(params, reference, inside.ids, rows)
         return terms
 
     def loss_weights(self, step: Array) -> dict[str, Array]:
@@ -192,14 +192,19 @@ class Rec2PM(TokenMemory):
         weights = (whole & (jnp.arange(whole.shape[1]) > 0)).astype(jnp.float32)
         return jnp.sum(reduce(squares, axis=(2, 3)) * weights), jnp.sum(weights)
 
-    def _bag(self, params, reference: Array, ids: Array) -> tuple[Array, Array]:
+    def _bag(self, params, reference: Array, ids: Array, rows: Array) -> tuple[Array, Array]:
         """What m_h^ref recalls should be the items of segment h + 1 (a departure from the paper)."""
         batch, count = reference.shape[:2]
         vectors = self.tokens.apply(
             {"params": params["memory"]}, reference[:, :-1], method="recall"
         )
-        log_p = jax.nn.log_softmax(self.network.score(params, vectors), axis=-1)
         following = ids.reshape(batch, count, -1)[:, 1:]
-        losses = -jnp.take_along_axis(log_p, following, axis=-1)
         present = following != PADDING_ID
+        if not sees_whole_catalogue(params):
+            # Every item of a segment is one prediction of the same vector.
+            vectors = jnp.repeat(vectors, following.shape[2], axis=1)
+            at = (following.reshape(batch, -1), present.reshape(batch, -1).astype(jnp.float32))
+            return self.network.next_item(params, vectors, *at, None, rows)
+        log_p = jax.nn.log_softmax(self.network.score(params, vectors), axis=-1)
+        losses = -jnp.take_along_axis(log_p, following, axis=-1)
         return jnp.sum(jnp.where(present, losses, 0.0)), jnp.sum(present).astype(jnp.float32)

@@ -9,6 +9,7 @@ from rec2pm_jax.config import ModelConfig
 from rec2pm_jax.typing import Array
 
 ITEM_SCALE = 0.02
+TABLE = "item_embedding"  # the parameter that holds the item table
 
 
 class EventEmbedding(nn.Module):
@@ -29,7 +30,7 @@ class EventEmbedding(nn.Module):
         cfg = self.config
         dim = cfg.dim
         table = self.param(
-            "item_embedding",
+            TABLE,
             nn.initializers.truncated_normal(ITEM_SCALE),
             (self.num_items + 1, dim),
         )

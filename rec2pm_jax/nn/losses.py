@@ -58,6 +58,7 @@ def next_item_loss(
     rng: PRNGKey,
     rows: Array,
     chunk_bytes: int,
+    negatives: Array | None = None,
 ) -> tuple[Array, Array]:
     """Cross-entropy of the next item: (weighted sum, sum of weights), float32 scalars.
 
@@ -70,6 +71,8 @@ def next_item_loss(
       rows: int32 [T], numbers of the positions, unique within the step: see `per_row`.
       chunk_bytes: how large the logits (or gathered negatives) of a chunk of positions may get; 0:
         what stays in the cache of a CPU core, or what keeps an accelerator busy.
+      negatives: int32 [R], shared negatives drawn by the caller, uniformly over a catalogue of which
+        `table` is a part. None: they are drawn here from all of `table`.
     """
     weights = jax.lax.stop_gradient(weights)
     chunk_bytes = chunk_bytes or (CPU_CHUNK if jax.default_backend() == "cpu" else DEVICE_CHUNK)
@@ -83,7 +86,11 @@ def next_item_loss(
         parts = (_full_softmax, items, (vectors, positives), (), ())
         width = items.shape[0]
     else:
-        ids, log_q = sample_negatives(config, table.shape[0] - 1, targets, weights, rng, rows)
+        if negatives is None:
+            num_items = table.shape[0] - 1
+            ids, log_q = sample_negatives(config, num_items, targets, weights, rng, rows)
+        else:
+            ids, log_q = negatives, jnp.zeros(table.shape[0])  # uniform: any constant cancels
 
         def named(ids):  # ids and, where it is asked for, their log q
             return ids, log_q[ids] if config.log_q else None

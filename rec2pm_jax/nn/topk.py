@@ -28,6 +28,7 @@ def top_k(
     k: int,
     *,
     first: int = 0,
+    allowed: Callable[[Array], Array] | None = None,
     prepare: Callable[[Array], Array] = lambda rows: rows,
     block: int = BLOCK,
 ) -> tuple[Array, Array]:
@@ -43,6 +44,7 @@ def top_k(
       table: [V, D].
       k: rows wanted, 1 <= k <= V - first.
       first: rows before this one do not take part (the padding row).
+      allowed: row numbers int32 [n] -> bool [n], false where a row scores -inf; None: all score.
       prepare: rows of the table [n, D] -> float32 [n, D], each row by itself.
       block: rows per step, a multiple of RUN.
 
@@ -56,28 +58,32 @@ def top_k(
     if not 1 <= k <= count:
         raise ValueError(f"k={k} must be between 1 and the {count} rows that take part.")
 
-    def scores(rows: Array) -> Array:
-        """[n, D] -> [n, Q]."""
-        return prepare(rows) @ queries.T
+    def scores(rows: Array, index: Array) -> Array:
+        """Rows [n, D] of numbers `index` -> [n, Q]."""
+        made = prepare(rows) @ queries.T
+        return made if allowed is None else jnp.where(allowed(index)[:, None], made, -jnp.inf)
 
     if count <= max(_DIRECT * block, 2 * k * RUN):
-        best, rows = jax.lax.top_k(scores(table[first:]).T, k)
+        index = first + jnp.arange(count, dtype=jnp.int32)
+        best, rows = jax.lax.top_k(scores(table[first:], index).T, k)
         return best, rows + first
 
-    def maxima(rows: Array) -> Array:
+    def maxima(rows: Array, index: Array) -> Array:
         """[n, D] -> [n / RUN, Q]."""
-        return scores(rows).reshape(-1, RUN, queries.shape[0]).max(axis=1)
+        return scores(rows, index).reshape(-1, RUN, queries.shape[0]).max(axis=1)
 
     def step(carry: None, start: Array) -> tuple[None, Array]:
-        return carry, maxima(jax.lax.dynamic_slice_in_dim(table, start, block))
+        index = start + jnp.arange(block, dtype=jnp.int32)
+        return carry, maxima(jax.lax.dynamic_slice_in_dim(table, start, block), index)
 
     blocks = count // block
     _, runs = jax.lax.scan(step, None, first + block * jnp.arange(blocks, dtype=jnp.int32))
     runs = runs.reshape(-1, queries.shape[0])
     rest = count - blocks * block
     if rest:  # fewer rows than a block, filled up to whole runs by repeating the last
-        index = jnp.minimum(jnp.arange(-(-rest // RUN) * RUN), rest - 1)
-        runs = jnp.concatenate([runs, maxima(table[table.shape[0] - rest + index])])
+        index = jnp.minimum(jnp.arange(-(-rest // RUN) * RUN, dtype=jnp.int32), rest - 1)
+        index = table.shape[0] - rest + index
+        runs = jnp.concatenate([runs, maxima(table[index], index)])
 
     chosen = jax.lax.top_k(runs.T, k)[1]  # Q k, the lower run first where maxima are equal
     chosen = jnp.sort(chosen, axis=1)  # so that rows are in order again, and ties with them
@@ -86,7 +92,8 @@ def top_k(
         query, runs = inputs
         rows = first + (runs[:, None] * RUN + jnp.arange(RUN, dtype=jnp.int32)).reshape(-1)
         real = rows < table.shape[0]
-        own = scores(table[jnp.where(real, rows, first)])[:, query]
+        inside = jnp.where(real, rows, first)
+        own = scores(table[inside], inside)[:, query]
         best, at = jax.lax.top_k(jnp.where(real, own, -jnp.inf), k)
         return best, rows[at]
 

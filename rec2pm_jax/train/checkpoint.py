@@ -17,12 +17,17 @@ from typing import Any, NamedTuple
 
 import grain
 import jax
+import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 
 from rec2pm_jax import config as config_lib
 from rec2pm_jax.config import Config
 from rec2pm_jax.errors import UserError
 from rec2pm_jax.methods.registry import make_method
+from rec2pm_jax.nn.embedding import TABLE
+from rec2pm_jax.nn.item_rows import packed_shape, rows_of, table_rows, take_rows
 from rec2pm_jax.train.step import TrainState
 from rec2pm_jax.typing import Params
 
@@ -46,21 +51,31 @@ class Checkpoints:
     def __init__(self, workdir: str | Path, keep: int):
         self._directory = _directory(workdir)
         self._keep = keep
-        self._manager = _open(self._directory, create=True)
+        try:
+            self._manager = _open(self._directory, create=True)
+        except OSError as error:
+            raise _cannot_write(self._directory, error) from error
 
     def save(self, state: TrainState, iterator: grain.DatasetIterator, meta: Meta) -> None:
-        """Writes step `meta["step"]`, then removes what is neither new nor `meta["best_step"]`."""
+        """Writes step `meta["step"]`, then removes what is neither new nor `meta["best_step"]`.
+
+        Raises:
+          UserError: it cannot be written (a full disk, no permission); nothing older is removed.
+        """
         step = meta["step"]
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                params=ocp.args.StandardSave(state.params),
-                optimizer=ocp.args.StandardSave((state.step, state.opt_state)),
-                data=grain.checkpoint.CheckpointSave(iterator),
-                meta=ocp.args.JsonSave({"values": meta, "sha256": _digest(meta)}),
-            ),
-        )
-        self._manager.wait_until_finished()
+        try:
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    params=ocp.args.StandardSave(state.params),
+                    optimizer=ocp.args.StandardSave((state.step, state.opt_state)),
+                    data=grain.checkpoint.CheckpointSave(iterator),
+                    meta=ocp.args.JsonSave({"values": meta, "sha256": _digest(meta)}),
+                ),
+            )
+            self._manager.wait_until_finished()
+        except (OSError, ValueError) as error:  # TensorStore's errors of the disk are ValueErrors
+            raise _cannot_write(self._directory / str(step), error) from error
         steps = sorted(self._manager.all_steps())
         for old in steps[: -self._keep]:
             if old != meta["best_step"]:
@@ -90,6 +105,7 @@ class Checkpoints:
         """
         unreadable: list[int] = []
         for step in sorted(self._manager.all_steps(), reverse=True):
+            restored = None
             try:
                 meta = _read_meta(self._manager, step)
                 check(meta)
@@ -99,13 +115,15 @@ class Checkpoints:
                     args=ocp.args.Composite(
                         params=ocp.args.StandardRestore(abstract.params),
                         optimizer=ocp.args.StandardRestore((abstract.step, abstract.opt_state)),
-                        data=grain.checkpoint.CheckpointRestore(iterator),
                     ),
                 )
+                iterator.set_state(_data_position(self._directory / str(step)))
             except UserError:
                 raise
             except Exception as error:  # a damaged file can raise anything, in several libraries
                 _warn_unreadable(self._directory / str(step), error)
+                restored = None
+            if not _everybody(restored is not None):
                 unreadable.append(step)
                 continue
             self._set_aside(unreadable)
@@ -117,13 +135,14 @@ class Checkpoints:
 
     def _set_aside(self, steps: list[int]) -> None:
         """Frees the names of unreadable steps, which training is about to reach again."""
-        for step in steps:
+        for step in steps if jax.process_index() == 0 else ():
             target = self._directory.parent / "unreadable_checkpoints" / str(step)
             if target.exists():
                 shutil.rmtree(target)
             target.parent.mkdir(exist_ok=True)
             shutil.move(self._directory / str(step), target)
         if steps:
+            _everybody(True)  # the files have moved before anybody looks again
             self._manager.reload()
 
     def close(self) -> None:
@@ -136,6 +155,8 @@ def load_for_inference(workdir: str | Path, which: str = "best") -> tuple[Config
     Args:
       workdir: of a training run, finished or not.
       which: `best` (by validation NDCG@10) or `latest`.
+
+    A sharded item table comes back whole, in the order of ids.
 
     Raises:
       UserError: no checkpoint, nothing readable, or `best` before the first validation.
@@ -160,6 +181,12 @@ def load_for_inference(workdir: str | Path, which: str = "best") -> tuple[Config
             config = config_lib.from_dict(meta["config"])
             method = make_method(config, meta["num_items"])
             abstract = abstract_with_sharding(jax.eval_shape(method.init, jax.random.key(0)))
+            if config.model.table == "sharded":
+                shape = packed_shape(table_rows(meta["num_items"]), config.model.dim)
+                abstract = _with_table(
+                    abstract,
+                    lambda t: jax.ShapeDtypeStruct(shape, t.dtype, sharding=t.sharding),
+                )
             restored = manager.restore(
                 step, args=ocp.args.Composite(params=ocp.args.StandardRestore(abstract))
             )
@@ -172,7 +199,28 @@ def load_for_inference(workdir: str | Path, which: str = "best") -> tuple[Config
             ) from error
     finally:
         manager.close()
-    return config, restored["params"], meta
+    params = restored["params"]
+    if config.model.table == "sharded":  # back to the order of ids
+        ids = jnp.arange(meta["num_items"] + 1, dtype=jnp.int32)
+        rows = rows_of(ids, table_rows(meta["num_items"]))
+        params = _with_table(params, lambda table: take_rows(table, rows, config.model.dim))
+    return config, params, meta
+
+
+def _with_table(params: Params, change: Callable[[Any], Any]) -> Params:
+    embedding = params["embedding"]
+    return {**params, "embedding": {**embedding, TABLE: change(embedding[TABLE])}}
+
+
+def _data_position(checkpoint: Path) -> dict[str, Any]:
+    """The Grain state: how many batches were taken, the same for every process of the job.
+
+    So whatever process wrote it serves for any other, and for another number of processes.
+    """
+    files = sorted((checkpoint / "data").glob("process_*.json"))
+    if not files:
+        raise ValueError("the position in the data is missing")
+    return json.loads(files[0].read_text())
 
 
 def abstract_with_sharding(tree: Any) -> Any:
@@ -221,6 +269,20 @@ def _newest_readable(manager: ocp.CheckpointManager, directory: Path) -> int:
         except Exception as error:  # as in `Checkpoints.restore`
             _warn_unreadable(directory / str(step), error)
     raise _none_readable(directory)
+
+
+def _everybody(ok: bool) -> bool:
+    """Whether `ok` in all processes of the job."""
+    if jax.process_count() == 1:
+        return ok
+    return bool(multihost_utils.process_allgather(np.bool_(ok)).all())
+
+
+def _cannot_write(path: Path, error: Exception) -> UserError:
+    return UserError(
+        f"Cannot write {path} ({_first_line(error)}). Older checkpoints are untouched: free some "
+        "space, or make it writable, and start the same command again."
+    )
 
 
 def _warn_unreadable(path: Path, error: Exception) -> None:

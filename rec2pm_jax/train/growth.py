@@ -9,6 +9,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from rec2pm_jax.errors import UserError
+from rec2pm_jax.methods.base import Method
 from rec2pm_jax.nn.embedding import ITEM_SCALE
 from rec2pm_jax.train.step import TrainState
 from rec2pm_jax.typing import Params
@@ -54,8 +56,20 @@ def grow_state(state: TrainState, num_items: int, seed: int) -> TrainState:
     return TrainState(state.step, params, opt_state)
 
 
-def with_items(abstract: TrainState, num_items: int) -> TrainState:
-    """The shapes `abstract` of a state, with tables of `num_items` items and padding."""
+def with_items(abstract: TrainState, method: Method, num_items: int) -> TrainState:
+    """The shapes `abstract` of a state of `method`, as they were with `num_items` items.
+
+    Raises:
+      UserError: the table is sharded: where its rows lie depends on how many there are.
+    """
+    if num_items == method.num_items:
+        return abstract
+    if method.config.model.table == "sharded":
+        raise UserError(
+            f"The checkpoint has {num_items:,} items and the data {method.num_items:,} by now; "
+            "config.model.table=sharded cannot grow. Train a new workdir, or use "
+            "config.model.table=whole where the table fits."
+        )
 
     def resized(path, leaf):
         if not _is_table(path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import os
 from collections.abc import Callable, Collection, Mapping
@@ -18,12 +19,13 @@ from rec2pm_jax.data.pipeline import train_iterator
 from rec2pm_jax.errors import UserError
 from rec2pm_jax.methods.base import Method
 from rec2pm_jax.provenance import git_commit
-from rec2pm_jax.train.checkpoint import Checkpoints, abstract_with_sharding
+from rec2pm_jax.train.checkpoint import Checkpoints
 from rec2pm_jax.train.growth import grow_state, growth_text, with_items
 from rec2pm_jax.train.identity import check_same_run
 from rec2pm_jax.train.metric_writer import MetricWriter
-from rec2pm_jax.train.optimizer import make_optimizer, make_schedule
-from rec2pm_jax.train.partition import make_partition
+from rec2pm_jax.train.optimizer import make_schedule
+from rec2pm_jax.train.partition import make_partition, one_copy
+from rec2pm_jax.train.preemption import Preempted, Preemption
 from rec2pm_jax.train.profile import StepTrace
 from rec2pm_jax.train.progress import (
     TARGET,
@@ -33,7 +35,6 @@ from rec2pm_jax.train.progress import (
     parameter_table,
     setting_table,
 )
-from rec2pm_jax.train.step import init_train_state, make_train_step
 from rec2pm_jax.typing import Params
 
 EvaluateFn = Callable[[Params], Mapping[str, float]]
@@ -108,8 +109,9 @@ def train_on(
       The contents of `train/summary.json`.
 
     Raises:
-      UserError: the workdir belongs to another run or none of its checkpoints is readable; a loss
-        or gradient is not finite.
+      UserError: the workdir belongs to another run, none of its checkpoints is readable or one
+        cannot be written; a loss or gradient is not finite; a bucket of a sharded table overflows.
+      Preempted: SIGTERM came; the last step is saved.
     """
     workdir = Path(workdir)
     run = _Run(config, iterator, data_hash, method, workdir, evaluate_fn, data_path)
@@ -120,6 +122,13 @@ def train_on(
         while run.progress.stop_reason(config) is None:
             run.advance()
         return run.finish()
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG):
+            raise
+        raise UserError(
+            f"Cannot write {error.filename or workdir} ({error.strerror}). Checkpoints are untouched: "
+            "free some space, or make it writable, and start the same command again."
+        ) from error
     finally:
         run.close()
 
@@ -133,15 +142,11 @@ class _Run:
         self.method, self.workdir, self.evaluate_fn = method, workdir, evaluate_fn
         self.is_main = jax.process_index() == 0
         train = config.train
-        optimizer = make_optimizer(config.optim, train.steps)
         self.schedule = make_schedule(config.optim, train.steps)
-        self.init = lambda: init_train_state(method, optimizer, train.seed)
-        step = make_train_step(method, optimizer, train.seed, config.compute.accumulate)
-        self.partition = make_partition(
-            step, train.partition, train.batch_size, config.compute.accumulate
-        )
+        self.partition = make_partition(config, method)
         self.checkpoints = Checkpoints(workdir, train.keep_checkpoints)
         self.progress = Progress()
+        self.preemption = Preemption()
         self.pending = None  # (step, metrics still being computed)
         self.writer = self.line = None
         self.trace = StepTrace()
@@ -149,9 +154,9 @@ class _Run:
 
     def start(self) -> None:
         """Restores or initialises the state, opens the logs, and says what is being trained."""
-        abstract = abstract_with_sharding(jax.eval_shape(self.init))
+        partition = self.partition
         restored = self.checkpoints.restore(
-            lambda meta: with_items(abstract, meta["num_items"]),
+            lambda meta: with_items(partition.abstract, self.method, meta["num_items"]),
             self.iterator,
             check=lambda meta: check_same_run(
                 meta, self.config, self.data_hash, self.workdir, self.grown_from
@@ -175,13 +180,16 @@ class _Run:
                 },
             )
         )
-        self._print(parameter_table(abstract.params))
-        state = restored.state if restored else jax.jit(self.init)()
-        if grown:
-            self._print(growth_text(restored.meta, self.data_hash, self.method.num_items))
-            state = grow_state(state, self.method.num_items, self.config.train.seed)
-            self.progress.forget_validations()
-        self.state = self.partition.place(state)
+        self._print(parameter_table(partition.abstract.params))
+        if restored is None:
+            self.state = partition.init()
+        else:
+            state = restored.state
+            if grown:
+                self._print(growth_text(restored.meta, self.data_hash, self.method.num_items))
+                state = grow_state(state, self.method.num_items, self.config.train.seed)
+                self.progress.forget_validations()
+            self.state = partition.place(state)
         if self.is_main:
             self.writer = MetricWriter(self.workdir / "train", step, positions)
         self.line = ProgressLine(self.config.train.steps, step, show=self.is_main)
@@ -204,7 +212,8 @@ class _Run:
         log = last or progress.step % config.log_every == 0
         validate = last or progress.step % config.eval_every == 0
         save = last or progress.step % config.checkpoint_every == 0
-        if not (log or validate or save):
+        stop = self.preemption.reached(progress.step) and not last
+        if not (log or validate or save or stop):
             return
         self._take_pending()
         if log:
@@ -212,8 +221,13 @@ class _Run:
         if validate:
             better = self._validate()
             save = save or better or progress.stop_reason(self.config) is not None
-        if save:
+        if save or stop:
             self._save()
+        if stop:
+            raise Preempted(
+                f"stopped by SIGTERM after step {progress.step}, which is saved; the same command "
+                "goes on from there"
+            )
         self.line.describe(progress)
         self.watch.skip()
 
@@ -242,7 +256,8 @@ class _Run:
         return summary
 
     def close(self) -> None:
-        for resource in (self.trace, self.line, self.writer, self.checkpoints):
+        resources = (self.preemption, self.trace, self.line, self.writer, self.checkpoints)
+        for resource in resources:
             if resource is not None:
                 resource.close()
 
@@ -252,6 +267,8 @@ class _Run:
             return
         (step, metrics), self.pending = self.pending, None
         metrics = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        if not metrics.pop("fits", 1):
+            raise _does_not_fit(step, metrics)
         if not metrics.pop("finite"):
             raise _not_finite(step, metrics)
         self.progress.add(metrics)
@@ -265,7 +282,7 @@ class _Run:
             self.writer.write("train", self.progress.step, values, volatile=speed)
 
     def _validate(self) -> bool:
-        metrics = dict(self.evaluate_fn(self.partition.gather(self.state).params))
+        metrics = dict(self.evaluate_fn(one_copy(self.partition.gather(self.state).params)))
         if self.writer:
             self.writer.write("validation", self.progress.step, metrics)
         return self.progress.validated(metrics)
@@ -302,6 +319,16 @@ def _not_finite(step: int, metrics: Mapping[str, float]) -> UserError:
         f"Step {step}: the loss or its gradient is not finite ({values}); the update was not "
         "applied and the last checkpoint stands. Lower config.optim.learning_rate, raise "
         "config.optim.warmup_steps, set config.optim.clip_norm, or use config.model.dtype=float32."
+    )
+
+
+def _does_not_fit(step: int, metrics: Mapping[str, float]) -> UserError:
+    needed, capacity = int(metrics["bucket_rows"]), int(metrics["bucket_capacity"])
+    return UserError(
+        f"Step {step}: a device asks another for {needed} rows of the item table, and a bucket holds "
+        f"{capacity}; the update was not applied and the last checkpoint stands. Start again with "
+        f"--config.compute.bucket_rows={-(-needed * 9 // 8)} (at least {needed}); the result does "
+        "not depend on it."
     )
 
 

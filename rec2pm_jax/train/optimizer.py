@@ -1,11 +1,18 @@
-"""AdamW with warm-up, a decay mask and clipping by global norm, built from `config.optim`."""
+"""AdamW with warm-up, a decay mask and clipping by global norm, built from `config.optim`.
+
+The item table may have an optimizer of its own, see `rowwise_adagrad`.
+"""
 
 from __future__ import annotations
+
+import dataclasses
 
 import jax
 import optax
 
 from rec2pm_jax.config import OptimConfig
+from rec2pm_jax.nn.embedding import TABLE
+from rec2pm_jax.train.rowwise_adagrad import rowwise_adagrad
 from rec2pm_jax.typing import Params
 
 FINAL_FRACTION = 0.01  # the cosine ends at this share of the peak learning rate
@@ -51,14 +58,37 @@ def make_schedule(optim: OptimConfig, total_steps: int) -> optax.Schedule:
 
 
 def make_optimizer(optim: OptimConfig, total_steps: int) -> optax.GradientTransformation:
-    """AdamW on clipped gradients; `clip_norm` 0 leaves them as they are."""
-    adamw = optax.adamw(
+    """Clipping by global norm (none with `clip_norm` 0), then AdamW, or `optim.table` for the table."""
+    update = make_dense_optimizer(optim, total_steps)
+    if optim.table == "rowwise_adagrad":
+        table = rowwise_adagrad(make_table_schedule(optim, total_steps))
+        update = optax.partition({"dense": update, "table": table}, _parts)
+    if optim.clip_norm == 0:
+        return update
+    return optax.chain(optax.clip_by_global_norm(optim.clip_norm), update)
+
+
+def make_dense_optimizer(optim: OptimConfig, total_steps: int) -> optax.GradientTransformation:
+    """AdamW on gradients as they come."""
+    return optax.adamw(
         make_schedule(optim, total_steps),
         b1=optim.b1,
         b2=optim.b2,
         weight_decay=optim.weight_decay,
         mask=decay_mask,
     )
-    if optim.clip_norm == 0:
-        return adamw
-    return optax.chain(optax.clip_by_global_norm(optim.clip_norm), adamw)
+
+
+def make_table_schedule(optim: OptimConfig, total_steps: int) -> optax.Schedule:
+    """Learning rate of the item table's own optimizer by step."""
+    peak = optim.table_learning_rate or optim.learning_rate
+    return make_schedule(dataclasses.replace(optim, learning_rate=peak), total_steps)
+
+
+def _parts(params: Params) -> Params:
+    """Names the optimizer of every parameter: `table` or `dense`."""
+
+    def part(path, leaf):
+        return "table" if path and path[-1] == jax.tree_util.DictKey(TABLE) else "dense"
+
+    return jax.tree_util.tree_map_with_path(part, params)

@@ -55,74 +55,116 @@ def make_train_step(
       train_step. Its metrics are float32 scalars over the whole batch: `loss/<term>` (mean of each
       term), `loss/total` (the objective), `grad_norm` (before clipping), `tokens` (next-item
       targets), and `finite`, 1 or 0. With 0 (loss or gradient not finite) the returned state is
-      the one given, step included. `axis_name` names the `jax.pmap` axis over which the batch is
-      divided.
+      the one given, step included. `axis_name` names the mapped axis (of `jax.pmap` or
+      `jax.shard_map`) over which the batch is divided.
     """
 
     def train_step(
         state: TrainState, batch: Batch, *, axis_name: str | None = None
     ) -> tuple[TrainState, Metrics]:
-        rng = jax.random.fold_in(jax.random.key(seed), state.step)
-        coefficients = method.loss_weights(state.step)
-        micro = jax.tree.map(lambda x: x.reshape(accumulate, -1, *x.shape[1:]), batch)
-
-        def total(tree):
-            """Sums over micro-batches (leading axis) and devices."""
-            tree = jax.tree.map(lambda x: x.sum(axis=0), tree)
-            return jax.lax.psum(tree, axis_name) if axis_name else tree
-
-        # Only the weights leave this scan, so XLA drops the forward passes.
-        weights = total(_scan_weights(method, state, micro, rng))
-        scales = {
-            name: _divide(jnp.asarray(coefficients[name], jnp.float32), weight)
-            for name, weight in weights.items()
-        }
-
-        def objective(params: Params, part: Batch):
-            terms = method.loss(params, part, rng, step=state.step)
-            sums = {name: value for name, (value, _) in terms.items()}
-            return sum(scales[name] * value for name, value in sums.items()), sums
-
-        def accumulate_gradient(gradient: Params, part: Batch):
-            (_, sums), new = jax.value_and_grad(objective, has_aux=True)(state.params, part)
-            return jax.tree.map(jnp.add, gradient, new), sums
-
-        gradient, sums = jax.lax.scan(
-            accumulate_gradient, jax.tree.map(jnp.zeros_like, state.params), micro
+        rng = step_rng(seed, state.step)
+        gradient, loss, metrics = batch_gradient(
+            method,
+            lambda params: params,
+            state.params,
+            batch,
+            rng,
+            state.step,
+            accumulate,
+            axis_name,
         )
-        if axis_name:
-            gradient = jax.lax.psum(gradient, axis_name)
-        sums = total(sums)
-
-        loss = sum(scales[name] * value for name, value in sums.items())
+        gradient = over_devices(gradient, axis_name)
         grad_norm = optax.tree.norm(gradient)
         finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
         # Optax mixes integer and float scalars; everything else holds under strict promotion.
         with jax.numpy_dtype_promotion("standard"):
             updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
         updated = TrainState(state.step + 1, optax.apply_updates(state.params, updates), opt_state)
-        new_state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), updated, state)
-
-        tokens = (micro["ids"][:, :, 1:] != PADDING_ID).sum(axis=(1, 2))
-        metrics = {f"loss/{name}": _divide(value, weights[name]) for name, value in sums.items()}
-        metrics |= {
-            "loss/total": loss,
-            "grad_norm": grad_norm,
-            "tokens": total(tokens),
-            "finite": finite,
-        }
-        return new_state, {name: value.astype(jnp.float32) for name, value in metrics.items()}
+        metrics |= {"grad_norm": grad_norm, "finite": finite}
+        return choose(finite, updated, state), as_float32(metrics)
 
     return train_step
 
 
+def step_rng(seed: int, step: Array) -> PRNGKey:
+    """The key of a step, the same for every micro-batch and device."""
+    return jax.random.fold_in(jax.random.key(seed), step)
+
+
+def over_devices(tree: Params, axis_name: str | None) -> Params:
+    """Sums over the devices that share the batch."""
+    return jax.lax.psum(tree, axis_name) if axis_name else tree
+
+
+def choose(applied: Array, updated: Params, old: Params) -> Params:
+    """`updated` where the step is applied, else `old`."""
+    return jax.tree.map(lambda new, old: jnp.where(applied, new, old), updated, old)
+
+
+def as_float32(metrics: Metrics) -> Metrics:
+    return {name: value.astype(jnp.float32) for name, value in metrics.items()}
+
+
+def batch_gradient(
+    method: Method,
+    assemble: Callable[[Params], Params],
+    variables: Params,
+    batch: Batch,
+    rng: PRNGKey,
+    step: Array,
+    accumulate: int,
+    axis_name: str | None,
+) -> tuple[Params, Array, Metrics]:
+    """Gradient of a step's objective with respect to `variables`.
+
+    Args:
+      assemble: variables -> the params that `method` takes.
+      batch: the examples of this device.
+
+    Returns:
+      This device's part of the gradient (`over_devices` completes it), the objective over the whole
+      batch, and the metrics `loss/..` and `tokens` over the whole batch.
+    """
+    coefficients = method.loss_weights(step)
+    micro = jax.tree.map(lambda x: x.reshape(accumulate, -1, *x.shape[1:]), batch)
+
+    def total(tree):
+        """Sums over micro-batches (leading axis) and devices."""
+        return over_devices(jax.tree.map(lambda x: x.sum(axis=0), tree), axis_name)
+
+    # Only the weights leave this scan, so XLA drops the forward passes.
+    weights = total(_scan_weights(method, assemble(variables), step, micro, rng))
+    scales = {
+        name: _divide(jnp.asarray(coefficients[name], jnp.float32), weight)
+        for name, weight in weights.items()
+    }
+
+    def objective(variables: Params, part: Batch):
+        terms = method.loss(assemble(variables), part, rng, step=step)
+        sums = {name: value for name, (value, _) in terms.items()}
+        return sum(scales[name] * value for name, value in sums.items()), sums
+
+    def accumulate_gradient(gradient: Params, part: Batch):
+        (_, sums), new = jax.value_and_grad(objective, has_aux=True)(variables, part)
+        return jax.tree.map(jnp.add, gradient, new), sums
+
+    gradient, sums = jax.lax.scan(
+        accumulate_gradient, jax.tree.map(jnp.zeros_like, variables), micro
+    )
+    sums = total(sums)
+    loss = sum(scales[name] * value for name, value in sums.items())
+    tokens = (micro["ids"][:, :, 1:] != PADDING_ID).sum(axis=(1, 2))
+    metrics = {f"loss/{name}": _divide(value, weights[name]) for name, value in sums.items()}
+    return gradient, loss, metrics | {"loss/total": loss, "tokens": total(tokens)}
+
+
 def _scan_weights(
-    method: Method, state: TrainState, micro: Batch, rng: PRNGKey
+    method: Method, params: Params, step: Array, micro: Batch, rng: PRNGKey
 ) -> dict[str, Array]:
     """Weight of each loss term in each micro-batch: float32 [accumulate], without gradient."""
 
     def weigh(carry, part: Batch):
-        terms = method.loss(state.params, part, rng, step=state.step)
+        terms = method.loss(params, part, rng, step=step)
         return carry, {name: jax.lax.stop_gradient(weight) for name, (_, weight) in terms.items()}
 
     return jax.lax.scan(weigh, (), micro)[1]

@@ -1,0 +1,12 @@
+"""launch.train with SGD for the dense parameters: Adam would make rounding grow from step to step."""
+
+from __future__ import annotations
+
+import optax
+
+from launch import cli, train
+from rec2pm_jax.train import partition
+
+if __name__ == "__main__":
+    partition.make_dense_optimizer = lambda *_: optax.sgd(0.05)
+    cli.run(train.main)
