@@ -40,7 +40,8 @@ def test_parameters_and_shapes_at_paper_size():
     assert count(params["backbone"]) == 16 * (4 * D * D + D * D + D) == 328_704
     assert count(params["embedding"]) == (V + 1) * D + S * D == 1_292_864
     assert params["memory"]["query_embedding"].shape == (C, D)
-    assert count(params["memory"]) < 10_000
+    # Adapter and recall; embeddings of queries, slots and ages; what is kept of each slot, and a gain.
+    assert count(params["memory"]) == D * D + C * D * D + 2 * C * D + 16 * D + C + 1 == 22_021
 
     state = jax.eval_shape(lambda p: method.init_state(p, batch), params)
     assert state.memory.shape == (batch, C, D) and state.groups.shape == (batch,)
