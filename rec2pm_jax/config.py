@@ -266,7 +266,7 @@ class ComputeConfig:
     loss_chunk_bytes: int = 0  # of a chunk of logits; 0: what suits the platform, see nn/losses.py
 
     def __post_init__(self):
-        _one_of(self.attention, ("auto", "dense", "blockwise"), "compute.attention")
+        _one_of(self.attention, ("auto", "dense", "blockwise", "pallas"), "compute.attention")
         _require(self.accumulate >= 1, "compute.accumulate", ">= 1", self.accumulate)
         size = self.loss_chunk_bytes
         _require(size >= 0, "compute.loss_chunk_bytes", ">= 0", size)

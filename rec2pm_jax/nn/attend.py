@@ -10,10 +10,11 @@ import jax
 from rec2pm_jax.errors import UserError
 from rec2pm_jax.nn.attention import Block, Dropping, Layout, Weighing, dense
 from rec2pm_jax.nn.blockwise import blockwise
+from rec2pm_jax.nn.pallas_attention import pallas
 from rec2pm_jax.typing import Array
 
 # (q, k, v, layout, weighing, biases, dropping) -> outputs, all equal to `dense` up to rounding.
-IMPLEMENTATIONS = {"dense": dense, "blockwise": blockwise}
+IMPLEMENTATIONS = {"dense": dense, "blockwise": blockwise, "pallas": pallas}
 
 
 def attend(

@@ -1,0 +1,233 @@
+"""Attention on intervals as a Pallas kernel for TPUs, forward and backward, SiLU and softmax.
+
+No score leaves the chip's vector memory, and tiles of keys that a tile of rows does not see are skipped, by
+each user's own intervals. A user's keys and values stay in vector memory while tiles of rows go by,
+so that every array is read and written once and the backward pass is one kernel of five products.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+
+from rec2pm_jax.errors import UserError
+from rec2pm_jax.nn import pallas_kernels
+from rec2pm_jax.nn.attention import Dropping, Layout, Weighing
+from rec2pm_jax.nn.intervals import intervals_of, reached, tiles_reached, tiles_seen, whole_bias
+from rec2pm_jax.nn.pallas_tiles import Sizes
+
+ROW_TILE, KEY_TILE = 128, 256
+DEFAULT_VMEM = 12 << 20  # of a kernel's buffers: what fits without asking for more
+MOST_VMEM = 96 << 20  # of 128 MiB on v5e and v6e
+
+
+def unfit(q, k, v, biases, dropping: Dropping | None) -> str:
+    """Why the kernel cannot take a pass, or nothing."""
+    if dropping is not None:
+        return "softmax weights are dropped out (config.model.dropout=0)"
+    needed = _vmem_bytes(q, k, v, biases is not None)
+    if needed > MOST_VMEM:
+        return (
+            f"{k.shape[1]} keys of {k.shape[2]} x {k.shape[3]} need {needed >> 20} MiB of vector "
+            f"memory, more than {MOST_VMEM >> 20}"
+        )
+    return ""
+
+
+def pallas(q, k, v, layout: Layout, weighing: Weighing, biases, dropping: Dropping | None):
+    """As `attention.dense`; off a TPU the kernel runs interpreted, which is for tests.
+
+    Raises:
+      UserError: the pass does not fit, see `unfit`.
+    """
+    reason = unfit(q, k, v, biases, dropping)
+    if reason:
+        raise UserError(
+            f"config.compute.attention=pallas does not fit: {reason}. Use auto or dense."
+        )
+    batch, rows, heads, _ = q.shape
+    keys = k.shape[1]
+    intervals = intervals_of(layout)
+    row_tile = ROW_TILE
+    key_tile = KEY_TILE if keys > ROW_TILE else ROW_TILE
+    sizes = Sizes(
+        norm=weighing.norm,
+        heads=heads,
+        features=heads * q.shape[3],
+        value_features=heads * v.shape[3],
+        rows=rows,
+        keys=keys,
+        row_tile=row_tile,
+        key_tile=key_tile,
+        shared=intervals.shape[0] == 1,
+        exact=q.dtype == jnp.float32,
+        pairs=sum((b.row_stop - b.row_start) * reached(b, layout.num_slots) for b in layout.blocks),
+        tiles=tiles_reached(layout, row_tile, key_tile),
+        vmem=_vmem_bytes(q, k, v, biases is not None),
+    )
+
+    def features_first(x):  # [B, tokens, H, d] -> [B, H * d, tokens]
+        return jnp.swapaxes(x.reshape(*x.shape[:2], -1), 1, 2)
+
+    bias = None if biases is None else whole_bias(biases, layout, keys)
+    q, k, v = (features_first(x) for x in (q, k, v))
+    out = _attend(sizes, q, k, v, bias, intervals)
+    return jnp.swapaxes(out, 1, 2).reshape(batch, rows, heads, -1)
+
+
+def _vmem_bytes(q, k, v, biased: bool) -> int:
+    """Of the backward pass: keys, values and gradients, double-buffered, and float32 sums."""
+    keys = -(-k.shape[1] // KEY_TILE) * KEY_TILE
+    features = k.shape[2] * (k.shape[3] + v.shape[3])
+    of_keys = keys * features * (4 * q.dtype.itemsize + 4)
+    of_bias = 4 * keys * ROW_TILE * 4 if biased else 0
+    return of_keys + of_bias + (2 << 20)  # tiles of rows and of scores
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _attend(sizes, q, k, v, bias, intervals):
+    return _forward(sizes, q, k, v, bias, intervals)[0]
+
+
+def _forward(sizes: Sizes, q, k, v, bias, intervals):
+    specs = _specs(sizes, bias, intervals)
+    out = jax.ShapeDtypeStruct((len(q), sizes.value_features, sizes.rows), v.dtype)
+    outputs, out_specs = [out], [specs["out"]]
+    per_row = pltpu.VMEM((sizes.heads, sizes.row_tile), jnp.float32)
+    scratch = [pltpu.VMEM((sizes.value_features, sizes.row_tile), jnp.float32)]
+    kernel = pallas_kernels.silu_forward
+    if not sizes.norm:
+        kernel = pallas_kernels.softmax_forward
+        outputs.append(jax.ShapeDtypeStruct((len(q), sizes.heads, sizes.rows), jnp.float32))
+        out_specs.append(specs["log_sums"])
+        scratch += [per_row, per_row]
+    arrays = {"q": q, "k": k, "v": v, "intervals": intervals, "bias": bias}
+    out, *log_sums = _call(
+        sizes, kernel, "attention_forward", arrays, specs, outputs, out_specs, scratch, 2
+    )
+    return out, (q, k, v, bias, intervals, out, *log_sums)
+
+
+def _backward(sizes: Sizes, saved, to_out):
+    q, k, v, bias, intervals, out, *log_sums = saved
+    specs = _specs(sizes, bias, intervals)
+    arrays = {"q": q, "k": k, "v": v, "intervals": intervals, "bias": bias, "to_out": to_out}
+    arrays |= {"log_sums": None, "inner": None}
+    if log_sums:
+        # Of softmax: sum_k weight_k d(weight_k) = <out, d(out)>.
+        inner = (out.astype(jnp.float32) * to_out.astype(jnp.float32)).reshape(
+            len(q), sizes.heads, -1, sizes.rows
+        )
+        arrays |= {"log_sums": log_sums[0], "inner": jnp.sum(inner, axis=2)}
+    outputs = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (q, k, v)]
+    out_specs = [specs["q"], specs["k"], specs["v"]]
+    if bias is not None:
+        outputs.append(jax.ShapeDtypeStruct((len(q), *bias.shape[1:]), jnp.float32))
+        out_specs.append(specs["to_bias"])
+    scratch = [
+        pltpu.VMEM((sizes.features, sizes.row_tile), jnp.float32),
+        pltpu.VMEM((sizes.features, sizes.padded_keys), jnp.float32),
+        pltpu.VMEM((sizes.value_features, sizes.padded_keys), jnp.float32),
+    ]
+    to_q, to_k, to_v, *to_bias = _call(
+        *(sizes, pallas_kernels.backward, "attention_backward", arrays, specs),
+        *(outputs, out_specs, scratch, 5),
+    )
+    if bias is None:
+        return to_q, to_k, to_v, None, None
+    (to_bias,) = to_bias
+    if len(bias) == 1:
+        to_bias = jnp.sum(to_bias, axis=0, keepdims=True)
+    return to_q, to_k, to_v, to_bias, None
+
+
+_attend.defvjp(_forward, _backward)
+
+
+def _specs(sizes: Sizes, bias, intervals) -> dict[str, pl.BlockSpec]:
+    """How arrays are cut over the grid (user, tile of rows)."""
+
+    def of_rows(height: int, own: bool = True):
+        block = (1, height, sizes.row_tile)
+        return pl.BlockSpec(block, lambda b, i, _: (b if own else 0, 0, i))
+
+    def of_keys(height: int):
+        return pl.BlockSpec((1, height, sizes.padded_keys), lambda b, i, _: (b, 0, 0))
+
+    return {
+        "q": of_rows(sizes.features),
+        "k": of_keys(sizes.features),
+        "v": of_keys(sizes.value_features),
+        "intervals": of_rows(4, own=len(intervals) > 1),
+        "bias": None if bias is None else of_rows(sizes.padded_keys, own=len(bias) > 1),
+        "to_bias": of_rows(sizes.padded_keys),
+        "out": of_rows(sizes.value_features),
+        "to_out": of_rows(sizes.value_features),
+        "log_sums": of_rows(sizes.heads),
+        "inner": of_rows(sizes.heads),
+    }
+
+
+def _call(
+    sizes: Sizes, kernel, name: str, arrays, specs, outputs, out_specs, scratch, products: int
+):
+    """Runs a kernel over (user, tile of rows). Arrays that are None reach it as None.
+
+    products: matrix products per tile, for the cost: XLA cannot look into a kernel.
+    """
+    given = {n: x for n, x in arrays.items() if x is not None}
+    users = len(given["q"])
+    optional_outputs = 4 if "to_out" in arrays else len(outputs)
+
+    def body(seen, *refs):
+        left = iter(refs)
+        inputs = [next(left) if n in given else None for n in arrays]
+        made = [next(left) for _ in outputs]
+        made += [None] * (optional_outputs - len(made))
+        kernel(sizes, seen, *inputs, *made, *left)
+
+    width = sizes.features // sizes.heads
+    traffic = sum(x.nbytes for x in given.values())
+    if "bias" in given and len(given["bias"]) == 1:
+        traffic += (users - 1) * given["bias"].nbytes  # read again for every user
+    cost = pl.CostEstimate(
+        flops=2 * products * users * sizes.features * sizes.pairs,
+        transcendentals=users * sizes.heads * sizes.pairs,
+        bytes_accessed=traffic + sum(o.size * o.dtype.itemsize for o in outputs),
+    )
+    # What the matrix unit is busy with: whole tiles, and features padded to its 128.
+    depth = -(-width // 128) * 128
+    cells = users * sizes.heads * sizes.tiles * sizes.row_tile * sizes.key_tile
+    vmem = None if sizes.vmem <= DEFAULT_VMEM else sizes.vmem + (sizes.vmem >> 2)
+
+    def run(interpret, seen, *arrays):
+        return pl.pallas_call(
+            body,
+            out_shape=outputs,
+            grid_spec=pltpu.PrefetchScalarGridSpec(
+                num_scalar_prefetch=1,
+                grid=(users, sizes.row_tiles),
+                in_specs=[specs[n] for n in given],
+                out_specs=out_specs,
+                scratch_shapes=scratch,
+            ),
+            compiler_params=pltpu.CompilerParams(
+                dimension_semantics=("parallel", "arbitrary"), vmem_limit_bytes=vmem
+            ),
+            cost_estimate=cost,
+            interpret=interpret,
+            name=name,
+            metadata={"mxu_flops": str(2 * products * depth * cells)},
+        )(seen, *arrays)
+
+    # Chosen when it is lowered, so that a host without a TPU can compile for one.
+    return jax.lax.platform_dependent(
+        tiles_seen(given["intervals"], sizes.row_tile, sizes.key_tile).reshape(-1),
+        *given.values(),
+        tpu=partial(run, False),
+        default=partial(run, True),
+    )
