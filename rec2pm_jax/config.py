@@ -259,14 +259,17 @@ class TrainConfig:
 class ComputeConfig:
     """How things are computed, not what: results agree to rounding, and `config_hash` ignores it."""
 
-    attention: str = "auto"  # auto | dense | blockwise, see nn/attend.py
+    attention: str = "auto"  # auto | dense | blockwise | pallas | cudnn, see nn/attend.py
+    platform: str = "auto"  # auto | cpu | gpu | tpu; auto: where it runs (nn/platform.py)
     accumulate: int = (
         1  # micro-batches per step: less memory, and on a CPU arrays that stay in the cache
     )
     loss_chunk_bytes: int = 0  # of a chunk of logits; 0: what suits the platform, see nn/losses.py
 
     def __post_init__(self):
-        _one_of(self.attention, ("auto", "dense", "blockwise", "pallas"), "compute.attention")
+        names = ("auto", "dense", "blockwise", "pallas", "cudnn")
+        _one_of(self.attention, names, "compute.attention")
+        _one_of(self.platform, ("auto", "cpu", "gpu", "tpu"), "compute.platform")
         _require(self.accumulate >= 1, "compute.accumulate", ">= 1", self.accumulate)
         size = self.loss_chunk_bytes
         _require(size >= 0, "compute.loss_chunk_bytes", ">= 0", size)
