@@ -73,7 +73,10 @@ def costs_of(module: Module, mxu: int, chips: int = 1) -> Costs:
 
 
 def turns(module: Module, loop: Instruction) -> int | None:
-    """How often a while loop turns: `i < constant`, from a constant by ones; None if data decide."""
+    """How often a while loop turns; None if data decide.
+
+    It counts from 0 by ones while `i < constant`, which is what `lax.scan` and `fori_loop` make.
+    """
     known = re.search(r'known_trip_count\D+(\d+)', loop.attributes)
     if known:
         return int(known[1])

@@ -25,16 +25,20 @@ class Product:
         return 2.0 * self.batch * self.m * self.n * self.k
 
     def padded_flops(self, mxu: int) -> float:
-        """With sides filled up to the unit's: it is busy so long. The better of m and n streams."""
+        """With sides filled up to the unit's: it is busy so long.
 
-        def filled(size, unit):
-            return -(-size // unit) * unit
+        One operand is loaded, a square at a time, and the other streams through it; loading the next
+        square takes as long as streaming a square's worth of rows. The better of m and n streams.
+        """
 
-        sides = min(
-            filled(self.m, SUBLANES) * filled(self.n, mxu),
-            filled(self.m, mxu) * filled(self.n, SUBLANES),
-        )
-        return 2.0 * self.batch * sides * filled(self.k, mxu)
+        def loaded(size):
+            return -(-size // mxu) * mxu
+
+        def streamed(size):
+            return max(-(-size // SUBLANES) * SUBLANES, mxu)
+
+        sides = min(streamed(self.m) * loaded(self.n), loaded(self.m) * streamed(self.n))
+        return 2.0 * self.batch * sides * loaded(self.k)
 
 
 def of(i: Instruction, left: Shape, right: Shape) -> Product:
