@@ -137,7 +137,9 @@ def test_softmax_survives_large_scores():
     np.testing.assert_allclose(weights[0, 0, 0], [0.5, 0.5, 0.0])
 
 
-CASES = [(name, kind, 2) for name in small_layouts() for kind in ("dropped softmax", "silu, own bias")]
+CASES = [
+    (name, kind, 2) for name in small_layouts() for kind in ("dropped softmax", "silu, own bias")
+]
 CASES += [("reference", kind, n) for kind in ("softmax", "silu, one bias") for n in (1, 2, 4)]
 
 

@@ -1,8 +1,8 @@
 """What a compiled program costs: every instruction as often as its loops turn.
 
 XLA's own `cost_analysis` counts the body of a loop once. Here the bodies count by the turns their
-conditions say, as `tests/test_compiled.py` checks against XLA's counts of the same program unrolled.
-Kernels cost what their `CostEstimate` says.
+conditions say; `tests/test_compiled.py` and `tests/test_aot.py` check that against XLA's counts of the same
+program unrolled. Kernels cost what their `CostEstimate` says.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ _FREE = {
     *"parameter constant tuple get-tuple-element bitcast after-all partition-id replica-id".split(),
     *"opt-barrier domain add-dependency iota".split(),
 }
+_SILENT = ("Assume", "AllocateBuffer", "ConcatBitcast")  # custom calls that move nothing
 _ELEMENTWISE = set(
     "add subtract multiply divide maximum minimum negate abs sign compare select and or xor not power "
     "sqrt rsqrt exponential log logistic tanh sine cosine floor ceil clamp remainder "
@@ -39,8 +40,9 @@ class Costs:
     Attributes:
       flops: of products, elementwise operations and kernels; product_flops: of products and kernels.
       padded_flops: of products, with every side filled up to the matrix unit's.
-      bytes_accessed: read and written by all instructions, wherever the buffers are (as XLA counts).
-      hbm_bytes: of these, in HBM.
+      bytes_accessed: read and written by all instructions as XLA counts, wherever the buffers are;
+        copies between memories count at their start and at their end.
+      hbm_bytes: read from and written to HBM, once.
       collectives: kind -> [count, bytes]; bytes are the larger of what goes in and what comes out.
       wire_bytes: what a chip has to send for them, on a ring.
       unknown_loops: loops whose turns only the data know; they are counted once.
@@ -77,7 +79,7 @@ def turns(module: Module, loop: Instruction) -> int | None:
 
     It counts from 0 by ones while `i < constant`, which is what `lax.scan` and `fori_loop` make.
     """
-    known = re.search(r'known_trip_count\D+(\d+)', loop.attributes)
+    known = re.search(r"known_trip_count\D+(\d+)", loop.attributes)
     if known:
         return int(known[1])
     condition = module.computations[loop.attribute("condition")]
@@ -110,7 +112,14 @@ class _Counter:
 
     def _instruction(self, i: Instruction, computation: Computation, fused: bool) -> Costs:
         cost = Costs()
-        if i.opcode in _FREE or i.opcode.endswith(("-done", "-update")):
+        if i.opcode in _FREE:
+            return cost
+        if i.opcode.endswith(("-done", "-update")):
+            if (
+                not fused
+            ):  # the second half of what moved at its start: XLA counts its buffers again
+                shapes = [s for name in i.operands for s in computation.by_name[name].shapes]
+                cost.bytes_accessed = sum(s.bytes for s in (*i.shapes, *shapes))
             return cost
         if i.opcode == "while":
             count = turns(self.module, i)
@@ -162,8 +171,8 @@ class _Counter:
         operands = [computation.by_name[name] for name in i.operands]
         if i.opcode == "custom-call" and kernel_estimate(i)["kernel"]:
             yield Shape("u8", ()), kernel_estimate(i)["bytes_accessed"]
-        elif i.opcode == "custom-call" and operands and "Assume" in i.attributes:
-            return  # only says something about its operand
+        elif i.opcode == "custom-call" and i.attribute("custom_call_target").startswith(_SILENT):
+            return
         elif i.opcode in ("copy-start", "slice-start"):
             # A copy between memories: (destination, source, context); a slice reads what it writes.
             target = i.shapes[0] if i.opcode == "copy-start" else _sliced(i)
@@ -190,11 +199,11 @@ class _Counter:
         inner = self.module.computations[i.called()[0]]
         for parameter, operand in zip(inner.parameters, operands, strict=True):
             for shape in operand.shapes:
-                yield shape, min(shape.bytes, _read(inner, parameter, shape))
+                yield shape, _read(self.module, inner, parameter, shape)
         root = inner.root
         roots = [inner.by_name[n] for n in root.operands] if root.opcode == "tuple" else [root]
         for shape, result in zip(i.shapes, roots, strict=False):
-            yield shape, min(shape.bytes, _written(inner, result, shape))
+            yield shape, _written(self.module, inner, result, shape)
 
     def _collective(self, cost: Costs, i: Instruction, computation: Computation, kind: str) -> None:
         given = sum(s.bytes for name in i.operands for s in computation.by_name[name].shapes)
@@ -236,34 +245,37 @@ def _sliced(i: Instruction) -> Shape:
     return arrays[1] if len(arrays) > 1 else arrays[0]
 
 
-def _reaches(inner: Computation, value: Instruction) -> list[tuple[Instruction, str]]:
-    """Instructions that use a value, through bitcasts, each with the name it knows it by."""
-    found = []
-    for user in inner.users[value.name]:
-        if user.opcode == "bitcast":
-            found += _reaches(inner, user)
-        else:
-            found.append((user, value.name))
-    return found
-
-
-def _read(inner: Computation, parameter: Instruction, shape: Shape) -> float:
+def _read(module: Module, inner: Computation, value: Instruction, shape: Shape) -> float:
+    """Bytes of a fusion's parameter, or what a bitcast makes of it, that the fusion reads."""
+    if value is inner.root:  # a nested fusion that only gives it another shape
+        return shape.bytes
     total = 0.0
-    for user, name in _reaches(inner, parameter):
-        first = bool(user.operands) and user.operands[0] == name
-        if user.opcode in ("dynamic-slice", "slice", "gather") and first:
-            share = user.shape.elements / max(shape.elements, 1)
-            total += share * shape.bytes
+    for user in inner.users[value.name]:
+        first = bool(user.operands) and user.operands[0] == value.name
+        if user.opcode == "bitcast":
+            total += _read(module, inner, user, shape)
+        elif user.opcode == "fusion":
+            nested = module.computations[user.called()[0]]
+            for place, name in enumerate(user.operands):
+                if name == value.name:
+                    total += _read(module, nested, nested.parameters[place], shape)
+        elif user.opcode in ("dynamic-slice", "slice", "gather") and first:
+            total += shape.bytes * user.shape.elements / max(shape.elements, 1)
         elif user.opcode in ("dynamic-update-slice", "scatter") and first:
             continue  # written in place
         else:
             return shape.bytes
-    return total
+    return min(total, shape.bytes)
 
 
-def _written(inner: Computation, result: Instruction, shape: Shape) -> float:
-    while result.opcode == "bitcast":
-        result = inner.by_name[result.operands[0]]
+def _written(module: Module, inner: Computation, result: Instruction, shape: Shape) -> float:
+    """Bytes of a fusion's result: of an update in place, the updated slice."""
+    while result.opcode in ("bitcast", "fusion"):
+        if result.opcode == "fusion":
+            inner = module.computations[result.called()[0]]
+            result = inner.root
+        else:
+            result = inner.by_name[result.operands[0]]
     if result.opcode != "dynamic-update-slice":
         return shape.bytes
     update = inner.by_name[result.operands[1]].shape

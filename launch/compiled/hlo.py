@@ -70,7 +70,7 @@ class Instruction:
 
     def attribute(self, name: str) -> str:
         """A word such as `direction=LT` or `calls=%name`, or ''."""
-        found = re.search(rf"\b{name}=%?([\w.\-]+)", self.attributes)
+        found = re.search(rf'\b{name}="?%?([\w.\-]+)', self.attributes)
         return found[1] if found else ""
 
     def numbers(self, name: str) -> tuple[int, ...]:

@@ -94,7 +94,9 @@ def _window(i: Instruction) -> tuple[list[int], ...]:
         return words[name].split("x") if name in words else [default] * rank
 
     low = [int(p.split("_")[0]) for p in each("pad", "0_0")]
-    stride, left, right = ([int(n) for n in each(w, "1")] for w in ("stride", "lhs_dilate", "rhs_dilate"))
+    stride, left, right = (
+        [int(n) for n in each(w, "1")] for w in ("stride", "lhs_dilate", "rhs_dilate")
+    )
     return stride, low, left, right
 
 

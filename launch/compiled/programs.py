@@ -61,7 +61,9 @@ def train(config: Config, items: int, mesh: Mesh) -> Program:
     if config.model.event_types:
         batch["types"] = _int32(users, window + 1)
     function = _over_chips(partial(step, axis_name=AXIS), mesh, (False, True), (False, False))
-    return Program(function, (_placed(state, mesh, False), _placed(batch, mesh, True)), donated=(0,))
+    return Program(
+        function, (_placed(state, mesh, False), _placed(batch, mesh, True)), donated=(0,)
+    )
 
 
 def read(config: Config, items: int, mesh: Mesh) -> Program:

@@ -16,8 +16,9 @@ from launch.compiled.programs import Program
 from rec2pm_jax.errors import UserError
 
 COST_SOURCE = (
-    "optimised HLO, bodies of loops times their turns (checked against unrolled builds); "
-    "kernels by their CostEstimate; compiled, not measured"
+    "optimised HLO, bodies of loops times their turns, kernels by their CostEstimate; compiled, not "
+    "measured. FLOPs are XLA's of an unrolled build to 3 %, bytes up to 40 % fewer, as of what a "
+    "fusion slices only the slice counts"
 )
 
 
@@ -46,7 +47,8 @@ def compile_program(program: Program) -> tuple[jax.stages.Compiled, float]:
 def record(compiled: jax.stages.Compiled, chip: Chip, chips: int) -> dict[str, Any]:
     """Everything but topology and configuration; all numbers are of one chip."""
     module = hlo.parse(compiled.as_text())
-    memory, costs = compiled.memory_analysis(), costs_of(module, chip.mxu, chips)
+    memory, analysis = compiled.memory_analysis(), compiled.cost_analysis()
+    costs = costs_of(module, chip.mxu, chips)
     seconds = {
         "compute": costs.product_flops / chip.flops,
         "compute_effective": costs.padded_flops / chip.flops,
@@ -72,6 +74,10 @@ def record(compiled: jax.stages.Compiled, chip: Chip, chips: int) -> dict[str, A
         "hbm_bytes": costs.hbm_bytes,
         "loops_counted_once": costs.unknown_loops,
         "cost_source": COST_SOURCE,
+        "xla_loops_counted_once": {
+            "flops": analysis.get("flops"),
+            "bytes_accessed": analysis.get("bytes accessed"),
+        },
         "collectives": {
             kind: {"count": count, "bytes": size}
             for kind, (count, size) in sorted(costs.collectives.items())
