@@ -4,8 +4,8 @@
         --json=aot.json --step=train --items=20000
 
 The real TPU compiler (libtpu) compiles on any Linux host. The report is of one chip: memory, work,
-collectives, and how long products, memory and interconnect would take at their nominal speeds; everything
-is compiled, nothing measured. Users are divided over all chips along one axis.
+collectives, and how long products, memory and interconnect would take at their nominal speeds.
+Everything is compiled, nothing measured. Users are divided over all chips along one axis.
 """
 
 from __future__ import annotations

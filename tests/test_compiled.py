@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -11,59 +13,13 @@ from launch.compiled.costs import costs_of, group_size
 from launch.compiled.products import Product
 from launch.compiled.report import largest_buffers
 
-MODULE = """\
-HloModule jit_step, is_scheduled=true, entry_computation_layout={(f32[4,8]{1,0})->f32[4,8]{1,0}}
-
-%fused (param_0.1: f32[16,4,8], param_1: s32[]) -> f32[4,8] {
-  %param_0.1 = f32[16,4,8]{2,1,0:T(8,128)} parameter(0)
-  %param_1 = s32[]{:T(128)} parameter(1)
-  %constant.1 = s32[]{:T(128)} constant(0)
-  %dynamic-slice.1 = f32[1,4,8]{2,1,0:T(8,128)} dynamic-slice(%param_0.1, %param_1, %constant.1, /*index=3*/%constant.1), dynamic_slice_sizes={1,4,8}
-  ROOT %bitcast.1 = f32[4,8]{1,0:T(8,128)} bitcast(%dynamic-slice.1)
-}
-
-%cond (arg.1: (s32[], f32[16,4,8], f32[4,8])) -> pred[] {
-  %arg.1 = (s32[]{:T(128)}, f32[16,4,8]{2,1,0:T(8,128)}, /*index=2*/f32[4,8]{1,0:T(8,128)S(1)}) parameter(0)
-  %get-tuple-element.1 = s32[]{:T(128)} get-tuple-element(%arg.1), index=0
-  %constant.2 = s32[]{:T(128)} constant(16)
-  ROOT %lt = pred[]{:T(512)} compare(%get-tuple-element.1, %constant.2), direction=LT
-}
-
-%body (arg.2: (s32[], f32[16,4,8], f32[4,8])) -> (s32[], f32[16,4,8], f32[4,8]) {
-  %arg.2 = (s32[]{:T(128)}, f32[16,4,8]{2,1,0:T(8,128)}, f32[4,8]{1,0:T(8,128)S(1)}) parameter(0)
-  %i = s32[]{:T(128)} get-tuple-element(%arg.2), index=0
-  %stack = f32[16,4,8]{2,1,0:T(8,128)} get-tuple-element(%arg.2), index=1
-  %slice_fusion = f32[4,8]{1,0:T(8,128)S(1)} fusion(%stack, %i), kind=kLoop, calls=%fused
-  %kernel.3 = f32[4,8]{1,0:T(8,128)S(1)} custom-call(%slice_fusion), custom_call_target="tpu_custom_call", frontend_attributes={kernel_metadata={
-"mxu_flops":"5000"
-}}, backend_config={"custom_call_config":{"cost_estimate":{"flops":"100","transcendentals":"7","bytes_accessed":"64"}}}
-  %one = s32[]{:T(128)} constant(1)
-  %add.1 = s32[]{:T(128)} add(%i, %one)
-  ROOT %tuple.1 = (s32[]{:T(128)}, f32[16,4,8]{2,1,0:T(8,128)}, f32[4,8]{1,0:T(8,128)S(1)}) tuple(%add.1, %stack, %kernel.3)
-}
-
-ENTRY %main.1 (x.1: f32[4,8], w: f32[16,4,8]) -> f32[4,8] {
-  %x.1 = f32[4,8]{1,0:T(8,128)} parameter(0), sharding={replicated}
-  %w = f32[16,4,8]{2,1,0:T(8,128)} parameter(1)
-  %zero = s32[]{:T(128)} constant(0)
-  %copy-start.1 = (f32[4,8]{1,0:T(8,128)S(1)}, f32[4,8]{1,0:T(8,128)}, u32[]{:S(2)}) copy-start(%x.1)
-  %copy-done.1 = f32[4,8]{1,0:T(8,128)S(1)} copy-done(%copy-start.1)
-  %init = (s32[]{:T(128)}, f32[16,4,8]{2,1,0:T(8,128)}, f32[4,8]{1,0:T(8,128)S(1)}) tuple(%zero, %w, %copy-done.1)
-  %while.1 = (s32[]{:T(128)}, f32[16,4,8]{2,1,0:T(8,128)}, f32[4,8]{1,0:T(8,128)S(1)}) while(%init), condition=%cond, body=%body
-  %out = f32[4,8]{1,0:T(8,128)S(1)} get-tuple-element(%while.1), index=2
-  ROOT %all-reduce.1 = f32[4,8]{1,0:T(8,128)} all-reduce(%out), replica_groups={{0,1,2,3}}, to_apply=%sum, metadata={op_name="jit(step)/psum"}
-}
-"""
+MODULE = (Path(__file__).parent / "loop.hlo").read_text()  # a scan of a kernel over 16 layers
 
 
 def test_parse_reads_tuples_layouts_and_attributes_over_lines():
     module = hlo.parse(MODULE)
-    assert module.entry == "main.1" and set(module.computations) == {
-        "fused",
-        "cond",
-        "body",
-        "main.1",
-    }
+    assert module.entry == "main.1"
+    assert set(module.computations) == {"fused", "cond", "body", "main.1"}
     entry = module.computations["main.1"]
     loop = entry.by_name["while.1"]
     assert [str(s) for s in loop.shapes] == ["s32[]", "f32[16,4,8]", "f32[4,8]"]

@@ -60,7 +60,6 @@ LONG = dict(n=300, window=60)
         ("reference", SOFTMAX, 4, 16, 0),
         ("masked", SILU, 2, 3, 1),
         ("update", SOFTMAX, 1, 8, 1),
-        ("windowed reference", SILU, 3, 5, 0),
         ("causal", SOFTMAX, 3, 2, 4),
     ],
 )

@@ -29,7 +29,7 @@ class Chip(NamedTuple):
     ici: float
 
 
-# cloud.google.com/tpu/docs: v4, v5e, v5p, v6e, "System architecture" (Gbit/s there for the interconnect).
+# cloud.google.com/tpu/docs, "System architecture" of each (Gbit/s there for the interconnect).
 CHIPS = {
     "v4": Chip(275e12, 128, 32 << 30, 1200e9, 2400e9 / 8),
     "v5e": Chip(197e12, 128, 16 << 30, 819e9, 1600e9 / 8),

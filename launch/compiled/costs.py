@@ -1,8 +1,8 @@
 """What a compiled program costs: every instruction as often as its loops turn.
 
 XLA's own `cost_analysis` counts the body of a loop once. Here the bodies count by the turns their
-conditions say; `tests/test_compiled.py` and `tests/test_aot.py` check that against XLA's counts of the same
-program unrolled. Kernels cost what their `CostEstimate` says.
+conditions say; `tests/test_compiled.py` and `tests/test_aot.py` check that against XLA's counts of
+the same program unrolled. Kernels cost what their `CostEstimate` says.
 """
 
 from __future__ import annotations

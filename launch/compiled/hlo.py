@@ -19,7 +19,7 @@ class Shape:
 
     Attributes:
       dtype: as HLO names it. dims: logical sizes.
-      minor_to_major, tile: the order of dimensions in memory, and the tile the last of them are padded to.
+      minor_to_major, tile: the order of dimensions in memory, and what the last are padded to.
       space: memory space, 0 for HBM and 1 for a TPU's vector memory.
     """
 

@@ -7,8 +7,8 @@ Command, the TPU table of BUILD_NOTES.md (compiled, no TPU needed):
 Hardware: none but a Linux host with libtpu. Time: two minutes each on one core.
 Metrics: none; nothing is trained.
 
-One set of 128 negatives serves all positions of a step: own negatives for every position, as the CPU rows
-of the tables have them, are a gather of a million rows of half a tile each on a TPU.
+One set of 128 negatives serves all positions of a step: own negatives for every position, as the
+CPU rows of the tables have them, are a gather of a million rows of half a tile each on a TPU.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """A layout's intervals over all of its keys at once, as a kernel takes them.
 
-`attention.dense` goes block by block with the keys each block can reach. A kernel goes tile by tile over
-the whole pass: here are the same masks as numbers per row, and the tiles of keys they touch.
+`attention.dense` goes block by block with the keys each block can reach. A kernel goes tile by tile
+over the whole pass: here are the same masks as numbers per row, and the tiles of keys they touch.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """Attention on intervals as a Pallas kernel for TPUs, forward and backward, SiLU and softmax.
 
-No score leaves the chip's vector memory, and tiles of keys that a tile of rows does not see are skipped, by
-each user's own intervals. A user's keys and values stay in vector memory while tiles of rows go by,
-so that every array is read and written once and the backward pass is one kernel of five products.
+No score leaves the chip's vector memory, and tiles of keys that a tile of rows does not see are
+skipped, by each user's own intervals. A user's keys and values stay in vector memory while tiles of
+rows go by, so that every array is read and written once and the backward pass is one kernel of five
+products. JAX's splash attention takes static masks only, and pads heads to 128 features.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What the attention kernels compute on a tile of keys and rows: pointwise SiLU or softmax.
 
-All features stand first, see `pallas_tiles.py`. References hold one user: q, out and what else belongs to
-rows a tile of rows, keys and values all of them. Sums are kept in float32.
+All features stand first, see `pallas_tiles.py`. References hold one user: q, out and what else
+belongs to rows a tile of rows, keys and values all of them. Sums are kept in float32.
 """
 
 from __future__ import annotations

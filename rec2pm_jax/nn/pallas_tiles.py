@@ -1,9 +1,10 @@
 """Tiles, heads and masks of the attention kernels (`pallas_kernels.py`).
 
-Arrays stand features first, [H * d, tokens]: that is how XLA lays out [B, tokens, D] with D = 64 by itself,
-as tokens fill the 128 lanes and 64 features would not. Scores are [keys, rows], so that what belongs to a
-row is a vector of lanes. Heads are rows of the sublanes; of heads narrower than a register's sublanes some
-share a slab, in which the others' features are set to zero: the matrix unit is no slower for that.
+Arrays stand features first, [H * d, tokens]: that is how XLA lays out [B, tokens, D] with D = 64 by
+itself, as tokens fill the 128 lanes and 64 features would not. Scores are [keys, rows], so that what
+belongs to a row is a vector of lanes. Heads are rows of the sublanes; of heads narrower than a
+register's sublanes some share a slab, in which the others' features are set to zero: the matrix
+unit is no slower for that.
 """
 
 from __future__ import annotations
