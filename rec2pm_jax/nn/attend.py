@@ -21,6 +21,7 @@ IMPLEMENTATIONS = {
     "pallas": pallas_attention.pallas,
     "cudnn": cudnn.cudnn,
 }
+AUTO = ComputeConfig()
 MIN_ROWS = 128  # of a pass: with fewer, a kernel's tiles would be mostly padding
 
 
@@ -32,7 +33,7 @@ def attend(
     weighing: Weighing,
     bias: Callable[[Block], Array] | None = None,
     dropping: Dropping | None = None,
-    compute: ComputeConfig = ComputeConfig(),
+    compute: ComputeConfig = AUTO,
     watch: Callable[[Array], None] | None = None,
 ) -> Array:
     """Attention of all tokens of a pass.
