@@ -11,9 +11,11 @@ Everything is compiled, nothing measured. Users are divided over all chips along
 from __future__ import annotations
 
 import dataclasses
+import runpy
 
 import jax
 from absl import flags
+from ml_collections import config_flags
 
 from launch import cli
 from launch.compiled import chips, programs, report
@@ -27,7 +29,7 @@ def define_flags() -> None:
     flags.DEFINE_string("topology", None, "Generation and shape, such as v5e:1x1 or v5e:16x16.")
     flags.DEFINE_string("json", None, "File for the record.")
     flags.DEFINE_enum("step", "train", list(programs.BUILDERS), "What to compile.")
-    flags.DEFINE_integer("items", 20_000, "Items of the catalogue.", 1)
+    flags.DEFINE_integer("items", 0, "Items of the catalogue; 0: the preset's ITEMS, or 20,000.", 0)
     flags.DEFINE_integer(
         "batch_per_chip", 0, "Users per chip; 0: config.train.batch_size divided by the chips.", 0
     )
@@ -46,12 +48,13 @@ def main(_) -> None:
         config = dataclasses.replace(
             config, train=dataclasses.replace(config.train, batch_size=users)
         )
-    program = programs.BUILDERS[args.step](config, args.items, programs.mesh_of(devices))
+    items = args.items or _items_of_preset(config_flags.get_config_filename(flags.FLAGS["config"]))
+    program = programs.BUILDERS[args.step](config, items, programs.mesh_of(devices))
     compiled, seconds = report.compile_program(program)
     record = {
         "topology": args.topology,
         "step": args.step,
-        "items": args.items,
+        "items": items,
         "compile_s": round(seconds, 2),
         **report.record(compiled, chip, len(devices)),
         "config": to_dict(config),
@@ -64,6 +67,11 @@ def main(_) -> None:
     write_records(args.json, record)
     print(report.text(record))
     print(f"written to {args.json}")
+
+
+def _items_of_preset(path: str) -> int:
+    """`ITEMS` of a preset's file: the size its catalogue has, which no dataset is here to say."""
+    return runpy.run_path(path).get("ITEMS", 20_000)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,8 @@ import ml_collections
 
 from launch.configs.base import base_config
 
+ITEMS = 20_000
+
 
 def get_config() -> ml_collections.ConfigDict:
     config = base_config()
