@@ -53,7 +53,6 @@ def pallas(q, k, v, layout: Layout, weighing: Weighing, biases, dropping: Droppi
     batch, rows, heads, _ = q.shape
     keys = k.shape[1]
     intervals = intervals_of(layout)
-    row_tile = ROW_TILE
     key_tile = KEY_TILE if keys > ROW_TILE else ROW_TILE
     sizes = Sizes(
         norm=weighing.norm,
@@ -62,12 +61,12 @@ def pallas(q, k, v, layout: Layout, weighing: Weighing, biases, dropping: Droppi
         value_features=heads * v.shape[3],
         rows=rows,
         keys=keys,
-        row_tile=row_tile,
+        row_tile=ROW_TILE,
         key_tile=key_tile,
         shared=intervals.shape[0] == 1,
         exact=q.dtype == jnp.float32,
         pairs=sum((b.row_stop - b.row_start) * reached(b, layout.num_slots) for b in layout.blocks),
-        tiles=tiles_reached(layout, row_tile, key_tile),
+        tiles=tiles_reached(layout, ROW_TILE, key_tile),
         vmem=_vmem_bytes(q, k, v, biases is not None),
     )
 
@@ -95,55 +94,48 @@ def _attend(sizes, q, k, v, bias, intervals):
 
 
 def _forward(sizes: Sizes, q, k, v, bias, intervals):
-    specs = _specs(sizes, bias, intervals)
-    out = jax.ShapeDtypeStruct((len(q), sizes.value_features, sizes.rows), v.dtype)
-    outputs, out_specs = [out], [specs["out"]]
-    per_row = pltpu.VMEM((sizes.heads, sizes.row_tile), jnp.float32)
-    scratch = [pltpu.VMEM((sizes.value_features, sizes.row_tile), jnp.float32)]
+    users, per_row = len(q), (sizes.heads, sizes.row_tile)
+    outputs = {"out": jax.ShapeDtypeStruct((users, sizes.value_features, sizes.rows), v.dtype)}
+    scratch = [(sizes.value_features, sizes.row_tile)]
     kernel = pallas_kernels.silu_forward
     if not sizes.norm:
         kernel = pallas_kernels.softmax_forward
-        outputs.append(jax.ShapeDtypeStruct((len(q), sizes.heads, sizes.rows), jnp.float32))
-        out_specs.append(specs["log_sums"])
+        sums = jax.ShapeDtypeStruct((users, sizes.heads, sizes.rows), jnp.float32)
+        outputs["log_sums"] = sums
         scratch += [per_row, per_row]
     arrays = {"q": q, "k": k, "v": v, "intervals": intervals, "bias": bias}
-    out, *log_sums = _call(
-        sizes, kernel, "attention_forward", arrays, specs, outputs, out_specs, scratch, 2
-    )
-    return out, (q, k, v, bias, intervals, out, *log_sums)
+    made = _call(sizes, kernel, "attention_forward", arrays, outputs, scratch, products=2)
+    return made["out"], (arrays, made)
 
 
 def _backward(sizes: Sizes, saved, to_out):
-    q, k, v, bias, intervals, out, *log_sums = saved
-    specs = _specs(sizes, bias, intervals)
-    arrays = {"q": q, "k": k, "v": v, "intervals": intervals, "bias": bias, "to_out": to_out}
-    arrays |= {"log_sums": None, "inner": None}
-    if log_sums:
-        # Of softmax: sum_k weight_k d(weight_k) = <out, d(out)>.
-        inner = (out.astype(jnp.float32) * to_out.astype(jnp.float32)).reshape(
-            len(q), sizes.heads, -1, sizes.rows
-        )
-        arrays |= {"log_sums": log_sums[0], "inner": jnp.sum(inner, axis=2)}
-    outputs = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (q, k, v)]
-    out_specs = [specs["q"], specs["k"], specs["v"]]
+    arrays, made = saved
+    arrays = {n: arrays[n] for n in ("q", "k", "v", "intervals", "bias")}  # saving sorted them
+    q, k, v, _, bias = arrays.values()
+    inner = None
+    if not sizes.norm:
+        # sum_k weight_k d(weight_k) = <out, d(out)>
+        inner = made["out"].astype(jnp.float32) * to_out.astype(jnp.float32)
+        inner = jnp.sum(inner.reshape(len(q), sizes.heads, -1, sizes.rows), axis=2)
+    arrays = arrays | {"to_out": to_out, "log_sums": made.get("log_sums"), "inner": inner}
+    outputs = {
+        name: jax.ShapeDtypeStruct(x.shape, x.dtype)
+        for name, x in (("to_q", q), ("to_k", k), ("to_v", v))
+    }
+    outputs["to_bias"] = None
     if bias is not None:
-        outputs.append(jax.ShapeDtypeStruct((len(q), *bias.shape[1:]), jnp.float32))
-        out_specs.append(specs["to_bias"])
+        outputs["to_bias"] = jax.ShapeDtypeStruct((len(q), *bias.shape[1:]), jnp.float32)
     scratch = [
-        pltpu.VMEM((sizes.features, sizes.row_tile), jnp.float32),
-        pltpu.VMEM((sizes.features, sizes.padded_keys), jnp.float32),
-        pltpu.VMEM((sizes.value_features, sizes.padded_keys), jnp.float32),
+        (sizes.features, sizes.row_tile),
+        (sizes.features, sizes.padded_keys),
+        (sizes.value_features, sizes.padded_keys),
     ]
-    to_q, to_k, to_v, *to_bias = _call(
-        *(sizes, pallas_kernels.backward, "attention_backward", arrays, specs),
-        *(outputs, out_specs, scratch, 5),
-    )
-    if bias is None:
-        return to_q, to_k, to_v, None, None
-    (to_bias,) = to_bias
-    if len(bias) == 1:
+    kernel = pallas_kernels.backward
+    made = _call(sizes, kernel, "attention_backward", arrays, outputs, scratch, products=5)
+    to_bias = made.get("to_bias")
+    if bias is not None and len(bias) == 1:
         to_bias = jnp.sum(to_bias, axis=0, keepdims=True)
-    return to_q, to_k, to_v, to_bias, None
+    return made["to_q"], made["to_k"], made["to_v"], to_bias, None
 
 
 _attend.defvjp(_forward, _backward)
@@ -159,62 +151,58 @@ def _specs(sizes: Sizes, bias, intervals) -> dict[str, pl.BlockSpec]:
     def of_keys(height: int):
         return pl.BlockSpec((1, height, sizes.padded_keys), lambda b, i, _: (b, 0, 0))
 
+    q, k = of_rows(sizes.features), of_keys(sizes.features)
+    out, v = of_rows(sizes.value_features), of_keys(sizes.value_features)
+    per_head = of_rows(sizes.heads)
     return {
-        "q": of_rows(sizes.features),
-        "k": of_keys(sizes.features),
-        "v": of_keys(sizes.value_features),
+        **{"q": q, "to_q": q, "k": k, "to_k": k, "v": v, "to_v": v, "out": out, "to_out": out},
+        **{"log_sums": per_head, "inner": per_head},
         "intervals": of_rows(4, own=len(intervals) > 1),
         "bias": None if bias is None else of_rows(sizes.padded_keys, own=len(bias) > 1),
         "to_bias": of_rows(sizes.padded_keys),
-        "out": of_rows(sizes.value_features),
-        "to_out": of_rows(sizes.value_features),
-        "log_sums": of_rows(sizes.heads),
-        "inner": of_rows(sizes.heads),
     }
 
 
-def _call(
-    sizes: Sizes, kernel, name: str, arrays, specs, outputs, out_specs, scratch, products: int
-):
-    """Runs a kernel over (user, tile of rows). Arrays that are None reach it as None.
+def _call(sizes: Sizes, kernel, name: str, arrays, outputs, scratch, products: int):
+    """Runs a kernel over (user, tile of rows); inputs and outputs that are None reach it as None.
 
-    products: matrix products per tile, for the cost: XLA cannot look into a kernel.
+    arrays, outputs: name -> array, or shape, or None, in the kernel's order; scratch: shapes of
+    float32; products: matrix products per tile, for the cost, as XLA cannot look into a kernel.
+    Returns name -> array.
     """
+    specs = _specs(sizes, arrays["bias"], arrays["intervals"])
     given = {n: x for n, x in arrays.items() if x is not None}
+    made = {n: x for n, x in outputs.items() if x is not None}
     users = len(given["q"])
-    optional_outputs = 4 if "to_out" in arrays else len(outputs)
 
     def body(seen, *refs):
         left = iter(refs)
-        inputs = [next(left) if n in given else None for n in arrays]
-        made = [next(left) for _ in outputs]
-        made += [None] * (optional_outputs - len(made))
-        kernel(sizes, seen, *inputs, *made, *left)
+        both = (*arrays.values(), *outputs.values())
+        kernel(sizes, seen, *(None if x is None else next(left) for x in both), *left)
 
-    width = sizes.features // sizes.heads
     traffic = sum(x.nbytes for x in given.values())
     if "bias" in given and len(given["bias"]) == 1:
         traffic += (users - 1) * given["bias"].nbytes  # read again for every user
     cost = pl.CostEstimate(
-        flops=2 * products * users * sizes.features * sizes.pairs,
+        flops=products * users * sizes.pairs * (sizes.features + sizes.value_features),
         transcendentals=users * sizes.heads * sizes.pairs,
-        bytes_accessed=traffic + sum(o.size * o.dtype.itemsize for o in outputs),
+        bytes_accessed=traffic + sum(o.size * o.dtype.itemsize for o in made.values()),
     )
-    # What the matrix unit is busy with: whole tiles, and features padded to its 128.
-    depth = -(-width // 128) * 128
+    # What the matrix unit is busy with: whole tiles, and features filled up to its 128.
+    depth = -(-sizes.features // sizes.heads // 128) * 128
     cells = users * sizes.heads * sizes.tiles * sizes.row_tile * sizes.key_tile
     vmem = None if sizes.vmem <= DEFAULT_VMEM else sizes.vmem + (sizes.vmem >> 2)
 
     def run(interpret, seen, *arrays):
         return pl.pallas_call(
             body,
-            out_shape=outputs,
+            out_shape=list(made.values()),
             grid_spec=pltpu.PrefetchScalarGridSpec(
                 num_scalar_prefetch=1,
                 grid=(users, sizes.row_tiles),
                 in_specs=[specs[n] for n in given],
-                out_specs=out_specs,
-                scratch_shapes=scratch,
+                out_specs=[specs[n] for n in made],
+                scratch_shapes=[pltpu.VMEM(shape, jnp.float32) for shape in scratch],
             ),
             compiler_params=pltpu.CompilerParams(
                 dimension_semantics=("parallel", "arbitrary"), vmem_limit_bytes=vmem
@@ -226,9 +214,10 @@ def _call(
         )(seen, *arrays)
 
     # Chosen when it is lowered, so that a host without a TPU can compile for one.
-    return jax.lax.platform_dependent(
+    results = jax.lax.platform_dependent(
         tiles_seen(given["intervals"], sizes.row_tile, sizes.key_tile).reshape(-1),
         *given.values(),
         tpu=partial(run, False),
         default=partial(run, True),
     )
+    return dict(zip(made, results, strict=True))
