@@ -55,7 +55,7 @@ def main(_) -> None:
         "topology": args.topology,
         "step": args.step,
         "items": items,
-        "compile_s": round(seconds, 2),
+        **seconds,
         **report.record(compiled, chip, len(devices)),
         "config": to_dict(config),
         "env": chips.environment(),

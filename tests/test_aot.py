@@ -96,9 +96,9 @@ def test_a_report_of_eight_chips(tmp_path):
     assert record["config"]["compute"]["platform"] == "tpu"
     assert 0 < record["temp_bytes"] < record["hbm_limit_bytes"] == 16 << 30
     # The gradient of everything is summed over the chips, and nothing else is large.
-    parameters = 301 * 16 * 4
+    table = 304 * 128 * 4  # of 301 rows of 16, in tiles of 8 x 128
     reduced = record["collectives"]["all-reduce"]
-    assert parameters < reduced["bytes"] < 6 * parameters
+    assert table <= reduced["bytes"] < 2 * table
     assert set(record["collectives"]) == {"all-reduce"}
     assert set(record["roofline_s"]) >= {"compute", "hbm", "ici"}
     assert record["bound"] in ("compute", "hbm", "ici")
@@ -137,7 +137,7 @@ def test_costs_of_scanned_layers_are_those_of_unrolled_ones():
                 "data": {"segment": 64, "segments": 3},
                 "model": {
                     **dict(backbone="hstu", layers=3, heads=2, dim=32, dropout=0.0),
-                    **dict(dtype="bfloat16", scan_layers=scan),
+                    "scan_layers": scan,
                 },
                 "loss": {"kind": "sampled_softmax", "negatives": 16},
                 "method": {"bag": 0.0},
