@@ -115,9 +115,8 @@ class _Counter:
         if i.opcode in _FREE:
             return cost
         if i.opcode.endswith(("-done", "-update")):
-            if (
-                not fused
-            ):  # the second half of what moved at its start: XLA counts its buffers again
+            # The second half of what moved at its start: XLA counts its buffers again.
+            if not fused:
                 shapes = [s for name in i.operands for s in computation.by_name[name].shapes]
                 cost.bytes_accessed = sum(s.bytes for s in (*i.shapes, *shapes))
             return cost
