@@ -79,7 +79,7 @@ def check_tiles(intervals, mask: np.ndarray, row_tile: int, key_tile: int) -> No
     assert np.all((seen[..., 1] <= seen[..., 2]) | (seen[..., 2] == seen[..., 3]))
 
 
-@settings(deadline=None, max_examples=50)
+@settings(deadline=None, max_examples=25)
 @given(st.data())
 def test_tiles_of_random_intervals_cover_them(data):
     slots, keys, rows = 5, 17, 7
