@@ -37,6 +37,13 @@ CHIPS = {
     "v6e": Chip(918e12, 256, 32 << 30, 1638e9, 3584e9 / 8),
 }
 _AXES = {"v4": 3, "v5p": 3, "v5e": 2, "v6e": 2}
+# There is no TPU's host to ask, and other processes may compile at the same time.
+_NO_HOST = {
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-1",  # the topology says what counts
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+}
 INSTALL = "pip install -r requirements-tpu.txt, or just 'libtpu==0.0.42.*' beside jax 0.10"
 
 
@@ -55,9 +62,8 @@ def describe(topology: str) -> tuple[Chip, list[jax.Device]]:
         )
     if importlib.util.find_spec("libtpu") is None:
         raise UserError(f"The TPU compiler is not installed: {INSTALL}.")
-    # No TPU here to ask about its host, and other processes may compile at the same time.
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
-    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+    for name, value in _NO_HOST.items():
+        os.environ.setdefault(name, value)
     options: dict[str, Any] = {"v4": {"chip_config_name": "megacore"}}.get(generation, {})
     if all(int(side) == 1 for side in sides):  # hosts have four chips otherwise
         options = options | {"chips_per_host_bounds": (1, 1, 1)}
