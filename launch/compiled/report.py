@@ -36,11 +36,11 @@ def compile_program(program: Program) -> tuple[jax.stages.Compiled, dict[str, fl
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         said = re.search(r"Used [^\n]* exceeded[^\n]*", str(error), re.IGNORECASE)
-        raise UserError(
-            "The program does not fit the chip: "
-            f"{(said[0] if said else str(error).splitlines()[0]).rstrip('.')}. Lower "
-            "--batch_per_chip, or raise config.compute.accumulate."
-        ) from error
+        said = (said[0] if said else str(error).splitlines()[0]).rstrip(".")
+        advice = "Lower --batch_per_chip, or raise config.compute.accumulate."
+        if "vmem" in said:  # a kernel's: 16 MiB of a v4, 128 of the others
+            advice = "Set config.compute.attention=dense, or read fewer events at once."
+        raise UserError(f"The program does not fit the chip: {said}. {advice}") from error
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
     return compiled, {"compile_s": round(wall, 2), "compile_cpu_s": round(cpu, 2)}
 
