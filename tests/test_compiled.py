@@ -148,3 +148,42 @@ def test_costs_of_a_scan_are_those_of_its_unrolled_program(turns):
     analysis = unrolled.cost_analysis()
     assert costs.flops == pytest.approx(analysis["flops"], rel=0.03)
     assert costs.bytes_accessed == pytest.approx(analysis["bytes accessed"], rel=0.1)
+
+
+NESTED = """\
+%shaped (p.1: f32[4,8,8]) -> f32[32,8] {
+  %p.1 = f32[4,8,8]{2,1,0} parameter(0)
+  ROOT %bitcast.1 = f32[32,8]{1,0} bitcast(%p.1)
+}
+
+%sliced (p.2: f32[4,8,8], i.2: s32[]) -> f32[1,8,8] {
+  %p.2 = f32[4,8,8]{2,1,0} parameter(0)
+  %i.2 = s32[] parameter(1)
+  %zero.2 = s32[] constant(0)
+  ROOT %slice.2 = f32[1,8,8]{2,1,0} dynamic-slice(%p.2, %i.2, %zero.2, %zero.2)
+}
+
+%outer (whole: f32[4,8,8], stack: f32[4,8,8], i.3: s32[]) -> f32[4,8,8] {
+  %whole = f32[4,8,8]{2,1,0} parameter(0)
+  %stack = f32[4,8,8]{2,1,0} parameter(1)
+  %i.3 = s32[] parameter(2)
+  %zero.3 = s32[] constant(0)
+  %reshaped = f32[32,8]{1,0} fusion(%whole), kind=kLoop, calls=%shaped
+  %sum = f32[] reduce(%reshaped, %zero.3), dimensions={0,1}, to_apply=%add
+  %one = f32[1,8,8]{2,1,0} fusion(%stack, %i.3), kind=kLoop, calls=%sliced
+  ROOT %update = f32[4,8,8]{2,1,0} dynamic-update-slice(%stack, %one, %i.3, %zero.3, %zero.3)
+}
+
+ENTRY %main (a: f32[4,8,8], b: f32[4,8,8], i: s32[]) -> f32[4,8,8] {
+  %a = f32[4,8,8]{2,1,0} parameter(0)
+  %b = f32[4,8,8]{2,1,0} parameter(1)
+  %i = s32[] parameter(2)
+  ROOT %fusion = f32[4,8,8]{2,1,0} fusion(%a, %b, %i), kind=kLoop, calls=%outer
+}
+"""
+
+
+def test_fusions_in_fusions_read_what_they_slice_and_write_in_place():
+    """All of a, one slice of b, the index; and one slice is written."""
+    costs = costs_of(hlo.parse(NESTED), mxu=128)
+    assert costs.bytes_accessed == costs.hbm_bytes == 4 * 8 * 8 * 4 + 8 * 8 * 4 + 4 + 8 * 8 * 4
