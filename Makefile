@@ -20,7 +20,12 @@ demo: install
 test: install lint
 	$(RUN) -m pytest -q -m "not slow" -n auto --dist loadfile
 
-test-slow: install
+# The TPU compiler, for tests of what it makes of our programs; no TPU is needed.
+$(VENV)/installed-tpu: $(VENV)/installed requirements-tpu.txt
+	$(RUN) -m pip install --quiet -r requirements-tpu.txt
+	touch $@
+
+test-slow: install $(VENV)/installed-tpu
 	$(RUN) -m pytest -q -m slow
 
 lint: install

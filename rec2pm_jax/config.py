@@ -275,7 +275,8 @@ class TrainConfig:
 class ComputeConfig:
     """How things are computed, not what: results agree to rounding, and `config_hash` ignores it."""
 
-    attention: str = "auto"  # auto | dense | blockwise, see nn/attend.py
+    attention: str = "auto"  # auto | dense | blockwise | pallas | cudnn, see nn/attend.py
+    platform: str = "auto"  # auto | cpu | gpu | tpu; auto: where it runs (nn/platform.py)
     accumulate: int = (
         1  # micro-batches per step: less memory, and on a CPU arrays that stay in the cache
     )
@@ -285,7 +286,9 @@ class ComputeConfig:
     bucket_rows: int = 0  # sharded table: rows one device may ask of another in a step; 0: derived
 
     def __post_init__(self):
-        _one_of(self.attention, ("auto", "dense", "blockwise"), "compute.attention")
+        names = ("auto", "dense", "blockwise", "pallas", "cudnn")
+        _one_of(self.attention, names, "compute.attention")
+        _one_of(self.platform, ("auto", "cpu", "gpu", "tpu"), "compute.platform")
         _require(self.accumulate >= 1, "compute.accumulate", ">= 1", self.accumulate)
         for field in ("loss_chunk_bytes", "devices", "bucket_rows"):
             value = getattr(self, field)

@@ -9,10 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from rec2pm_jax.config import ComputeConfig
 from rec2pm_jax.errors import UserError
 from rec2pm_jax.methods import layout as layouts
 from rec2pm_jax.nn import blockwise
-from rec2pm_jax.nn.attend import IMPLEMENTATIONS, attend
+from rec2pm_jax.nn.attend import attend
 from rec2pm_jax.nn.attention import (
     Block,
     Dropping,
@@ -22,7 +23,9 @@ from rec2pm_jax.nn.attention import (
     causal_blocks,
     mask_of,
 )
+from tests.attention_fixtures import small_layouts
 
+HERE = ("dense", "blockwise", "pallas")  # what computes on a CPU, the kernel interpreted
 WEIGHERS = {"softmax": Weighing(), "silu": Weighing(norm=7.0)}
 
 
@@ -96,7 +99,7 @@ def test_blocks_of_any_size_equal_one_dense_formula(name):
         np.testing.assert_allclose(out, expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("implementation", HERE)
 @pytest.mark.parametrize("name", WEIGHERS)
 def test_rows_that_see_nothing_give_zero_and_finite_gradients(name, implementation):
     q, k, v = qkv(3)
@@ -105,7 +108,7 @@ def test_rows_that_see_nothing_give_zero_and_finite_gradients(name, implementati
     layout = layout_of((Block(Spans(none, none, none, seen), 0, 3, 0, 3),), 3)
 
     run = jax.jit(
-        lambda *args: attend(*args, layout, WEIGHERS[name], implementation=implementation)
+        lambda *args: attend(*args, layout, WEIGHERS[name], compute=ComputeConfig(implementation))
     )
 
     def total(args):
@@ -134,37 +137,15 @@ def test_softmax_survives_large_scores():
     np.testing.assert_allclose(weights[0, 0, 0], [0.5, 0.5, 0.0])
 
 
-LENGTHS = jnp.array([7, 3, 0, 5], jnp.int32)
-LAYOUTS = {
-    "causal": lambda: layouts.causal(8, None, None),
-    "update": lambda: layouts.update(
-        LENGTHS,
-        jnp.array([2, 1, 0, 2], jnp.int32),
-        **dict(num_items=8, slots=2, max_groups=2, segment=6, with_queries=True),
-        hidden=jnp.array([0, 2, 1, 3], jnp.int32),
-    ),
-    "reference": lambda: layouts.reference(
-        LENGTHS, jnp.array([[4, 8]]), num_items=8, slots=2, horizons=(8, 4)
-    ),
-    "masked": lambda: layouts.masked(
-        jnp.minimum(LENGTHS[:, None], jnp.array([[4, 2]])),
-        **dict(window=4, slots=2, max_groups=1, segment=3, rows=4),
-    ),
-    "cached": lambda: layouts.cached(
-        LENGTHS,
-        jnp.array([2, 1, 0, 2], jnp.int32),
-        **dict(num_items=8, slots=2, max_groups=2, segment=6, with_queries=True),
-    ),
-}
-
-
-CASES = [(name, kind, 2) for name in LAYOUTS for kind in ("dropped softmax", "silu, own bias")]
+CASES = [
+    (name, kind, 2) for name in small_layouts() for kind in ("dropped softmax", "silu, own bias")
+]
 CASES += [("reference", kind, n) for kind in ("softmax", "silu, one bias") for n in (1, 2, 4)]
 
 
 @pytest.mark.parametrize("name, kind, users_at_once", CASES)
 def test_blockwise_equals_dense_with_gradients(name, kind, users_at_once, monkeypatch):
-    layout = LAYOUTS[name]()
+    layout = small_layouts()[name]()
     users, kept = 4, layout.blocks[0].row_start
     tokens = layout.blocks[-1].row_stop
     rng = np.random.default_rng(0)
@@ -183,7 +164,8 @@ def test_blockwise_equals_dense_with_gradients(name, kind, users_at_once, monkey
             return block.keys(part.transpose(0, 2, 1), layout.num_slots).transpose(0, 2, 1)
 
         chosen = bias if "bias" in kind else None
-        out = attend(q, k, v, layout, weighing, chosen, dropping, implementation)
+        compute = ComputeConfig(implementation)
+        out = attend(q, k, v, layout, weighing, chosen, dropping, compute)
         return jnp.sum(
             jnp.sin(out) * jnp.arange(out.size, dtype=jnp.float32).reshape(out.shape)
         ), out
@@ -195,11 +177,10 @@ def test_blockwise_equals_dense_with_gradients(name, kind, users_at_once, monkey
         which: jax.jit(jax.value_and_grad(partial(run, which), (0, 1, 2, 3), has_aux=True))(
             q, k, v, table
         )
-        for which in IMPLEMENTATIONS
+        for which in ("dense", "blockwise")
     }
     same = partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4)
-    for which in IMPLEMENTATIONS:
-        jax.tree.map(same, results[which], results["dense"])
+    jax.tree.map(same, results["blockwise"], results["dense"])
 
 
 def test_blockwise_training_keeps_no_scores():
@@ -208,7 +189,7 @@ def test_blockwise_training_keeps_no_scores():
     layout = layouts.causal(1000, None, None)
 
     def loss(q, k, v):
-        return jnp.sum(attend(q, k, v, layout, Weighing(), implementation="blockwise") ** 2)
+        return jnp.sum(attend(q, k, v, layout, Weighing(), compute=ComputeConfig("blockwise")) ** 2)
 
     compiled = jax.jit(jax.grad(loss, (0, 1, 2))).lower(shape, shape, shape).compile()
     scores = 4 * 8 * 4 * 1000 * 1000
@@ -222,4 +203,4 @@ def test_weights_can_be_watched_in_the_dense_implementation_only():
     attend(q, k, v, layout, Weighing(), watch=seen.append)
     assert [weights.shape for weights in seen] == [(2, 2, 2, 2), (2, 2, 2, 4)]
     with pytest.raises(UserError, match="compute.attention"):
-        attend(q, k, v, layout, Weighing(), implementation="blockwise", watch=seen.append)
+        attend(q, k, v, layout, Weighing(), compute=ComputeConfig("blockwise"), watch=seen.append)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rec2pm_jax.config import LossConfig
+from rec2pm_jax.config import ComputeConfig, LossConfig
 from rec2pm_jax.nn import chunks, losses
 from rec2pm_jax.nn.losses import catalogue_logits
 
@@ -255,3 +255,9 @@ def test_a_large_catalogue_needs_no_array_of_positions_by_items():
     compiled = jax.jit(jax.grad(loss, (0, 1))).lower(*arguments).compile()
     table_bytes = 4 * items * D
     assert compiled.memory_analysis().temp_size_in_bytes < 8 * (1 << 20) + 8 * table_bytes
+
+
+def test_chunks_are_as_large_as_the_platform_likes_them():
+    small, large = (losses.chunk_bytes(ComputeConfig(platform=p)) for p in ("cpu", "tpu"))
+    assert small < 1 << 22 and large > 1 << 27
+    assert losses.chunk_bytes(ComputeConfig(platform="tpu", loss_chunk_bytes=5)) == 5

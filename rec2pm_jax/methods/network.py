@@ -13,7 +13,7 @@ from rec2pm_jax.config import Config
 from rec2pm_jax.nn.attention import KeyValues, Layout
 from rec2pm_jax.nn.backbone import Backbone
 from rec2pm_jax.nn.embedding import TABLE, EventEmbedding
-from rec2pm_jax.nn.losses import catalogue_logits, next_item_loss, prepare
+from rec2pm_jax.nn.losses import catalogue_logits, chunk_bytes, next_item_loss, prepare
 from rec2pm_jax.nn.topk import top_k
 from rec2pm_jax.typing import PADDING_ID, Array, Batch, Events, Params, PRNGKey
 
@@ -60,7 +60,7 @@ class Network:
             norm=float(window),
             max_distance=window,
             num_slot_ids=2 * self.config.method.slots,
-            attention=self.config.compute.attention,
+            compute=self.config.compute,
         )
 
     def init(self, rng: PRNGKey, layout: Layout, tokens: int) -> Params:
@@ -181,7 +181,7 @@ class Network:
             weights.reshape(-1),
             rng,
             positions.reshape(-1),
-            self.config.compute.loss_chunk_bytes,
+            chunk_bytes(self.config.compute),
             params.get(_NEGATIVES),
         )
 

@@ -5,15 +5,24 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import flax.linen as nn
-import jax
 
+from rec2pm_jax.config import ComputeConfig
 from rec2pm_jax.errors import UserError
+from rec2pm_jax.nn import cudnn, pallas_attention
 from rec2pm_jax.nn.attention import Block, Dropping, Layout, Weighing, dense
 from rec2pm_jax.nn.blockwise import blockwise
+from rec2pm_jax.nn.platform import platform_of
 from rec2pm_jax.typing import Array
 
 # (q, k, v, layout, weighing, biases, dropping) -> outputs, all equal to `dense` up to rounding.
-IMPLEMENTATIONS = {"dense": dense, "blockwise": blockwise}
+IMPLEMENTATIONS = {
+    "dense": dense,
+    "blockwise": blockwise,
+    "pallas": pallas_attention.pallas,
+    "cudnn": cudnn.cudnn,
+}
+AUTO = ComputeConfig()
+MIN_ROWS = 128  # of a pass: with fewer, a kernel's tiles would be mostly padding
 
 
 def attend(
@@ -24,7 +33,7 @@ def attend(
     weighing: Weighing,
     bias: Callable[[Block], Array] | None = None,
     dropping: Dropping | None = None,
-    implementation: str = "auto",
+    compute: ComputeConfig = AUTO,
     watch: Callable[[Array], None] | None = None,
 ) -> Array:
     """Attention of all tokens of a pass.
@@ -36,28 +45,57 @@ def attend(
       weighing: softmax or pointwise SiLU, and the rate of dropout.
       bias: (block) -> [B or 1, rows, keys] added to the scores of every head, or None.
       dropping: randomness of dropout, or None to switch it off.
-      implementation: a name of `IMPLEMENTATIONS`, or auto: blockwise on a CPU, where scores that
-        leave the cache cost more than computing them again, dense elsewhere.
+      compute: its `attention` is a name of `IMPLEMENTATIONS`, or auto, see `choose`.
       watch: called with the float32 weights [B, H, rows, keys] of each block, before dropout.
 
     Returns:
       [B, tokens of q, H, dv], in the dtype of v.
 
     Raises:
-      UserError: weights are asked for from an implementation that never holds them all.
+      UserError: weights are asked for from an implementation that never holds them all; one that
+        is named does not fit the pass or the platform.
     """
     biases = None if bias is None else tuple(bias(block) for block in layout.blocks)
     weighing = weighing if dropping is not None else Weighing(weighing.norm)
     if watch is not None:
-        if implementation not in ("auto", "dense"):
+        if compute.attention not in ("auto", "dense"):
             raise UserError(
-                f"config.compute.attention={implementation} never holds all weights; set it to "
+                f"config.compute.attention={compute.attention} never holds all weights; set it to "
                 "auto or dense to look at them."
             )
         return dense(q, k, v, layout, weighing, biases, dropping, watch)
-    if implementation == "auto":
-        implementation = "blockwise" if jax.default_backend() == "cpu" else "dense"
-    return IMPLEMENTATIONS[implementation](q, k, v, layout, weighing, biases, dropping)
+    name = choose(compute, q, k, v, weighing, biases, dropping)
+    return IMPLEMENTATIONS[name](q, k, v, layout, weighing, biases, dropping)
+
+
+def choose(
+    compute: ComputeConfig, q: Array, k: Array, v: Array, weighing: Weighing, biases, dropping
+) -> str:
+    """Name of the implementation for a pass; arguments as in `attend`.
+
+    auto is blockwise on a CPU, where scores that leave the cache cost more than computing them again.
+    On a TPU it is our kernel and on a GPU cuDNN, for passes of `MIN_ROWS` that fit; else dense.
+
+    Raises:
+      UserError: the named implementation is for another platform.
+    """
+    platform, name = platform_of(compute.platform), compute.attention
+    if name == "auto":
+        if platform == "cpu":
+            return "blockwise"
+        if q.shape[1] < MIN_ROWS:
+            return "dense"
+        if platform == "tpu":
+            return "dense" if pallas_attention.unfit(q, k, v, biases, dropping) else "pallas"
+        return "dense" if cudnn.unfit(q, weighing, biases, dropping) else "cudnn"
+    # Interpreted on a CPU, the kernel is exact and slow: for tests.
+    elsewhere = {"pallas": ("tpu", "cpu"), "cudnn": ("gpu",)}.get(name, (platform,))
+    if platform not in elsewhere:
+        raise UserError(
+            f"config.compute.attention={name} is for {elsewhere[0]}, not {platform}: use auto, or "
+            f"config.compute.platform={elsewhere[0]} to compile for one."
+        )
+    return name
 
 
 def watcher(module: nn.Module) -> Callable[[Array], None] | None:

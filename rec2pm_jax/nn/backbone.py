@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from rec2pm_jax.config import ModelConfig
+from rec2pm_jax.config import ComputeConfig, ModelConfig
 from rec2pm_jax.nn.attention import KeyValues, Layout
 from rec2pm_jax.nn.cache import Placed, rows_of
 from rec2pm_jax.nn.dropout import Dropout
@@ -23,14 +23,14 @@ class Backbone(nn.Module):
 
     Attributes:
       norm: N of `HSTULayer`.
-      max_distance, num_slot_ids, attention: see `HSTULayer`.
+      max_distance, num_slot_ids, compute: see `HSTULayer`.
     """
 
     config: ModelConfig
     norm: float
     max_distance: int
     num_slot_ids: int
-    attention: str = "auto"
+    compute: ComputeConfig = ComputeConfig()
 
     @nn.compact
     def __call__(
@@ -72,9 +72,9 @@ class Backbone(nn.Module):
 
     def _layer(self, **options) -> nn.Module:
         if self.config.backbone == "sasrec":
-            return SASRecLayer(self.config, self.attention, **options)
+            return SASRecLayer(self.config, self.compute, **options)
         sizes = (self.norm, self.max_distance, self.num_slot_ids)
-        return HSTULayer(self.config, *sizes, self.attention, **options)
+        return HSTULayer(self.config, *sizes, self.compute, **options)
 
     @nn.nowrap
     def serve(

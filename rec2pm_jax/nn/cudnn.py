@@ -7,19 +7,22 @@ import jax.numpy as jnp
 
 from rec2pm_jax.errors import UserError
 from rec2pm_jax.nn.attention import Dropping, Layout, Weighing, mask_of
+from rec2pm_jax.typing import Array
+
+MAX_HEAD_DIM = 128  # 256 from Hopper on, which a host without a GPU cannot know
 
 
 def unfit(q, weighing: Weighing, biases, dropping: Dropping | None) -> str:
     """Why cuDNN cannot take a pass, or nothing."""
     if weighing.norm:
-        return "pointwise SiLU (model.backbone=hstu) is no softmax"
+        return "pointwise SiLU (config.model.backbone=hstu) is no softmax"
     if q.dtype not in (jnp.bfloat16, jnp.float16):
         return f"it computes in bfloat16, not {q.dtype} (config.model.dtype=bfloat16)"
-    if q.shape[-1] % 8 or q.shape[-1] > 128:
-        return f"head dimension {q.shape[-1]} is no multiple of 8 up to 128"
+    if q.shape[-1] % 8 or q.shape[-1] > MAX_HEAD_DIM:
+        return f"head dimension {q.shape[-1]} is no multiple of 8 up to {MAX_HEAD_DIM}"
     if dropping is not None:
         return "attention weights are dropped by a hash of our own (config.model.dropout=0)"
-    return "" if biases is None else "a relative bias is HSTU's"
+    return "" if biases is None else "it takes no bias of ours"
 
 
 def cudnn(q, k, v, layout: Layout, weighing: Weighing, biases, dropping: Dropping | None):
@@ -36,11 +39,23 @@ def cudnn(q, k, v, layout: Layout, weighing: Weighing, biases, dropping: Droppin
     outputs, kept = [], k.shape[1] - q.shape[1]
     for block in layout.blocks:
         rows = slice(block.row_start - kept, block.row_stop - kept)
-        block_k, block_v = (block.keys(x, layout.num_slots) for x in (k, v))
+        block_k, block_v = (_even(block.keys(x, layout.num_slots), 1) for x in (k, v))
         mask = mask_of(block, layout.num_slots)[:, None]
         out = jax.nn.dot_product_attention(
-            q[:, rows], block_k, block_v, mask=mask, scale=1.0, implementation="cudnn"
+            _even(q[:, rows], 1),
+            block_k,
+            block_v,
+            mask=_even(_even(mask, 2), 3),
+            scale=1.0,
+            implementation="cudnn",
         )
         # It gives rows that see nothing the mean of all values.
-        outputs.append(jnp.where(jnp.any(mask, axis=-1)[:, 0, :, None, None], out, 0))
+        sees = jnp.any(mask, axis=-1)[:, 0, :, None, None]
+        outputs.append(jnp.where(sees, out[:, : mask.shape[2]], jnp.zeros((), out.dtype)))
     return jnp.concatenate(outputs, axis=1)
+
+
+def _even(x: Array, axis: int) -> Array:
+    """x with its axis filled up to an even length, as cuDNN's gradient wants with a mask."""
+    padding = [(0, x.shape[d] % 2 if d == axis else 0) for d in range(x.ndim)]
+    return jnp.pad(x, padding)

@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from rec2pm_jax.config import ModelConfig
+from rec2pm_jax.config import ComputeConfig, ModelConfig
 from rec2pm_jax.nn.attend import attend, watcher
 from rec2pm_jax.nn.attention import Block, KeyValues, Layout, Weighing
 from rec2pm_jax.nn.dropout import Dropout
@@ -36,14 +36,14 @@ class HSTULayer(nn.Module):
       norm: N.
       max_distance: largest row-key distance with a bias of its own; longer ones share it.
       num_slot_ids: rows of the learned slot bias, see `Layout.slot_ids`.
-      attention: implementation, see `attend`.
+      compute: how attention is computed, see `attend`.
     """
 
     config: ModelConfig
     norm: float
     max_distance: int
     num_slot_ids: int
-    attention: str = "auto"
+    compute: ComputeConfig = ComputeConfig()
 
     @nn.compact
     def __call__(
@@ -69,7 +69,7 @@ class HSTULayer(nn.Module):
 
         a = attend(
             *(q, k, v, layout, Weighing(self.norm), self._bias(layout)),
-            implementation=self.attention,
+            compute=self.compute,
             watch=watcher(self),
         )
         a = a.reshape(*a.shape[:2], -1)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from rec2pm_jax.config import LossConfig
+from rec2pm_jax.config import ComputeConfig, LossConfig
 from rec2pm_jax.nn.chunks import log_partition_sum, weighted_sum
 from rec2pm_jax.nn.dropout import per_row
+from rec2pm_jax.nn.platform import platform_of
 from rec2pm_jax.typing import Array, PRNGKey
 
 MIN_CHUNK = 64  # positions; fewer would leave matrix products inefficient
@@ -49,6 +50,12 @@ def _logsumexp(logits: Array) -> Array:
     return jnp.log(jnp.sum(jnp.exp(logits - top), axis=-1)) + top[:, 0]
 
 
+def chunk_bytes(config: ComputeConfig) -> int:
+    """`loss_chunk_bytes`; 0: what stays in the cache of a CPU core, or keeps an accelerator busy."""
+    on_cpu = platform_of(config.platform) == "cpu"
+    return config.loss_chunk_bytes or (CPU_CHUNK if on_cpu else DEVICE_CHUNK)
+
+
 def next_item_loss(
     config: LossConfig,
     vectors: Array,
@@ -69,13 +76,11 @@ def next_item_loss(
       weights: float32 [T], 0 where the position does not count, and then it costs nothing.
       rng: for the sampled negatives.
       rows: int32 [T], numbers of the positions, unique within the step: see `per_row`.
-      chunk_bytes: how large the logits (or gathered negatives) of a chunk of positions may get; 0:
-        what stays in the cache of a CPU core, or what keeps an accelerator busy.
+      chunk_bytes: how large the logits (or gathered negatives) of a chunk of positions may get.
       negatives: int32 [R], shared negatives drawn by the caller, uniformly over a catalogue of which
         `table` is a part. None: they are drawn here from all of `table`.
     """
     weights = jax.lax.stop_gradient(weights)
-    chunk_bytes = chunk_bytes or (CPU_CHUNK if jax.default_backend() == "cpu" else DEVICE_CHUNK)
     if config.kind == "full_softmax":
         vectors, table = prepare(config, vectors, table)
         positives, items = table[targets], table[1:]  # without the padding column

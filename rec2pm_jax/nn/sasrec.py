@@ -7,7 +7,7 @@ from functools import partial
 import flax.linen as nn
 import jax.numpy as jnp
 
-from rec2pm_jax.config import ModelConfig
+from rec2pm_jax.config import ComputeConfig, ModelConfig
 from rec2pm_jax.nn.attend import attend, watcher
 from rec2pm_jax.nn.attention import Dropping, KeyValues, Layout, Weighing
 from rec2pm_jax.nn.dropout import Dropout, dropped_of_256
@@ -38,7 +38,7 @@ class SASRecLayer(nn.Module):
     """
 
     config: ModelConfig
-    attention: str = "auto"  # implementation, see `attend`
+    compute: ComputeConfig = ComputeConfig()  # how attention is computed, see `attend`
 
     @nn.compact
     def __call__(
@@ -70,7 +70,7 @@ class SASRecLayer(nn.Module):
         a = attend(
             *(q, k, v, layout, Weighing(dropped=dropped)),
             dropping=dropping,
-            implementation=self.attention,
+            compute=self.compute,
             watch=watcher(self),
         )
         a = nn.DenseGeneral(cfg.dim, axis=(-2, -1), kernel_init=out, dtype=dtype, name="out")(a)

@@ -1,0 +1,79 @@
+"""Compiles a step for TPUs that are not there and says what it needs.
+
+    python -m launch.aot --topology=v5e:1x1 --config=launch/configs/paper_merrec_hstu.py \\
+        --json=aot.json --step=train --items=20000
+
+The real TPU compiler (libtpu) compiles on any Linux host. The report is of one chip: memory, work,
+collectives, and how long products, memory and interconnect would take at their nominal speeds.
+Everything is compiled, nothing measured. Users are divided over all chips along one axis.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import runpy
+
+import jax
+from absl import flags
+from ml_collections import config_flags
+
+from launch import cli
+from launch.compiled import chips, programs, report
+from rec2pm_jax.config import to_dict
+from rec2pm_jax.evaluate.record import write_records
+from rec2pm_jax.provenance import git_commit
+
+
+def define_flags() -> None:
+    cli.define_config()
+    flags.DEFINE_string("topology", None, "Generation and shape, such as v5e:1x1 or v5e:16x16.")
+    flags.DEFINE_string("json", None, "File for the record.")
+    flags.DEFINE_enum("step", "train", list(programs.BUILDERS), "What to compile.")
+    flags.DEFINE_integer("items", 0, "Items of the catalogue; 0: the preset's ITEMS, or 20,000.", 0)
+    flags.DEFINE_integer(
+        "batch_per_chip", 0, "Users per chip; 0: config.train.batch_size divided by the chips.", 0
+    )
+    flags.DEFINE_string("hlo", "", "File for the optimised HLO; empty: not kept.")
+    flags.mark_flags_as_required(["topology", "json"])
+
+
+def main(_) -> None:
+    args = flags.FLAGS
+    # Shapes are all that is computed here. A TPU of this host, if any, stays free.
+    jax.config.update("jax_platforms", "cpu")
+    config = programs.for_tpu(cli.get_config())
+    chip, devices = chips.describe(args.topology)
+    if args.batch_per_chip:
+        users = args.batch_per_chip * len(devices)
+        config = dataclasses.replace(
+            config, train=dataclasses.replace(config.train, batch_size=users)
+        )
+    items = args.items or _items_of_preset(config_flags.get_config_filename(flags.FLAGS["config"]))
+    program = programs.BUILDERS[args.step](config, items, programs.mesh_of(devices))
+    compiled, seconds = report.compile_program(program)
+    record = {
+        "topology": args.topology,
+        "step": args.step,
+        "items": items,
+        **seconds,
+        **report.record(compiled, chip, len(devices)),
+        "config": to_dict(config),
+        "env": chips.environment(),
+        "git_commit": git_commit(),
+    }
+    if args.hlo:
+        with open(args.hlo, "w") as file:
+            file.write(compiled.as_text())
+    write_records(args.json, record)
+    print(report.text(record))
+    print(f"written to {args.json}")
+
+
+def _items_of_preset(path: str) -> int:
+    """`ITEMS` of a preset's file: the size its catalogue has, which no dataset is here to say."""
+    return runpy.run_path(path).get("ITEMS", 20_000)
+
+
+if __name__ == "__main__":
+    define_flags()
+    cli.run(main)
