@@ -22,6 +22,7 @@ from launch.compiled import chips, programs, report
 from rec2pm_jax.config import to_dict
 from rec2pm_jax.evaluate.record import write_records
 from rec2pm_jax.provenance import git_commit
+from rec2pm_jax.train.partition import make_mesh
 
 
 def define_flags() -> None:
@@ -49,7 +50,7 @@ def main(_) -> None:
             config, train=dataclasses.replace(config.train, batch_size=users)
         )
     items = args.items or _items_of_preset(config_flags.get_config_filename(flags.FLAGS["config"]))
-    program = programs.BUILDERS[args.step](config, items, programs.mesh_of(devices))
+    program = programs.BUILDERS[args.step](config, items, make_mesh(devices))
     compiled, seconds = report.compile_program(program)
     record = {
         "topology": args.topology,

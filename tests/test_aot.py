@@ -19,6 +19,7 @@ from launch.compiled.costs import costs_of
 from rec2pm_jax.config import ComputeConfig, from_dict
 from rec2pm_jax.errors import UserError
 from rec2pm_jax.nn.attention import Weighing
+from rec2pm_jax.train.partition import make_mesh
 from tests.attention_fixtures import inputs, objective, small_layouts
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -70,7 +71,7 @@ def test_programs_divide_users_over_chips(step):
         "model": {"layers": 1, "heads": 1, "dim": 8},
         "train": {"batch_size": 8},
     }
-    mesh = programs.mesh_of(jax.devices("cpu")[:4])
+    mesh = make_mesh(jax.devices("cpu")[:4])
     program = programs.BUILDERS[step](from_dict(values), 30, mesh)
     result = jax.eval_shape(program.function, *program.arguments)
     if step == "train":
@@ -145,7 +146,7 @@ def test_costs_of_scanned_layers_are_those_of_unrolled_ones():
                 "compute": {"attention": attention},
             }
         )
-        program = programs.train(programs.for_tpu(config), 100, programs.mesh_of(devices))
+        program = programs.train(programs.for_tpu(config), 100, make_mesh(devices))
         compiled, _ = report.compile_program(program)
         found[attention, scan] = costs_of(hlo.parse(compiled.as_text()), chip.mxu), compiled
     scanned, (unrolled, compiled) = found["dense", True][0], found["dense", False]

@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from rec2pm_jax.config import Config
 from rec2pm_jax.errors import UserError
 from rec2pm_jax.methods.registry import make_method
-from rec2pm_jax.train.optimizer import make_optimizer
-from rec2pm_jax.train.step import init_train_state, make_train_step
+from rec2pm_jax.train.partition import AXIS, make_program
 from rec2pm_jax.typing import Events
 
-AXIS = "chips"
 K = 10  # best items of a read
 
 
@@ -34,36 +30,18 @@ class Program(NamedTuple):
     donated: tuple[int, ...] = ()
 
 
-# (config, items, mesh) -> Program. A step whose table is sharded takes the place of the one here.
-Builder = Callable[[Config, int, Mesh], Program]
-
-
-def mesh_of(devices: Sequence[jax.Device]) -> Mesh:
-    """All chips along one axis."""
-    return Mesh(np.array(devices), (AXIS,), axis_types=(AxisType.Auto,))
+Builder = Callable[[Config, int, Mesh], Program]  # (config, items, mesh) -> Program
 
 
 def train(config: Config, items: int, mesh: Mesh) -> Program:
-    """Data parallel: users divided over the chips, a copy of the state on each, gradients summed.
+    """The step that `launch.train` would run on such a mesh, with a whole or a sharded item table.
 
     Raises:
-      UserError: chips and micro-batches do not divide the batch.
+      UserError: chips and micro-batches do not divide the batch, or the chips cannot share a table.
     """
     _users_per_chip(config, mesh, config.compute.accumulate)
-    method = make_method(config, items)
-    optimizer = make_optimizer(config.optim, config.train.steps)
-    step = make_train_step(method, optimizer, config.train.seed, config.compute.accumulate)
-    state = jax.eval_shape(lambda: init_train_state(method, optimizer, config.train.seed))
-    users, window = config.train.batch_size, config.data.window
-    batch = {"ids": _int32(users, window + 1), "index": _int32(users)}
-    if config.model.relative_bias == "position_time":
-        batch["times"] = _int32(users, window + 1)
-    if config.model.event_types:
-        batch["types"] = _int32(users, window + 1)
-    function = _over_chips(partial(step, axis_name=AXIS), mesh, (False, True), (False, False))
-    return Program(
-        function, (_placed(state, mesh, False), _placed(batch, mesh, True)), donated=(0,)
-    )
+    program = make_program(config, make_method(config, items), mesh)
+    return Program(program.step, (program.state, program.batch), donated=(0,))
 
 
 def read(config: Config, items: int, mesh: Mesh) -> Program:
@@ -88,8 +66,17 @@ BUILDERS: dict[str, Builder] = {"train": train, "read": read, "update": update}
 
 
 def _serving(config: Config, items: int, mesh: Mesh, length: Callable[[Any], int]):
-    """(method, arguments of `Method.update` and `read`) for the users of a batch."""
+    """(method, arguments of `Method.update` and `read`) for the users of a batch.
+
+    Raises:
+      UserError: chips do not divide the users, or the table is sharded: a server holds all of it.
+    """
     _users_per_chip(config, mesh, 1)
+    if config.model.table == "sharded":
+        raise UserError(
+            "--step=read and --step=update are for config.model.table=whole: how a request is served "
+            "from a table that no chip can hold is not built. Use --step=train, or --items=N that fit."
+        )
     method, users = make_method(config, items), config.train.batch_size
     params = jax.eval_shape(method.init, jax.random.key(0))
     state = jax.eval_shape(lambda p: method.init_state(p, users), params)
