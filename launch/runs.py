@@ -12,6 +12,7 @@ from rec2pm_jax.data.splits import settings as protocol_settings
 from rec2pm_jax.evaluate.evaluator import evaluate
 from rec2pm_jax.evaluate.heuristic import evaluate_heuristic
 from rec2pm_jax.evaluate.record import Evaluation
+from rec2pm_jax.evaluate.validation import validate
 from rec2pm_jax.methods.base import Method
 from rec2pm_jax.methods.registry import make_method
 from rec2pm_jax.provenance import git_commit
@@ -70,12 +71,10 @@ def train(config: Config, dataset: Dataset, workdir: str | Path) -> Trained:
     """
     method = make_method(config, dataset.num_items)
 
-    def validate(params):
-        users = config.train.eval_users
-        found = evaluate(method, params, dataset, split="validation", max_users=users, swap=False)
-        return found.metrics
+    def on_validation(params):
+        return validate(method, params, dataset, max_users=config.train.eval_users)
 
-    summary = train_and_evaluate(config, dataset, method, workdir, validate)
+    summary = train_and_evaluate(config, dataset, method, workdir, on_validation)
     _, params, meta = load_for_inference(workdir)
     return Trained(config, method, params, meta, summary["wall_s"], summary["device"])
 

@@ -36,11 +36,11 @@ def _train() -> None:
     dataset = open_dataset(flags.FLAGS.data)
     method = make_method(config, dataset.num_items)
 
-    def evaluate(params):
+    def on_validation(params):
         return validate(method, params, dataset, max_users=config.train.eval_users)
 
     args = flags.FLAGS
-    train_and_evaluate(config, dataset, method, args.workdir, evaluate, args.profile)
+    train_and_evaluate(config, dataset, method, args.workdir, on_validation, args.profile)
 
 
 if __name__ == "__main__":

@@ -125,8 +125,8 @@ def test_an_overflowing_bucket_stops_and_names_what_it_needs():
     rows = table_rows(ITEMS)
     shared = np.append(0, draw_negatives(step_rng(0, 0), config.loss.negatives, ITEMS))
     asked = [np.unique(np.append(shared, ids)) for ids in np.split(batch["ids"], 8)]
-    needed = max(np.bincount(rows_of(ids, rows) // (rows // 8)).max() for ids in asked)
-    assert metrics["bucket_rows"] == needed > 8
+    needed = max(int(np.bincount(rows_of(ids, rows) // (rows // 8)).max()) for ids in asked)
+    assert int(metrics["bucket_rows"]) == needed > 8
     error = _does_not_fit(1, {name: float(value) for name, value in metrics.items()})
     assert isinstance(error, UserError)
     assert f"for {needed} rows" in str(error) and "--config.compute.bucket_rows=" in str(error)
