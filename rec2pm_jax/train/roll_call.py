@@ -74,10 +74,9 @@ class RollCall:
             end = time.monotonic() + PATIENCE_S
             while self._connections and time.monotonic() < end and not self._over.is_set():
                 time.sleep(0.05)
-        if self._over.is_set():
-            return
-        self._over.set()
-        self._tell("failed" if failed else "bye")
+        if not self._over.is_set():
+            self._over.set()
+            self._tell("failed" if failed else "bye")
         with self._lock:
             for connection in self._connections:
                 connection.close()
