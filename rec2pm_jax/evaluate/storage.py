@@ -6,6 +6,7 @@ after every update, not once at the end.
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 
 from rec2pm_jax.errors import UserError, nearest
@@ -31,10 +32,11 @@ def rounded(memory: Array, kind: str) -> Array:
     if kind == "float32":
         return memory
     if kind == "bfloat16":
-        return memory.astype(jnp.bfloat16).astype(memory.dtype)
+        # Not a pair of casts, which XLA may take for nothing.
+        return jax.lax.reduce_precision(memory, exponent_bits=8, mantissa_bits=7)
     values = memory.astype(jnp.float32)
-    scale = jnp.max(jnp.abs(values), axis=-1, keepdims=True, initial=0.0) / 127
-    codes = jnp.round(values / jnp.where(scale > 0, scale, 1))
+    scale = jnp.max(jnp.abs(values), axis=-1, keepdims=True, initial=0.0) * jnp.float32(1 / 127)
+    codes = jnp.clip(jnp.rint(values / jnp.where(scale > 0, scale, 1)), -127, 127)
     return (codes * scale).astype(memory.dtype)
 
 
