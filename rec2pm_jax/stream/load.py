@@ -4,19 +4,31 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from rec2pm_jax.config import Config
 from rec2pm_jax.methods.registry import make_method
 from rec2pm_jax.stream.catalogue import Catalogue
 from rec2pm_jax.stream.recommender import Recommender
-from rec2pm_jax.train.checkpoint import load_for_inference
+from rec2pm_jax.train.checkpoint import Meta, load_for_inference
 from rec2pm_jax.train.growth import grow_items
 from rec2pm_jax.train.identity import open_training_data
+from rec2pm_jax.typing import Params
 
 
 def load_recommender(
     workdir: str | Path, data: str | Path | None = None, checkpoint: str = "best"
 ) -> Recommender:
     """See `rec2pm_jax.load`."""
-    config, params, meta = load_for_inference(workdir, checkpoint)
+    return make_recommender(*load_for_inference(workdir, checkpoint), workdir, data)
+
+
+def make_recommender(
+    config: Config, params: Params, meta: Meta, workdir: str | Path, data: str | Path | None
+) -> Recommender:
+    """A loaded checkpoint with the catalogue of its dataset, or of `data`.
+
+    Raises:
+      UserError: nothing to open, or a dataset with another content.
+    """
     dataset = open_training_data(data, workdir, meta)
     params = grow_items(params, dataset.num_items, config.train.seed)
     method = make_method(config, dataset.num_items)
