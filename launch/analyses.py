@@ -15,8 +15,8 @@ from rec2pm_jax.data.splits import bound_rule
 from rec2pm_jax.evaluate.denoise import KINDS, Noise
 from rec2pm_jax.evaluate.diagnostics import drift
 from rec2pm_jax.evaluate.heuristic import dataset_popularity
-from rec2pm_jax.evaluate.storage import STORED
 from rec2pm_jax.evaluate.targets import load_histories
+from rec2pm_jax.stream.codec import FORMATS
 
 if TYPE_CHECKING:
     from launch.suites import Run
@@ -52,9 +52,9 @@ def lifelong(run: Run, trained: Trained, dataset: Dataset) -> list[Result]:
 
 
 def quantised(run: Run, trained: Trained, dataset: Dataset) -> list[Result]:
-    """One record per dtype that memory is kept in between updates, named in `stored`."""
+    """One record per format that memory is kept in between updates, named in `stored`."""
     results = []
-    for kind in STORED:
+    for kind in FORMATS:
         result = assess(trained, dataset, split=run.split, stored=kind, swap=False)
         result.record["stored"] = kind
         results.append(result)

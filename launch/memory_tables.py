@@ -9,21 +9,21 @@ import numpy as np
 from launch.tables import Row, markdown
 from rec2pm_jax.evaluate.bootstrap import Interval, paired_bootstrap
 from rec2pm_jax.evaluate.metrics import user_means
-from rec2pm_jax.evaluate.storage import STORED
 from rec2pm_jax.methods.segments import archived
+from rec2pm_jax.stream.codec import FORMATS
 
 MANY_UPDATES = 20  # the error of a stored memory has been fed back this often at least
 
 
 def quantised(rows: Sequence[Row]) -> list[str]:
-    """Methods down, of all users and of those with many updates; dtypes of the memory across."""
+    """Methods down, of all users and of those with many updates; formats of the memory across."""
     found: dict[str, dict[str, Row]] = {}
     for row in rows:
         found.setdefault(row.variant.split("/")[0], {})[row.records[0]["stored"]] = row
-    base, *others = STORED
+    base, *others = FORMATS
     header = ["method", "users", base]
     header += [f"{kind}: {what}" for kind in others for what in ("difference", "ratio")]
-    header += [f"bytes, {kind}" for kind in STORED]
+    header += [f"bytes, {kind}" for kind in FORMATS]
     body = []
     for method, by_kind in found.items():
         data = by_kind[base].records[0]["config"]["data"]
@@ -38,7 +38,7 @@ def quantised(rows: Sequence[Row]) -> list[str]:
             for kind in others:
                 paired = paired_bootstrap(by_kind[kind].ndcg.mean(axis=0)[users], exact)
                 cells += [_points(paired.difference), _ratio(paired.ratio, 4)]
-            cells += [f"{by_kind[kind].records[0]['state_bytes_per_user']:,}" for kind in STORED]
+            cells += [f"{by_kind[kind].records[0]['state_bytes_per_user']:,}" for kind in FORMATS]
             body.append(cells)
     return markdown(header, body)
 

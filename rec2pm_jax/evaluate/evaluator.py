@@ -13,7 +13,6 @@ from rec2pm_jax.evaluate.memories import iterated_memories, one_time_memories, s
 from rec2pm_jax.evaluate.metrics import summarize
 from rec2pm_jax.evaluate.reading import rank_targets, read_targets
 from rec2pm_jax.evaluate.record import Evaluation, dataset_name
-from rec2pm_jax.evaluate.storage import check_stored, stored_bytes
 from rec2pm_jax.evaluate.targets import (
     Histories,
     Rows,
@@ -23,6 +22,7 @@ from rec2pm_jax.evaluate.targets import (
     plan_rows,
     select_users,
 )
+from rec2pm_jax.stream.codec import check_format, slot_bytes
 from rec2pm_jax.typing import State
 
 
@@ -56,7 +56,7 @@ def check_unseen(dataset, histories: Histories, targets: Targets, trained_with: 
 def row_memories(
     method, params, histories: Histories, rows: Rows, memory: str, batch_size: int, stored="float32"
 ) -> State:
-    """States [R, ...] of all rows, iterated or one-time; stored: see `storage`."""
+    """States [R, ...] of all rows, iterated or one-time; stored: see `codec`."""
     fold = one_time_memories if memory == "one_time" else iterated_memories
     return fold(method, params, histories, rows, batch_size=batch_size, stored=stored)
 
@@ -91,7 +91,7 @@ def evaluate(
       max_segments: 0, or the newest archived segments that memory may fold.
       swap: also rank every target with another user's memory.
       corrupt: changes what is read, never the targets; see `denoise.Noise`.
-      stored: the dtype a memory is kept in between updates: float32 | bfloat16 | int8, see `storage`.
+      stored: the format a memory is kept in between updates: float32 | bfloat16 | int8, see `codec`.
 
     Raises:
       UserError: `memory` does not fit the method, `stored` is unknown, nobody has targets under the
@@ -103,7 +103,7 @@ def evaluate(
     memory = memory or own_memory(config)
     protocol = protocol or config.data.protocol
     check_memory(method, memory)
-    check_stored(stored)
+    check_format(stored)
 
     rule = bound_rule(config.data, dataset, protocol)
     users, skipped = select_users(dataset.lengths, rule, split, max_users, seed)
@@ -151,7 +151,9 @@ def final_rows(rows: Rows) -> np.ndarray:
 def _state_figures(method, rows: Rows, states: State, stored: str) -> dict:
     """Bytes per user and the variance between users of the final memories."""
     _, slots, dim = states.memory.shape
-    capacity = stored_bytes(slots, dim, stored, states.memory.itemsize)
+    capacity = states.memory[0].nbytes
+    if stored != "float32":
+        capacity = slots * slot_bytes(stored, dim)
     bookkeeping = sum(leaf[0].nbytes for leaf in (states.groups, states.segments))
     final = final_rows(rows)
     figures = {

@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rec2pm_jax.evaluate.storage import rounded
 from rec2pm_jax.evaluate.targets import Histories, Rows
+from rec2pm_jax.stream.codec import rounded
 from rec2pm_jax.typing import State
 
 _CHUNK = 4  # segments per call of the compiled scan
@@ -25,7 +25,7 @@ _ONE_TIME_CELLS = 1 << 24  # attention cells (users x length^2) of a one-time ba
 def _fold(method, stored, params, state, kept, wanted, folded, events, valid, next_times):
     """Scans `method.update` over a chunk; copies the state into `kept` [B, W, ...] where wanted.
 
-    stored: the dtype that memory is rounded to after every update, see `storage`.
+    stored: the format that memory is kept in between updates: its error enters the next update.
     wanted: int32 [B, W], number of updates after which each of a chain's rows wants the state.
     folded: int32 scalar, updates before this chunk. events: fields [B, chunk * S]. next_times: int32
     [B, chunk], the time of the event after each segment, or None.
@@ -39,7 +39,7 @@ def _fold(method, stored, params, state, kept, wanted, folded, events, valid, ne
         state, kept, folded = carry
         (events, valid), next_time = inputs
         state = method.update(params, state, events, valid, next_time)
-        state = state._replace(memory=rounded(state.memory, stored))
+        state = _as_stored(state, stored)
         folded = folded + 1
         hit = wanted == folded
 
@@ -54,10 +54,17 @@ def _fold(method, stored, params, state, kept, wanted, folded, events, valid, ne
     return state, kept
 
 
+def _as_stored(state: State, stored: str) -> State:
+    """The state as a store gives it back, see `codec`."""
+    if stored == "float32":
+        return state
+    memory = rounded(state.memory.astype(jnp.float32), stored)
+    return state._replace(memory=memory.astype(state.memory.dtype))
+
+
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _compress(method, stored, params, events, valid, next_time):
-    state = method.compress(params, events, valid, next_time)
-    return state._replace(memory=rounded(state.memory, stored))
+    return _as_stored(method.compress(params, events, valid, next_time), stored)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 2))
@@ -94,7 +101,7 @@ def iterated_memories(
     """Folds each row's archived segments in order, as streaming does.
 
     Args:
-      stored: the dtype a memory is kept in between updates, see `storage`.
+      stored: the format a memory is kept in between updates, see `codec`.
 
     Returns:
       State with numpy leaves [R, ...]; row r has taken `rows.updates[r]` updates.

@@ -1,4 +1,4 @@
-"""`update` and `read` of a trained model as `jax.export` artifacts: programs that need none of our code.
+"""`update` and `read` of a trained model as `jax.export` artifacts: programs that need JAX alone.
 
 Both take (weights, inputs), two flat dictionaries of arrays. Weights are arguments, so that two
 functions share one copy on the device; the batch is symbolic, widths are fixed.
