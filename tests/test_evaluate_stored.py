@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import jax
 import numpy as np
 import pytest
 from evaluate_fakes import FakeDataset
@@ -12,6 +11,7 @@ from rec2pm_jax.errors import UserError
 from rec2pm_jax.evaluate.evaluator import evaluate, row_memories
 from rec2pm_jax.evaluate.targets import load_histories, memory_rows
 from rec2pm_jax.methods.registry import make_method
+from rec2pm_jax.stream.batches import update
 from rec2pm_jax.stream.codec import decode, encode
 from rec2pm_jax.typing import State
 
@@ -24,7 +24,7 @@ def one_by_one(method, params, histories, user: int, stored: str) -> np.ndarray:
     for turn in range(UPDATES):
         start = np.array([turn * SEGMENT])
         events, valid = histories.window(np.array([user]), start, np.array([SEGMENT]), SEGMENT)
-        state = jax.jit(method.update)(params, state, events, valid)
+        state = update(method, params, state, events, valid, None)
         memory = np.asarray(state.memory)
         kept = decode(encode(memory, stored), stored, memory.shape[-1])
         state = State(kept, state.groups, state.segments)
