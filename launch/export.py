@@ -17,6 +17,7 @@ from launch import cli
 from rec2pm_jax.stream.export import check_free, write_export
 from rec2pm_jax.stream.load import make_recommender
 from rec2pm_jax.train.checkpoint import load_for_inference
+from rec2pm_jax.train.identity import open_training_data
 
 flags.DEFINE_string("workdir", None, "Directory of a training run.")
 flags.DEFINE_string("output", None, "Directory to write; it must not be there yet.")
@@ -29,9 +30,10 @@ flags.mark_flags_as_required(["workdir", "output"])
 def main(_) -> None:
     args = flags.FLAGS
     check_free(Path(args.output))
-    loaded = load_for_inference(args.workdir, args.checkpoint)
-    recommender = make_recommender(*loaded, args.workdir, args.data or None)
-    manifest = write_export(recommender, loaded[2], args.output, args.k)
+    config, params, meta = load_for_inference(args.workdir, args.checkpoint)
+    dataset = open_training_data(args.data, args.workdir, meta)
+    recommender = make_recommender(config, params, dataset)
+    manifest = write_export(recommender, meta, args.output, args.k)
     size = sum(file["bytes"] for file in manifest["files"].values())
     print(
         f"{' and '.join(manifest['functions'])} for {', '.join(manifest['platforms'])}, "

@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from rec2pm_jax.config import Config
+from rec2pm_jax.data.dataset import Dataset
 from rec2pm_jax.methods.registry import make_method
 from rec2pm_jax.stream.catalogue import Catalogue
 from rec2pm_jax.stream.recommender import Recommender
-from rec2pm_jax.train.checkpoint import Meta, load_for_inference
+from rec2pm_jax.train.checkpoint import load_for_inference
 from rec2pm_jax.train.growth import grow_items
 from rec2pm_jax.train.identity import open_training_data
 from rec2pm_jax.typing import Params
@@ -18,18 +19,12 @@ def load_recommender(
     workdir: str | Path, data: str | Path | None = None, checkpoint: str = "best"
 ) -> Recommender:
     """See `rec2pm_jax.load`."""
-    return make_recommender(*load_for_inference(workdir, checkpoint), workdir, data)
+    config, params, meta = load_for_inference(workdir, checkpoint)
+    return make_recommender(config, params, open_training_data(data, workdir, meta))
 
 
-def make_recommender(
-    config: Config, params: Params, meta: Meta, workdir: str | Path, data: str | Path | None
-) -> Recommender:
-    """A loaded checkpoint with the catalogue of its dataset, or of `data`.
-
-    Raises:
-      UserError: nothing to open, or a dataset with another content.
-    """
-    dataset = open_training_data(data, workdir, meta)
+def make_recommender(config: Config, params: Params, dataset: Dataset) -> Recommender:
+    """A loaded checkpoint with the catalogue of `dataset`, grown to its items."""
     params = grow_items(params, dataset.num_items, config.train.seed)
     method = make_method(config, dataset.num_items)
     return Recommender(method, params, Catalogue.of(dataset, config.model))
