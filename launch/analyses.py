@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,7 @@ from rec2pm_jax.evaluate.denoise import KINDS, Noise
 from rec2pm_jax.evaluate.diagnostics import drift
 from rec2pm_jax.evaluate.heuristic import dataset_popularity
 from rec2pm_jax.evaluate.targets import load_histories
+from rec2pm_jax.stream.codec import FORMATS
 
 if TYPE_CHECKING:
     from launch.suites import Run
@@ -49,9 +51,27 @@ def lifelong(run: Run, trained: Trained, dataset: Dataset) -> list[Result]:
     return [result]
 
 
+def quantised(run: Run, trained: Trained, dataset: Dataset) -> list[Result]:
+    """One record per format that memory is kept in between updates, named in `stored`."""
+    results = []
+    for kind in FORMATS:
+        result = assess(trained, dataset, split=run.split, stored=kind, swap=False)
+        result.record["stored"] = kind
+        results.append(result)
+    return results
+
+
+def since_archive(run: Run, trained: Trained, dataset: Dataset) -> list[Result]:
+    """One record, with the NDCG@10 of every target beside it: tables group it by raw events read."""
+    result = assess(trained, dataset, split=run.split, swap=False)
+    return [dataclasses.replace(result, by_target=True)]
+
+
 ANALYSES: dict[str, Callable[..., list[Result]]] = {
     "test": test,
     "denoise": denoise,
     "lifelong": lifelong,
     "anatomy": anatomy,
+    "quantised": quantised,
+    "since_archive": since_archive,
 }

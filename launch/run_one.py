@@ -23,6 +23,7 @@ from launch.suites import Run, override, runs_of
 from rec2pm_jax.config import Config
 from rec2pm_jax.data.dataset import open_dataset
 from rec2pm_jax.errors import UserError, nearest
+from rec2pm_jax.evaluate.metrics import ndcg
 from rec2pm_jax.evaluate.record import write_records
 from rec2pm_jax.lock import alone_in
 
@@ -68,21 +69,33 @@ def label_records(run: Run, results: Sequence[Result]) -> None:
         if "noise" in result.record:
             noise = result.record["noise"]
             variant += f"/{noise['kind']} {noise['fraction']:g}"
+        if "stored" in result.record:
+            variant += f"/{result.record['stored']}"
         train = run.config.train
         budget = {"steps": train.steps, "batch_size": train.batch_size}
         result.record.update(run=run.name, variant=variant, budget=budget)
 
 
 def write_users(path: Path, results: Sequence[Result]) -> None:
-    """Per-user NDCG@10, float32 [records, users], and events before the last target, int32 [users]."""
+    """Per-user NDCG@10, float32 [records, users], and events before the last target, int32 [users].
+
+    With `by_target` also every target's: `target_ndcg` float32 [records, targets], `target_user` and
+    `target_position` (events before it) int32 [targets].
+    """
     evaluation = results[0].evaluation
     users = np.unique(evaluation.user, return_inverse=True)[1]
     lengths = np.zeros(users.max() + 1, np.int32)
     np.maximum.at(lengths, users, evaluation.position.astype(np.int32))
-    ndcg = np.stack([result.evaluation.user_ndcg for result in results]).astype(np.float32)
+    per_user = np.stack([result.evaluation.user_ndcg for result in results])
+    arrays = {"ndcg": per_user.astype(np.float32), "lengths": lengths}
+    if results[0].by_target:
+        per_target = np.stack([ndcg(result.evaluation.rank, 10) for result in results])
+        arrays["target_ndcg"] = per_target.astype(np.float32)
+        arrays["target_user"] = users.astype(np.int32)
+        arrays["target_position"] = evaluation.position.astype(np.int32)
     temporary = path.with_name(f".{path.name}")
     with open(temporary, "wb") as file:
-        np.savez_compressed(file, ndcg=ndcg, lengths=lengths)
+        np.savez_compressed(file, **arrays)
     os.replace(temporary, path)
 
 

@@ -24,10 +24,15 @@ from rec2pm_jax.typing import Params
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """One row of a comparison: the evaluation and its JSON record."""
+    """One row of a comparison: the evaluation and its JSON record.
+
+    Attributes:
+      by_target: whether tables need every target's value, not only every user's mean.
+    """
 
     evaluation: Evaluation
     record: dict[str, Any]
+    by_target: bool = False
 
 
 def heuristics(config: Config, dataset: Dataset, split: str = "test") -> list[Result]:

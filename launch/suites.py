@@ -89,6 +89,7 @@ METHODS: dict[str, dict[str, str]] = {
     "tok_serial_a": {"name": "tok_serial", "memory": "append"},
     "kv_mask_a": {"name": "kv_mask", "memory": "append"},
 }
+MEMORIES = tuple(name for name in METHODS if METHODS[name]["name"] not in ("full", "recent"))
 # Overwrite and append of a family are tuned once; an untuned family would be a weak baseline.
 TUNED = ("full", "recent", "tok_serial_o", "kv_mask_o", "rec2pm_o")
 TUNED_HSTU = ("full", "rec2pm_o")  # for the methods without and with a memory
@@ -215,6 +216,22 @@ def _of_main(analysis: str, methods: Iterable[str] = METHODS) -> Iterator[Run]:
         yield dataclasses.replace(run, analysis=analysis, memories=("",))
 
 
+def _quantised() -> Iterator[Run]:
+    """The main suite's memories, stored in fewer bytes."""
+    for dataset in ("complete_journey_types", "ml1m_200"):
+        for method in MEMORIES:
+            run = _main_run(dataset, method, "sasrec", 0)
+            yield dataclasses.replace(run, analysis="quantised", memories=("",))
+
+
+def _since_archive() -> Iterator[Run]:
+    """By raw events read: the main suite's models, and rec2pm_o trained at several R."""
+    yield from _of_main("since_archive", ("full", "recent", "rec2pm_o", "tok_serial_o"))
+    for run in _ablation():
+        if run.variant == "ablation/recipe" or run.variant.startswith("ablation/R = "):
+            yield dataclasses.replace(run, analysis="since_archive", memories=("",))
+
+
 def _genrec() -> Iterator[Run]:
     """generative-recommenders' public setting, their way."""
     for preset in (ml1m_sasrec, ml1m_hstu, ml1m_hstu_large):
@@ -244,6 +261,8 @@ _SUITES: dict[str, Callable[[], Iterator[Run]]] = {
     "denoise": lambda: _of_main("denoise"),
     "lifelong": lambda: _of_main("lifelong"),
     "anatomy": lambda: _of_main("anatomy", ("rec2pm_o", "tok_serial_o")),
+    "quantised": _quantised,
+    "since_archive": _since_archive,
     "genrec": _genrec,
     "smoke": _smoke,
 }

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from launch import figures, tables
+from launch import figures, memory_tables, tables
 from launch.suites import DATASETS
 from launch.tables import Row
 
@@ -81,6 +81,18 @@ SUMMARIES = {
         "over users.",
         tables.anatomy,
         figures.anatomy,
+    ),
+    "quantised": Summary(
+        "Memories of the main suite's models, kept in fewer bytes in between updates: rounded after "
+        "every update, so that the error is fed back. int8 has a float32 scale per slot. Differences "
+        "(in points of NDCG@10) and ratios are to the float32 memory of the same weights.",
+        memory_tables.quantised,
+    ),
+    "since_archive": Summary(
+        "NDCG@10 by raw events read, S + R - 1 at most: those since the last archive. Ratios are to "
+        "`full` on the same targets. The ablation suite's models, trained at several R, have half of "
+        "the steps: compare them with each other.",
+        memory_tables.since_archive,
     ),
     "genrec": Summary(
         "`full` in generative-recommenders' public ML-1M setting: no validation split, the best step "

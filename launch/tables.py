@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -12,6 +12,15 @@ from rec2pm_jax.evaluate.bootstrap import paired_bootstrap
 
 LONG = 500  # events from which a history counts as long
 BINS = ((0, 200), (200, 500), (500, 1000), (1000, 1 << 30))  # events before the last target
+
+
+class TargetValues(NamedTuple):
+    """Attributes: NDCG@10 of every target, float [targets], mean over seeds; its user and how many
+    events came before it, int [targets]."""
+
+    ndcg: np.ndarray
+    user: np.ndarray
+    position: np.ndarray
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,12 +31,14 @@ class Row:
       records: one per seed.
       ndcg: float [seeds, users], NDCG@10 of every user.
       lengths: int [users], events before the last target.
+      targets: of an analysis that keeps them, else None.
     """
 
     variant: str
     records: Sequence[dict[str, Any]]
     ndcg: np.ndarray
     lengths: np.ndarray
+    targets: TargetValues | None = None
 
     @property
     def label(self) -> str:
@@ -54,13 +65,14 @@ def collect(found) -> dict[tuple[str, str], list[Row]]:
         dataset = record["run"].split("/", 1)[0]
         with np.load(found.users_of(record["run"])) as arrays:
             same_run = [r for r in found.records if r["run"] == record["run"]]
-            ndcg, lengths = arrays["ndcg"][same_run.index(record)], arrays["lengths"]
+            number = same_run.index(record)
+            ndcg, lengths, targets = arrays["ndcg"][number], arrays["lengths"], None
+            if "target_ndcg" in arrays:
+                of_user = (arrays["target_user"], arrays["target_position"])
+                targets = TargetValues(arrays["target_ndcg"][number], *of_user)
         key = (dataset, record["backbone"], record["variant"])
-        groups.setdefault(key, []).append((record, ndcg, lengths))
-    rows = {
-        key: Row(key[2], [r for r, _, _ in found], np.stack([n for _, n, _ in found]), found[0][2])
-        for key, found in groups.items()
-    }
+        groups.setdefault(key, []).append((record, ndcg, lengths, targets))
+    rows = {key: _row(key[2], *zip(*seeds, strict=True)) for key, seeds in groups.items()}
     tables: dict[tuple[str, str], list[Row]] = {}
     for (dataset, backbone, _variant), row in rows.items():
         if backbone is not None:
@@ -69,6 +81,14 @@ def collect(found) -> dict[tuple[str, str], list[Row]]:
         table += [row for key, row in rows.items() if key[0] == dataset and key[1] is None]
         table.sort(key=Row.mean, reverse=True)
     return tables
+
+
+def _row(variant: str, records, ndcg, lengths, targets) -> Row:
+    """A row of what each seed left."""
+    first = targets[0]
+    if first is not None:
+        first = first._replace(ndcg=np.mean([seed.ndcg for seed in targets], axis=0))
+    return Row(variant, records, np.stack(ndcg), lengths[0], first)
 
 
 def comparison(rows: Sequence[Row], baselines: Sequence[str] = (), long: bool = False) -> list[str]:
@@ -93,7 +113,7 @@ def comparison(rows: Sequence[Row], baselines: Sequence[str] = (), long: bool = 
     rows = sorted(rows, key=lambda row: row.values(long).mean(), reverse=True)
     body = [[cell(row) for _, cell in columns] for row in rows]
     body[0] = [f"**{cell}**" for cell in body[0]]
-    return _markdown([name for name, _ in columns], body)
+    return markdown([name for name, _ in columns], body)
 
 
 def search(rows: Sequence[Row]) -> list[str]:
@@ -108,7 +128,7 @@ def search(rows: Sequence[Row]) -> list[str]:
             s: f"**{100 * v:.2f}**" if s == best else f"{100 * v:.2f}" for s, v in values.items()
         }
         body.append([method, *(shown.get(setting, "-") for setting in settings)])
-    return _markdown(["method", *settings], body)
+    return markdown(["method", *settings], body)
 
 
 def noise(rows: Sequence[Row]) -> list[str]:
@@ -119,7 +139,7 @@ def noise(rows: Sequence[Row]) -> list[str]:
         header = ["method", "clean", *(f"{kind} {share:.0%}" for (kind, share), _ in noisy)]
         cells = (f"{100 * row.mean():.2f} ({row.mean() / clean.mean():.3f})" for _, row in noisy)
         body.append([method, f"{100 * clean.mean():.2f}", *cells])
-    return _markdown(header, body)
+    return markdown(header, body)
 
 
 def noise_levels(rows: Sequence[Row]) -> dict[str, dict[tuple[str, float], Row]]:
@@ -146,7 +166,7 @@ def by_length(rows: Sequence[Row]) -> list[str]:
         values = row.ndcg.mean(axis=0)
         cells = (f"{100 * values[group].mean():.2f}" if group.any() else "-" for group in groups)
         body.append([row.label, *cells])
-    return _markdown(["method", *header], body)
+    return markdown(["method", *header], body)
 
 
 def drift(rows: Sequence[Row]) -> list[str]:
@@ -157,7 +177,7 @@ def drift(rows: Sequence[Row]) -> list[str]:
     for label, steps in found.items():
         cells = {step["updates"]: f"{step['relative']:.3f} ({step['users']})" for step in steps}
         body.append([label, *(cells.get(count, "-") for count in updates)])
-    return _markdown(["method", *map(str, updates)], body) if body else []
+    return markdown(["method", *map(str, updates)], body) if body else []
 
 
 def anatomy(rows: Sequence[Row]) -> list[str]:
@@ -175,7 +195,7 @@ def anatomy(rows: Sequence[Row]) -> list[str]:
         slots = len(found["attention"]["update"][0])
         names = [f"query {slot}" for slot in range(slots)]
         lines += ["Attention on the memory, %:", ""]
-        lines += _markdown(["layer", *names, "last raw event"], body)
+        lines += markdown(["layer", *names, "last raw event"], body)
         near = found["neighbours"]
         lines += [
             "",
@@ -186,12 +206,12 @@ def anatomy(rows: Sequence[Row]) -> list[str]:
             lines += ["", f"A user with {user['archived_events']} archived events, most often "]
             lines[-1] += f"{', '.join(user['bought_most'])}:"
             body = [[str(slot), ", ".join(items)] for slot, items in enumerate(user["slots"])]
-            lines += ["", *_markdown(["slot", "nearest items"], body)]
+            lines += ["", *markdown(["slot", "nearest items"], body)]
         lines.append("")
     return lines
 
 
-def _markdown(header: Sequence[str], body: Sequence[Sequence[str]]) -> list[str]:
+def markdown(header: Sequence[str], body: Sequence[Sequence[str]]) -> list[str]:
     """A table whose first column is text and whose others are numbers."""
     rule = ["---"] + ["---:"] * (len(header) - 1)
     return ["| " + " | ".join(cells) + " |" for cells in (header, rule, *body)]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-import jax
 import numpy as np
 
 from rec2pm_jax.data.splits import SplitRule, bound_rule
@@ -23,6 +22,7 @@ from rec2pm_jax.evaluate.targets import (
     plan_rows,
     select_users,
 )
+from rec2pm_jax.stream.codec import check_format, slot_bytes
 from rec2pm_jax.typing import State
 
 
@@ -53,10 +53,12 @@ def check_unseen(dataset, histories: Histories, targets: Targets, trained_with: 
         )
 
 
-def row_memories(method, params, histories: Histories, rows: Rows, memory: str, batch_size: int):
-    """States [R, ...] of all rows, iterated or one-time."""
+def row_memories(
+    method, params, histories: Histories, rows: Rows, memory: str, batch_size: int, stored="float32"
+) -> State:
+    """States [R, ...] of all rows, iterated or one-time; stored: see `codec`."""
     fold = one_time_memories if memory == "one_time" else iterated_memories
-    return fold(method, params, histories, rows, batch_size=batch_size)
+    return fold(method, params, histories, rows, batch_size=batch_size, stored=stored)
 
 
 def evaluate(
@@ -73,6 +75,7 @@ def evaluate(
     swap: bool = True,
     seed: int = 0,
     corrupt: Callable[[Histories, Targets], Histories] | None = None,
+    stored: str = "float32",
 ) -> Evaluation:
     """Predicts every target of `split` from its whole own prefix and ranks the full catalogue.
 
@@ -88,16 +91,19 @@ def evaluate(
       max_segments: 0, or the newest archived segments that memory may fold.
       swap: also rank every target with another user's memory.
       corrupt: changes what is read, never the targets; see `denoise.Noise`.
+      stored: the format a memory is kept in between updates: float32 | bfloat16 | int8, see `codec`.
 
     Raises:
-      UserError: `memory` does not fit the method, nobody has targets under the protocol, targets
-        were training events under the protocol of `config.data`, or scores are not finite.
+      UserError: `memory` does not fit the method, `stored` is unknown, nobody has targets under the
+        protocol, targets were training events under the protocol of `config.data`, or scores are not
+        finite.
     """
     began = time.perf_counter()
     config = method.config
     memory = memory or own_memory(config)
     protocol = protocol or config.data.protocol
     check_memory(method, memory)
+    check_format(stored)
 
     rule = bound_rule(config.data, dataset, protocol)
     users, skipped = select_users(dataset.lengths, rule, split, max_users, seed)
@@ -107,7 +113,7 @@ def evaluate(
     if corrupt is not None:
         histories = corrupt(histories, targets)
     rows = plan_rows(targets, method, max_segments)
-    states = row_memories(method, params, histories, rows, memory, batch_size)
+    states = row_memories(method, params, histories, rows, memory, batch_size, stored)
 
     def ranks_with(states: State) -> np.ndarray:
         vectors = read_targets(method, params, histories, rows, states, batch_size=batch_size)
@@ -131,7 +137,7 @@ def evaluate(
         metrics=summarize(ranks, targets.user),
         skipped_users=skipped,
         wall_s=time.perf_counter() - began,
-        **_state_figures(method, rows, states),
+        **_state_figures(method, rows, states, stored),
     )
 
 
@@ -142,14 +148,17 @@ def final_rows(rows: Rows) -> np.ndarray:
     return last[rows.updates[last] > 0]
 
 
-def _state_figures(method, rows: Rows, states: State) -> dict:
+def _state_figures(method, rows: Rows, states: State, stored: str) -> dict:
     """Bytes per user and the variance between users of the final memories."""
-    total = sum(leaf[0].nbytes for leaf in jax.tree.leaves(states))
-    capacity = sum(leaf[0].nbytes for leaf in jax.tree.leaves(states.memory))
+    _, slots, dim = states.memory.shape
+    capacity = states.memory[0].nbytes
+    if stored != "float32":
+        capacity = slots * slot_bytes(stored, dim)
+    bookkeeping = sum(leaf[0].nbytes for leaf in (states.groups, states.segments))
     final = final_rows(rows)
     figures = {
         "state_bytes_per_user": capacity,
-        "state_bookkeeping_bytes": total - capacity,
+        "state_bookkeeping_bytes": bookkeeping,
         "state_used_bytes": None,
         "memory_variance": None,
     }

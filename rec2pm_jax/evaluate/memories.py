@@ -14,16 +14,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from rec2pm_jax.evaluate.targets import Histories, Rows
+from rec2pm_jax.stream.codec import rounded
 from rec2pm_jax.typing import State
 
 _CHUNK = 4  # segments per call of the compiled scan
 _ONE_TIME_CELLS = 1 << 24  # attention cells (users x length^2) of a one-time batch
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _fold(method, params, state, kept, wanted, folded, events, valid, next_times):
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _fold(method, stored, params, state, kept, wanted, folded, events, valid, next_times):
     """Scans `method.update` over a chunk; copies the state into `kept` [B, W, ...] where wanted.
 
+    stored: the format that memory is kept in between updates: its error enters the next update.
     wanted: int32 [B, W], number of updates after which each of a chain's rows wants the state.
     folded: int32 scalar, updates before this chunk. events: fields [B, chunk * S]. next_times: int32
     [B, chunk], the time of the event after each segment, or None.
@@ -37,6 +39,7 @@ def _fold(method, params, state, kept, wanted, folded, events, valid, next_times
         state, kept, folded = carry
         (events, valid), next_time = inputs
         state = method.update(params, state, events, valid, next_time)
+        state = _as_stored(state, stored)
         folded = folded + 1
         hit = wanted == folded
 
@@ -51,9 +54,17 @@ def _fold(method, params, state, kept, wanted, folded, events, valid, next_times
     return state, kept
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _compress(method, params, events, valid, next_time):
-    return method.compress(params, events, valid, next_time)
+def _as_stored(state: State, stored: str) -> State:
+    """The state as a store gives it back, see `codec`."""
+    if stored == "float32":
+        return state
+    memory = rounded(state.memory.astype(jnp.float32), stored)
+    return state._replace(memory=memory.astype(state.memory.dtype))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _compress(method, stored, params, events, valid, next_time):
+    return _as_stored(method.compress(params, events, valid, next_time), stored)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 2))
@@ -85,9 +96,12 @@ def bucket(n: int) -> int:
 
 
 def iterated_memories(
-    method, params, histories: Histories, rows: Rows, *, batch_size: int
+    method, params, histories: Histories, rows: Rows, *, batch_size: int, stored: str = "float32"
 ) -> State:
     """Folds each row's archived segments in order, as streaming does.
+
+    Args:
+      stored: the format a memory is kept in between updates, see `codec`.
 
     Returns:
       State with numpy leaves [R, ...]; row r has taken `rows.updates[r]` updates.
@@ -125,9 +139,8 @@ def iterated_memories(
             events, valid = histories.window(user, start, length, _CHUNK * segment)
             ends = start[:, None] + segment * np.arange(1, _CHUNK + 1)
             next_times = histories.next_time(user, ends)
-            state, kept = _fold(
-                method, params, state, kept, wanted, np.int32(folded), events, valid, next_times
-            )
+            turn = (wanted, np.int32(folded), events, valid, next_times)
+            state, kept = _fold(method, stored, params, state, kept, *turn)
         used = wanted > 0
         for out, new in zip(jax.tree.leaves(result), jax.tree.leaves(kept), strict=True):
             out[row[used]] = np.asarray(new)[used]
@@ -135,7 +148,7 @@ def iterated_memories(
 
 
 def one_time_memories(
-    method, params, histories: Histories, rows: Rows, *, batch_size: int
+    method, params, histories: Histories, rows: Rows, *, batch_size: int, stored: str = "float32"
 ) -> State:
     """Compresses each row's archived events in one reference-style pass of the same weights.
 
@@ -153,7 +166,7 @@ def one_time_memories(
             user, start = rows.user[batch], rows.first_segment[batch] * segment
             events, valid = histories.window(user, start, length, int(width))
             next_time = histories.next_time(user, start + length)
-            state = _compress(method, params, events, valid, next_time)
+            state = _compress(method, stored, params, events, valid, next_time)
             for out, new in zip(jax.tree.leaves(result), jax.tree.leaves(state), strict=True):
                 out[batch[real]] = np.asarray(new)[real]
     return result

@@ -141,7 +141,7 @@ class Recommender:
                 self.method, self.params, self._scored_by, with_events, times, deep
             )
             answers = zip(scores, ids, strict=True)
-        popular = self._popular
+        popular = self.popular
         rows = [next(answers) if user.events else popular for user in users]
         return [self._name(*row, k, excluded) for row in rows]
 
@@ -158,7 +158,7 @@ class Recommender:
         return batches.prepared(self.method, self.params)
 
     @cached_property
-    def _popular(self) -> tuple[np.ndarray, np.ndarray]:
+    def popular(self) -> tuple[np.ndarray, np.ndarray]:
         """Counts and ids of all items, the most frequent first, ties by id."""
         counts = self.catalogue.items.counts[1:]
         order = np.argsort(-counts, kind="stable")

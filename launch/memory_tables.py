@@ -1,0 +1,95 @@
+"""Tables of what storing a memory costs and how it ages, from records and per-user values alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from launch.tables import Row, markdown
+from rec2pm_jax.evaluate.bootstrap import Interval, paired_bootstrap
+from rec2pm_jax.evaluate.metrics import user_means
+from rec2pm_jax.methods.segments import archived
+from rec2pm_jax.stream.codec import FORMATS
+
+MANY_UPDATES = 20  # the error of a stored memory has been fed back this often at least
+
+
+def quantised(rows: Sequence[Row]) -> list[str]:
+    """Methods down, of all users and of those with many updates; formats of the memory across."""
+    found: dict[str, dict[str, Row]] = {}
+    for row in rows:
+        found.setdefault(row.variant.split("/")[0], {})[row.records[0]["stored"]] = row
+    base, *others = FORMATS
+    header = ["method", "users", base]
+    header += [f"{kind}: {what}" for kind in others for what in ("difference", "ratio")]
+    header += [f"bytes, {kind}" for kind in FORMATS]
+    body = []
+    for method, by_kind in found.items():
+        data = by_kind[base].records[0]["config"]["data"]
+        updates = archived(by_kind[base].lengths, data["segment"], data["recent"])
+        many = updates >= MANY_UPDATES * data["segment"]
+        groups = [("all", np.ones_like(many)), (f">= {MANY_UPDATES} updates", many)]
+        for name, users in groups:
+            if not users.any():
+                continue
+            exact = by_kind[base].ndcg.mean(axis=0)[users]
+            cells = [method, f"{name} ({users.sum()})", f"{100 * exact.mean():.3f}"]
+            for kind in others:
+                paired = paired_bootstrap(by_kind[kind].ndcg.mean(axis=0)[users], exact)
+                cells += [_points(paired.difference), _ratio(paired.ratio, 4)]
+            cells += [f"{by_kind[kind].records[0]['state_bytes_per_user']:,}" for kind in FORMATS]
+            body.append(cells)
+    return markdown(header, body)
+
+
+def since_archive(rows: Sequence[Row], reference: str = "full") -> list[str]:
+    """Methods down; NDCG@10 over all targets and, by raw events read, what that is of `full`'s over
+    the same targets. Of a method without a memory: as if it had one, with its S and R."""
+    base = next((row for row in rows if row.variant == reference), None)
+    raw = {row.variant: _raw_events(row) for row in rows}
+    width = max(1, rows[0].records[0]["config"]["data"]["segment"] // 5)
+    longest = max(int(events.max()) for events in raw.values())
+    bins = [(low, low + width - 1) for low in range(1, longest + 1, width)]
+    header = ["method", "S, R", "all targets", f"/ {reference}"]
+    header += [f"{low}-{high}" if high > low else f"{low}" for low, high in bins]
+    body = []
+    for row in sorted(rows, key=Row.mean, reverse=True):
+        data = row.records[0]["config"]["data"]
+        cells = [row.label, f"{data['segment']}, {data['recent']}", f"{100 * row.mean():.2f}"]
+        for low, high in [(1, longest), *bins]:
+            chosen = (raw[row.variant] >= low) & (raw[row.variant] <= high)
+            cells.append(_at(row, base, chosen))
+        body.append(cells)
+    return markdown(header, body)
+
+
+def _raw_events(row: Row) -> np.ndarray:
+    """Events that each target's read sees raw, int [targets]: those since the last archive."""
+    data, position = row.records[0]["config"]["data"], row.targets.position
+    return position - archived(position, data["segment"], data["recent"])
+
+
+def _at(row: Row, base: Row | None, chosen: np.ndarray) -> str:
+    """The ratio to `base` over the chosen targets, or NDCG@10 in % where there is none."""
+    if not chosen.any():
+        return "-"
+    user = row.targets.user[chosen]
+    values = user_means(row.targets.ndcg[chosen], user)
+    if base is None:
+        return f"{100 * values.mean():.2f}"
+    if row is base:
+        return "1"
+    if not np.array_equal(row.targets.position, base.targets.position):
+        raise ValueError(f"{row.variant} and {base.variant} were evaluated on different targets.")
+    return _ratio(paired_bootstrap(values, user_means(base.targets.ndcg[chosen], user)).ratio, 3)
+
+
+def _points(interval: Interval) -> str:
+    estimate, low, high = (100 * value for value in interval)
+    return f"{estimate:+.4f} ({low:+.4f}..{high:+.4f})"
+
+
+def _ratio(interval: Interval, digits: int) -> str:
+    estimate, low, high = (f"{value:.{digits}f}" for value in interval)
+    return f"{estimate} ({low}..{high})"
