@@ -7,6 +7,7 @@ from pathlib import Path
 from rec2pm_jax.methods.registry import make_method
 from rec2pm_jax.stream.catalogue import Catalogue
 from rec2pm_jax.stream.recommender import Recommender
+from rec2pm_jax.stream.record import ModelIdentity
 from rec2pm_jax.train.checkpoint import load_for_inference
 from rec2pm_jax.train.growth import grow_items
 from rec2pm_jax.train.identity import open_training_data
@@ -18,6 +19,7 @@ def load_recommender(
     """See `rec2pm_jax.load`."""
     config, params, meta = load_for_inference(workdir, checkpoint)
     dataset = open_training_data(data, workdir, meta)
+    trained = ModelIdentity.of(config, params)
     params = grow_items(params, dataset.num_items, config.train.seed)
     method = make_method(config, dataset.num_items)
-    return Recommender(method, params, Catalogue.of(dataset, config.model))
+    return Recommender(method, params, Catalogue.of(dataset, config.model), trained)
