@@ -28,10 +28,11 @@ from rec2pm_jax.methods.registry import make_method
 from rec2pm_jax.stream import batches
 from rec2pm_jax.stream.artifacts import export_functions, weights_of
 from rec2pm_jax.stream.catalogue import Catalogue
-from rec2pm_jax.stream.engine import Engine, MemoryStore
+from rec2pm_jax.stream.engine import Engine
 from rec2pm_jax.stream.events import make_event
 from rec2pm_jax.stream.export import write_export
 from rec2pm_jax.stream.recommender import Recommender
+from rec2pm_jax.stream.store import MemoryStore
 from rec2pm_jax.typing import Events, State
 
 ROOT = Path(__file__).parents[1]
@@ -238,10 +239,10 @@ def test_example_serves_where_the_package_cannot_be_imported(case, dataset, tmp_
             engine.ingest([make_event(event, str(user))])
             if len(lines) % 4 == 0:
                 lines.append({"user": str(user), "recommend": 5})
-                [answer] = engine.recommend([str(user)], 5)
+                answer = engine.recommend(str(user), 5)
                 expected.append({"user": answer.user, "items": [r.item for r in answer.items]})
     lines.append({"user": "new", "recommend": 5})
-    [answer] = engine.recommend(["new"], 5)
+    answer = engine.recommend("new", 5)
     expected.append({"user": "new", "items": [r.item for r in answer.items]})
 
     # Alone in a folder, where importing the package fails.
