@@ -99,7 +99,9 @@ def test_a_stopped_rebuild_goes_on_and_never_mixes(dataset, tmp_path, monkeypatc
     done = rebuild(recommender, dataset, store, "int8")
     assert done.found == 5 and done.users == dataset.num_users
     assert dict(store.items()) == dict(whole.items())
+    store.delete([dataset.user(0)])  # whoever is forgotten after that stays so
     assert rebuild(recommender, dataset, store, "int8").found == dataset.num_users
+    assert len(dict(store.items())) == dataset.num_users - 1
 
     # Another format, another model, other data, somebody's live store.
     with pytest.raises(UserError, match="memory 'int8', not 'float32'"):

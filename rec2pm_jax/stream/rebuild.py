@@ -23,8 +23,8 @@ from rec2pm_jax.stream.record import RecordFormat
 from rec2pm_jax.stream.store import MAX_USER_BYTES, Store
 from rec2pm_jax.typing import Events, State
 
-USERS = 16 * batches.MAX_BATCH  # of a commit
-_SOURCE = "rebuilt_from"
+USERS = 4 * batches.MAX_BATCH  # of a commit
+_SOURCE, _COMPLETE = "rebuilt_from", "rebuilt"
 
 
 class Rebuilt(NamedTuple):
@@ -60,35 +60,30 @@ def rebuild(
         cannot be written.
     """
     engine = Engine(recommender, store, Options(memory=memory))
-    _check_source(store, dataset)
     order = np.argsort(dataset.lengths, kind="stable")  # a batch folds users of one length
     names = [dataset.user(int(index)) for index in order]
-    fits = [len(name.encode()) <= MAX_USER_BYTES for name in names]
-    updates = recommender.method.plan(dataset.lengths[order]).updates
-    updates = np.where(fits, updates, 0)
-
+    fits = np.array([len(name.encode()) <= MAX_USER_BYTES for name in names])
+    updates = np.where(fits, recommender.method.plan(dataset.lengths[order]).updates, 0)
+    total = int(updates.sum())
+    complete = _is_complete(store, dataset)
     found = done = 0
     for begin in range(0, len(order), USERS):
-        piece = [row for row in range(begin, min(begin + USERS, len(order))) if fits[row]]
-        kept = store.get([names[row] for row in piece])
-        missing = [row for row, record in zip(piece, kept, strict=True) if record is None]
-        found += len(piece) - len(missing)
-        done += int(updates[[row for row in piece if row not in set(missing)]].sum())
-        progress(done, int(updates.sum()))
-        if missing:
+        rows = begin + np.flatnonzero(fits[begin : begin + USERS])
+        missing = rows[:0]
+        if not complete:
+            kept = store.get([names[row] for row in rows])
+            missing = rows[[record is None for record in kept]]
+        if len(missing):
             sequences = [dataset.sequence(int(order[row])) for row in missing]
             users = make_users(recommender, engine.form, sequences, dataset.time_origin)
             named = zip((names[row] for row in missing), users, strict=True)
             store.put({name: engine.form.encode(name, live) for name, live in named}, {})
-            done += int(updates[missing].sum())
-            progress(done, int(updates.sum()))
-    return Rebuilt(
-        users=sum(fits),
-        events=int(dataset.lengths[order][fits].sum()),
-        updates=int(updates.sum()),
-        found=found,
-        left_out=len(fits) - sum(fits),
-    )
+        found += len(rows) - len(missing)
+        done += int(updates[rows].sum())
+        progress(done, total)
+    store.put({}, {_COMPLETE: b"1"})
+    events = int(dataset.lengths[order][fits].sum())
+    return Rebuilt(int(fits.sum()), events, total, found, int((~fits).sum()))
 
 
 def make_users(
@@ -140,14 +135,21 @@ def make_users(
     return users
 
 
-def _check_source(store: Store, dataset: Dataset) -> None:
-    """Marks a new store as made of this dataset; UserError if it was begun from other data."""
-    begun = store.marks().get(_SOURCE)
-    if begun is None and next(iter(store.items()), None) is not None:
-        raise UserError(
-            "--output holds users that a stream left there; rebuild memories in another store."
-        )
+def _is_complete(store: Store, dataset: Dataset) -> bool:
+    """Whether an earlier call filled the store; a new store is marked as made of this dataset.
+
+    A complete one is left alone: users may have been deleted since.
+
+    Raises:
+      UserError: the store was begun from other data, or by a stream.
+    """
+    marks = store.marks()
+    begun = marks.get(_SOURCE)
     if begun is None:
+        if next(iter(store.items()), None) is not None:
+            raise UserError(
+                "--output holds users that a stream left there; rebuild memories in another store."
+            )
         store.put({}, {_SOURCE: dataset.content_hash.encode()})
     elif begun.decode() != dataset.content_hash:
         raise UserError(
@@ -155,3 +157,4 @@ def _check_source(store: Store, dataset: Dataset) -> None:
             f"{dataset.path} has {dataset.content_hash}: remove it and start again, or pass the "
             "--data it was begun with."
         )
+    return _COMPLETE in marks
