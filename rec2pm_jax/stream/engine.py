@@ -97,6 +97,23 @@ class Engine:
         self._live: dict[str, Live] = {}
         self._due: dict[str, Live] = {}
 
+    def warm_up(self, k: int = 10) -> None:
+        """Compiles what a stream with requests for `k` items will need, so that no user waits."""
+        method, params = self.recommender.method, self.recommender.params
+        size = method.config.data.segment
+        rows = 1
+        while self._initial.size and rows <= batches.MAX_BATCH:
+            events = self._events(np.ones((rows, size, self._width), np.int32))
+            next_time = None if events.times is None else np.ones(rows, np.int32)
+            batches.fold(method, params, self._states([Live()] * rows), events, next_time)
+            rows *= 2
+        asked = 0 if self.recommender.catalogue.uses_times else None
+        deep = min(batches.power_of_two(k), method.num_items)
+        trial = Sessions(method, params, self.recommender.scored_by, 1)
+        for events in (1, 1, 2, 4):  # opened, read again, one event more, several
+            fields = self._events(np.ones((events, self._width), np.int32))
+            trial.best("", 0, self._states([Live()]), fields, asked, deep)
+
     # --- events ---
 
     def ingest(self, events: Sequence[Event]) -> Ingested:
