@@ -40,7 +40,7 @@ from rec2pm_jax.stream.runner import Pace, run_stream
 from rec2pm_jax.stream.store import Store
 
 TARGET_RATE = 30_000  # events/s
-POPULATION = Population(users=1_000_000, items=100_000, mean_history=100)
+POPULATION = Population(users=1_000_000, items=100_000, mean_history=300)
 SMOKE_POPULATION = Population(users=2_000, items=settings.SMOKE_ITEMS, mean_history=10)
 _EVENTS, _SMOKE_EVENTS = 1_000_000, 5_000  # of the second phase
 _LATENCY_S, _SMOKE_LATENCY_S = 20.0, 0.5

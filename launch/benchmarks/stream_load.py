@@ -60,8 +60,10 @@ def write_history(
 ) -> int:
     """Puts every user into a store, in no order; returns how many have memory (random numbers)."""
     rng = np.random.default_rng(0)
-    total = population.users * population.mean_history
-    counts = np.bincount(population.draw_users(rng, total), minlength=population.users)
+    counts = np.zeros(population.users, np.int64)
+    for _ in range(population.mean_history):
+        drawn = population.draw_users(rng, population.users)
+        counts += np.bincount(drawn, minlength=population.users)
     plan = recommender.method.plan(counts)
     numbers = rng.normal(size=(_MEMORIES, form.rows, form.dim)).astype(np.float32)
     memories = [row.tobytes() for row in encode(numbers, form.kind)]
