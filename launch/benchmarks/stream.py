@@ -17,6 +17,7 @@ Three phases, one after the other on the same store:
 from __future__ import annotations
 
 import resource
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -69,6 +70,7 @@ def rows(smoke: bool) -> Iterator[dict]:
         open_s = time.perf_counter() - began
 
         engine.warm_up()
+        sys.setswitchinterval(5e-4)  # as in launch.stream
         lines = event_lines(population, _SMOKE_EVENTS if smoke else _EVENTS, seed=1)
         before = _cpu_s()
         fast = run_stream(engine, Listed(lines), lambda line: None)
@@ -117,7 +119,7 @@ def rows(smoke: bool) -> Iterator[dict]:
 
 
 def _with_requests(population: Population, count: int, seed: int) -> list[bytes]:
-    lines = event_lines(population, count, seed)
+    lines = event_lines(population, count, seed, first=_EVENTS)
     askers = population.draw_users(np.random.default_rng(seed), _ASKERS)
     for n in range(_EVERY - 1, count, _EVERY):
         lines[n] = b'{"user": "u%d", "recommend": 10}\n' % askers[n // _EVERY % _ASKERS]
