@@ -20,6 +20,7 @@ from tqdm import tqdm
 from launch import cli
 from rec2pm_jax.errors import UserError
 from rec2pm_jax.stream.codec import FORMATS
+from rec2pm_jax.stream.engine import Options
 from rec2pm_jax.stream.load import make_recommender
 from rec2pm_jax.stream.rebuild import Rebuilt, rebuild
 from rec2pm_jax.stream.store import open_store
@@ -33,6 +34,7 @@ flags.DEFINE_enum("checkpoint", "best", ["best", "latest"], "Which checkpoint of
 flags.DEFINE_enum(
     "memory", "float32", FORMATS, "Format of a user's memory, as launch.stream will be told."
 )
+flags.DEFINE_integer("workers", 1, "Workers of launch.stream that will share the store.", 1)
 flags.mark_flags_as_required(["workdir", "output"])
 
 
@@ -41,7 +43,8 @@ def rebuild_into(args, address: str) -> Rebuilt:
     config, params, meta = load_for_inference(args.workdir, args.checkpoint)
     dataset = open_training_data(args.data, args.workdir, meta)
     recommender = make_recommender(config, params, dataset)
-    store = open_store(address)
+    worker = f"0/{args.workers}"
+    store = open_store(address, worker)
     try:
         with tqdm(unit="update", smoothing=0.02) as bar:
 
@@ -49,7 +52,8 @@ def rebuild_into(args, address: str) -> Rebuilt:
                 bar.total, bar.n = total, done
                 bar.refresh()
 
-            return rebuild(recommender, dataset, store, args.memory, show)
+            options = Options(memory=args.memory, worker=worker)
+            return rebuild(recommender, dataset, store, options, show)
     finally:
         store.close()
 

@@ -55,7 +55,7 @@ def test_rebuilt_states_are_streamed_states(case, memory, dataset, monkeypatch):
     monkeypatch.setattr(rebuilding, "USERS", 5)  # three commits
     recommender = make_recommender(dataset, make_config(*case))
     store, seen = MemoryStore(), []
-    done = rebuild(recommender, dataset, store, memory, lambda *x: seen.append(x))
+    done = rebuild(recommender, dataset, store, Options(memory=memory), lambda *x: seen.append(x))
     expected, form = users_of(streamed(recommender, dataset, memory), recommender, memory)
     found, _ = users_of(store, recommender, memory)
     assert set(found) == set(expected) and len(found) == dataset.num_users
@@ -81,7 +81,7 @@ def test_a_stopped_rebuild_goes_on_and_never_mixes(dataset, tmp_path, monkeypatc
     monkeypatch.setattr(rebuilding, "USERS", 5)
     recommender = make_recommender(dataset, make_config())
     whole = MemoryStore()
-    rebuild(recommender, dataset, whole, "int8")
+    rebuild(recommender, dataset, whole, Options(memory="int8"))
 
     store = MemoryStore()
     put = store.put
@@ -93,28 +93,33 @@ def test_a_stopped_rebuild_goes_on_and_never_mixes(dataset, tmp_path, monkeypatc
 
     monkeypatch.setattr(store, "put", stop_at_second_commit)
     with pytest.raises(Stopped):
-        rebuild(recommender, dataset, store, "int8")
+        rebuild(recommender, dataset, store, Options(memory="int8"))
     assert len(dict(store.items())) == 5
     monkeypatch.setattr(store, "put", put)
-    done = rebuild(recommender, dataset, store, "int8")
+    done = rebuild(recommender, dataset, store, Options(memory="int8"))
     assert done.found == 5 and done.users == dataset.num_users
     assert dict(store.items()) == dict(whole.items())
     store.delete([dataset.user(0)])  # whoever is forgotten after that stays so
-    assert rebuild(recommender, dataset, store, "int8").found == dataset.num_users
+    assert rebuild(recommender, dataset, store, Options(memory="int8")).found == dataset.num_users
     assert len(dict(store.items())) == dataset.num_users - 1
 
     # Another format, another model, other data, somebody's live store.
     with pytest.raises(UserError, match="memory 'int8', not 'float32'"):
-        rebuild(recommender, dataset, store, "float32")
+        rebuild(recommender, dataset, store, Options(memory="float32"))
     other = make_recommender(dataset, make_config(memory="append"))
     with pytest.raises(UserError, match="model"):
-        rebuild(other, dataset, store, "int8")
+        rebuild(other, dataset, store, Options(memory="int8"))
     grown = make_data(tmp_path)
     grown.info["content_hash"] = "other"
     with pytest.raises(UserError, match="begun from data"):
-        rebuild(recommender, grown, store, "int8")
+        rebuild(recommender, grown, store, Options(memory="int8"))
     with pytest.raises(UserError, match="that a stream left"):
-        rebuild(recommender, dataset, streamed(recommender, dataset, "int8"), "int8")
+        rebuild(
+            recommender,
+            dataset,
+            streamed(recommender, dataset, "int8"),
+            Options(memory="int8"),
+        )
 
 
 def test_ids_too_long_for_a_store_are_left_out(dataset, monkeypatch):
@@ -122,7 +127,7 @@ def test_ids_too_long_for_a_store_are_left_out(dataset, monkeypatch):
     longest = max(len(dataset.user(i).encode()) for i in range(dataset.num_users))
     monkeypatch.setattr(rebuilding, "MAX_USER_BYTES", longest - 1)
     store = MemoryStore()
-    done = rebuild(recommender, dataset, store, "int8")
+    done = rebuild(recommender, dataset, store, Options(memory="int8"))
     assert done.left_out > 0 and done.users + done.left_out == dataset.num_users
     assert len(dict(store.items())) == done.users
 

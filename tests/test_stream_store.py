@@ -101,15 +101,15 @@ def test_protocol(reopened):
     assert store.get(["user 1"]) == [None] and store.marks() == {}
     store.put(users, {"input:a": b"5"})
     store.put({"user 7": b"new", "Zoë": b"x"}, {"input:a": b"6"})
-    for again in (lambda: store, reopened):
-        store = again()
+    for again in (False, True):
+        store = reopened() if again else store
         assert store.get(["user 7", "nobody", "user 2", "Zoë"]) == [b"new", None, b"\2\2\2", b"x"]
         assert store.marks() == {"input:a": b"6"}
         assert dict(store.items()) == users | {"user 7": b"new", "Zoë": b"x"}
     assert store.delete(["user 7", "nobody"]) == 1 and store.delete(["user 7"]) == 0
     store.compact()
-    for again in (lambda: store, reopened):
-        store = again()
+    for again in (False, True):
+        store = reopened() if again else store
         assert store.get(["user 7", "user 8"]) == [None, users["user 8"]]
         assert len(dict(store.items())) == 100 and store.marks() == {"input:a": b"6"}
     assert store.size() > 0

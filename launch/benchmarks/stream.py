@@ -17,6 +17,7 @@ Three phases, one after the other on the same store:
 from __future__ import annotations
 
 import resource
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -40,7 +41,7 @@ from rec2pm_jax.stream.runner import Pace, run_stream
 from rec2pm_jax.stream.store import Store
 
 TARGET_RATE = 30_000  # events/s
-POPULATION = Population(users=1_000_000, items=100_000, mean_history=100)
+POPULATION = Population(users=1_000_000, items=100_000, mean_history=300)
 SMOKE_POPULATION = Population(users=2_000, items=settings.SMOKE_ITEMS, mean_history=10)
 _EVENTS, _SMOKE_EVENTS = 1_000_000, 5_000  # of the second phase
 _LATENCY_S, _SMOKE_LATENCY_S = 20.0, 0.5
@@ -69,6 +70,7 @@ def rows(smoke: bool) -> Iterator[dict]:
         open_s = time.perf_counter() - began
 
         engine.warm_up()
+        sys.setswitchinterval(5e-4)  # as in launch.stream
         lines = event_lines(population, _SMOKE_EVENTS if smoke else _EVENTS, seed=1)
         before = _cpu_s()
         fast = run_stream(engine, Listed(lines), lambda line: None)
@@ -117,7 +119,7 @@ def rows(smoke: bool) -> Iterator[dict]:
 
 
 def _with_requests(population: Population, count: int, seed: int) -> list[bytes]:
-    lines = event_lines(population, count, seed)
+    lines = event_lines(population, count, seed, first=_EVENTS)
     askers = population.draw_users(np.random.default_rng(seed), _ASKERS)
     for n in range(_EVERY - 1, count, _EVERY):
         lines[n] = b'{"user": "u%d", "recommend": 10}\n' % askers[n // _EVERY % _ASKERS]

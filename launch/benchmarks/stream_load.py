@@ -19,7 +19,7 @@ from rec2pm_jax.stream.recommender import Recommender
 from rec2pm_jax.stream.record import RecordFormat
 from rec2pm_jax.stream.store import Store
 
-_PUT = 50_000  # records of a transaction
+_PUT = 20_000  # records of a transaction
 _MEMORIES = 64  # distinct ones
 
 
@@ -60,8 +60,10 @@ def write_history(
 ) -> int:
     """Puts every user into a store, in no order; returns how many have memory (random numbers)."""
     rng = np.random.default_rng(0)
-    total = population.users * population.mean_history
-    counts = np.bincount(population.draw_users(rng, total), minlength=population.users)
+    counts = np.zeros(population.users, np.int64)
+    for _ in range(population.mean_history):
+        drawn = population.draw_users(rng, population.users)
+        counts += np.bincount(drawn, minlength=population.users)
     plan = recommender.method.plan(counts)
     numbers = rng.normal(size=(_MEMORIES, form.rows, form.dim)).astype(np.float32)
     memories = [row.tobytes() for row in encode(numbers, form.kind)]
@@ -81,14 +83,14 @@ def write_history(
     return int(np.count_nonzero(plan.updates))
 
 
-def event_lines(population: Population, count: int, seed: int) -> list[bytes]:
-    """Events as a stream brings them."""
+def event_lines(population: Population, count: int, seed: int, first: int = 0) -> list[bytes]:
+    """Events as a stream brings them, a hundred in a second of theirs, from number `first` on."""
     rng = np.random.default_rng(seed)
     users = population.draw_users(rng, count).tolist()
     items = population.draw_items(rng, count).tolist()
     return [
         b'{"user": "u%d", "item": "%d", "time": %d}\n' % (user, item, 1_700_000_000 + n // 100)
-        for n, (user, item) in enumerate(zip(users, items, strict=True))
+        for n, (user, item) in enumerate(zip(users, items, strict=True), start=first)
     ]
 
 

@@ -112,7 +112,7 @@ class Engine:
         trial = Sessions(method, params, self.recommender.scored_by, 1)
         for events in (1, 1, 2, 4):  # opened, read again, one event more, several
             fields = self._events(np.ones((events, self._width), np.int32))
-            trial.best("", 0, self._states([Live()]), fields, asked, deep)
+            trial.best("", 0, lambda: self._states([Live()]), fields, asked, deep)
 
     # --- events ---
 
@@ -302,7 +302,7 @@ class Engine:
             return self.sessions.best(
                 user,
                 live.events - len(live.pending) // self._width,
-                self._states([live]),
+                lambda: self._states([live]),
                 self._raw(live),
                 request_time,
                 deep,

@@ -18,12 +18,17 @@ from typing import NamedTuple
 
 from rec2pm_jax.errors import UserError
 
+_decode = json.JSONDecoder().raw_decode
+
 MALFORMED = "malformed"
 UNKNOWN_ITEM = "unknown item"
 UNKNOWN_TYPE = "unknown event type"
 OUT_OF_ORDER = "out of order"
 FAR_FUTURE = "far future"
 DUPLICATE = "duplicate"
+
+
+_LATEST = 2**62
 
 
 class Refused(UserError):
@@ -60,9 +65,12 @@ def parse_line(line: bytes) -> Event | Request:
       Refused: malformed; the message says what is wrong with it.
     """
     try:
-        fields = json.loads(line)
+        text = line.decode().strip()
+        fields, end = _decode(text)  # `json.loads` guesses the encoding, which takes as long again
     except (ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError
         raise Refused(MALFORMED, f"not JSON ({error})") from error
+    if end != len(text):
+        raise Refused(MALFORMED, f"not JSON (more follows after character {end})")
     if not isinstance(fields, dict):
         raise Refused(MALFORMED, "not a JSON object")
     if ("item" in fields) == ("recommend" in fields):
@@ -104,6 +112,8 @@ def _make_request(fields: Mapping, user: str) -> Request:
 
 
 def _raw_id(value, name: str) -> str:
+    if type(value) is str and value and value.isascii():  # nearly always
+        return value
     if isinstance(value, bool) or not isinstance(value, str | int) or value == "":
         raise Refused(MALFORMED, f'"{name}" must hold a string or integer, got {value!r}')
     text = str(value)
@@ -113,12 +123,12 @@ def _raw_id(value, name: str) -> str:
 
 
 def _time(value) -> int | None:
-    if value is None:
-        return None
+    if value is None or (type(value) is int and 0 <= value < _LATEST):
+        return value
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     if isinstance(value, bool) or not isinstance(value, int):
         raise Refused(MALFORMED, f'"time" must be whole seconds since 1970, got {value!r}')
-    if abs(value) >= 2**62:
+    if abs(value) >= _LATEST:
         raise Refused(MALFORMED, f'"time" {value} is no time')
     return value

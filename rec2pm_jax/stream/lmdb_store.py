@@ -11,6 +11,7 @@ import contextlib
 import errno
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 
 from rec2pm_jax.errors import UserError
@@ -78,12 +79,11 @@ class LmdbStore:
             return [transaction.get(user.encode()) for user in users]
 
     def put(self, records: Mapping[str, bytes], marks: Mapping[str, bytes]) -> None:
-        # In the order of keys, neighbours are written to the same page at once.
-        rows = sorted((user.encode(), record) for user, record in records.items())
+        rows = iter(records.items())
         with self._told("written"), self._env.begin(write=True) as transaction:
             cursor = transaction.cursor(self._users)
-            for begin in range(0, len(rows), _TURN):
-                cursor.putmulti(rows[begin : begin + _TURN])
+            while turn := [(user.encode(), record) for user, record in islice(rows, _TURN)]:
+                cursor.putmulti(turn)
             for name, mark in marks.items():
                 transaction.put(name.encode(), mark, db=self._marks)
 

@@ -42,7 +42,7 @@ def rebuild(
     recommender: Recommender,
     dataset: Dataset,
     store: Store,
-    memory: str,
+    options: Options,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Rebuilt:
     """Fills `store` with the state of every user of `dataset`; goes on where it was stopped.
@@ -52,14 +52,14 @@ def rebuild(
 
     Args:
       recommender: of the new checkpoint.
-      memory: format, one of `codec.FORMATS`.
+      options: those the store will be served with (`memory` and `worker` count here).
       progress: called with (segments folded, segments in all), also those found at the start.
 
     Raises:
       UserError: the store holds states of another model or format, was begun from other data, or
         cannot be written.
     """
-    engine = Engine(recommender, store, Options(memory=memory))
+    engine = Engine(recommender, store, options)
     order = np.argsort(dataset.lengths, kind="stable")  # a batch folds users of one length
     names = [dataset.user(int(index)) for index in order]
     fits = np.array([len(name.encode()) <= MAX_USER_BYTES for name in names])

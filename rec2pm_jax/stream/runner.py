@@ -19,13 +19,15 @@ from rec2pm_jax.stream.events import Event, Refused, Request, parse_line
 from rec2pm_jax.stream.metrics import Meter, Summary
 from rec2pm_jax.stream.sources import Source
 
+MAX_CHANGED = 32_768  # users: a commit begins early, and at twice as many lines wait for it
 MICRO_BATCH = 4096  # lines taken at a time
 READ_LINES = 256  # the same while requests come,
 READ_FOLDS = 2  # and users folded at a time
 _READS_S = 1.0  # how long after a request the next one is expected
 _ENCODED = 2048  # users of a snapshot encoded at a time,
 _READ_ENCODED = 128  # and while requests come
-_WAIT_S = 0.05
+_WAIT_S = 0.05  # for lines, when there is nothing else to do,
+_TICK_S = 0.002  # and while a commit is on its way
 
 
 class Pace(NamedTuple):
@@ -84,8 +86,12 @@ class _Run:
         dirty = False  # whether the source has moved since the last snapshot
         while not stopped() and not self.source.done:
             reads = time.monotonic() - self.last_read < _READS_S
-            idle = not engine.due and not engine.commits.busy
-            lines = self.source.read(READ_LINES if reads else MICRO_BATCH, _WAIT_S if idle else 0)
+            wait = 0 if engine.due else _TICK_S if engine.commits.busy else _WAIT_S
+            lines = []
+            if engine.commits.changed < 2 * MAX_CHANGED:
+                lines = self.source.read(READ_LINES if reads else MICRO_BATCH, wait)
+            else:
+                time.sleep(_TICK_S)
             if lines:
                 self.take(lines)
                 dirty = True
@@ -97,7 +103,9 @@ class _Run:
                 if engine.commits.advance(_READ_ENCODED if reads else _ENCODED):
                     summary.commits += 1
                     engine.trim()
-            elif dirty and now - committed >= pace.commit_s:
+            elif (dirty and now - committed >= pace.commit_s) or (
+                engine.commits.changed >= MAX_CHANGED
+            ):
                 engine.snapshot(self.source.marks())
                 committed, dirty = now, False
             if now - reported >= pace.report_s:

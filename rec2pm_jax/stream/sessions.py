@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -62,7 +63,7 @@ class Sessions:
         self,
         user: str,
         start: int,
-        memory: State,
+        memory: Callable[[], State],
         raw: Events,
         request_time: int | None,
         k: int,
@@ -72,7 +73,7 @@ class Sessions:
         Args:
           start: events that are not read raw any more; an open session with another start is of an
             older memory.
-          memory: the state, one row.
+          memory: gives the state, one row; called when a session is opened.
           raw: fields int32 [n], the events from `start` on.
           k: a power of two, or all items.
 
@@ -99,7 +100,7 @@ class Sessions:
             width = self._method.read_length
             padded = jax.tree.map(lambda a: np.pad(a, (0, width - count))[None], raw)
             valid = np.arange(width)[None] < count
-            session, found = _open(self._method, k, *tables, memory, padded, valid, asked)
+            session, found = _open(self._method, k, *tables, memory(), padded, valid, asked)
         if self._capacity:
             self._hot[user] = _Hot(session, start, start + count)
             if len(self._hot) > self._capacity:
