@@ -7,7 +7,7 @@ RUN := $(VENV)/bin/python
 
 install: $(VENV)/installed
 
-$(VENV)/installed: requirements.txt requirements-demo.txt requirements-dev.txt
+$(VENV)/installed: requirements.txt requirements-demo.txt requirements-stream.txt requirements-dev.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python >= 3.11 is needed; set PYTHON=/path/to/python3.11")'
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet --upgrade pip

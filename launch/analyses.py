@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -13,7 +14,7 @@ from launch.runs import Result, Trained, assess
 from rec2pm_jax.data.dataset import Dataset
 from rec2pm_jax.data.splits import bound_rule
 from rec2pm_jax.evaluate.denoise import KINDS, Noise
-from rec2pm_jax.evaluate.diagnostics import drift
+from rec2pm_jax.evaluate.diagnostics import drift, rounding
 from rec2pm_jax.evaluate.heuristic import dataset_popularity
 from rec2pm_jax.evaluate.targets import load_histories
 from rec2pm_jax.stream.codec import FORMATS
@@ -52,12 +53,17 @@ def lifelong(run: Run, trained: Trained, dataset: Dataset) -> list[Result]:
 
 
 def quantised(run: Run, trained: Trained, dataset: Dataset) -> list[Result]:
-    """One record per format that memory is kept in between updates, named in `stored`."""
+    """One record per split and format that memory is kept in between updates, named in `stored`; with
+    `drift` from the float32 memory."""
+    histories = load_histories(dataset, np.arange(dataset.num_users))
     results = []
-    for kind in FORMATS:
-        result = assess(trained, dataset, split=run.split, stored=kind, swap=False)
+    for split, kind in itertools.product(("test", "validation"), FORMATS):
+        result = assess(trained, dataset, split=split, stored=kind, swap=False)
         result.record["stored"] = kind
         results.append(result)
+        if split == "test" and kind != "float32":
+            steps = rounding(trained.method, trained.params, histories, kind, updates=DRIFT_UPDATES)
+            result.record["drift"] = steps
     return results
 
 

@@ -18,7 +18,7 @@ import os
 from absl import flags
 
 from launch import cli, processes
-from launch.benchmarks import driver, infer, inputs, prepare, report, scale, topk, train
+from launch.benchmarks import driver, infer, inputs, prepare, report, scale, stream, topk, train
 from rec2pm_jax.errors import UserError
 from rec2pm_jax.evaluate.record import write_records
 
@@ -31,8 +31,8 @@ SUITES = {  # name -> (smoke) -> cases
 }
 
 
-# Suites that measure a whole command: name -> (smoke) -> rows
-COMMANDS = {"prepare": prepare.rows}
+# Suites that measure something whole: name -> (smoke) -> rows
+COMMANDS = {"prepare": prepare.rows, "stream": stream.rows}
 
 
 def define_flags() -> None:

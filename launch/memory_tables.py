@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
 
+from launch import tables
 from launch.tables import Row, markdown
 from rec2pm_jax.evaluate.bootstrap import Interval, paired_bootstrap
 from rec2pm_jax.evaluate.metrics import user_means
@@ -16,31 +18,47 @@ MANY_UPDATES = 20  # the error of a stored memory has been fed back this often a
 
 
 def quantised(rows: Sequence[Row]) -> list[str]:
-    """Methods down, of all users and of those with many updates; formats of the memory across."""
-    found: dict[str, dict[str, Row]] = {}
+    """Methods down, of all users and of those with many updates, on test targets and with those of
+    validation; formats of the memory across. Below it how far rounded memories stray."""
+    found: dict[str, dict[tuple[str, str], Row]] = {}
     for row in rows:
-        found.setdefault(row.variant.split("/")[0], {})[row.records[0]["stored"]] = row
+        key = row.records[0]["stored"], row.records[0]["split"]
+        found.setdefault(row.variant.split("/")[0], {})[key] = row
     base, *others = FORMATS
-    header = ["method", "users", base]
+    header = ["method", "targets", "users", base]
     header += [f"{kind}: {what}" for kind in others for what in ("difference", "ratio")]
     header += [f"bytes, {kind}" for kind in FORMATS]
     body = []
     for method, by_kind in found.items():
-        data = by_kind[base].records[0]["config"]["data"]
-        updates = archived(by_kind[base].lengths, data["segment"], data["recent"])
-        many = updates >= MANY_UPDATES * data["segment"]
+        exact = by_kind[base, "test"]
+        data = exact.records[0]["config"]["data"]
+        many = archived(exact.lengths, data["segment"], data["recent"]) // data["segment"]
+        many = many >= MANY_UPDATES
         groups = [("all", np.ones_like(many)), (f">= {MANY_UPDATES} updates", many)]
-        for name, users in groups:
+        sizes = [f"{by_kind[k, 'test'].records[0]['state_bytes_per_user']:,}" for k in FORMATS]
+        for splits, (name, users) in itertools.product((("test",), ("test", "validation")), groups):
             if not users.any():
                 continue
-            exact = by_kind[base].ndcg.mean(axis=0)[users]
-            cells = [method, f"{name} ({users.sum()})", f"{100 * exact.mean():.3f}"]
+            values = {
+                kind: np.mean([by_kind[kind, s].ndcg.mean(axis=0)[users] for s in splits], axis=0)
+                for kind in FORMATS
+            }
+            cells = [method, " and ".join(splits), f"{name} ({users.sum()})"]
+            cells.append(f"{100 * values[base].mean():.3f}")
             for kind in others:
-                paired = paired_bootstrap(by_kind[kind].ndcg.mean(axis=0)[users], exact)
+                paired = paired_bootstrap(values[kind], values[base])
                 cells += [_points(paired.difference), _ratio(paired.ratio, 4)]
-            cells += [f"{by_kind[kind].records[0]['state_bytes_per_user']:,}" for kind in FORMATS]
-            body.append(cells)
-    return markdown(header, body)
+            body.append(cells + sizes)
+    lines = markdown(header, body)
+    strayed = tables.drift(rows)
+    if strayed:
+        lines += [
+            "",
+            "Squared distance from the float32 memory after so many updates, as a share of ",
+        ]
+        lines[-1] += "the variance between users (number of users):"
+        lines += ["", *strayed]
+    return lines
 
 
 def since_archive(rows: Sequence[Row], reference: str = "full") -> list[str]:

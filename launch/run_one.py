@@ -70,7 +70,7 @@ def label_records(run: Run, results: Sequence[Result]) -> None:
             noise = result.record["noise"]
             variant += f"/{noise['kind']} {noise['fraction']:g}"
         if "stored" in result.record:
-            variant += f"/{result.record['stored']}"
+            variant += f"/{result.record['stored']}/{result.record['split']}"
         train = run.config.train
         budget = {"steps": train.steps, "batch_size": train.batch_size}
         result.record.update(run=run.name, variant=variant, budget=budget)

@@ -226,7 +226,10 @@ def _quantised() -> Iterator[Run]:
 
 def _since_archive() -> Iterator[Run]:
     """By raw events read: the main suite's models, and rec2pm_o trained at several R."""
-    yield from _of_main("since_archive", ("full", "recent", "rec2pm_o", "tok_serial_o"))
+    for dataset in ("complete_journey_types", "ml1m_200"):
+        for method in ("full", "recent", "rec2pm_o", "tok_serial_o"):
+            run = _main_run(dataset, method, "sasrec", 0)
+            yield dataclasses.replace(run, analysis="since_archive", memories=("",))
     for run in _ablation():
         if run.variant == "ablation/recipe" or run.variant.startswith("ablation/R = "):
             yield dataclasses.replace(run, analysis="since_archive", memories=("",))

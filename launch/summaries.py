@@ -85,7 +85,8 @@ SUMMARIES = {
     "quantised": Summary(
         "Memories of the main suite's models, kept in fewer bytes in between updates: rounded after "
         "every update, so that the error is fed back. int8 has a float32 scale per slot. Differences "
-        "(in points of NDCG@10) and ratios are to the float32 memory of the same weights.",
+        "(in points of NDCG@10) and ratios are to the float32 memory of the same weights; validation "
+        "targets, the 10 events before, make intervals narrower.",
         memory_tables.quantised,
     ),
     "since_archive": Summary(

@@ -175,7 +175,11 @@ def drift(rows: Sequence[Row]) -> list[str]:
     updates = sorted({step["updates"] for steps in found.values() for step in steps})
     body = []
     for label, steps in found.items():
-        cells = {step["updates"]: f"{step['relative']:.3f} ({step['users']})" for step in steps}
+        cells = {
+            step["updates"]: f"{step['relative']:.3f} ({step['users']})"
+            for step in steps
+            if step["relative"] is not None  # one user has no variance
+        }
         body.append([label, *(cells.get(count, "-") for count in updates)])
     return markdown(["method", *map(str, updates)], body) if body else []
 

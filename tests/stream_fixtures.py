@@ -105,3 +105,22 @@ def offline_logits(recommender: Recommender, dataset, positions: list[tuple[int,
     states = iterated_memories(method, params, histories, rows, batch_size=4)
     vectors = read_targets(method, params, histories, rows, states, batch_size=4)
     return np.asarray(method.score(params, vectors))
+
+
+class ListSource:
+    """Lines that are all there from the start; see `stream.sources.Source`."""
+
+    def __init__(self, lines):
+        self.lines, self.next, self.done = list(lines), 0, False
+
+    def read(self, most, wait):
+        taken = self.lines[self.next : self.next + most]
+        self.next += len(taken)
+        self.done = not taken
+        return taken
+
+    def marks(self):
+        return {}
+
+    def close(self):
+        pass

@@ -18,6 +18,7 @@ from launch.suites import Run
 from launch.tables import Row, TargetValues
 from rec2pm_jax.evaluate.record import write_records
 from rec2pm_jax.methods.registry import make_method
+from rec2pm_jax.stream.codec import FORMATS
 
 DATA = {"segment": 10, "recent": 1}
 
@@ -32,21 +33,42 @@ def row(variant, ndcg, data=DATA, targets=None, **fields):
 
 
 def test_quantised_table_pairs_formats_of_all_users_and_of_many_updates():
+    bytes_ = {"int8": 272, "float32": 1024, "bfloat16": 512}
+    ndcg = {
+        "test": {
+            "int8": [0.4, 0.2, 0.3, 0.5],
+            "float32": [0.2, 0.2, 0.4, 0.4],
+            "bfloat16": [0.2, 0.2, 0.4, 0.4],
+        },
+        "validation": {kind: [0.2] * 4 for kind in bytes_},
+    }
+    steps = [{"updates": 20, "users": 3, "relative": 0.5}]
     rows = [
-        row("x/int8", [0.4, 0.2, 0.3, 0.5], stored="int8", state_bytes_per_user=272),
-        row("x/float32", [0.2, 0.2, 0.4, 0.4], stored="float32", state_bytes_per_user=1024),
-        row("x/bfloat16", [0.2, 0.2, 0.4, 0.4], stored="bfloat16", state_bytes_per_user=512),
+        row(
+            f"x/{kind}/{split}",
+            values,
+            stored=kind,
+            split=split,
+            state_bytes_per_user=bytes_[kind],
+            **({"drift": steps} if (kind, split) == ("int8", "test") else {}),
+        )
+        for split, by_kind in ndcg.items()
+        for kind, values in by_kind.items()
     ]
-    header, _, everyone, many = (cells(line) for line in memory_tables.quantised(rows))
-    assert everyone[:3] == ["x", "all (4)", "30.000"]
+    lines = memory_tables.quantised(rows)
+    header, _, everyone, many, both, _ = (cells(line) for line in lines[:6])
+    assert everyone[:4] == ["x", "test", "all (4)", "30.000"]
     by_name = dict(zip(header, everyone, strict=True))
     assert by_name["bfloat16: difference"] == "+0.0000 (+0.0000..+0.0000)"
     assert by_name["int8: difference"].startswith("+5.0000 (")  # points: (.2 + 0 - .1 + .1) / 4
     assert by_name["int8: ratio"].startswith("1.1667 (")
     assert everyone[-3:] == ["1,024", "512", "272"]
     # 201 and 1000 events have 20 and 99 segments of 10 in memory, 200 events 19.
-    assert many[:3] == ["x", ">= 20 updates (2)", "40.000"]
-    assert many[5].startswith("+0.0000 (-10.0000..+10.0000")
+    assert many[:4] == ["x", "test", ">= 20 updates (2)", "40.000"]
+    assert many[6].startswith("+0.0000 (-10.0000..+10.0000")
+    assert both[:4] == ["x", "test and validation", "all (4)", "25.000"]
+    assert both[6].startswith("+2.5000 (")
+    assert cells(lines[-1]) == ["x/int8/test", "0.500 (3)"]
 
 
 def test_since_archive_groups_targets_by_raw_events():
@@ -96,11 +118,17 @@ def test_an_analysis_leaves_what_its_table_needs(analysis, tmp_path):
     [rows] = tables.collect(found).values()
     if analysis == "quantised":
         assert {row.variant for row in rows} == {
-            "rec2pm_o/float32",
-            "rec2pm_o/bfloat16",
-            "rec2pm_o/int8",
+            f"rec2pm_o/{kind}/{split}" for kind in FORMATS for split in ("test", "validation")
         }
-        assert len(memory_tables.quantised(rows)) == 3
+        [strayed] = [
+            step["relative"]
+            for row in rows
+            if row.variant == "rec2pm_o/int8/test"
+            for step in row.records[0]["drift"]
+            if step["updates"] == 5
+        ]
+        assert 0 < strayed < 0.1
+        assert cells(memory_tables.quantised(rows)[2])[0] == "rec2pm_o"
     else:
         [only] = rows
         evaluation = results[0].evaluation

@@ -7,7 +7,7 @@ and mean memory; persistence and drift against the variance between users.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ from rec2pm_jax.evaluate.probe import archived_frequencies, linear_probe
 from rec2pm_jax.evaluate.reading import rank_targets, read_targets
 from rec2pm_jax.evaluate.targets import (
     Histories,
+    Rows,
     load_histories,
     make_targets,
     memory_rows,
@@ -161,6 +162,46 @@ def drift(
     """
     if not hasattr(method, "compress"):
         return []
+    own = own_memory(method.config)
+
+    def memories(rows):
+        return (
+            row_memories(method, params, histories, rows, kind, batch_size)
+            for kind in (own, "one_time")
+        )
+
+    return _distances(method, histories, updates, memories)
+
+
+def rounding(
+    method,
+    params,
+    histories: Histories,
+    stored: str,
+    *,
+    updates: Sequence[int] = DRIFT_UPDATES,
+    batch_size: int = 128,
+) -> list[dict[str, Any]]:
+    """How far memory strays that is kept in the format `stored` in between updates: as `drift`, from
+    the same memory in float32."""
+    own = own_memory(method.config)
+
+    def memories(rows):
+        return (
+            row_memories(method, params, histories, rows, own, batch_size, kind)
+            for kind in (stored, "float32")
+        )
+
+    return _distances(method, histories, updates, memories)
+
+
+def _distances(
+    method,
+    histories: Histories,
+    updates: Sequence[int],
+    memories: Callable[[Rows], Iterable[State]],
+) -> list[dict[str, Any]]:
+    """Squared distances between two memories of the same rows, relative to the second's variance."""
     segment = method.config.data.segment
     whole_segments = np.diff(histories.offsets) // segment
     found = []
@@ -169,12 +210,9 @@ def drift(
         if not len(user):
             continue
         rows = memory_rows(user, np.zeros_like(user), np.full_like(user, count), segment)
-        iterated, one_time = (
-            _newest_group(method, row_memories(method, params, histories, rows, memory, batch_size))
-            for memory in (own_memory(method.config), "one_time")
-        )
-        distance = float(np.square(iterated - one_time).mean())
-        variance = float(one_time.var(axis=0).mean())
+        ours, reference = (_newest_group(method, states) for states in memories(rows))
+        distance = float(np.square(ours - reference).mean())
+        variance = float(reference.var(axis=0).mean())
         found.append(
             {
                 "updates": count,

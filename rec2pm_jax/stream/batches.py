@@ -64,6 +64,33 @@ def stack(events: Sequence[Events], width: int) -> tuple[Events, np.ndarray]:
     return jax.tree.map(fill, *events), valid
 
 
+def fold(
+    method: Method,
+    params: Params,
+    states: State,
+    segment: Events,
+    next_time: np.ndarray | None,
+) -> State:
+    """Folds one whole segment of each user, in batches of at most `MAX_BATCH`.
+
+    Args:
+      states: numpy, U rows.
+      segment: fields int32 [U, S].
+      next_time: int32 [U], see `Method.update`; None for events without times.
+
+    Returns:
+      The new states, numpy, U rows.
+    """
+    new = jax.tree.map(np.empty_like, states)
+    for index, real in padded_rows(np.arange(len(states.groups))):
+        old, events = jax.tree.map(lambda x, i=index: x[i], (states, segment))
+        times = None if next_time is None else next_time[index]
+        folded = update(method, params, old, events, np.ones(events.ids.shape, bool), times)
+        for out, leaf in zip(jax.tree.leaves(new), jax.tree.leaves(folded), strict=True):
+            out[index[:real]] = np.asarray(leaf)[:real]
+    return new
+
+
 def observe(
     method: Method,
     params: Params,
@@ -84,17 +111,19 @@ def observe(
 
     size = method.config.data.segment
     for turn in range(int(step.updates.max())):  # each turn folds one segment of every user due
-        for index, real in padded_rows(np.flatnonzero(step.updates > turn)):
-            end = (turn + 1) * size
-            segment = slice(turn * size, end)
-            folded = [jax.tree.map(lambda x, s=segment: x[s], pending[i]) for i in index]
-            next_time = None
-            if folded[0].times is not None:  # R >= 1: a segment is folded after its successor came
-                next_time = np.array([pending[i].times[end] for i in index], np.int32)
-            old = jax.tree.map(lambda x, i=index: x[i], states)
-            new = update(method, params, old, *stack(folded, size), next_time)
-            for out, leaf in zip(jax.tree.leaves(states), jax.tree.leaves(new), strict=True):
-                out[index[:real]] = np.asarray(leaf)[:real]
+        rows = np.flatnonzero(step.updates > turn)
+        end = (turn + 1) * size
+        segment = jax.tree.map(
+            lambda *x, s=slice(turn * size, end): np.stack([fields[s] for fields in x]),
+            *[pending[i] for i in rows],
+        )
+        next_time = None
+        if segment.times is not None:  # R >= 1: a segment is folded after its successor came
+            next_time = np.array([pending[i].times[end] for i in rows], np.int32)
+        old = jax.tree.map(lambda x, i=rows: x[i], states)
+        new = fold(method, params, old, segment, next_time)
+        for out, leaf in zip(jax.tree.leaves(states), jax.tree.leaves(new), strict=True):
+            out[rows] = leaf
 
     result = []
     for i, last_time in enumerate(last_times):
@@ -136,9 +165,14 @@ def best_items(
         values, items = top(method, wanted, params, catalogue, state, events, valid, times)
         scores[index[:real]] = np.asarray(values)[:real]
         ids[index[:real]] = np.asarray(items)[:real]
+    check_finite(scores)
+    return scores, ids
+
+
+def check_finite(scores: np.ndarray) -> None:
+    """Raises: UserError where scores are NaN or infinite."""
     if not np.isfinite(scores).all():
         raise UserError(
             "Some scores are NaN or infinite; the parameters have diverged (use another "
             "checkpoint, or train again with a lower learning rate)."
         )
-    return scores, ids

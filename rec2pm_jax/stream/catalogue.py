@@ -62,6 +62,8 @@ class Catalogue:
         item = self.items.id_of(event.item)
         if item is None:
             raise Refused(UNKNOWN_ITEM, f"item {event.item!r} is not in the training data")
+        if not (self.uses_times or self.uses_types):
+            return item, 0, 0
         return item, self.code_time(event.time), self._code_type(event.type)
 
     def code_time(self, time: int | None) -> int:

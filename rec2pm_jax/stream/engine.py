@@ -1,39 +1,45 @@
-"""Users by name: a store keeps the state of each, and events of many are applied in batches."""
+"""Users by name: events are appended, due segments folded in batches, requests answered."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import NamedTuple, Protocol
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import NamedTuple
 
-from rec2pm_jax.stream.events import Event, Refused
+import jax
+import numpy as np
+
+from rec2pm_jax.stream import batches
+from rec2pm_jax.stream.codec import decode, encode
+from rec2pm_jax.stream.commits import Commits
+from rec2pm_jax.stream.events import DUPLICATE, FAR_FUTURE, MALFORMED, Event, Refused
+from rec2pm_jax.stream.live import Live, due
 from rec2pm_jax.stream.recommender import Recommendation, Recommender
+from rec2pm_jax.stream.record import RecordFormat
+from rec2pm_jax.stream.sessions import Sessions
+from rec2pm_jax.stream.store import MAX_USER_BYTES, Store, claim
 from rec2pm_jax.stream.user import UserState
+from rec2pm_jax.typing import Events, State
+
+DAY = 86_400
 
 
-class Store(Protocol):
-    """Where states are kept."""
+class Options(NamedTuple):
+    """Attributes:
+    memory: format that memory is kept in, also between updates: one of `codec.FORMATS`.
+    max_live: users held in the process; of those that are in the store the oldest are let go.
+    sessions: users whose keys and values are kept between their requests.
+    lifetime: seconds until a user without new events expires; 0: never.
+    max_ahead: seconds that an event may lie in the future.
+    worker: I/N, which of N workers this is.
+    """
 
-    def get(self, user: str) -> UserState | None:
-        """The state of a user, or None for one never seen."""
-
-    def put(self, user: str, state: UserState) -> None:
-        """Keeps the state of a user in place of the old one."""
-
-
-class MemoryStore:
-    """States in a dictionary; they end with the process."""
-
-    def __init__(self):
-        self._states: dict[str, UserState] = {}
-
-    def get(self, user: str) -> UserState | None:
-        return self._states.get(user)
-
-    def put(self, user: str, state: UserState) -> None:
-        self._states[user] = state
-
-    def __len__(self) -> int:
-        return len(self._states)
+    memory: str = "float32"
+    max_live: int = 200_000
+    sessions: int = 64
+    lifetime: int = 0
+    max_ahead: int = DAY
+    worker: str = "0/1"
 
 
 class Ingested(NamedTuple):
@@ -56,62 +62,271 @@ class Answer(NamedTuple):
 class Engine:
     """Applies events and answers requests for users known by name."""
 
-    def __init__(self, recommender: Recommender, store: Store):
-        self.recommender = recommender
-        self.store = store
+    def __init__(
+        self,
+        recommender: Recommender,
+        store: Store,
+        options: Options = Options(),  # noqa: B008 (immutable)
+        now: Callable[[], float] = time.time,
+    ):
+        """Raises: UserError where the store holds states of another model or other options."""
+        self.recommender, self.store, self.options, self._now = recommender, store, options, now
+        method, catalogue = recommender.method, recommender.catalogue
+        initial = jax.tree.map(np.asarray, method.init_state(recommender.params, 1))
+        self._initial = initial.memory[0].astype(np.float32)
+        self._width = 1 + catalogue.uses_times + catalogue.uses_types
+        # Events from here on may make a segment due, or slide out of the window.
+        self._full = (method.read_length + 1) * self._width
+        self.form = RecordFormat(
+            recommender.identity, options.memory, *self._initial.shape, self._width
+        )
+        claim(
+            store,
+            {
+                "model": recommender.identity.model,
+                "config_hash": recommender.identity.config_hash,
+                "memory": options.memory,
+                "workers": int(options.worker.split("/")[1]),
+            },
+        )
+        self.commits = Commits(store, self.form, options.lifetime)
+        self.sessions = Sessions(
+            method, recommender.params, recommender.scored_by, options.sessions
+        )
+        self.folded = 0  # memory updates so far
+        self._live: dict[str, Live] = {}
+        self._due: dict[str, Live] = {}
 
-    def user(self, name: str) -> UserState:
-        """The state of a user; that of a new user for one never seen."""
-        state = self.store.get(name)
-        return self.recommender.new_user() if state is None else state
+    def warm_up(self, k: int = 10) -> None:
+        """Compiles what a stream with requests for `k` items will need, so that no user waits."""
+        method, params = self.recommender.method, self.recommender.params
+        size = method.config.data.segment
+        rows = 1
+        while self._initial.size and rows <= batches.MAX_BATCH:
+            events = self._events(np.ones((rows, size, self._width), np.int32))
+            next_time = None if events.times is None else np.ones(rows, np.int32)
+            batches.fold(method, params, self._states([Live()] * rows), events, next_time)
+            rows *= 2
+        asked = 0 if self.recommender.catalogue.uses_times else None
+        deep = min(batches.power_of_two(k), method.num_items)
+        trial = Sessions(method, params, self.recommender.scored_by, 1)
+        for events in (1, 1, 2, 4):  # opened, read again, one event more, several
+            fields = self._events(np.ones((events, self._width), np.int32))
+            trial.best("", 0, lambda: self._states([Live()]), fields, asked, deep)
+
+    # --- events ---
 
     def ingest(self, events: Sequence[Event]) -> Ingested:
-        """Applies events in order. How a stream is cut into calls does not change any state.
+        """`apply`, then `fold` until nothing is due. How a stream is cut changes no state."""
+        applied, refused = self.apply(events)
+        updates = 0
+        while self._due:
+            updates += self.fold()
+        return Ingested(applied, updates, refused)
 
-        Events that cannot be used are left out of the history and returned: unknown items and event
-        types, fields the model needs but that are missing, and times before that of the user's last
-        event (equal times are in order).
+    def apply(self, events: Sequence[Event]) -> tuple[int, list[tuple[int, Refused]]]:
+        """Appends events in order; returns how many, and (index, why) of those left out.
+
+        Left out are unknown items and event types, fields the model needs but that are missing,
+        times before that of the user's last event (equal times are in order) or too far in the
+        future, and events whose `seq` is not above that of the user's newest.
         """
         refused: list[tuple[int, Refused]] = []
-        states: dict[str, UserState] = {}
-        codes: dict[str, list] = {}
-        last_times: dict[str, int | None] = {}
+        self._load({event.user for event in events})
+        latest = self._now() + self.options.max_ahead
+        live_users, touch, code = self._live, self.commits.touch, self.recommender.code
+        full, due_users, packed = self._full, self._due, self._packed
         for index, event in enumerate(events):
-            name = event.user
-            if name not in states:
-                states[name] = self.user(name)
-                last_times[name] = states[name].last_time
+            name, _, when, _, seq = event
             try:
-                code = self.recommender.code(event, last_times[name])
+                if name not in live_users:
+                    raise _too_long(name)
+                live = live_users[name]
+                if seq is not None and seq <= live.watermark:
+                    raise Refused(DUPLICATE, f"seq {seq} is not above {live.watermark}")
+                if when is not None and when > latest:
+                    raise Refused(FAR_FUTURE, f"time {when} lies in the future")
+                fields = code(event, live.last_time)
             except Refused as error:
                 refused.append((index, error))
                 continue
-            codes.setdefault(name, []).append(code)
-            if event.time is not None:
-                last_times[name] = event.time
-        if not codes:
-            return Ingested(0, 0, refused)
-        names = list(codes)
-        new, updates = self.recommender.observe_many(
-            [states[name] for name in names],
-            [codes[name] for name in names],
-            [last_times[name] for name in names],
+            touch(name, live)
+            live.events += 1
+            if when is not None:
+                live.last_time = when
+            if seq is not None:
+                live.watermark = seq
+            pending = live.pending
+            if packed is None:
+                pending.append(fields[0])
+            else:
+                pending.extend(packed(fields))
+            if len(pending) >= full:
+                due_users[name] = live
+        return len(events) - len(refused), refused
+
+    @property
+    def _packed(self):
+        """Which fields of a coded event are pending; None: the item alone."""
+        catalogue = self.recommender.catalogue
+        if self._width == 3:
+            return tuple
+        if catalogue.uses_times:
+            return lambda fields: fields[:2]
+        return (lambda fields: fields[::2]) if catalogue.uses_types else None
+
+    def _load(self, names: Iterable[str]) -> None:
+        """Brings users into the process; new ones start empty. Ids that are too long stay out."""
+        live, now = self._live, self._now()
+        missing = [
+            name
+            for name in names
+            if name not in live
+            and (len(name) * 4 <= MAX_USER_BYTES or len(name.encode()) <= MAX_USER_BYTES)
+        ]
+        for name, record in zip(missing, self.store.get(missing), strict=True):
+            user = None if record is None else self.form.decode(name, record, now)
+            live[name] = Live() if user is None else user
+            if len(live[name].pending) >= self._full:
+                self._due[name] = live[name]
+
+    def trim(self) -> None:
+        """Lets the oldest users go that are in the store, down to `max_live`."""
+        over = len(self._live) - self.options.max_live
+        if over > 0:
+            settled = (
+                name
+                for name in self._live
+                if not self.commits.holds(name) and name not in self._due
+            )
+            for name in [name for name, _ in zip(settled, range(over), strict=False)]:
+                del self._live[name]
+
+    # --- memory ---
+
+    @property
+    def due(self) -> int:
+        """Users with segments that are not folded yet."""
+        return len(self._due)
+
+    def fold(self, most: int = batches.MAX_BATCH) -> int:
+        """Folds the oldest due segment of at most `most` users; returns how many were folded."""
+        chosen = [name for name, _ in zip(self._due, range(most), strict=False)]
+        return self._fold({name: self._due[name] for name in chosen})
+
+    def _fold(self, users: Mapping[str, Live]) -> int:
+        method, size = self.recommender.method, self.recommender.method.config.data.segment
+        folding: list[Live] = []
+        for name, live in users.items():
+            self.commits.touch(name, live)
+            segments, drop = due(method, live, self._width)
+            if segments <= 1:
+                del self._due[name]
+            if segments:
+                folding.append(live)
+            elif drop:
+                del live.pending[: drop * self._width]
+        if not folding:
+            return 0
+        step = size * self._width
+        heads = [np.array(live.pending[: step + self._width], np.int32) for live in folding]
+        events = self._events(np.stack(heads).reshape(len(folding), size + 1, self._width))
+        segment = jax.tree.map(lambda a: np.ascontiguousarray(a[:, :size]), events)
+        next_time = None if events.times is None else events.times[:, size]
+        new = batches.fold(
+            method, self.recommender.params, self._states(folding), segment, next_time
         )
-        for name, state in zip(names, new, strict=True):
-            self.store.put(name, state)
-        return Ingested(sum(map(len, codes.values())), updates, refused)
+        memories = encode(new.memory, self.form.kind)
+        for row, live in enumerate(folding):
+            live.memory = memories[row].tobytes()
+            live.groups, live.segments = int(new.groups[row]), int(new.segments[row])
+            del live.pending[:step]
+        self.folded += len(folding)
+        return len(folding)
+
+    def _states(self, users: Sequence[Live]) -> State:
+        """The states of users, decoded and stacked."""
+        memory = np.tile(self._initial, (len(users), 1, 1))
+        kept = [row for row, live in enumerate(users) if live.memory is not None]
+        if kept:
+            stored = np.frombuffer(b"".join(users[row].memory for row in kept), np.uint8)
+            memory[kept] = decode(stored.reshape(len(kept), -1), self.form.kind, self.form.dim)
+        return State(
+            memory,
+            np.array([live.groups for live in users], np.int32),
+            np.array([live.segments for live in users], np.int32),
+        )
+
+    def _events(self, fields: np.ndarray) -> Events:
+        """int32 [..., width] to events [...]."""
+        catalogue = self.recommender.catalogue
+        return Events(
+            fields[..., 0],
+            fields[..., 1] if catalogue.uses_times else None,
+            fields[..., -1] if catalogue.uses_types else None,
+        )
+
+    def _current(self, name: str) -> Live:
+        """A user with nothing due."""
+        self._load([name])
+        live = self._live.get(name)
+        if live is None:
+            raise _too_long(name)
+        while name in self._due:
+            self._fold({name: live})
+        return live
+
+    # --- answers ---
+
+    def user(self, name: str) -> UserState:
+        """The state of a user; that of a new user for one never seen."""
+        live = self._current(name)
+        state = jax.tree.map(lambda rows: rows[0], self._states([live]))
+        return UserState(state, self._raw(live), live.events, live.last_time)
+
+    def _raw(self, live: Live) -> Events:
+        fields = np.array(live.pending, np.int32).reshape(-1, self._width)
+        return jax.tree.map(np.ascontiguousarray, self._events(fields))
 
     def recommend(
         self,
-        users: Sequence[str],
+        user: str,
         k: int,
         exclude: Iterable[str] = (),
         time: int | None = None,
-    ) -> list[Answer]:
-        """Answers for users by name; see `Recommender.recommend`."""
-        states = [self.user(name) for name in users]
-        items = self.recommender.recommend_many(states, k, exclude, time)
-        return [
-            Answer(name, row, state.events, self.recommender.updates(state))
-            for name, row, state in zip(users, items, states, strict=True)
-        ]
+    ) -> Answer:
+        """What to recommend to a user by name; see `Recommender.recommend`."""
+        live = self._current(user)
+
+        def best(request_time, deep):
+            return self.sessions.best(
+                user,
+                live.events - len(live.pending) // self._width,
+                lambda: self._states([live]),
+                self._raw(live),
+                request_time,
+                deep,
+            )
+
+        last = live.pending[-self._width + 1] if live.pending and self._width > 1 else None
+        items = self.recommender.answer(best if live.events else None, last, k, exclude, time)
+        return Answer(user, items, live.events, live.segments)
+
+    @property
+    def live_users(self) -> int:
+        """Users held in the process."""
+        return len(self._live)
+
+    def snapshot(self, marks: Mapping[str, bytes]) -> None:
+        """Begins a commit of all users as they are, with marks of the input; see `Commits`."""
+        self.commits.begin(marks, self._now())
+
+    def commit(self, marks: Mapping[str, bytes]) -> None:
+        """Has everything in the store, with marks of the input, when it returns."""
+        self.commits.flush(marks, self._now())
+
+
+def _too_long(name: str) -> Refused:
+    return Refused(
+        MALFORMED, f"the user's id {name[:20]!r}.. is longer than {MAX_USER_BYTES} bytes"
+    )

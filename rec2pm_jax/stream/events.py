@@ -2,10 +2,12 @@
 
 One JSON object per line, in time order:
 
-    {"user": U, "item": I, "time": seconds since 1970 (optional), "type": T (optional)}
+    {"user": U, "item": I, "time": seconds since 1970 (optional), "type": T (optional),
+     "seq": N (optional)}
     {"user": U, "recommend": k, "exclude": [I, ...] (optional), "time": ... (optional)}
 
-Ids are strings or integers (123 and "123" are the same id); other fields are ignored.
+`seq` numbers a user's events upwards, so that one delivered again is known as such. Ids are strings
+or integers (123 and "123" are the same id); other fields are ignored.
 """
 
 from __future__ import annotations
@@ -16,10 +18,17 @@ from typing import NamedTuple
 
 from rec2pm_jax.errors import UserError
 
+_decode = json.JSONDecoder().raw_decode
+
 MALFORMED = "malformed"
 UNKNOWN_ITEM = "unknown item"
 UNKNOWN_TYPE = "unknown event type"
 OUT_OF_ORDER = "out of order"
+FAR_FUTURE = "far future"
+DUPLICATE = "duplicate"
+
+
+_LATEST = 2**62
 
 
 class Refused(UserError):
@@ -31,12 +40,13 @@ class Refused(UserError):
 
 
 class Event(NamedTuple):
-    """Attributes: raw ids, `time` in whole seconds since 1970, `type` by its name."""
+    """Attributes: raw ids, `time` in whole seconds since 1970, `type` by its name, `seq` >= 0."""
 
     user: str
     item: str
     time: int | None = None
     type: str | None = None
+    seq: int | None = None
 
 
 class Request(NamedTuple):
@@ -55,9 +65,12 @@ def parse_line(line: bytes) -> Event | Request:
       Refused: malformed; the message says what is wrong with it.
     """
     try:
-        fields = json.loads(line)
+        text = line.decode().strip()
+        fields, end = _decode(text)  # `json.loads` guesses the encoding, which takes as long again
     except (ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError
         raise Refused(MALFORMED, f"not JSON ({error})") from error
+    if end != len(text):
+        raise Refused(MALFORMED, f"not JSON (more follows after character {end})")
     if not isinstance(fields, dict):
         raise Refused(MALFORMED, "not a JSON object")
     if ("item" in fields) == ("recommend" in fields):
@@ -81,7 +94,10 @@ def make_event(fields: Mapping, user: str = "") -> Event:
     kind = fields.get("type")
     if kind is not None and not isinstance(kind, str):
         raise Refused(MALFORMED, f'"type" must be a string, got {kind!r}')
-    return Event(user, _raw_id(fields["item"], "item"), _time(fields.get("time")), kind)
+    seq = fields.get("seq")
+    if seq is not None and (type(seq) is not int or not 0 <= seq < 2**63):
+        raise Refused(MALFORMED, f'"seq" must be a whole number below 2^63, got {seq!r}')
+    return Event(user, _raw_id(fields["item"], "item"), _time(fields.get("time")), kind, seq)
 
 
 def _make_request(fields: Mapping, user: str) -> Request:
@@ -96,16 +112,23 @@ def _make_request(fields: Mapping, user: str) -> Request:
 
 
 def _raw_id(value, name: str) -> str:
+    if type(value) is str and value and value.isascii():  # nearly always
+        return value
     if isinstance(value, bool) or not isinstance(value, str | int) or value == "":
         raise Refused(MALFORMED, f'"{name}" must hold a string or integer, got {value!r}')
-    return str(value)
+    text = str(value)
+    if not text.isascii() and any("\ud800" <= c <= "\udfff" for c in text):
+        raise Refused(MALFORMED, f'"{name}" holds half a character, got {value!r}')
+    return text
 
 
 def _time(value) -> int | None:
-    if value is None:
-        return None
+    if value is None or (type(value) is int and 0 <= value < _LATEST):
+        return value
     if isinstance(value, float) and value.is_integer():
-        return int(value)
+        value = int(value)
     if isinstance(value, bool) or not isinstance(value, int):
         raise Refused(MALFORMED, f'"time" must be whole seconds since 1970, got {value!r}')
+    if abs(value) >= _LATEST:
+        raise Refused(MALFORMED, f'"time" {value} is no time')
     return value

@@ -67,6 +67,8 @@ def write_export(
         manifest = _manifest(recommender, meta, k, weights, artifacts)
         manifest["files"] = {file.name: _file(file) for file in sorted(temporary.iterdir())}
         (temporary / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
+        for path in (*temporary.iterdir(), temporary):
+            _flush(path)
         os.rename(temporary, output)
     except OSError as error:
         raise UserError(f"Cannot write {output}: {error.strerror}.") from error
@@ -134,3 +136,10 @@ def _file(path: Path) -> dict[str, Any]:
             "sha256": hashlib.file_digest(file, "sha256").hexdigest(),
             "bytes": path.stat().st_size,
         }
+
+
+def _flush(path: Path) -> None:
+    """To the disk before the rename: a name must not outlive its contents."""
+    descriptor = os.open(path, os.O_RDONLY)
+    os.fsync(descriptor)
+    os.close(descriptor)

@@ -9,6 +9,7 @@ from rec2pm_jax.data.dataset import Dataset
 from rec2pm_jax.methods.registry import make_method
 from rec2pm_jax.stream.catalogue import Catalogue
 from rec2pm_jax.stream.recommender import Recommender
+from rec2pm_jax.stream.record import ModelIdentity
 from rec2pm_jax.train.checkpoint import load_for_inference
 from rec2pm_jax.train.growth import grow_items
 from rec2pm_jax.train.identity import open_training_data
@@ -25,6 +26,7 @@ def load_recommender(
 
 def make_recommender(config: Config, params: Params, dataset: Dataset) -> Recommender:
     """A loaded checkpoint with the catalogue of `dataset`, grown to its items."""
+    trained = ModelIdentity.of(config, params)
     params = grow_items(params, dataset.num_items, config.train.seed)
     method = make_method(config, dataset.num_items)
-    return Recommender(method, params, Catalogue.of(dataset, config.model))
+    return Recommender(method, params, Catalogue.of(dataset, config.model), trained)

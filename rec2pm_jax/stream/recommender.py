@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import NamedTuple
 
@@ -20,6 +20,7 @@ from rec2pm_jax.stream.events import (
     Refused,
     make_event,
 )
+from rec2pm_jax.stream.record import ModelIdentity
 from rec2pm_jax.stream.user import UserState, empty_user
 from rec2pm_jax.typing import Params
 
@@ -43,6 +44,7 @@ class Recommender:
     method: Method
     params: Params
     catalogue: Catalogue
+    trained: ModelIdentity | None = None  # before new items grew the parameters
 
     def new_user(self) -> UserState:
         """A user without events."""
@@ -126,24 +128,54 @@ class Recommender:
         time: int | None = None,
     ) -> list[list[Recommendation]]:
         """`recommend` for several users with one `k`, `exclude` and `time`."""
+        excluded, deep = self._depth(k, exclude)
+        with_events = [user for user in users if user.events]
+        answers = iter(())
+        if with_events:
+            times = self._request_times(with_events, time)
+            scores, ids = batches.best_items(
+                self.method, self.params, self.scored_by, with_events, times, deep
+            )
+            answers = zip(scores, ids, strict=True)
+        popular = self.popular
+        rows = [next(answers) if user.events else popular for user in users]
+        return [self._name(*row, k, excluded) for row in rows]
+
+    def answer(
+        self,
+        best: Callable[[int | None, int], tuple[np.ndarray, np.ndarray]] | None,
+        last_time: int | None,
+        k: int,
+        exclude: Iterable[str],
+        time: int | None,
+    ) -> list[Recommendation]:
+        """`recommend` with another reader.
+
+        Args:
+          best: (request time, deep) -> (scores, ids) [deep], the best items of the user at that time
+            (seconds since the origin; None for a model without time bias), best first; None for a
+            user without events.
+          last_time: of the user's last event, seconds since the origin.
+        """
+        excluded, deep = self._depth(k, exclude)
+        if best is None:
+            return self._name(*self.popular, k, excluded)
+        asked = None
+        if self.catalogue.uses_times:
+            asked = last_time if time is None else self.catalogue.code_time(time)
+        scores, ids = best(asked, min(batches.power_of_two(deep), self.catalogue.num_items))
+        batches.check_finite(scores)
+        return self._name(scores, ids, k, excluded)
+
+    def _depth(self, k: int, exclude: Iterable[str]) -> tuple[np.ndarray, int]:
+        """Sorted ids of excluded items, and how many items to find: k when all of them are lost."""
         excluded = self.catalogue.excluded(exclude)
         left = self.catalogue.num_items - len(excluded)
         if not 1 <= k <= left:
             raise Refused(
                 MALFORMED, f"k={k}, but it must be between 1 and the {left} items left to recommend"
             )
-        deep = k + len(excluded)  # enough to lose every excluded item and still have k
-        with_events = [user for user in users if user.events]
-        answers = iter(())
-        if with_events:
-            times = self._request_times(with_events, time)
-            scores, ids = batches.best_items(
-                self.method, self.params, self._scored_by, with_events, times, deep
-            )
-            answers = zip(scores, ids, strict=True)
-        popular = self.popular
-        rows = [next(answers) if user.events else popular for user in users]
-        return [self._name(*row, k, excluded) for row in rows]
+        return excluded, k + len(excluded)
 
     def updates(self, user: UserState) -> int:
         """Memory updates folded for a user so far."""
@@ -154,7 +186,13 @@ class Recommender:
         return empty_user(self.method, self.params, self.catalogue.pack([]))
 
     @cached_property
-    def _scored_by(self):
+    def identity(self) -> ModelIdentity:
+        """Which model it is, for stored states."""
+        return self.trained or ModelIdentity.of(self.method.config, self.params)
+
+    @cached_property
+    def scored_by(self):
+        """The item table as reads take it."""
         return batches.prepared(self.method, self.params)
 
     @cached_property

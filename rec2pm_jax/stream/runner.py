@@ -1,74 +1,44 @@
-"""A stream of lines: events are applied in micro-batches, requests are answered in order."""
+"""The loop of a stream: lines in, answers out, memories folded and committed in between.
+
+Events are appended as they are read, which takes microseconds; folding, which takes a millisecond
+per segment, waits for a pause in the input or a full batch. A request needs only its own user's
+segments folded. While requests come, batches are small, so that the next one need not wait.
+"""
 
 from __future__ import annotations
 
-import dataclasses
 import json
-import statistics
 import time
-from collections import Counter, deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
+from rec2pm_jax.data.hashing import hash_strings
+from rec2pm_jax.stream.batches import MAX_BATCH
 from rec2pm_jax.stream.engine import Answer, Engine
-from rec2pm_jax.stream.events import UNKNOWN_ITEM, Event, Refused, Request, parse_line
+from rec2pm_jax.stream.events import Event, Refused, Request, parse_line
+from rec2pm_jax.stream.metrics import Meter, Summary
+from rec2pm_jax.stream.sources import Source
 
-MICRO_BATCH = 4096  # events held back at most; a request applies them first
-_EXAMPLES = 3  # lines that the summary quotes for each reason to skip
-_LATENCIES = 10_000  # newest timings kept for the medians
+MAX_CHANGED = 32_768  # users: a commit begins early, and at twice as many lines wait for it
+MICRO_BATCH = 4096  # lines taken at a time
+READ_LINES = 256  # the same while requests come,
+READ_FOLDS = 2  # and users folded at a time
+_READS_S = 1.0  # how long after a request the next one is expected
+_ENCODED = 2048  # users of a snapshot encoded at a time,
+_READ_ENCODED = 128  # and while requests come
+_WAIT_S = 0.05  # for lines, when there is nothing else to do,
+_TICK_S = 0.002  # and while a commit is on its way
 
 
-@dataclasses.dataclass
-class Summary:
-    """What a stream did.
-
-    Attributes:
-      events: applied. answers: written. updates: memory updates folded.
-      skipped: lines left out, by reason.
-      examples: for each reason the first few, with line numbers from 1.
-      unknown_excluded: unknown items in the `exclude` of requests, which are answered all the same.
-      seconds: from the first line to the last.
-      update_ms: for each micro-batch that updated memories, milliseconds per update, the handling of
-        its raw events included.
-      read_ms: for each request, milliseconds to answer it. Of both only the newest are kept.
+class Pace(NamedTuple):
+    """Attributes:
+    commit_s: seconds between commits. After a crash at most what was read in this time, and while
+      one commit was written, is read again.
+    report_s: seconds between calls of `report` with a row of metrics.
     """
 
-    events: int = 0
-    answers: int = 0
-    updates: int = 0
-    skipped: Counter[str] = dataclasses.field(default_factory=Counter)
-    examples: dict[str, list[str]] = dataclasses.field(default_factory=dict)
-    unknown_excluded: int = 0
-    seconds: float = 0.0
-    update_ms: deque[float] = dataclasses.field(default_factory=lambda: deque(maxlen=_LATENCIES))
-    read_ms: deque[float] = dataclasses.field(default_factory=lambda: deque(maxlen=_LATENCIES))
-
-    def skip(self, number: int, why: Refused) -> None:
-        """Counts line `number`, which cannot be used."""
-        self.skipped[why.reason] += 1
-        examples = self.examples.setdefault(why.reason, [])
-        if len(examples) < _EXAMPLES:
-            examples.append(f"line {number}: {why}")
-
-    def lines(self) -> list[str]:
-        """The report, for people."""
-        report = []
-        if self.skipped:
-            reasons = ", ".join(f"{count} {reason}" for reason, count in self.skipped.most_common())
-            report.append(f"skipped {self.skipped.total()} lines: {reasons}")
-        report += [f"  {example}" for examples in self.examples.values() for example in examples]
-        if self.unknown_excluded:
-            report.append(f"ignored {self.unknown_excluded} {UNKNOWN_ITEM}s in exclude lists")
-        rate = self.events / self.seconds if self.seconds else 0.0
-        medians = [
-            f"{name} {statistics.median(values):.2f} ms"
-            for name, values in (("update", self.update_ms), ("read", self.read_ms))
-            if values
-        ]
-        report.append(
-            f"done: {self.events} events ({rate:.0f}/s), {self.updates} memory updates, "
-            f"{self.answers} answers" + (f"; medians: {', '.join(medians)}" if medians else "")
-        )
-        return report
+    commit_s: float = 1.0
+    report_s: float = 1.0
 
 
 def answer_line(answer: Answer) -> str:
@@ -78,51 +48,126 @@ def answer_line(answer: Answer) -> str:
     return json.dumps(fields | {"updates": answer.updates}, ensure_ascii=False)
 
 
-def run_stream(engine: Engine, lines: Iterable[bytes], write: Callable[[str], None]) -> Summary:
+def run_stream(
+    engine: Engine,
+    source: Source,
+    write: Callable[[str], None],
+    *,
+    pace: Pace = Pace(),  # noqa: B008 (immutable)
+    report: Callable[[dict[str, Any]], None] = lambda row: None,
+    stopped: Callable[[], bool] = lambda: False,
+) -> Summary:
     """Reads events and requests (see `events`), and calls `write` with the line of each answer.
 
-    An answer takes every event before it into account. Lines that cannot be used are counted and
-    skipped; empty lines are ignored.
+    An answer takes every event of its user before it into account. Lines that cannot be used are
+    counted and skipped; empty lines are ignored. Ends with a commit, when the source is done or
+    `stopped()`.
+
+    Raises:
+      UserError: the store cannot keep what was read, or the source cannot be read.
     """
-    summary = Summary()
-    held: list[tuple[int, Event]] = []  # with line numbers
+    return _Run(engine, source, write, pace, report).until(stopped)
 
-    def apply() -> None:
-        if not held:
-            return
-        began = time.perf_counter()
-        done = engine.ingest([event for _, event in held])
-        if done.updates:
-            summary.update_ms.append((time.perf_counter() - began) * 1e3 / done.updates)
-        summary.events += done.events
-        summary.updates += done.updates
-        for index, why in done.refused:
-            summary.skip(held[index][0], why)
-        held.clear()
 
-    def answer(request: Request) -> None:
-        began = time.perf_counter()
-        [found] = engine.recommend([request.user], request.k, request.exclude, request.time)
-        summary.read_ms.append((time.perf_counter() - began) * 1e3)
-        summary.unknown_excluded += engine.recommender.catalogue.unknown(request.exclude)
-        summary.answers += 1
-        write(answer_line(found))
+class _Run:
+    def __init__(self, engine: Engine, source: Source, write, pace: Pace, report):
+        self.engine, self.source, self.write = engine, source, write
+        self.pace, self.report = pace, report
+        self.summary = Summary()
+        self.meter = Meter(self.summary)
+        self.number = 0
+        self.last_read = float("-inf")
+        index, workers = map(int, engine.options.worker.split("/"))
+        self.worker = None if workers == 1 else (index, workers)
 
-    began = time.perf_counter()
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            parsed = parse_line(line)
-            if isinstance(parsed, Event):
-                held.append((number, parsed))
-                if len(held) == MICRO_BATCH:
-                    apply()
+    def until(self, stopped: Callable[[], bool]) -> Summary:
+        engine, summary, pace = self.engine, self.summary, self.pace
+        began = committed = reported = time.monotonic()
+        dirty = False  # whether the source has moved since the last snapshot
+        while not stopped() and not self.source.done:
+            reads = time.monotonic() - self.last_read < _READS_S
+            wait = 0 if engine.due else _TICK_S if engine.commits.busy else _WAIT_S
+            lines = []
+            if engine.commits.changed < 2 * MAX_CHANGED:
+                lines = self.source.read(READ_LINES if reads else MICRO_BATCH, wait)
             else:
-                apply()
-                answer(parsed)
-        except Refused as error:
-            summary.skip(number, error)
-    apply()
-    summary.seconds = time.perf_counter() - began
-    return summary
+                time.sleep(_TICK_S)
+            if lines:
+                self.take(lines)
+                dirty = True
+            batch = READ_FOLDS if reads else MAX_BATCH
+            if engine.due and (engine.due >= batch or not lines):
+                self.fold(batch)
+            now = time.monotonic()
+            if engine.commits.busy:
+                if engine.commits.advance(_READ_ENCODED if reads else _ENCODED):
+                    summary.commits += 1
+                    engine.trim()
+            elif (dirty and now - committed >= pace.commit_s) or (
+                engine.commits.changed >= MAX_CHANGED
+            ):
+                engine.snapshot(self.source.marks())
+                committed, dirty = now, False
+            if now - reported >= pace.report_s:
+                self.report(self.meter.look(engine.sessions, engine.due, engine.live_users))
+                reported = now
+        while engine.due:
+            self.fold(MAX_BATCH)
+        engine.commit(self.source.marks())
+        summary.commits += 1
+        summary.seconds = time.monotonic() - began
+        self.report(self.meter.look(engine.sessions, engine.due, engine.live_users))
+        return summary
+
+    def take(self, lines: list[bytes]) -> None:
+        """Applies and answers lines in order."""
+        arrived = time.perf_counter()
+        held: list[Event] = []
+        numbers: list[int] = []
+        for line in lines:
+            self.number += 1
+            if line.isspace():
+                continue
+            try:
+                parsed = parse_line(line)
+                if self.worker is not None and not self.is_mine(parsed.user):
+                    self.summary.others += 1
+                elif isinstance(parsed, Event):
+                    held.append(parsed)
+                    numbers.append(self.number)
+                else:
+                    self.apply(held, numbers)
+                    held, numbers = [], []
+                    self.answer(parsed, arrived)
+            except Refused as error:
+                self.summary.skip(self.number, error)
+        self.apply(held, numbers)
+
+    def is_mine(self, user: str) -> bool:
+        index, workers = self.worker
+        return int(hash_strings([user])[0]) % workers == index
+
+    def apply(self, events: list[Event], numbers: list[int]) -> None:
+        if not events:
+            return
+        applied, refused = self.engine.apply(events)
+        self.summary.events += applied
+        for index, why in refused:
+            self.summary.skip(numbers[index], why)
+
+    def fold(self, most: int) -> None:
+        began = time.perf_counter()
+        folded = self.engine.fold(most)
+        if folded:
+            self.summary.updates += folded
+            self.summary.update_ms.append((time.perf_counter() - began) * 1e3 / folded)
+
+    def answer(self, request: Request, arrived: float) -> None:
+        self.last_read = time.monotonic()
+        before = self.engine.folded
+        found = self.engine.recommend(request.user, request.k, request.exclude, request.time)
+        self.summary.updates += self.engine.folded - before
+        self.summary.unknown_excluded += self.engine.recommender.catalogue.unknown(request.exclude)
+        self.summary.answers += 1
+        self.write(answer_line(found))
+        self.summary.read_ms.append((time.perf_counter() - arrived) * 1e3)

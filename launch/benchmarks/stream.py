@@ -1,0 +1,140 @@
+"""--suite=stream: events of many users into an embedded store, with int8 memory and commits.
+
+The law of activity: the user of an event is floor(N u^2) with u uniform in (0, 1), of N users, so that
+the share of the first x users is sqrt(x): a tenth of the users make a third of the events, a hundredth
+a tenth of them (rank-activity exponent 1/2, density ~ x^(-1/2)). Items likewise with u^3.
+
+Three phases, one after the other on the same store:
+
+1. history: the store gets every user with a history drawn by the same law (a record with the memory of
+   random events where there has been an update, and its pending events), outside the timing; then it
+   is closed and opened again, which is `open_s`, up to the first user read.
+2. throughput: lines are parsed, applied, folded and committed as fast as they go.
+3. latency: lines come at half of the target rate by the clock, one request in `_EVERY` lines, of users
+   drawn from a pool of recent askers; a request's latency runs from the instant it is due.
+"""
+
+from __future__ import annotations
+
+import resource
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+
+import numpy as np
+
+from launch.benchmarks import settings
+from launch.benchmarks.stream_load import (
+    Listed,
+    Paced,
+    Population,
+    event_lines,
+    make_recommender,
+    write_history,
+)
+from rec2pm_jax.stream.engine import Engine, Options
+from rec2pm_jax.stream.lmdb_store import LmdbStore
+from rec2pm_jax.stream.metrics import percentiles
+from rec2pm_jax.stream.record import RecordFormat
+from rec2pm_jax.stream.runner import Pace, run_stream
+from rec2pm_jax.stream.store import Store
+
+TARGET_RATE = 30_000  # events/s
+POPULATION = Population(users=1_000_000, items=100_000, mean_history=300)
+SMOKE_POPULATION = Population(users=2_000, items=settings.SMOKE_ITEMS, mean_history=10)
+_EVENTS, _SMOKE_EVENTS = 1_000_000, 5_000  # of the second phase
+_LATENCY_S, _SMOKE_LATENCY_S = 20.0, 0.5
+_EVERY = 150  # lines per request
+_ASKERS = 64
+
+
+def rows(smoke: bool) -> Iterator[dict]:
+    """One row, see the module."""
+    population = SMOKE_POPULATION if smoke else POPULATION
+    model = settings.SMOKE_SASREC if smoke else settings.SASREC
+    recommender = make_recommender(
+        settings.setting("rec2pm_o", model, smoke=smoke), population.items
+    )
+    options = Options(memory="int8")
+    with tempfile.TemporaryDirectory() as directory:
+        store = LmdbStore(directory)
+        form = Engine(recommender, store, options).form
+        with_memory = write_history(store, form, recommender, population)
+        store.close()
+
+        began = time.perf_counter()
+        store = LmdbStore(directory)
+        engine = Engine(recommender, store, options)
+        engine.user("u0")
+        open_s = time.perf_counter() - began
+
+        engine.warm_up()
+        sys.setswitchinterval(5e-4)  # as in launch.stream
+        lines = event_lines(population, _SMOKE_EVENTS if smoke else _EVENTS, seed=1)
+        before = _cpu_s()
+        fast = run_stream(engine, Listed(lines), lambda line: None)
+        cpu = _cpu_s() - before
+
+        rate = TARGET_RATE / 2
+        paced = Paced(
+            _with_requests(
+                population, int(rate * (_SMOKE_LATENCY_S if smoke else _LATENCY_S)), seed=2
+            ),
+            rate,
+        )
+        before = _cpu_s()
+        answered = run_stream(engine, paced, paced.answered, pace=Pace())
+        paced_cpu = _cpu_s() - before
+        size = store.size()
+        pending, record_bytes = _contents(store, form)
+        store.compact()
+        compacted = store.size()
+        store.close()
+    yield {
+        "name": f"stream/{population.users}",
+        "method": "rec2pm",
+        "memory": "overwrite",
+        "stored_as": options.memory,
+        "users": population.users,
+        "users_with_memory": with_memory,
+        "items": population.items,
+        "events_per_s": round(fast.events / fast.seconds),
+        "updates_per_s": round(fast.updates / fast.seconds, 1),
+        "commits": fast.commits,
+        "wall_s": round(fast.seconds, 2),
+        "cpu_s": round(cpu, 2),
+        "latency_ms": percentiles(paced.latencies_ms),
+        "latency_requests": answered.answers,
+        "latency_events_per_s": round(answered.events / answered.seconds),
+        "latency_cpu_share": round(paced_cpu / answered.seconds, 3),
+        "read_ms": percentiles(answered.read_ms),
+        "hit_rate": round(engine.sessions.hits / max(answered.answers, 1), 4),
+        "disk_bytes_per_user": round(size / population.users, 1),
+        "compacted_bytes_per_user": round(compacted / population.users, 1),
+        "record_bytes_per_user": round(record_bytes / population.users, 1),
+        "bytes_per_user_floor": round(272 + 48 + 6 * pending / population.users, 1),
+        "open_s": round(open_s, 4),
+    }
+
+
+def _with_requests(population: Population, count: int, seed: int) -> list[bytes]:
+    lines = event_lines(population, count, seed, first=_EVENTS)
+    askers = population.draw_users(np.random.default_rng(seed), _ASKERS)
+    for n in range(_EVERY - 1, count, _EVERY):
+        lines[n] = b'{"user": "u%d", "recommend": 10}\n' % askers[n // _EVERY % _ASKERS]
+    return lines
+
+
+def _contents(store: Store, form: RecordFormat) -> tuple[int, int]:
+    """(pending events, bytes of records) of all users."""
+    pending = total = 0
+    for user, record in store.items():
+        total += len(record)
+        pending += len(form.decode(user, record).pending) // form.width
+    return pending, total
+
+
+def _cpu_s() -> float:
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    return used.ru_utime + used.ru_stime

@@ -1,0 +1,125 @@
+"""The embedded store: LMDB, a memory-mapped B-tree that a crash cannot tear.
+
+A commit writes changed pages to unused places and then one page that refers to them, with an fsync
+before and after; a process killed or a machine without power at any instant leaves the last commit.
+One process writes, others may read.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+
+from rec2pm_jax.errors import UserError
+from rec2pm_jax.lock import alone_in
+
+try:
+    import lmdb
+except ImportError as error:
+    raise UserError(
+        "The embedded store needs the package lmdb: pip install -r requirements-stream.txt"
+    ) from error
+
+_MAP_BYTES = 1 << 40  # address space, not disk
+_TURN = 256  # records handed over at a time: other threads run in between
+
+
+class LmdbStore:
+    """See `store.Store`.
+
+    Attributes:
+      path: the directory.
+    """
+
+    def __init__(self, path: str | Path, *, map_bytes: int = _MAP_BYTES):
+        """Opens a store, or makes one.
+
+        Raises:
+          UserError: it cannot be read or written, it is damaged, or another process writes to it.
+        """
+        self.path = Path(path)
+        self._map_bytes = map_bytes
+        self._lock = contextlib.ExitStack()
+        self._lock.enter_context(alone_in(self.path))
+        try:
+            self._open()
+        except UserError:
+            self._lock.close()
+            raise
+
+    def _open(self) -> None:
+        with self._told("opened"):
+            self._env = lmdb.open(
+                str(self.path), map_size=self._map_bytes, max_dbs=2, readahead=False
+            )
+            self._users = self._env.open_db(b"users")
+            self._marks = self._env.open_db(b"marks")
+
+    @contextlib.contextmanager
+    def _told(self, done: str) -> Iterator[None]:
+        try:
+            yield
+        except (lmdb.Error, OSError) as error:
+            reason = str(error)
+            full = isinstance(error, lmdb.MapFullError) or os.strerror(errno.ENOSPC) in reason
+            advice = (
+                "there is no room left. Free some and start again: what was committed is safe, and "
+                "the rest is read again from the input"
+                if full
+                else "if it is damaged, restore it from a backup"
+            )
+            raise UserError(f"Store {self.path} cannot be {done} ({reason}): {advice}.") from error
+
+    def get(self, users: Sequence[str]) -> list[bytes | None]:
+        with self._told("read"), self._env.begin(db=self._users) as transaction:
+            return [transaction.get(user.encode()) for user in users]
+
+    def put(self, records: Mapping[str, bytes], marks: Mapping[str, bytes]) -> None:
+        rows = iter(records.items())
+        with self._told("written"), self._env.begin(write=True) as transaction:
+            cursor = transaction.cursor(self._users)
+            while turn := [(user.encode(), record) for user, record in islice(rows, _TURN)]:
+                cursor.putmulti(turn)
+            for name, mark in marks.items():
+                transaction.put(name.encode(), mark, db=self._marks)
+
+    def marks(self) -> dict[str, bytes]:
+        with self._told("read"), self._env.begin(db=self._marks) as transaction:
+            return {name.decode(): mark for name, mark in transaction.cursor()}
+
+    def delete(self, users: Sequence[str]) -> int:
+        with self._told("written"), self._env.begin(write=True, db=self._users) as transaction:
+            return sum(transaction.delete(user.encode()) for user in users)
+
+    def items(self) -> Iterator[tuple[str, bytes]]:
+        with self._told("read"), self._env.begin(db=self._users) as transaction:
+            for user, record in transaction.cursor():
+                yield user.decode(), record
+
+    def compact(self) -> None:
+        copy = self.path / "compact"
+        copy.mkdir(exist_ok=True)
+        with self._told("compacted"):
+            (copy / "data.mdb").unlink(missing_ok=True)  # of a compaction that was stopped
+            self._env.copy(str(copy), compact=True)
+            with open(copy / "data.mdb", "rb+") as file:
+                os.fsync(file.fileno())
+            self._env.close()
+            os.replace(copy / "data.mdb", self.path / "data.mdb")
+            copy.rmdir()
+            directory = os.open(self.path, os.O_RDONLY)
+            os.fsync(directory)
+            os.close(directory)
+        self._open()
+
+    def size(self) -> int:
+        """Bytes of disk, not the length of a file with holes."""
+        return (self.path / "data.mdb").stat().st_blocks * 512
+
+    def close(self) -> None:
+        self._env.close()
+        self._lock.close()
