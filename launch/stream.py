@@ -120,7 +120,7 @@ def open_metrics(path: str, shown: bool) -> Iterator[Callable[[dict[str, Any]], 
       UserError: the file cannot be written.
     """
     with contextlib.ExitStack() as stack:
-        write = stack.enter_context(open_output(path, "", "ab")) if path else None
+        write = stack.enter_context(open_output(path, "-", "ab")) if path else None
 
         def report(row: dict[str, Any]) -> None:
             if write:

@@ -19,7 +19,7 @@ from stream_fixtures import (
 
 from rec2pm_jax.methods.segments import archived
 from rec2pm_jax.stream import batches
-from rec2pm_jax.stream.engine import Engine
+from rec2pm_jax.stream.engine import Engine, Options
 from rec2pm_jax.stream.events import Event
 from rec2pm_jax.stream.store import MemoryStore
 
@@ -160,6 +160,34 @@ def test_more_users_than_a_batch_and_nothing_compiled_twice(dataset, monkeypatch
         monkeypatch.setattr(type(recommender.method), name, traced)
     for users in (3, 5, 7, 12, 21, 30):
         engine_of(recommender, [stream(users)]).recommend("u1", 3)
+
+
+@pytest.mark.parametrize("kind", ["float32", "int8"])
+@pytest.mark.parametrize(
+    "name", ["rec2pm_a hstu", "kv_mask_o hstu, times and types", "recent sasrec"]
+)
+def test_hot_sessions_answer_as_whole_reads(dataset, name, kind):
+    """Requests after 0 to 12 further events, at various times, of more users than stay hot."""
+    recommender = make_recommender(dataset, CONFIGS[name])
+    engine = Engine(recommender, MemoryStore(), Options(memory=kind, sessions=2))
+    rng = np.random.default_rng(0)
+    waiting = {f"u{i}": raw_events(dataset, i) for i in (0, 1, 4)}
+    for turn in range(60):
+        user = str(rng.choice(["u0", "u1", "u4"], p=[0.6, 0.3, 0.1]))
+        count = int(rng.choice([0, 0, 1, 1, 1, 2, 12], p=[0.2, 0.1, 0.2, 0.2, 0.1, 0.15, 0.05]))
+        engine.ingest([Event(user, **e) for e in waiting[user][:count]])
+        waiting[user] = waiting[user][count:]
+        state = engine.user(user)
+        if not state.events:
+            continue
+        later = None if turn % 3 else state.last_time + 1000 * turn
+        answer = engine.recommend(user, 5, time=later)
+        expected = recommender.recommend(state, 5, time=later)
+        np.testing.assert_allclose(
+            [r.score for r in answer.items], [r.score for r in expected], rtol=0, atol=2e-4
+        )
+        assert answer.updates == recommender.updates(state) == int(state.state.segments)
+    assert engine.sessions.hits > 5 and engine.sessions.misses > 5
 
 
 def test_old_states_stay_valid(dataset):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from stream_fixtures import (
 from rec2pm_jax.stream import runner
 from rec2pm_jax.stream.engine import Engine
 from rec2pm_jax.stream.events import Event, Refused, Request, parse_line
+from rec2pm_jax.stream.lmdb_store import LmdbStore
 from rec2pm_jax.stream.store import MemoryStore
 
 
@@ -176,8 +178,8 @@ def test_order_is_kept_per_user(engine):
     assert summary.skipped == {"out of order": 1}
 
 
-def run_cli(workdir, events, output, stdin=None):
-    flags = [f"--workdir={workdir}", f"--events={events}", f"--output={output}"]
+def run_cli(workdir, events, output, stdin=None, more=()):
+    flags = [f"--workdir={workdir}", f"--events={events}", f"--output={output}", *more]
     return subprocess.run(
         [sys.executable, "-m", "launch.stream", *flags],
         input=stdin,
@@ -243,3 +245,40 @@ def test_each_answer_is_flushed_before_the_next_line_is_read(dataset, tmp_path):
         assert json.loads(process.stdout.readline())["events"] == n  # blocks if held back
     process.stdin.close()
     assert process.wait(timeout=60) == 0
+
+
+@pytest.mark.slow
+def test_command_line_with_a_store(dataset, engine, tmp_path):
+    """The same file twice, then with more lines; another model, two writers, bad flags."""
+    workdir, events, output = tmp_path / "run", tmp_path / "events.jsonl", tmp_path / "out.jsonl"
+    save_run(workdir, dataset, make_config())
+    history = raw_events(dataset, 0, 30)
+    ask = {"user": "u", "recommend": 4}
+    first = [*({"user": "u"} | e for e in history[:17]), ask]
+    second = [*({"user": "u"} | e for e in history[17:]), ask]
+    more = ["--store=" + str(tmp_path / "store"), f"--metrics={tmp_path / 'metrics.jsonl'}"]
+    events.write_bytes(b"".join(encode(first)))
+    done = run_cli(workdir, events, output, more=more)
+    assert done.returncode == 0 and b"done: 17 events" in done.stderr, done.stderr
+    done = run_cli(workdir, events, output, more=more)
+    assert b"done: 0 events" in done.stderr, done.stderr
+    events.write_bytes(b"".join(encode(first + second)))
+    with contextlib.closing(LmdbStore(tmp_path / "store")):
+        assert_one_error(run_cli(workdir, events, output, more=more), "in use by another process")
+    done = run_cli(workdir, events, output, more=more)
+    assert b"done: 13 events" in done.stderr, done.stderr
+    answers = [json.loads(line) for line in output.read_text().splitlines()]
+    expected, _ = stream(engine, first + second)
+    assert [[i["item"] for i in a["items"]] for a in answers] == [
+        [i["item"] for i in a["items"]] for a in expected
+    ]
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert rows[-1]["events"] == 13 and rows[-1]["commits"] >= 1 and rows[-1]["queue"] == 0
+    assert rows[-1]["latency_ms"].keys() == {"p50", "p95", "p99"}
+
+    done = run_cli(workdir, events, output, more=[*more, "--memory=int8"])
+    assert_one_error(done, "states of memory 'float32', not 'int8'")
+    done = run_cli(workdir, events, output, more=[*more, "--worker=0/2"])
+    assert_one_error(done, "several workers need a store that they share")
+    done = run_cli(workdir, events, output, more=["--worker=2/2"])
+    assert_one_error(done, "must be I/N with 0 <= I < N")

@@ -19,7 +19,7 @@ from rec2pm_jax.stream.events import Event, Refused, Request, parse_line
 from rec2pm_jax.stream.metrics import Meter, Summary
 from rec2pm_jax.stream.sources import Source
 
-MAX_CHANGED = 32_768  # users: a commit begins early, and at twice as many lines wait for it
+MAX_CHANGED = 16_384  # users: a commit begins early, and at twice as many lines wait for it
 MICRO_BATCH = 4096  # lines taken at a time
 READ_LINES = 256  # the same while requests come,
 READ_FOLDS = 2  # and users folded at a time
