@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import time
+from array import array
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import jax
-import numpy as np
 
 from rec2pm_jax.stream import batches
-from rec2pm_jax.stream.codec import decode, encode
 from rec2pm_jax.stream.commits import Commits
 from rec2pm_jax.stream.events import DUPLICATE, FAR_FUTURE, MALFORMED, Event, Refused
 from rec2pm_jax.stream.live import Live, due
+from rec2pm_jax.stream.memories import Memories
 from rec2pm_jax.stream.recommender import Recommendation, Recommender
-from rec2pm_jax.stream.record import RecordFormat
 from rec2pm_jax.stream.sessions import Sessions
 from rec2pm_jax.stream.store import MAX_USER_BYTES, Store, claim
 from rec2pm_jax.stream.user import UserState
-from rec2pm_jax.typing import Events, State
 
 DAY = 86_400
 
@@ -71,15 +69,11 @@ class Engine:
     ):
         """Raises: UserError where the store holds states of another model or other options."""
         self.recommender, self.store, self.options, self._now = recommender, store, options, now
-        method, catalogue = recommender.method, recommender.catalogue
-        initial = jax.tree.map(np.asarray, method.init_state(recommender.params, 1))
-        self._initial = initial.memory[0].astype(np.float32)
-        self._width = 1 + catalogue.uses_times + catalogue.uses_types
+        method = recommender.method
+        self._memories = Memories(recommender, options.memory)
+        self._width, self.form = self._memories.width, self._memories.form
         # Events from here on may make a segment due, or slide out of the window.
         self._full = (method.read_length + 1) * self._width
-        self.form = RecordFormat(
-            recommender.identity, options.memory, *self._initial.shape, self._width
-        )
         claim(
             store,
             {
@@ -99,20 +93,16 @@ class Engine:
 
     def warm_up(self, k: int = 10) -> None:
         """Compiles what a stream with requests for `k` items will need, so that no user waits."""
+        self._memories.warm_up()
         method, params = self.recommender.method, self.recommender.params
-        size = method.config.data.segment
-        rows = 1
-        while self._initial.size and rows <= batches.MAX_BATCH:
-            events = self._events(np.ones((rows, size, self._width), np.int32))
-            next_time = None if events.times is None else np.ones(rows, np.int32)
-            batches.fold(method, params, self._states([Live()] * rows), events, next_time)
-            rows *= 2
+        trial = Sessions(method, params, self.recommender.scored_by, 1)
         asked = 0 if self.recommender.catalogue.uses_times else None
         deep = min(batches.power_of_two(k), method.num_items)
-        trial = Sessions(method, params, self.recommender.scored_by, 1)
-        for events in (1, 1, 2, 4):  # opened, read again, one event more, several
-            fields = self._events(np.ones((events, self._width), np.int32))
-            trial.best("", 0, lambda: self._states([Live()]), fields, asked, deep)
+        live = Live()
+        for count in (1, 1, 2, 4):  # opened, read again, one event more, several
+            live.pending = array("i", [1] * count * self._width)
+            raw = self._memories.raw(live)
+            trial.best("", 0, lambda: self._memories.states([live]), raw, asked, deep)
 
     # --- events ---
 
@@ -215,56 +205,20 @@ class Engine:
         return self._fold({name: self._due[name] for name in chosen})
 
     def _fold(self, users: Mapping[str, Live]) -> int:
-        method, size = self.recommender.method, self.recommender.method.config.data.segment
         folding: list[Live] = []
         for name, live in users.items():
             self.commits.touch(name, live)
-            segments, drop = due(method, live, self._width)
+            segments, drop = due(self.recommender.method, live, self._width)
             if segments <= 1:
                 del self._due[name]
             if segments:
                 folding.append(live)
             elif drop:
                 del live.pending[: drop * self._width]
-        if not folding:
-            return 0
-        step = size * self._width
-        heads = [np.array(live.pending[: step + self._width], np.int32) for live in folding]
-        events = self._events(np.stack(heads).reshape(len(folding), size + 1, self._width))
-        segment = jax.tree.map(lambda a: np.ascontiguousarray(a[:, :size]), events)
-        next_time = None if events.times is None else events.times[:, size]
-        new = batches.fold(
-            method, self.recommender.params, self._states(folding), segment, next_time
-        )
-        memories = encode(new.memory, self.form.kind)
-        for row, live in enumerate(folding):
-            live.memory = memories[row].tobytes()
-            live.groups, live.segments = int(new.groups[row]), int(new.segments[row])
-            del live.pending[:step]
+        if folding:
+            self._memories.fold(folding)
         self.folded += len(folding)
         return len(folding)
-
-    def _states(self, users: Sequence[Live]) -> State:
-        """The states of users, decoded and stacked."""
-        memory = np.tile(self._initial, (len(users), 1, 1))
-        kept = [row for row, live in enumerate(users) if live.memory is not None]
-        if kept:
-            stored = np.frombuffer(b"".join(users[row].memory for row in kept), np.uint8)
-            memory[kept] = decode(stored.reshape(len(kept), -1), self.form.kind, self.form.dim)
-        return State(
-            memory,
-            np.array([live.groups for live in users], np.int32),
-            np.array([live.segments for live in users], np.int32),
-        )
-
-    def _events(self, fields: np.ndarray) -> Events:
-        """int32 [..., width] to events [...]."""
-        catalogue = self.recommender.catalogue
-        return Events(
-            fields[..., 0],
-            fields[..., 1] if catalogue.uses_times else None,
-            fields[..., -1] if catalogue.uses_types else None,
-        )
 
     def _current(self, name: str) -> Live:
         """A user with nothing due."""
@@ -281,12 +235,8 @@ class Engine:
     def user(self, name: str) -> UserState:
         """The state of a user; that of a new user for one never seen."""
         live = self._current(name)
-        state = jax.tree.map(lambda rows: rows[0], self._states([live]))
-        return UserState(state, self._raw(live), live.events, live.last_time)
-
-    def _raw(self, live: Live) -> Events:
-        fields = np.array(live.pending, np.int32).reshape(-1, self._width)
-        return jax.tree.map(np.ascontiguousarray, self._events(fields))
+        state = jax.tree.map(lambda rows: rows[0], self._memories.states([live]))
+        return UserState(state, self._memories.raw(live), live.events, live.last_time)
 
     def recommend(
         self,
@@ -302,8 +252,8 @@ class Engine:
             return self.sessions.best(
                 user,
                 live.events - len(live.pending) // self._width,
-                lambda: self._states([live]),
-                self._raw(live),
+                lambda: self._memories.states([live]),
+                self._memories.raw(live),
                 request_time,
                 deep,
             )

@@ -106,7 +106,7 @@ def make_users(
     plan = method.plan(np.array([len(s.ids) for s in sequences]))
     one = jax.tree.map(np.asarray, method.init_state(recommender.params, 1))
     states = jax.tree.map(lambda x: np.repeat(x, len(sequences), axis=0), one)
-    encoded = np.zeros((len(sequences), form.memory_bytes), np.uint8)
+    encoded = encode(states.memory, form.kind)
     for turn in range(int(plan.updates.max())):
         rows = np.flatnonzero(plan.updates > turn)
         begin, end = turn * size, (turn + 1) * size

@@ -84,10 +84,7 @@ class RecordFormat:
         check_format(self.kind)
         object.__setattr__(self, "_tag", self.identity.tag)
         object.__setattr__(self, "_kind", FORMATS.index(self.kind))
-
-    @property
-    def memory_bytes(self) -> int:
-        return self.rows * slot_bytes(self.kind, self.dim)
+        object.__setattr__(self, "_memory_bytes", self.rows * slot_bytes(self.kind, self.dim))
 
     def encode(self, user: str, live: Live, expires: int = 0) -> bytes:
         """The record of a user."""
@@ -137,7 +134,7 @@ class RecordFormat:
         if expires and expires <= now:
             return None
         live.last_time = None if time == _NO_TIME else time
-        size = self.memory_bytes if live.segments else 0
+        size = self._memory_bytes if live.segments else 0
         live.memory = body[:size] if size else None
         live.pending.frombytes(body[size:])
         live.pending = _little(live.pending)
