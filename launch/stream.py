@@ -181,6 +181,8 @@ def main(_) -> None:
         stack.callback(source.close)
         recommender = rec2pm_jax.load(args.workdir, args.data or None, args.checkpoint)
         engine = Engine(recommender, store, options)
+        if args.store:  # it is there to stay, and no request should wait for the compiler
+            engine.warm_up()
         mode = "ab" if args.store else "wb"
         write = stack.enter_context(open_output(args.output, args.events, mode))
         with open_metrics(args.metrics, args.progress) as report:
