@@ -49,6 +49,7 @@ from rec2pm_jax.errors import UserError
 from rec2pm_jax.stream.codec import FORMATS
 from rec2pm_jax.stream.engine import DAY, Engine, Options
 from rec2pm_jax.stream.metrics import live_line
+from rec2pm_jax.stream.process import suit_streaming
 from rec2pm_jax.stream.runner import Pace, run_stream
 from rec2pm_jax.stream.sources import open_source
 from rec2pm_jax.stream.store import MemoryStore, open_store
@@ -78,8 +79,6 @@ flags.DEFINE_float("max_ahead_s", DAY, "Refuse events that lie further in the fu
 flags.DEFINE_integer("max_live", 200_000, "Users held in memory; the rest stays in the store.", 1)
 flags.DEFINE_integer("sessions", 64, "Users whose last reads are kept for the next.", 0)
 flags.DEFINE_string("worker", "0/1", "I/N: take the users of worker I out of N on one Redis.")
-_SWITCH_S = 5e-4  # how long a request waits for the thread that commits, instead of 5 ms
-
 flags.mark_flags_as_required(["workdir", "events", "output"])
 
 
@@ -161,7 +160,6 @@ def main(_) -> None:
     args = flags.FLAGS
     worker = _worker(args.worker, args.store)
     stopped = stops_by_signal()
-    sys.setswitchinterval(_SWITCH_S)
     options = Options(
         memory=args.memory,
         max_live=args.max_live,
@@ -181,6 +179,9 @@ def main(_) -> None:
         stack.callback(source.close)
         recommender = rec2pm_jax.load(args.workdir, args.data or None, args.checkpoint)
         engine = Engine(recommender, store, options)
+        if args.store:  # it is there to stay, and no request should wait for the compiler
+            engine.warm_up()
+        suit_streaming()
         mode = "ab" if args.store else "wb"
         write = stack.enter_context(open_output(args.output, args.events, mode))
         with open_metrics(args.metrics, args.progress) as report:

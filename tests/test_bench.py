@@ -116,6 +116,10 @@ def test_command(tmp_path, suite):
     if suite == "prepare":
         columns = {"events", "users", "events_per_s", "peak_rss_bytes", "content_hash"}
         assert columns <= set(record["rows"][0])
+    if suite == "stream":
+        columns = {"events_per_s", "updates_per_s", "latency_ms", "disk_bytes_per_user"}
+        assert columns | {"bytes_per_user_floor", "open_s", "users"} <= set(record["rows"][0])
+        assert record["rows"][0]["latency_ms"].keys() == {"p50", "p95", "p99"}
     failed = {row["name"]: row["error"] for row in record["rows"] if "error" in row}
     assert record["rows"] and not failed
     assert {"cpu", "cores", "threads", "jax", "commit"} <= set(record["env"])
