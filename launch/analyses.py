@@ -17,7 +17,7 @@ from rec2pm_jax.evaluate.denoise import KINDS, Noise
 from rec2pm_jax.evaluate.diagnostics import drift, rounding
 from rec2pm_jax.evaluate.heuristic import dataset_popularity
 from rec2pm_jax.evaluate.targets import load_histories
-from rec2pm_jax.stream.codec import FORMATS
+from rec2pm_jax.methods.codec import FORMATS
 
 if TYPE_CHECKING:
     from launch.suites import Run

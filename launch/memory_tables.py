@@ -11,8 +11,8 @@ from launch import tables
 from launch.tables import Row, markdown
 from rec2pm_jax.evaluate.bootstrap import Interval, paired_bootstrap
 from rec2pm_jax.evaluate.metrics import user_means
+from rec2pm_jax.methods.codec import FORMATS
 from rec2pm_jax.methods.segments import archived
-from rec2pm_jax.stream.codec import FORMATS
 
 MANY_UPDATES = 20  # the error of a stored memory has been fed back this often at least
 

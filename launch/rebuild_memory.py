@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from launch import cli
 from rec2pm_jax.errors import UserError
-from rec2pm_jax.stream.codec import FORMATS
+from rec2pm_jax.methods.codec import FORMATS
 from rec2pm_jax.stream.engine import Options
 from rec2pm_jax.stream.load import make_recommender
 from rec2pm_jax.stream.rebuild import Rebuilt, rebuild

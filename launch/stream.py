@@ -46,7 +46,7 @@ from absl import flags
 import rec2pm_jax
 from launch import cli
 from rec2pm_jax.errors import UserError
-from rec2pm_jax.stream.codec import FORMATS
+from rec2pm_jax.methods.codec import FORMATS
 from rec2pm_jax.stream.engine import DAY, Engine, Options
 from rec2pm_jax.stream.metrics import live_line
 from rec2pm_jax.stream.process import suit_streaming

@@ -10,9 +10,9 @@ from stream_fixtures import make_config, random_params
 from rec2pm_jax.errors import UserError
 from rec2pm_jax.evaluate.evaluator import evaluate, row_memories
 from rec2pm_jax.evaluate.targets import load_histories, memory_rows
+from rec2pm_jax.methods.codec import decode, encode
 from rec2pm_jax.methods.registry import make_method
 from rec2pm_jax.stream.batches import update
-from rec2pm_jax.stream.codec import decode, encode
 from rec2pm_jax.typing import State
 
 SEGMENT, UPDATES = 5, 24

@@ -17,8 +17,8 @@ from launch.runs import Trained
 from launch.suites import Run
 from launch.tables import Row, TargetValues
 from rec2pm_jax.evaluate.record import write_records
+from rec2pm_jax.methods.codec import FORMATS
 from rec2pm_jax.methods.registry import make_method
-from rec2pm_jax.stream.codec import FORMATS
 
 DATA = {"segment": 10, "recent": 1}
 

@@ -11,9 +11,9 @@ import jax
 import numpy as np
 
 from rec2pm_jax.config import Config
+from rec2pm_jax.methods.codec import encode
 from rec2pm_jax.methods.registry import make_method
 from rec2pm_jax.stream.catalogue import Catalogue
-from rec2pm_jax.stream.codec import encode
 from rec2pm_jax.stream.live import Live
 from rec2pm_jax.stream.recommender import Recommender
 from rec2pm_jax.stream.record import RecordFormat

@@ -22,7 +22,7 @@ from rec2pm_jax.evaluate.targets import (
     plan_rows,
     select_users,
 )
-from rec2pm_jax.stream.codec import check_format, slot_bytes
+from rec2pm_jax.methods.codec import check_format, slot_bytes
 from rec2pm_jax.typing import State
 
 

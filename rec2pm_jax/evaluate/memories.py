@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rec2pm_jax.evaluate.targets import Histories, Rows
-from rec2pm_jax.stream.codec import rounded
+from rec2pm_jax.methods.codec import rounded
 from rec2pm_jax.typing import State
 
 _CHUNK = 4  # segments per call of the compiled scan

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 
+from rec2pm_jax.methods.codec import decode, encode
 from rec2pm_jax.stream import batches
-from rec2pm_jax.stream.codec import decode, encode
 from rec2pm_jax.stream.live import Live
 from rec2pm_jax.stream.recommender import Recommender
 from rec2pm_jax.stream.record import RecordFormat

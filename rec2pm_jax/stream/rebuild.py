@@ -14,8 +14,8 @@ import numpy as np
 
 from rec2pm_jax.data.dataset import Dataset, UserSequence
 from rec2pm_jax.errors import UserError
+from rec2pm_jax.methods.codec import decode, encode
 from rec2pm_jax.stream import batches
-from rec2pm_jax.stream.codec import decode, encode
 from rec2pm_jax.stream.engine import Engine, Options
 from rec2pm_jax.stream.live import Live
 from rec2pm_jax.stream.recommender import Recommender

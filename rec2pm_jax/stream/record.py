@@ -24,7 +24,7 @@ import numpy as np
 
 from rec2pm_jax.config import Config, config_hash
 from rec2pm_jax.errors import UserError
-from rec2pm_jax.stream.codec import FORMATS, check_format, slot_bytes
+from rec2pm_jax.methods.codec import FORMATS, check_format, slot_bytes
 from rec2pm_jax.stream.live import Live
 from rec2pm_jax.typing import Params
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from rec2pm_jax.errors import UserError
-from rec2pm_jax.stream.codec import FORMATS, decode, encode, rounded, slot_bytes
+from rec2pm_jax.methods.codec import FORMATS, decode, encode, rounded, slot_bytes
 
 normal = st.floats(-1e6, 1e6, width=32, allow_subnormal=False)
 memories = arrays.arrays(np.float32, (2, 3, 8), elements=normal)
