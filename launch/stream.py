@@ -102,6 +102,10 @@ def open_output(path: str, events: str, mode: str = "wb") -> Iterator[Callable[[
         file: BinaryIO = open(sys.stdout.fileno(), "wb", buffering=0, closefd=False)
     elif events != "-" and os.path.exists(path) and os.path.samefile(path, events):
         raise UserError(f"--output={path} is the file of events; choose another.")
+    elif os.path.isdir(events) and os.path.realpath(path).startswith(
+        os.path.realpath(events) + "/"
+    ):
+        raise UserError(f"--output={path} lies in the directory of events; choose another place.")
     else:
         try:
             file = open(path, mode, buffering=0)

@@ -280,5 +280,7 @@ def test_command_line_with_a_store(dataset, engine, tmp_path):
     assert_one_error(done, "states of memory 'float32', not 'int8'")
     done = run_cli(workdir, events, output, more=[*more, "--worker=0/2"])
     assert_one_error(done, "several workers need a store that they share")
+    done = run_cli(workdir, tmp_path, output, more=["--store=" + str(tmp_path / "other")])
+    assert_one_error(done, "lies in the directory of events")
     done = run_cli(workdir, events, output, more=["--worker=2/2"])
     assert_one_error(done, "must be I/N with 0 <= I < N")

@@ -22,6 +22,7 @@ from rec2pm_jax.typing import Array
 FORMATS = ("float32", "bfloat16", "int8")
 # As a product: XLA turns a division by a constant into one, which differs in the last bit.
 _INVERSE = np.float32(1 / 127)
+_SMALLEST = np.finfo(np.float32).tiny  # scales below it XLA takes for zero, and so must numpy
 
 
 def slot_bytes(kind: str, dim: int) -> int:
@@ -92,6 +93,7 @@ def rounded(memory: Array, kind: str) -> Array:
 def _quantise(xp, memory):
     """(scale float32 [..., slots, 1], numbers int8 [..., slots, D]), by numpy or jax.numpy."""
     scale = xp.max(xp.abs(memory), axis=-1, keepdims=True) * _INVERSE
+    scale = xp.where(scale < _SMALLEST, xp.zeros_like(scale), scale)
     numbers = memory / xp.where(scale > 0, scale, xp.ones_like(scale))
     # A rounded-down scale could give 127.00001, and a denormal one more.
     return scale, xp.clip(xp.rint(numbers), -127, 127).astype(xp.int8)

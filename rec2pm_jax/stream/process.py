@@ -13,7 +13,7 @@ def suit_streaming() -> None:
     """Settings of the interpreter for the rest of the process; call it when models are loaded.
 
     A request waits at most half a millisecond for the thread that commits, instead of five. Users
-    held in the process make no cycles, and looking for some among them took a third of the time of
+    held in the process make no cycles, and looking for some among them took a quarter of the time of
     an event: what is there now is never looked at again, and new objects more rarely.
     """
     sys.setswitchinterval(_SWITCH_S)

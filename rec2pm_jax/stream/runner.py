@@ -8,6 +8,7 @@ segments folded. While requests come, batches are small, so that the next one ne
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -32,8 +33,8 @@ _TICK_S = 0.002  # and while a commit is on its way
 
 class Pace(NamedTuple):
     """Attributes:
-    commit_s: seconds between commits. After a crash at most what was read in this time, and while
-      one commit was written, is read again.
+    commit_s: seconds between commits; infinite for a store that ends with the process. After a crash
+      at most what was read in this time, and while one commit was written, is read again.
     report_s: seconds between calls of `report` with a row of metrics.
     """
 
@@ -83,12 +84,13 @@ class _Run:
     def until(self, stopped: Callable[[], bool]) -> Summary:
         engine, summary, pace = self.engine, self.summary, self.pace
         began = committed = reported = time.monotonic()
+        lasting = math.isfinite(pace.commit_s)
         dirty = False  # whether the source has moved since the last snapshot
         while not stopped() and not self.source.done:
             reads = time.monotonic() - self.last_read < _READS_S
             wait = 0 if engine.due else _TICK_S if engine.commits.busy else _WAIT_S
             lines = []
-            if engine.commits.changed < 2 * MAX_CHANGED:
+            if not lasting or engine.commits.changed < 2 * MAX_CHANGED:
                 lines = self.source.read(READ_LINES if reads else MICRO_BATCH, wait)
             else:
                 time.sleep(_TICK_S)
@@ -104,7 +106,7 @@ class _Run:
                     summary.commits += 1
                     engine.trim()
             elif (dirty and now - committed >= pace.commit_s) or (
-                engine.commits.changed >= MAX_CHANGED
+                lasting and engine.commits.changed >= MAX_CHANGED
             ):
                 engine.snapshot(self.source.marks())
                 committed, dirty = now, False
@@ -113,8 +115,9 @@ class _Run:
                 reported = now
         while engine.due:
             self.fold(MAX_BATCH)
-        engine.commit(self.source.marks())
-        summary.commits += 1
+        if lasting:
+            engine.commit(self.source.marks())
+            summary.commits += 1
         summary.seconds = time.monotonic() - began
         self.report(self.meter.look(engine.sessions, engine.due, engine.live_users))
         return summary
