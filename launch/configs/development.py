@@ -5,7 +5,7 @@ Command:
         --output_dir=data/complete_journey_types
     python -m launch.reproduce --suite=main --data=data --workdir=runs/reproduce
 Hardware: CPU cores, one per run, or a GPU that all runs share.
-Time: 5 (recent) to 20 (rec2pm) minutes per run.
+Time: 3 (recent) to 15 (rec2pm) minutes per run on a core.
 Metrics: results/main.md.
 """
 
