@@ -106,7 +106,8 @@ def assert_update_keeps_shapes(method, params, state):
 
 
 def fit(method, batch, steps, learning_rate=1e-2):
-    """Mean next-item loss of fresh parameters and after `steps` of Adam on this batch alone."""
+    """(mean next-item loss of fresh parameters, of trained ones, the trained parameters): `steps` of
+    Adam on this batch alone."""
     optimizer = optax.adam(learning_rate)
 
     def objective(params, rng, step):
@@ -133,4 +134,22 @@ def fit(method, batch, steps, learning_rate=1e-2):
         return total / weight
 
     params = jax.jit(method.init)(jax.random.key(0))
-    return float(mean_loss(params)), float(mean_loss(train(params)))
+    trained = train(params)
+    return float(mean_loss(params)), float(mean_loss(trained)), trained
+
+
+def served_loss(method, params, batch):
+    """Mean next-item loss of full windows (R = 1) as they are served: read a segment, then fold it."""
+    segment, count = method.config.data.segment, method.config.data.segments
+    users = len(batch["ids"])
+    valid = np.ones((users, segment), bool)
+    read_all, update = jax.jit(method.read_all), jax.jit(method.update)
+    state, total = method.init_state(params, users), 0.0
+    for h in range(count):
+        ids = batch["ids"][:, h * segment : (h + 1) * segment + 1]
+        events = Events(ids[:, :-1])
+        logits = method.score(params, read_all(params, state, events, valid))[..., 1:]
+        log_p = jax.nn.log_softmax(logits, axis=-1)
+        total -= np.take_along_axis(np.asarray(log_p), ids[:, 1:, None] - 1, axis=-1).sum()
+        state = update(params, state, events, valid)
+    return float(total / (users * segment * count))

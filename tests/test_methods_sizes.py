@@ -163,6 +163,6 @@ def test_overfits_eight_users(name, backbone):
         ),
         method=MethodConfig(slots=2, max_groups=2, **OVERFIT[name]),
     )
-    before, after = fit(make_method(config, USERS * LENGTH), eight_walks(), steps=200)
+    before, after, _ = fit(make_method(config, USERS * LENGTH), eight_walks(), steps=200)
     assert before > 3  # log(80) = 4.4
     assert after < 0.1
