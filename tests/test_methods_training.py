@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from rec2pm_jax.methods.memory import fold
+from rec2pm_jax.methods.rec2pm import Rec2PM
 from rec2pm_jax.typing import Events
 from tests.methods_fixtures import SLOTS, batch_of, columns, make
 
@@ -134,6 +135,40 @@ def test_live_memories_are_an_unbroken_recurrence_of_what_updates_say(memory):
             consistency += np.mean(np.square(user.updated(h, live) - reference[h]))
     np.testing.assert_allclose(terms["ar"][0], ar, rtol=1e-5)
     np.testing.assert_allclose(terms["consistency"][0], consistency, rtol=1e-4)
+
+
+class WholeUpdates(Rec2PM):
+    """The chain written out: whole update passes over all windows, folded from nothing on."""
+
+    def _live(self, params, reference, windows, rng, hidden):
+        before = self._previous(reference)
+        _, at_queries = self._update_windows(params, before, windows, rng, hidden)
+        at_queries = at_queries.reshape(len(reference), K, *reference.shape[2:])
+        state, memories = self.init_state(params, len(reference)), []
+        for h in range(K - 1):
+            memories.append(self._leave(params, at_queries[:, h], state))
+            state = fold(state, memories[-1], jnp.ones(len(reference), bool))
+        return jnp.stack(memories, axis=1)
+
+
+@pytest.mark.parametrize(("backbone", "bias", "memory", "recent"), CASES)
+def test_the_chain_leaves_out_only_what_nobody_needs(backbone, bias, memory, recent):
+    """Loss and gradients against updates of all segments, at all of their rows and events."""
+    method, params = make(backbone, bias=bias, memory=memory, recent=recent)
+    window = method.config.data.window
+    batch = batch_of([window + 1, 8, 4], window + 1)
+
+    def objective(method):
+        def total(params):
+            terms = method.loss(params, batch, jax.random.key(0), step=0)
+            return sum(value for value, _ in terms.values())
+
+        return jax.jit(jax.value_and_grad(total))(params)
+
+    got, expected = objective(method), objective(WholeUpdates(method.config, method.num_items))
+    scale = max(np.abs(a).max() for a in jax.tree.leaves(expected[1]))
+    for a, b in zip(*map(jax.tree.leaves, (got, expected)), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6 * scale)
 
 
 def test_training_is_what_inference_does_with_a_time_bias():

@@ -10,8 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from rec2pm_jax.config import Config
-from rec2pm_jax.nn.attention import KeyValues, Layout
+from rec2pm_jax.nn.attention import Dropping, KeyValues, Layout
 from rec2pm_jax.nn.backbone import Backbone
+from rec2pm_jax.nn.cache import Rows
 from rec2pm_jax.nn.embedding import TABLE, EventEmbedding
 from rec2pm_jax.nn.losses import catalogue_logits, chunk_bytes, next_item_loss, prepare
 from rec2pm_jax.nn.topk import top_k
@@ -117,9 +118,23 @@ class Network:
         variables = {"params": params["backbone"]}
         return self.backbone.apply(variables, x, layout, kept=kept, keep=keep)
 
+    def run_rows(
+        self,
+        params: Params,
+        x: Array,
+        layout: Layout,
+        only: Rows,
+        rng: PRNGKey | None = None,
+        rows: Array | None = None,
+    ) -> Array:
+        """As `run`, only the rows that are wanted, [B, count, D]: see `Backbone.rows`."""
+        dropping = None if rng is None else Dropping(rng, rows)
+        options = {"only": only, "dropping": dropping, "scan": self.config.model.scan_layers}
+        return self.backbone.rows(params["backbone"], x, layout, **options)[0]
+
     def serve(self, params: Params, x: Array, layout: Layout, kept=None, **options):
-        """The backbone at inference, only the rows that are wanted: see `Backbone.serve`."""
-        return self.backbone.serve(params["backbone"], x, layout, kept, **options)
+        """The backbone at inference, only the rows that are wanted: see `Backbone.rows`."""
+        return self.backbone.rows(params["backbone"], x, layout, kept, **options)
 
     def score(self, params: Params, vectors: Array, catalogue: Array | None = None) -> Array:
         """[..., D] -> float32 logits [..., V]; the padding column is -inf.

@@ -14,7 +14,7 @@ from rec2pm_jax.errors import UserError
 from rec2pm_jax.methods import layout as layouts
 from rec2pm_jax.methods.network import Network
 from rec2pm_jax.nn.attention import KeyValues, Layout
-from rec2pm_jax.nn.cache import rows_of, write
+from rec2pm_jax.nn.cache import Rows, rows_of, write
 from rec2pm_jax.typing import Array, Events, Params, State
 
 
@@ -131,7 +131,7 @@ class Reader:
         row_times = layouts.query_times(events.times, lengths, request_time)
         x, layout, kept = self._context(params, state, events, lengths, row_times)
         last = layout.num_slots + jnp.maximum(lengths - 1, 0)
-        outputs, own = self.network.serve(params, x, layout, kept, only=(last, 1))
+        outputs, own = self.network.serve(params, x, layout, kept, only=Rows(last, 1))
         if kept is not None:
             own = KeyValues(*(jnp.concatenate(both, 2) for both in zip(kept, own, strict=True)))
         return self._finish(params, state, outputs[:, 0].astype(jnp.float32)), own
@@ -148,7 +148,7 @@ class Reader:
         newest = jax.tree.map(lambda a: jnp.take_along_axis(a, places, axis=1), events)
         first = first + layout.num_slots
         x = self.network.embed(params, newest, places)
-        rows = rows_of(layout, first, count)
+        rows = rows_of(layout, Rows(first, count))
         outputs, own = self.network.serve(params, x, rows, kept, written=first)
         vectors = last_valid(outputs, lengths - places[:, 0]).astype(jnp.float32)
         vectors = self._finish(params, state, vectors)

@@ -11,7 +11,7 @@ import numpy as np
 from rec2pm_jax.methods import layout as layouts
 from rec2pm_jax.methods.memory import fold
 from rec2pm_jax.methods.network import sees_whole_catalogue, training_events
-from rec2pm_jax.methods.recurrent import TokenMemory, training_windows
+from rec2pm_jax.methods.recurrent import TokenMemory, Windows, training_windows
 from rec2pm_jax.methods.segments import slot_horizons
 from rec2pm_jax.nn.attention import Layout
 from rec2pm_jax.nn.dropout import per_row
@@ -109,17 +109,14 @@ class Rec2PM(TokenMemory):
 
         hidden = self._hidden(windows.lengths, rngs["hide"], windows.rows)
 
-        memory_in = reference
+        memory_in = reference[:, :-1]
         if method.live and rng is not None:
-            _, at_queries = self._update_windows(
-                params, self._previous(reference), windows, rngs["live"], hidden
-            )
-            live = self._chain(params, at_queries.reshape(reference.shape))
+            live = self._live(params, memory_in, windows, rngs["live"], hidden)
             chosen = per_row(
                 lambda key: jax.random.bernoulli(key, method.live), rngs["mix"], windows.rows
             )
-            chosen = chosen.reshape(reference.shape[:2])
-            memory_in = jnp.where(chosen[..., None, None], live, reference)
+            chosen = chosen.reshape(reference.shape[:2])[:, :-1]
+            memory_in = jnp.where(chosen[..., None, None], live, memory_in)
         before = self._previous(memory_in)
         items, at_queries = self._update_windows(params, before, windows, rngs["upd"], hidden)
         updated = self._leave(params, at_queries, before).reshape(reference.shape)
@@ -146,30 +143,55 @@ class Rec2PM(TokenMemory):
             "bag": jnp.float32(method.bag),
         }
 
-    def _chain(self, params, at_queries: Array) -> Array:
-        """The memories m_0 .. m_{K-1} that an unbroken recurrence makes of what K updates say.
+    def _live(self, params, reference: Array, windows: Windows, rng, hidden) -> Array:
+        """The memories that an unbroken recurrence makes: m_0 .. m_{K-2}, [B, K - 1, C, D].
 
-        at_queries: outputs at Q of an update pass of all segments, [B, K, C, D]; so is the result.
-        Each update read a reference memory, so they were made in parallel; only `leave` and `fold`,
-        which cost next to nothing, run one after the other.
+        Every update reads the reference memory before its segment, so what they say is made in
+        parallel (`_chain` does the rest). m_0 is the same in both passes, and nobody reads m_{K-1}.
+
+        reference: m_0^ref .. m_{K-2}^ref, [B, K - 1, C, D]; windows, hidden: of all segments.
         """
+        users, count = reference.shape[:2]
+        if count < 2:
+            return reference
+
+        def between(a):  # B*K ... -> B*(K-2) ..., the segments but the first and the last
+            by_user = a.reshape(users, count + 1, *a.shape[1:])[:, 1:-1]
+            return by_user.reshape(-1, *a.shape[1:])
+
+        before, windows, hidden = jax.tree.map(
+            between, (self._previous(reference), windows, hidden)
+        )
+        at_queries = self._query_windows(params, before, windows, rng, hidden)
+        at_queries = at_queries.reshape(users, count - 1, *reference.shape[2:])
+        return self._chain(params, reference[:, 0], at_queries)
+
+    def _chain(self, params, first: Array, at_queries: Array) -> Array:
+        """Memories of a recurrence: m_0, then the running mean of it and of what updates say.
+
+        first: m_0, [B, C, D]; at_queries: outputs at Q of the updates with segments 1, 2, .., [B, n, C,
+        D]. Only `leave` and `fold`, which cost next to nothing, run one after the other. Returns
+        [B, n + 1, C, D].
+        """
+        all_rows = jnp.ones(len(first), bool)
 
         def body(state, at_query):
             memory = self._leave(params, at_query, state)
-            return fold(state, memory, jnp.ones(memory.shape[0], bool)), memory
+            return fold(state, memory, all_rows), memory
 
-        start = self.init_state(params, at_queries.shape[0])
+        start = fold(self.init_state(params, len(first)), first, all_rows)
         _, memories = jax.lax.scan(body, start, jnp.swapaxes(at_queries, 0, 1))
-        return jnp.swapaxes(memories, 0, 1)
+        return jnp.concatenate([first[:, None], jnp.swapaxes(memories, 0, 1)], axis=1)
 
-    def _previous(self, reference: Array) -> State:
-        """The state before each segment, folded into the batch: [B, K, C, D] -> rows B * K.
+    def _previous(self, memories: Array) -> State:
+        """The state before each segment, folded into the batch: [B, K - 1, C, D] -> rows B * K.
 
-        Row h holds m_0 .. m_{h-1}, the newest `capacity` of them, aligned to the right.
+        memories: m_0 .. m_{K-2}. Row h holds m_0 .. m_{h-1}, the newest `capacity` of them, aligned to
+        the right.
         """
-        batch, count, slots, dim = reference.shape
-        capacity = min(self.capacity, max(count - 1, 1))
-        padded = jnp.pad(reference, ((0, 0), (capacity, 0), (0, 0), (0, 0)))
+        batch, earlier, slots, dim = memories.shape
+        count, capacity = earlier + 1, min(self.capacity, max(earlier, 1))
+        padded = jnp.pad(memories, ((0, 0), (capacity, 0), (0, 0), (0, 0)))
         index = jnp.arange(count)[:, None] + jnp.arange(capacity)[None]
         memory = padded[:, index].reshape(batch * count, capacity * slots, dim)
         segments = jnp.tile(jnp.arange(count, dtype=jnp.int32), batch)

@@ -22,6 +22,7 @@ from rec2pm_jax.methods.network import cut, segment_rows, training_events
 from rec2pm_jax.methods.reader import Context, Reader
 from rec2pm_jax.methods.segments import ReadPlan, plan_memory, slot_horizons
 from rec2pm_jax.nn.attention import Layout
+from rec2pm_jax.nn.cache import Rows
 from rec2pm_jax.typing import PADDING_ID, Array, Batch, Events, Params, PRNGKey, State
 
 
@@ -141,10 +142,28 @@ class TokenMemory(Recurrent):
 
     def _new_memory(self, params, state: State, events, lengths, row_times) -> Array:
         x, layout = self.update_tokens(params, state, events, lengths, row_times, queries=True)
-        slots = self.config.method.slots
-        first = jnp.full_like(lengths, layout.num_slots - slots)
-        at_queries, _ = self.network.serve(params, x, layout, only=(first, slots))
+        at_queries, _ = self.network.serve(params, x, layout, only=self._queries(layout))
         return self._leave(params, at_queries, state)
+
+    def _query_windows(self, params, state: State, windows: Windows, rng, hidden=None) -> Array:
+        """What updates with the segments of `windows` say, in training: outputs at Q, [B, C, D].
+
+        What only a reader needs is left out: events after the segment, other rows of the last layer.
+        """
+        segment = self.config.data.segment
+        events, row_times = jax.tree.map(
+            lambda a: a[:, :segment], (windows.events, windows.row_times)
+        )
+        lengths = jnp.minimum(windows.lengths, segment)
+        x, layout = self.update_tokens(
+            params, state, events, lengths, row_times, queries=True, hidden=hidden
+        )
+        return self.network.run_rows(params, x, layout, self._queries(layout), rng, windows.rows)
+
+    def _queries(self, layout: Layout) -> Rows:
+        """The query tokens of `update_tokens`."""
+        slots = self.config.method.slots
+        return Rows(layout.num_slots - slots, slots)
 
     def _leave(self, params, at_queries: Array, state: State) -> Array:
         return self.tokens.apply({"params": params["memory"]}, at_queries, state, method="leave")
@@ -160,9 +179,8 @@ class TokenMemory(Recurrent):
             params, state, events, lengths, row_times, queries=True, hidden=hidden
         )
         outputs = self.network.run(params, x, layout, rng, rows)
-        queries = slice(layout.num_slots - self.config.method.slots, layout.num_slots)
         items = self._finish(params, state, outputs[:, layout.num_slots :])
-        return items, outputs[:, queries]
+        return items, self._queries(layout).of(outputs)
 
     def _update_windows(
         self, params, state: State, windows: Windows, rng, hidden=None

@@ -39,8 +39,8 @@ def attend(
     """Attention of all tokens of a pass.
 
     Args:
-      q, k: [B, tokens, H, dqk]; v: [B, tokens, H, dv]. Scaling of q is the caller's. Where k and v
-        begin with kept tokens, q is shorter by these.
+      q: [B, rows, H, dqk], the layout's rows; k: [B, tokens, H, dqk]; v: [B, tokens, H, dv]. Scaling
+        of q is the caller's.
       layout: the pass.
       weighing: softmax or pointwise SiLU, and the rate of dropout.
       bias: (block) -> [B or 1, rows, keys] added to the scores of every head, or None.
@@ -49,7 +49,7 @@ def attend(
       watch: called with the float32 weights [B, H, rows, keys] of each block, before dropout.
 
     Returns:
-      [B, tokens of q, H, dv], in the dtype of v.
+      [B, rows, H, dv], in the dtype of v.
 
     Raises:
       UserError: weights are asked for from an implementation that never holds them all; one that

@@ -82,6 +82,11 @@ class Layout:
     key_times: Array | None
     num_slots: int = struct.field(pytree_node=False)
 
+    @property
+    def first_row(self) -> int:
+        """The token of a pass that its first row is."""
+        return self.blocks[0].row_start
+
 
 class KeyValues(NamedTuple):
     """Keys and values of some tokens in one layer, or stacked over layers on a leading axis.
@@ -185,9 +190,9 @@ def dense(
 ) -> Array:
     """`attend` with all scores of a block at once: the definition that others are tested against."""
     outputs = []
-    kept = k.shape[1] - q.shape[1]
+    first = layout.first_row
     for number, block in enumerate(layout.blocks):
-        rows = slice(block.row_start - kept, block.row_stop - kept)
+        rows = slice(block.row_start - first, block.row_stop - first)
         block_k, block_v = (block.keys(x, layout.num_slots) for x in (k, v))
         # Rounding scores to bfloat16 before the exponential would cost more than it saves.
         scores = jnp.einsum(

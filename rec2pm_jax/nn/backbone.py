@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 
 from rec2pm_jax.config import ComputeConfig, ModelConfig
-from rec2pm_jax.nn.attention import KeyValues, Layout
-from rec2pm_jax.nn.cache import Placed, rows_of
+from rec2pm_jax.nn.attention import Dropping, KeyValues, Layout
+from rec2pm_jax.nn.cache import Placed, Rows, rows_of
 from rec2pm_jax.nn.dropout import Dropout
 from rec2pm_jax.nn.hstu import HSTULayer
 from rec2pm_jax.nn.sasrec import SASRecLayer
@@ -77,7 +77,7 @@ class Backbone(nn.Module):
         return HSTULayer(self.config, *sizes, self.compute, **options)
 
     @nn.nowrap
-    def serve(
+    def rows(
         self,
         params: Params,
         x: Array,
@@ -85,37 +85,42 @@ class Backbone(nn.Module):
         kept: KeyValues | None = None,
         *,
         written: Array | None = None,
-        only: tuple[Array, int] | None = None,
+        only: Rows | None = None,
+        dropping: Dropping | None = None,
+        scan: bool = False,
     ) -> tuple[Array, KeyValues]:
-        """A pass at inference: no dropout, layers unrolled, and no more rows than are wanted.
+        """A pass as a function of `params`, whose last layer computes no more rows than are wanted.
 
         Args:
           params: of this module. x, layout, kept: as in `__call__`.
           written: int32 [B], see `Placed`; the layout is then one of `rows_of`.
-          only: (int32 [B] first token, how many): the rows to return, each user's own. The last layer
-            computes no others.
+          only: tokens of the layout, the rows that are wanted.
+          dropping: randomness of dropout, or None to switch it off. What it draws is not what
+            `__call__` draws.
+          scan: the layers below the last one, instead of unrolling them: programs stay small.
 
         Returns:
           (outputs of these rows, else of all of x; `KeyValues` of x, stacked over layers).
         """
-        layer = self._layer(parent=None)
-        x = x.astype(jnp.dtype(self.config.dtype))
-        owns = []
-        for number in range(self.config.layers):
+        cfg, layer = self.config, self._layer(parent=None)
+        keys, numbers = None, None
+        if dropping is not None:
+            first, *keys = jax.random.split(dropping.key, cfg.layers + 1)
+            keys, numbers = jnp.stack(keys), dropping.rows
+            x = Dropout(cfg.dropout).apply({}, x, numbers, rngs={"dropout": first})
 
-            def run(x, layout, kept, number=number):
-                of_layer = jax.tree.map(lambda a: a[number], params["layers"])
-                return layer.apply({"params": of_layer}, x, layout, None, kept)
-
-            before = None if kept is None else jax.tree.map(lambda a: a[number], kept)  # noqa: B023
+        def run(x, of_layer, layout=layout, only=None):
+            params, kept, key = of_layer
             if written is not None:
-                before = Placed(before, written)
-            inputs, (x, own) = x, run(x, layout, before)
-            owns.append(own)
-        if only is not None:  # the last layer's outputs above are not used, so never computed
-            first, count = only
-            seen = own if before is None else before.before(own)
-            index = first[:, None] - layout.blocks[0].row_start + jnp.arange(count, dtype=jnp.int32)
-            inputs = jnp.take_along_axis(inputs, index[:, :, None], axis=1)
-            x, _ = run(inputs, rows_of(layout, first, count), seen)
-        return x, jax.tree.map(lambda *a: jnp.stack(a), *owns)
+                kept = Placed(kept, written)
+            rngs = None if key is None else {"dropout": key}
+            return layer.apply({"params": params}, x, layout, numbers, kept, only, rngs=rngs)
+
+        x, stack = x.astype(jnp.dtype(cfg.dtype)), (params["layers"], kept, keys)
+        below, last = (jax.tree.map(lambda a, i=i: a[i], stack) for i in (slice(-1), -1))
+        x, owns = jax.lax.scan(run, x, below, unroll=1 if scan else max(cfg.layers - 1, 1))
+        if only is None:
+            x, own = run(x, last)
+        else:
+            x, own = run(x, last, rows_of(layout, only), only.after(layout.first_row))
+        return x, jax.tree.map(lambda a, b: jnp.concatenate([a, b[None]]), owns, own)

@@ -66,13 +66,13 @@ def _forward(weighing, q, k, v, biases, layout, dropping):
 
 def _backward(weighing, saved, to_out):
     q, k, v, biases, layout, dropping, out, partitions = saved
-    kept = k.shape[2] - q.shape[2]
+    first = layout.first_row
     # Of softmax: sum_k weight_k d(weight_k) = <out, d(out)>, dropout included.
     inner = None if weighing.norm else jnp.sum((out * to_out).astype(jnp.float32), axis=-1)
     to_q, to_biases = [], []
     to_k, to_v = (jnp.zeros(x.shape, jnp.float32) for x in (k, v))
     for number, block in enumerate(layout.blocks):
-        rows = slice(block.row_start - kept, block.row_stop - kept)
+        rows = slice(block.row_start - first, block.row_stop - first)
         part = _part(number, q, k, v, biases, layout, dropping)
         shared_bias = biases is not None and biases[number].shape[0] == 1
 
@@ -126,11 +126,11 @@ _attend.defvjp(_forward, _backward)
 
 def _part(number: int, q, k, v, biases, layout: Layout, dropping: Dropping | None) -> _Part:
     block = layout.blocks[number]
-    kept = k.shape[2] - q.shape[2]
+    first = layout.first_row
     slots = layout.num_slots
     k, v = (jnp.swapaxes(block.keys(jnp.swapaxes(x, 1, 2), slots), 1, 2) for x in (k, v))
     return _Part(
-        q=q[:, :, block.row_start - kept : block.row_stop - kept],
+        q=q[:, :, block.row_start - first : block.row_stop - first],
         k=k,
         v=v,
         bias=None if biases is None else biases[number],

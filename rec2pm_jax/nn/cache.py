@@ -40,36 +40,60 @@ def write(kept: KeyValues, own: KeyValues, first: Array, axis: int) -> KeyValues
     return KeyValues(*(over_batch(*pair, first) for pair in zip(kept, own, strict=True)))
 
 
-def rows_of(layout: Layout, first: Array, count: int) -> Layout:
-    """Rows [first, first + count) of a pass by themselves, on top of the kept tokens of all of it.
+class Rows(NamedTuple):
+    """Consecutive tokens of a pass whose outputs are wanted, and no others.
 
-    They see what they see in the whole pass: its tokens stand first, as kept ones, and the rows stand
-    after them, where only the rows' places in the pass count and nobody sees them.
-
-    Args:
-      layout: of the whole pass.
-      first: int32 [B], token of each user's first row.
+    Attributes:
+      first: the first of them: one number for all users, or int32 [B].
+      count: how many.
     """
-    batch, tokens = first.shape[0], layout.place.shape[1]
-    index = first[:, None] + jnp.arange(count, dtype=jnp.int32)
 
-    def spread(x):
-        return jnp.broadcast_to(x, (batch, x.shape[1]))
+    first: int | Array
+    count: int
 
-    def pick(x, begin=0):  # [1 or B, tokens - begin] -> [B, count]
-        return jnp.take_along_axis(spread(x), index - begin, axis=1)
+    @property
+    def shared(self) -> bool:
+        return isinstance(self.first, int)
+
+    def after(self, start: int) -> Rows:
+        """The same tokens as numbered from token `start` on."""
+        return self._replace(first=self.first - start)
+
+    def of(self, x: Array) -> Array:
+        """[B, tokens, ...] -> [B, count, ...]; where each user has its own rows, x may be [1, ...]."""
+        if self.shared:
+            return x[:, self.first : self.first + self.count]
+        index = self.first[:, None] + jnp.arange(self.count, dtype=jnp.int32)
+        x = jnp.broadcast_to(x, (len(index), *x.shape[1:]))
+        return jnp.take_along_axis(x, index.reshape(*index.shape, *(1,) * (x.ndim - 2)), axis=1)
+
+
+def rows_of(layout: Layout, rows: Rows) -> Layout:
+    """Some rows of a pass by themselves, with the keys of all of it.
+
+    They see what they see in the whole pass. Where each user has its own, they stand after all of its
+    tokens, where only the rows' places count and nobody sees them.
+
+    layout: of the whole pass.
+    """
+    tokens = layout.place.shape[1]
+
+    def joined(parts):  # [1 or B, rows of a block] each
+        batch = max(part.shape[0] for part in parts)
+        return jnp.concatenate([jnp.broadcast_to(p, (batch, p.shape[1])) for p in parts], axis=1)
 
     def also(x):
-        return jnp.concatenate([spread(x), pick(x)], axis=1)
+        return None if x is None else joined([x, rows.of(x)])
 
-    spans = (
-        pick(jnp.concatenate([spread(x) for x in each], axis=1), layout.blocks[0].row_start)
-        for each in zip(*(block.spans for block in layout.blocks), strict=True)
-    )
-    block = Block(Spans(*spans), tokens, tokens + count, 0, tokens)
+    each_span = zip(*(block.spans for block in layout.blocks), strict=True)
+    own = rows.after(layout.first_row)
+    spans = Spans(*(own.of(joined(parts)) for parts in each_span))
+    first = rows.first if rows.shared else tokens
+    layout = layout.replace(blocks=(Block(spans, first, first + rows.count, 0, tokens),))
+    if rows.shared:
+        return layout
     return layout.replace(
-        blocks=(block,),
         place=also(layout.place),
-        row_times=None if layout.row_times is None else also(layout.row_times),
-        key_times=None if layout.key_times is None else also(layout.key_times),
+        row_times=also(layout.row_times),
+        key_times=also(layout.key_times),
     )

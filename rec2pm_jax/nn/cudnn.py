@@ -36,9 +36,9 @@ def cudnn(q, k, v, layout: Layout, weighing: Weighing, biases, dropping: Droppin
         raise UserError(
             f"config.compute.attention=cudnn does not fit: {reason}. Use auto or dense."
         )
-    outputs, kept = [], k.shape[1] - q.shape[1]
+    outputs, first = [], layout.first_row
     for block in layout.blocks:
-        rows = slice(block.row_start - kept, block.row_stop - kept)
+        rows = slice(block.row_start - first, block.row_stop - first)
         block_k, block_v = (_even(block.keys(x, layout.num_slots), 1) for x in (k, v))
         mask = mask_of(block, layout.num_slots)[:, None]
         out = jax.nn.dot_product_attention(

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from rec2pm_jax.config import ComputeConfig, ModelConfig
 from rec2pm_jax.nn.attend import attend, watcher
 from rec2pm_jax.nn.attention import Block, KeyValues, Layout, Weighing
+from rec2pm_jax.nn.cache import Rows
 from rec2pm_jax.nn.dropout import Dropout
 from rec2pm_jax.typing import Array
 
@@ -30,7 +31,7 @@ class HSTULayer(nn.Module):
     is N, one constant per model and the same in every pass: dividing by the number of keys instead
     makes cached inference differ from training. The bias between a row and an item key is
     pos_w[place_row - place_key] + ts_w[bucket(row_time - key_time)]; a slot has no place in time and
-    gets one learned bias per slot id instead.
+    gets one learned bias per slot id instead. Called as `SASRecLayer` is.
 
     Attributes:
       norm: N.
@@ -47,7 +48,12 @@ class HSTULayer(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Array, layout: Layout, rows: Array | None, kept: KeyValues | None = None
+        self,
+        x: Array,
+        layout: Layout,
+        rows: Array | None,
+        kept: KeyValues | None = None,
+        only: Rows | None = None,
     ) -> tuple[Array, KeyValues]:
         cfg = self.config
         dtype = jnp.dtype(cfg.dtype)
@@ -63,7 +69,10 @@ class HSTULayer(nn.Module):
             dtype=dtype,
             name="uvqk",
         )(layer_norm(name="input_norm")(x))
-        u, v, q, k = (jax.nn.silu(uvqk[:, :, i]) for i in range(4))
+        v, k = jax.nn.silu(uvqk[:, :, 1]), jax.nn.silu(uvqk[:, :, 3])
+        if only is not None:
+            x, uvqk = only.of(x), only.of(uvqk)
+        u, q = jax.nn.silu(uvqk[:, :, 0]), jax.nn.silu(uvqk[:, :, 2])
         own = KeyValues(k, v)
         k, v = own if kept is None else kept.before(own)
 

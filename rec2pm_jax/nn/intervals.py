@@ -55,7 +55,7 @@ def reached(block: Block, num_slots: int) -> int:
 
 def tiles_reached(layout: Layout, row_tile: int, key_tile: int) -> int:
     """Most tiles that a user's rows can look at, by the blocks alone: `tiles_seen` is no more."""
-    start, total = layout.blocks[0].row_start, 0
+    start, total = layout.first_row, 0
     rows = layout.blocks[-1].row_stop - start
     for begin in range(0, rows, row_tile):
         tiles: set[int] = set()

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from rec2pm_jax.config import ComputeConfig, ModelConfig
 from rec2pm_jax.nn.attend import attend, watcher
 from rec2pm_jax.nn.attention import Dropping, KeyValues, Layout, Weighing
+from rec2pm_jax.nn.cache import Rows
 from rec2pm_jax.nn.dropout import Dropout, dropped_of_256
 from rec2pm_jax.typing import Array
 
@@ -25,8 +26,9 @@ def scaled_identity(gain: float):
 class SASRecLayer(nn.Module):
     """q = LN(x); z = LN(q + MHA(q, x, x)); y = z + Drop(W2 Drop(act(W1 z))). [B, tokens, D] -> same.
 
-    Called with (x, layout, rows, kept): `kept` are keys and values of the layout's first tokens, which
-    x leaves out, or None. Returns (y, keys and values of x's own tokens).
+    Called with (x, layout, rows, kept, only): `kept` are keys and values of the layout's first tokens,
+    which x leaves out, or None; `only`, if any, the tokens of x that are the layout's rows. Returns (y
+    at the layout's rows, keys and values of all of x's own tokens).
 
     LN has no affine part and eps 1e-8; keys and values come from x itself, as in
     generative-recommenders' `SASREC`. Attention weights are dropped at the same rate.
@@ -42,7 +44,12 @@ class SASRecLayer(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Array, layout: Layout, rows: Array | None, kept: KeyValues | None = None
+        self,
+        x: Array,
+        layout: Layout,
+        rows: Array | None,
+        kept: KeyValues | None = None,
+        only: Rows | None = None,
     ) -> tuple[Array, KeyValues]:
         cfg = self.config
         dtype = jnp.dtype(cfg.dtype)
@@ -58,7 +65,7 @@ class SASRecLayer(nn.Module):
         if cfg.starts_copying:
             values, out = scaled_identity(COPY_GAIN), scaled_identity(1.0)
 
-        q_in = layer_norm(name="attention_norm")(x)
+        q_in = layer_norm(name="attention_norm")(x if only is None else only.of(x))
         q = heads(name="query")(q_in) * cfg.key_dim**-0.5
         own = KeyValues(heads(name="key")(x), heads(kernel_init=values, name="value")(x))
         k, v = own if kept is None else kept.before(own)
