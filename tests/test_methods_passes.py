@@ -58,8 +58,12 @@ def test_reference_pass_is_every_query_group_in_a_pass_of_its_own(backbone, bias
     events, _ = histories(LENGTHS, K * S, times=bias == "position_time")
     asks = asked(events.times, LENGTHS)
     ends = np.array([[3, 6, 9]], np.int32)
-    run = jax.jit(method._reference_pass)
-    items, memory = run(params, events, np.array(LENGTHS, np.int32), ends, asks)
+    run = jax.jit(method._reference_pass, static_argnames="items")
+    given = (params, events, np.array(LENGTHS, np.int32), ends, asks)
+    memory, items = run(*given, items=True)
+    alone, nothing = run(*given)
+    assert nothing is None
+    np.testing.assert_allclose(alone, memory, **ROUNDING)
 
     p, queries = slow.float64(params), np.asarray(tokens_of(method, params, "queries", 1)[0])
     for user, length in enumerate(LENGTHS):
@@ -172,7 +176,7 @@ def test_first_memory_of_training_is_the_same_in_both_passes(backbone, bias):
     ends = np.array([[S]], np.int32)
     segment = columns(events, 0, S)
     inside = None if asks is None else asks[:, :S]
-    _, reference = jax.jit(method._reference_pass)(
+    reference, _ = jax.jit(method._reference_pass)(
         params, segment, np.minimum(lengths, S), ends, inside
     )
     state = method.init_state(params, 2)
@@ -187,7 +191,7 @@ def test_compressing_k_segments_gives_the_kth_reference_memory(backbone, bias):
     events, _ = histories([9, 9], K * S, times=bias == "position_time")
     lengths, ends = np.array([9, 9], np.int32), np.array([[3, 6, 9]], np.int32)
     asks = asked(events.times, lengths)
-    _, memory = jax.jit(method._reference_pass)(params, events, lengths, ends, asks)
+    memory, _ = jax.jit(method._reference_pass)(params, events, lengths, ends, asks)
     compress = jax.jit(method.compress)
     for k in range(K):
         valid = np.broadcast_to(np.arange(9) < (k + 1) * S, (2, 9))

@@ -177,7 +177,7 @@ def test_training_is_what_inference_does_with_a_time_bias():
     batch = batch_of([10, 10], 10, times=True)
     events = Events(batch["ids"][:, :9], batch["times"][:, :9])
     lengths, ends = np.array([9, 9], np.int32), np.array([[3, 6, 9]], np.int32)
-    _, trained = jax.jit(method._reference_pass)(
+    trained, _ = jax.jit(method._reference_pass)(
         params, events, lengths, ends, batch["times"][:, 1:]
     )
     first = columns(events, 0, S)
@@ -199,7 +199,8 @@ def test_reference_ar_is_the_loss_of_a_pass_without_queries():
         inputs, targets = ids[None, :-1], ids[None, 1:]
         lengths = np.array([(inputs > 0).sum()], np.int32)
         ends = np.array([[1]], np.int32)  # any group: events do not see it
-        items, _ = jax.jit(method._reference_pass)(params, Events(inputs), lengths, ends, None)
+        run = jax.jit(method._reference_pass, static_argnames="items")
+        _, items = run(params, Events(inputs), lengths, ends, None, items=True)
         total += cross_entropy(method, params, items, targets)
     np.testing.assert_allclose(terms["reference_ar"][0], total, rtol=1e-5)
     assert terms["reference_ar"][1] == 9 + 4

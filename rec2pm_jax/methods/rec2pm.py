@@ -14,6 +14,7 @@ from rec2pm_jax.methods.network import sees_whole_catalogue, training_events
 from rec2pm_jax.methods.recurrent import TokenMemory, Windows, training_windows
 from rec2pm_jax.methods.segments import slot_horizons
 from rec2pm_jax.nn.attention import Layout
+from rec2pm_jax.nn.cache import Rows
 from rec2pm_jax.nn.dropout import per_row
 from rec2pm_jax.typing import PADDING_ID, Array, Batch, Events, PRNGKey, State, Terms
 
@@ -44,7 +45,7 @@ class Rec2PM(TokenMemory):
             )
         lengths = jnp.sum(valid, axis=1, dtype=jnp.int32)
         row_times = layouts.query_times(events.times, lengths, next_time)
-        _, memory = self._reference_pass(params, events, lengths, lengths[:, None], row_times)
+        memory, _ = self._reference_pass(params, events, lengths, lengths[:, None], row_times)
         state = fold(self.init_state(params, lengths.shape[0]), memory[:, 0], lengths > 0)
         return state._replace(segments=lengths // segment)
 
@@ -71,16 +72,23 @@ class Rec2PM(TokenMemory):
         return jnp.concatenate([queries, self.network.embed(params, events, positions)], 1), layout
 
     def _reference_pass(
-        self, params, events, lengths, query_ends, row_times, rng=None, rows=None
-    ) -> tuple[Array, Array]:
-        """[S_0; Q; S_1; Q; ...] -> outputs at the events [B, N, D] and memories [B, groups, C, D]."""
+        self, params, events, lengths, query_ends, row_times, rng=None, rows=None, *, items=False
+    ) -> tuple[Array, Array | None]:
+        """[S_0; Q; S_1; Q; ...] -> memories [B, groups, C, D] and outputs at the events [B, N, D].
+
+        The latter only where `items` are asked for: the last layer computes no more than is wanted.
+        """
         x, layout = self.reference_tokens(params, events, lengths, query_ends, row_times)
-        outputs = self.network.run(params, x, layout, rng, rows)
-        memory = self.tokens.apply(
-            {"params": params["memory"]}, outputs[:, : layout.num_slots], method="leave"
-        )
+        queries = Rows(0, layout.num_slots)
+        if items:
+            outputs = self.network.run(params, x, layout, rng, rows)
+            at_queries, at_items = queries.of(outputs), outputs[:, layout.num_slots :]
+        else:
+            at_queries = self.network.run_rows(params, x, layout, queries, rng, rows)
+            at_items = None
+        memory = self.tokens.apply({"params": params["memory"]}, at_queries, method="leave")
         shape = (x.shape[0], query_ends.shape[1], self.config.method.slots, -1)
-        return outputs[:, layout.num_slots :], memory.reshape(shape)
+        return memory.reshape(shape), at_items
 
     # --- training ---
 
@@ -103,8 +111,15 @@ class Rec2PM(TokenMemory):
         lengths = jnp.sum(inside.ids != PADDING_ID, axis=1, dtype=jnp.int32)
         ends = (jnp.arange(data.segments, dtype=jnp.int32)[None] + 1) * data.segment
         inside_times = None if next_times is None else next_times[:, :span]
-        ref_items, reference = self._reference_pass(
-            params, inside, lengths, ends, inside_times, rngs["ref"], rows
+        reference, ref_items = self._reference_pass(
+            params,
+            inside,
+            lengths,
+            ends,
+            inside_times,
+            rngs["ref"],
+            rows,
+            items=method.reference_ar > 0,
         )
 
         hidden = self._hidden(windows.lengths, rngs["hide"], windows.rows)
