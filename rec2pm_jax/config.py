@@ -161,9 +161,10 @@ class MethodConfig:
     reference_ar: float = 0.5  # weight of the next-item loss on the reference pass
     bag: float = 0.0  # weight of "m_h^ref predicts the items of segment h + 1"
     hide: float = 0.0  # share of (user, segment) whose older working memory is hidden in training
-    # Segments an item of the reference pass sees, its own included; 0: all. A window makes the cost of
-    # items linear in the length of the history (ours, beyond the paper); queries see every item anyway.
-    reference_window: int = dataclasses.field(default=0, metadata={"neutral": 0})
+    # Segments an item of the reference pass sees, its own included; 0: all, as in the paper. A window
+    # makes the cost of items linear in the length of the history, and reads them more as an update
+    # does; queries see every item anyway.
+    reference_window: int = dataclasses.field(default=2, metadata={"neutral": 0})
     live: float = 1.0  # share of (user, segment) read with the live memory instead of the reference
     # tok_serial
     truncate: int = 0  # gradients stop at the memory entering segments T, 2T, ..; 0: nowhere

@@ -30,4 +30,5 @@ def get_config() -> ml_collections.ConfigDict:
     config.method.consistency_ramp = 0
     config.method.hide = 0.0
     config.method.live = 0.0
+    config.method.reference_window = 0
     return config
