@@ -119,9 +119,7 @@ def test_many_devices_swap_in_two_steps(most_peers, monkeypatch):
         out_specs=P(AXIS),
     )
     received = np.asarray(jax.jit(mapped)(sent)).reshape(shards, shards, 3)
-    np.testing.assert_array_equal(
-        received, sent.reshape(shards, shards, 3).swapaxes(0, 1)
-    )
+    np.testing.assert_array_equal(received, sent.reshape(shards, shards, 3).swapaxes(0, 1))
 
 
 def test_capacity_holds_random_demand():
