@@ -50,9 +50,7 @@ def users():
 @pytest.mark.parametrize("devices", [1, 8])
 @pytest.mark.parametrize("name", ["rec2pm", "kv_mask"])
 def test_updates_and_requests_are_those_of_the_whole_table(users, devices, name):
-    config = config_of(
-        model={"dim": 6, "layers": 2}, method={"name": name, "bag": 0.0}
-    )
+    config = config_of(model={"dim": 6, "layers": 2}, method={"name": name, "bag": 0.0})
     method = make_method(config, ITEMS)
     params = large_parameters(method)
     table = np.asarray(method.network.table(params))
