@@ -58,8 +58,10 @@ class Backbone(nn.Module):
         layer = self._layer(name="layers")
 
         def run(layer, x, layout, kept):
-            once = layer_pass(lambda layer, x, kept: layer(x, layout, rows, kept), self.compute)
-            x, own = once(layer, x, kept)
+            def once(layer, x, kept):
+                return layer(x, layout, rows, kept)
+
+            x, own = layer_pass(once, self.compute, cfg.scan_layers)(layer, x, kept)
             return x, jax.tree.map(lambda a: a[:, :keep], own)
 
         stack = nn.scan(

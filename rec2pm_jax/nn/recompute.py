@@ -25,10 +25,13 @@ def attended(x: Array) -> Array:
     return checkpoint_name(x, _ATTENDED)
 
 
-def layer_pass(run: Callable, compute: ComputeConfig) -> Callable:
-    """`run(layer, *arrays)`, under `compute.recompute` with a backward pass that runs it again."""
+def layer_pass(run: Callable, compute: ComputeConfig, scanned: bool) -> Callable:
+    """`run(layer, *arrays)`, under `compute.recompute` with a backward pass that runs it again.
+
+    scanned: whether it is the body of a loop, where the compiler cannot merge both passes again.
+    """
     wanted = compute.recompute
     if wanted == "none" or (wanted == "auto" and platform_of(compute.platform) != "tpu"):
         return run
     policy = jax.checkpoint_policies.save_only_these_names(_ATTENDED)
-    return nn.remat(run, policy=policy, prevent_cse=False)  # inside of a scan nothing is shared
+    return nn.remat(run, policy=policy, prevent_cse=not scanned)
