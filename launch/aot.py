@@ -59,6 +59,8 @@ def main(_) -> None:
     args = flags.FLAGS
     # Shapes are all that is computed here. A TPU of this host, if any, stays free.
     jax.config.update("jax_platforms", "cpu")
+    # Entries for a TPU cannot be read without one, and the time reported is that of compiling.
+    jax.config.update("jax_enable_compilation_cache", False)
     config = programs.for_tpu(cli.get_config())
     described = [(name, *chips.describe(name)) for name in args.topology]
     records = []

@@ -128,9 +128,9 @@ def swap(x: Array, axis_name: str | None) -> Array:
     """x[s] of device d becomes x[d] of device s.
 
     Between many devices in two steps: first within groups of neighbours, whose members then pass on
-    what is for their counterparts in the other groups. A device so talks to 2 * sqrt(n) others in
-    messages sqrt(n) times as large, and sends everything twice, which on a torus is no longer way;
-    a TPU's compiler takes 10 s for an all-to-all of 256 chips and 1 s for these two.
+    what is for their counterparts in the other groups. A device talks to about 2 * sqrt(n) others in
+    messages sqrt(n) times as large, and sends everything twice. A TPU's compiler takes 10 s for one
+    all-to-all of 256 chips and 1 s for these two.
     """
     if axis_name is None:
         return x
