@@ -2,16 +2,20 @@
 
     python -m launch.aot --topology=v5e:1x1 --config=launch/configs/paper_merrec_hstu.py \\
         --json=aot.json --step=train --items=20000
+    python -m launch.aot --topology=v5e:2x4,v5e:8x8,v5e:16x16 --items_per_chip=2148438 \\
+        --batch_per_chip=8 --config=launch/configs/industrial.py --json=scaling.json
 
 The real TPU compiler (libtpu) compiles on any Linux host. The report is of one chip: memory, work,
 collectives, and how long products, memory and interconnect would take at their nominal speeds.
-Everything is compiled, nothing measured. Users are divided over all chips along one axis.
+Everything is compiled, nothing measured. Users are divided over all chips along one axis. Of several
+topologies there is a table, too.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import runpy
+from typing import Any
 
 import jax
 from absl import flags
@@ -19,7 +23,7 @@ from ml_collections import config_flags
 
 from launch import cli
 from launch.compiled import chips, programs, report
-from rec2pm_jax.config import to_dict
+from rec2pm_jax.config import Config, to_dict
 from rec2pm_jax.evaluate.record import write_records
 from rec2pm_jax.provenance import git_commit
 from rec2pm_jax.train.partition import make_mesh
@@ -27,33 +31,62 @@ from rec2pm_jax.train.partition import make_mesh
 
 def define_flags() -> None:
     cli.define_config()
-    flags.DEFINE_string("topology", None, "Generation and shape, such as v5e:1x1 or v5e:16x16.")
-    flags.DEFINE_string("json", None, "File for the record.")
+    flags.DEFINE_list("topology", None, "Generation and shape, such as v5e:16x16; or several.")
+    flags.DEFINE_string(
+        "json", None, "File for the record, or the list of those of all topologies."
+    )
     flags.DEFINE_enum("step", "train", list(programs.BUILDERS), "What to compile.")
     flags.DEFINE_integer("items", 0, "Items of the catalogue; 0: the preset's ITEMS, or 20,000.", 0)
+    flags.DEFINE_integer("items_per_chip", 0, "The same for every chip, in place of --items.", 0)
     flags.DEFINE_integer(
         "batch_per_chip", 0, "Users per chip; 0: config.train.batch_size divided by the chips.", 0
     )
-    flags.DEFINE_string("hlo", "", "File for the optimised HLO; empty: not kept.")
+    flags.DEFINE_string("hlo", "", "File for the optimised HLO of one topology; empty: not kept.")
     flags.mark_flags_as_required(["topology", "json"])
+    flags.register_multi_flags_validator(
+        ["items", "items_per_chip"],
+        lambda given: not (given["items"] and given["items_per_chip"]),
+        "give one of the two",
+    )
+    flags.register_multi_flags_validator(
+        ["topology", "hlo"],
+        lambda given: len(given["topology"]) == 1 or not given["hlo"],
+        "--hlo keeps one program: give one --topology",
+    )
 
 
 def main(_) -> None:
     args = flags.FLAGS
     # Shapes are all that is computed here. A TPU of this host, if any, stays free.
     jax.config.update("jax_platforms", "cpu")
+    # Entries for a TPU cannot be read without one, and the time reported is that of compiling.
+    jax.config.update("jax_enable_compilation_cache", False)
     config = programs.for_tpu(cli.get_config())
-    chip, devices = chips.describe(args.topology)
+    described = [(name, *chips.describe(name)) for name in args.topology]
+    records = []
+    for name, chip, devices in described:
+        records.append(_record(args, config, name, chip, devices))
+        print(report.text(records[-1]), flush=True)
+        write_records(args.json, records if len(described) > 1 else records[0])
+    if len(records) > 1:
+        print(report.table(records))
+    print(f"written to {args.json}")
+
+
+def _record(args, config: Config, topology: str, chip: chips.Chip, devices) -> dict[str, Any]:
+    """Compiles the step for one topology."""
     if args.batch_per_chip:
-        users = args.batch_per_chip * len(devices)
-        config = dataclasses.replace(
-            config, train=dataclasses.replace(config.train, batch_size=users)
-        )
-    items = args.items or _items_of_preset(config_flags.get_config_filename(flags.FLAGS["config"]))
+        train = dataclasses.replace(config.train, batch_size=args.batch_per_chip * len(devices))
+        config = dataclasses.replace(config, train=train)
+    items = args.items or args.items_per_chip * len(devices)
+    items = items or _items_of_preset(config_flags.get_config_filename(args["config"]))
     program = programs.BUILDERS[args.step](config, items, make_mesh(devices))
     compiled, seconds = report.compile_program(program)
-    record = {
-        "topology": args.topology,
+    if args.hlo:
+        with open(args.hlo, "w") as file:
+            file.write(compiled.as_text())
+    return {
+        "topology": topology,
         "step": args.step,
         "items": items,
         **seconds,
@@ -62,12 +95,6 @@ def main(_) -> None:
         "env": chips.environment(),
         "git_commit": git_commit(),
     }
-    if args.hlo:
-        with open(args.hlo, "w") as file:
-            file.write(compiled.as_text())
-    write_records(args.json, record)
-    print(report.text(record))
-    print(f"written to {args.json}")
 
 
 def _items_of_preset(path: str) -> int:

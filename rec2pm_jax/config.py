@@ -281,6 +281,7 @@ class ComputeConfig:
     accumulate: int = (
         1  # micro-batches per step: less memory, and on a CPU arrays that stay in the cache
     )
+    recompute: str = "auto"  # auto | layer | none: what backward passes make again, nn/recompute.py
     loss_chunk_bytes: int = 0  # of a chunk of logits; 0: what suits the platform, see nn/losses.py
     # Devices that share batch and table with train.partition=jit; 0: all of the job
     devices: int = 1
@@ -290,6 +291,7 @@ class ComputeConfig:
         names = ("auto", "dense", "blockwise", "pallas", "cudnn")
         _one_of(self.attention, names, "compute.attention")
         _one_of(self.platform, ("auto", "cpu", "gpu", "tpu"), "compute.platform")
+        _one_of(self.recompute, ("auto", "layer", "none"), "compute.recompute")
         _require(self.accumulate >= 1, "compute.accumulate", ">= 1", self.accumulate)
         for field in ("loss_chunk_bytes", "devices", "bucket_rows"):
             value = getattr(self, field)

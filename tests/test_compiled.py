@@ -187,3 +187,26 @@ def test_fusions_in_fusions_read_what_they_slice_and_write_in_place():
     """All of a, one slice of b, the index; and one slice is written."""
     costs = costs_of(hlo.parse(NESTED), mxu=128)
     assert costs.bytes_accessed == costs.hbm_bytes == 4 * 8 * 8 * 4 + 8 * 8 * 4 + 4 + 8 * 8 * 4
+
+
+SCATTER = """\
+%rows (table: f32[1000,8], at: s32[5], new: f32[5,8]) -> f32[1000,8] {
+  %table = f32[1000,8]{1,0} parameter(0)
+  %at = s32[5]{0} parameter(1)
+  %new = f32[5,8]{1,0} parameter(2)
+  ROOT %scatter = f32[1000,8]{1,0} scatter(%table, %at, %new), to_apply=%add
+}
+
+ENTRY %main (a: f32[1000,8], i: s32[5], b: f32[5,8]) -> f32[1000,8] {
+  %a = f32[1000,8]{1,0} parameter(0)
+  %i = s32[5]{0} parameter(1)
+  %b = f32[5,8]{1,0} parameter(2)
+  ROOT %fusion = f32[1000,8]{1,0} fusion(%a, %i, %b), kind=kCustom, calls=%rows
+}
+"""
+
+
+def test_rows_that_are_added_to_count_and_not_their_table():
+    """As XLA counts: rows before, rows after, what is added, and where."""
+    costs = costs_of(hlo.parse(SCATTER), mxu=128)
+    assert costs.bytes_accessed == 3 * 5 * 8 * 4 + 5 * 4

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.sharding import PartitionSpec as P
 
+from rec2pm_jax.nn import exchange
 from rec2pm_jax.nn.exchange import bucket_capacity, fetch, give_back, plan_exchange
 from rec2pm_jax.nn.item_rows import (
     SLICES,
@@ -54,8 +55,8 @@ def test_runs_of_ids_are_spread_evenly(shards, run):
 
 
 def test_initial_rows_do_not_depend_on_the_cut():
-    whole = initial_rows(jax.random.key(3), jnp.int32(0), 64, 8)
-    part = initial_rows(jax.random.key(3), jnp.int32(48), 16, 8)
+    ids = jnp.arange(64, dtype=jnp.int32)
+    whole, part = (initial_rows(jax.random.key(3), part, 8) for part in (ids, ids[48:]))
     np.testing.assert_array_equal(part, whole[48:])
     assert 0.01 < float(whole.std()) < 0.03
 
@@ -67,11 +68,11 @@ def exchanged(table, asked, gradients, capacity):
     table = table.reshape(packed_shape(rows, dim))
 
     def body(table, asked, gradients):
-        exchange, places = plan_exchange(asked[0], rows, shards, capacity, AXIS)
-        fetched = fetch(table, exchange, count, dim, AXIS)
-        index, summed = give_back(gradients[0], exchange, rows // shards, AXIS)
+        plan, places = plan_exchange(asked[0], rows, shards, capacity, AXIS)
+        fetched = fetch(table, plan, count, dim, AXIS)
+        index, summed = give_back(gradients[0], plan, rows // shards, AXIS)
         total = add_to_rows(jnp.zeros_like(table), index, summed)
-        return fetched[None], places[None], total, exchange.needed[None]
+        return fetched[None], places[None], total, plan.needed[None]
 
     spec = P(AXIS)
     mapped = jax.shard_map(
@@ -103,6 +104,22 @@ def test_fetches_rows_and_returns_sums(size, seed, spread):
         counts = np.bincount(unique // (64 // shards))
         assert needed[device] == counts.max()
     np.testing.assert_allclose(total, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("most_peers", [1, 2, 4])
+def test_many_devices_swap_in_two_steps(most_peers, monkeypatch):
+    """Groups of 2 and 4 among 8 devices, against a transposition."""
+    monkeypatch.setattr(exchange, "MOST_PEERS", most_peers)
+    shards = 2 * most_peers if most_peers > 1 else 8
+    sent = np.arange(shards * shards * 3).reshape(shards * shards, 3)
+    mapped = jax.shard_map(
+        lambda x: exchange.swap(x, AXIS),
+        mesh=make_mesh(jax.devices()[:shards]),
+        in_specs=P(AXIS),
+        out_specs=P(AXIS),
+    )
+    received = np.asarray(jax.jit(mapped)(sent)).reshape(shards, shards, 3)
+    np.testing.assert_array_equal(received, sent.reshape(shards, shards, 3).swapaxes(0, 1))
 
 
 def test_capacity_holds_random_demand():

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rec2pm_jax.config import ModelConfig
+from rec2pm_jax.config import ComputeConfig, ModelConfig
+from rec2pm_jax.nn import dropout
 from rec2pm_jax.nn.attention import Block, Layout, Spans
 from rec2pm_jax.nn.backbone import Backbone
 from rec2pm_jax.nn.dropout import Dropout, random_bytes
@@ -130,8 +131,8 @@ def test_time_buckets_at_their_edges():
     np.testing.assert_array_equal(time_bucket(-jnp.array(gaps, jnp.int32)), expected)
 
 
-def stack(config, norm=5.0):
-    return Backbone(config, norm=norm, max_distance=5, num_slot_ids=4)
+def stack(config, norm=5.0, **options):
+    return Backbone(config, norm=norm, max_distance=5, num_slot_ids=4, **options)
 
 
 @pytest.mark.parametrize("backbone", ["sasrec", "hstu"])
@@ -206,6 +207,37 @@ def test_bfloat16_stays_close_to_float32(backbone):
     assert 0 < difference.max() < 0.15
 
 
+@pytest.mark.parametrize("attention", ["dense", "pallas"])
+@pytest.mark.parametrize("backbone", ["sasrec", "hstu"])
+def test_recomputing_changes_what_is_kept_and_nothing_else(backbone, attention):
+    """Gradients are equal, dropout included; of what was kept less than half is left."""
+    rate = 0.5 if (backbone, attention) != ("sasrec", "pallas") else 0.0  # its weights would drop
+    config = ModelConfig(backbone=backbone, dim=DIM, heads=2, layers=3, dropout=rate)
+    x, layout = inputs(), make_layout()
+    found = {}
+    for recompute in ("none", "layer"):
+        compute = ComputeConfig(attention=attention, recompute=recompute)
+        module = stack(config, compute=compute)
+
+        def loss(params, x, module=module):
+            rngs = {"dropout": jax.random.key(4)}
+            out, _ = module.apply({"params": params}, x, layout, jnp.arange(1), rngs=rngs)
+            return jnp.sum(jnp.sin(out))
+
+        params = large_parameters(module, x, layout)
+        backward = jax.eval_shape(lambda *at, loss=loss: jax.vjp(loss, *at)[1], params, x)
+        kept = sum(leaf.size for leaf in jax.tree.leaves(backward))
+        traced = jax.jit(jax.value_and_grad(loss, (0, 1))).trace(params, x)
+        kernels = str(traced.jaxpr).count("name=attention_forward")
+        found[recompute] = traced.lower().compile()(params, x), kept, kernels
+    (plain, kept, kernels), (again, kept_again, kernels_again) = found.values()
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), plain, again)
+    weights = sum(leaf.size for leaf in jax.tree.leaves(params))
+    assert kept_again - weights < (kept - weights) / 2
+    assert kernels == kernels_again  # attention itself is not run twice
+    assert bool(kernels) == (attention == "pallas")
+
+
 # --- dropout ---
 
 
@@ -221,6 +253,14 @@ def test_random_bytes_are_uniform_and_independent():
     many = np.stack([bytes_of(jax.random.key(k), (4096,)) for k in range(100)])
     apart = np.corrcoef(many) - np.eye(100)
     assert np.abs(apart).max() < 5 / np.sqrt(4096)
+
+
+@pytest.mark.parametrize("shape", [(7,), (3, 5), (2, 9, 4), (1,)])
+def test_bytes_are_the_same_on_accelerators(shape):
+    words = jnp.array([5, 77, 2**31 + 3], jnp.uint32)
+    cut, picked = (f(words, shape=shape) for f in (dropout._cut_words, dropout._picked_bytes))
+    np.testing.assert_array_equal(cut, picked)
+    assert cut.dtype == picked.dtype == jnp.uint8 and cut.shape == shape
 
 
 @pytest.mark.parametrize("rate", [0.1, 0.5])

@@ -125,12 +125,12 @@ def test_goes_on_as_steps_over_the_grown_data_would(grown):
     ]
     opt_state = jax.tree.unflatten(jax.tree.structure(state.opt_state), padded)
     expected = state._replace(params=params, opt_state=opt_state)
+    method = make_method(config, dataset.num_items)
     jax.tree.map(
         np.testing.assert_array_equal,
-        grow_state(state, dataset.num_items, config.train.seed),
+        grow_state(state, method, config.train.seed),
         expected,
     )
-    method = make_method(config, dataset.num_items)
     step = jax.jit(make_train_step(method, make_optimizer(config.optim, END), config.train.seed))
     batches = train_iterator(dataset, config.data, 4, config.train.seed)
     for batch in islice(batches, START, END):

@@ -260,7 +260,9 @@ def _read(module: Module, inner: Computation, value: Instruction, shape: Shape) 
                     total += _read(module, nested, nested.parameters[place], shape)
         elif user.opcode in ("dynamic-slice", "slice", "gather") and first:
             total += shape.bytes * user.shape.elements / max(shape.elements, 1)
-        elif user.opcode in ("dynamic-update-slice", "scatter") and first:
+        elif user.opcode == "scatter" and first:
+            total += inner.by_name[user.operands[-1]].shape.bytes  # these rows are read and written
+        elif user.opcode == "dynamic-update-slice" and first:
             continue  # written in place
         else:
             return shape.bytes
@@ -275,7 +277,7 @@ def _written(module: Module, inner: Computation, result: Instruction, shape: Sha
             result = inner.root
         else:
             result = inner.by_name[result.operands[0]]
-    if result.opcode != "dynamic-update-slice":
+    if result.opcode not in ("dynamic-update-slice", "scatter"):
         return shape.bytes
-    update = inner.by_name[result.operands[1]].shape
+    update = inner.by_name[result.operands[1 if result.opcode != "scatter" else -1]].shape
     return shape.bytes * update.elements / max(shape.elements, 1)

@@ -166,6 +166,31 @@ def text(record: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def table(records: list[dict[str, Any]]) -> str:
+    """Several topologies side by side, as Markdown; all numbers are of one chip."""
+
+    def cells(record: dict[str, Any]) -> list[str]:
+        seconds = record["roofline_s"]
+        sent = sum(value["bytes"] for value in record["collectives"].values())
+        return [
+            record["topology"],
+            f"{record['items']:,}",
+            _bytes(record["argument_bytes"]),
+            _bytes(record["temp_bytes"]),
+            f"{record['bytes_accessed'] / 1e9:.2f} GB",
+            f"{record['hbm_bytes'] / 1e9:.2f} GB",
+            f"{sent / 1e6:.1f} MB",
+            *(_ms(seconds[name]) for name in ("compute", "compute_effective", "hbm", "ici")),
+            f"{record['compile_s']:.0f} s ({record['compile_cpu_s']:.0f})",
+        ]
+
+    head = "topology | items | arguments | temporaries | accessed | of it HBM | collectives"
+    head += " | products | filled up | HBM | interconnect | compiling (CPU)"
+    rule = " | ".join("---" for _ in head.split("|"))
+    rows = [head, rule, *(" | ".join(cells(record)) for record in records)]
+    return "\n".join(f"| {row} |" for row in rows)
+
+
 def _bytes(size: float) -> str:
     for unit, scale in (("GiB", 30), ("MiB", 20)):
         if size >= 1 << scale:

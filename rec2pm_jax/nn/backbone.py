@@ -11,6 +11,7 @@ from rec2pm_jax.nn.attention import Dropping, KeyValues, Layout
 from rec2pm_jax.nn.cache import Placed, Rows, rows_of
 from rec2pm_jax.nn.dropout import Dropout
 from rec2pm_jax.nn.hstu import HSTULayer
+from rec2pm_jax.nn.recompute import layer_pass
 from rec2pm_jax.nn.sasrec import SASRecLayer
 from rec2pm_jax.typing import Array, Params
 
@@ -57,7 +58,10 @@ class Backbone(nn.Module):
         layer = self._layer(name="layers")
 
         def run(layer, x, layout, kept):
-            x, own = layer(x, layout, rows, kept)
+            def once(layer, x, kept):
+                return layer(x, layout, rows, kept)
+
+            x, own = layer_pass(once, self.compute, cfg.scan_layers)(layer, x, kept)
             return x, jax.tree.map(lambda a: a[:, :keep], own)
 
         stack = nn.scan(

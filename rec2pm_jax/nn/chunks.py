@@ -40,7 +40,8 @@ def weighted_sum(
       chunk: rows at a time.
     """
     chunk = min(chunk, len(weights))
-    (rows, row_context), weights = _used_first((rows, row_context), weights, chunk)
+    if chunk < len(weights):
+        (rows, row_context), weights = _used_first((rows, row_context), weights, chunk)
     return _sum(loss, chunk, shared, rows, context, row_context, weights)
 
 
@@ -88,7 +89,9 @@ def _slice(tree, start, chunk: int):
 
 
 def _over_chunks(add, carry, weights: Array, chunk: int):
-    """Applies `add(start, carry)` to the chunks that hold a row with weight."""
+    """Applies `add(start, carry)` to the chunks that hold a row with weight, or to the only one."""
+    if chunk >= len(weights):
+        return add(0, carry)
     used = jnp.sum(weights != 0)
     chunks = (used + chunk - 1) // chunk
     return jax.lax.fori_loop(0, chunks, lambda i, carry: add(i * chunk, carry), carry)

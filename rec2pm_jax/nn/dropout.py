@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import flax.linen as nn
 import jax
@@ -26,17 +27,35 @@ def random_bytes(key: PRNGKey, shape: tuple[int, ...]) -> Array:
     Threefry's twenty rounds were a quarter of a SASRec step on a CPU. Here a counter goes twice through
     the finaliser of MurmurHash3 (its avalanche is well studied), between the words of a Threefry key.
     """
-    count = math.prod(shape)
     words = jax.random.bits(key, (3,), jnp.uint32)
+    by_word, by_byte = partial(_cut_words, shape=shape), partial(_picked_bytes, shape=shape)
+    return jax.lax.platform_dependent(words, cpu=by_word, default=by_byte)
 
+
+def _cut_words(words: Array, shape: tuple[int, ...]) -> Array:
+    """Four bytes from each word: least work."""
+    count = math.prod(shape)
+    x = _hash(jnp.arange(-(-count // 4), dtype=jnp.uint32), words)
+    return jax.lax.bitcast_convert_type(x, jnp.uint8).reshape(-1)[:count].reshape(shape)
+
+
+def _picked_bytes(words: Array, shape: tuple[int, ...]) -> Array:
+    """The same bytes, each from a word of its own: nothing but its number decides an element, so an
+    accelerator fuses all of it into what is dropped. Bytes of words had to be laid out anew there,
+    four of them filled up to 128 lanes."""
+    index = jnp.zeros((), jnp.uint32)
+    for axis, size in enumerate(shape):
+        index = index * jnp.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, shape, axis)
+    return (_hash(index >> 2, words) >> (8 * (index & 3))).astype(jnp.uint8)
+
+
+def _hash(x: Array, words: Array) -> Array:
     def mix(x):
         x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
         x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
         return x ^ (x >> 16)
 
-    x = jnp.arange(-(-count // 4), dtype=jnp.uint32)
-    x = mix(mix(x * (words[0] | 1) + words[1]) ^ words[2])
-    return jax.lax.bitcast_convert_type(x, jnp.uint8).reshape(-1)[:count].reshape(shape)
+    return mix(mix(x * (words[0] | 1) + words[1]) ^ words[2])
 
 
 def dropped_of_256(rate: float) -> int:

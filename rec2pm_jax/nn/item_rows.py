@@ -79,9 +79,19 @@ def add_to_rows(table: Array, rows: Array, values: Array) -> Array:
     )
 
 
-def initial_rows(rng: PRNGKey, first: Array, count: int, dim: int) -> Array:
-    """Rows [first, first + count) of a fresh table, float32 [count, dim]; each from (rng, row)."""
-    index = first + jnp.arange(count, dtype=jnp.int32)
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(rng, index)
+def initial_rows(rng: PRNGKey, ids: Array, dim: int) -> Array:
+    """Rows of a fresh table, float32 [n, dim], for ids int32 [n]; each depends on (rng, id) alone."""
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(rng, ids)
     draw = jax.vmap(lambda key: jax.random.truncated_normal(key, -2, 2, (dim,)))
     return ITEM_SCALE * draw(keys)
+
+
+def deepened(part: Array, rows: int, fresh: Array) -> Array:
+    """A device's rows [count, ...] after the table has grown to `rows` rows.
+
+    A device holds whole slices, and an id keeps its slice and its place there: slices get deeper at
+    their end, and no row leaves its device. fresh: [slices of the device, more rows of each, ...].
+    """
+    slices, more = fresh.shape[:2]
+    old = part.reshape(slices, rows // SLICES - more, *part.shape[1:])
+    return jnp.concatenate([old, fresh], axis=1).reshape(-1, *part.shape[1:])

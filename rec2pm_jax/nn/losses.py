@@ -170,5 +170,7 @@ def _sampled_softmax(negative: Array, rows, sampled, own) -> Array:
         positive = positive - own_log_q
         negative = negative - sampled_log_q
     negative = jnp.where(ids == targets[:, None], -jnp.inf, negative)
-    logits = jnp.concatenate([positive[:, None], negative], axis=-1)
-    return jax.nn.logsumexp(logits, axis=-1) - positive
+    # Not one array with the positive: what is large is written once and read as rarely as possible.
+    top = jax.lax.stop_gradient(jnp.maximum(positive, jnp.max(negative, axis=-1)))
+    total = jnp.exp(positive - top) + jnp.sum(jnp.exp(negative - top[:, None]), axis=-1)
+    return jnp.log(total) + top - positive

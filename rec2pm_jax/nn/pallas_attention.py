@@ -20,6 +20,7 @@ from rec2pm_jax.nn import pallas_kernels
 from rec2pm_jax.nn.attention import Dropping, Layout, Weighing
 from rec2pm_jax.nn.intervals import intervals_of, reached, tiles_reached, tiles_seen, whole_bias
 from rec2pm_jax.nn.pallas_tiles import Sizes
+from rec2pm_jax.nn.recompute import attended
 
 ROW_TILE, KEY_TILE = 128, 256
 DEFAULT_VMEM = 12 << 20  # of a kernel's buffers: what fits without asking for more
@@ -105,6 +106,9 @@ def _forward(sizes: Sizes, q, k, v, bias, intervals):
         scratch += [per_row, per_row]
     arrays = {"q": q, "k": k, "v": v, "intervals": intervals, "bias": bias}
     made = _call(sizes, kernel, "attention_forward", arrays, outputs, scratch, products=2)
+    if sizes.norm:  # SiLU's gradient needs nothing of the forward pass
+        return attended(made["out"]), (arrays, {})
+    made = {name: attended(x) for name, x in made.items()}
     return made["out"], (arrays, made)
 
 

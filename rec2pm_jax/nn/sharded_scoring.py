@@ -11,6 +11,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from rec2pm_jax.nn.exchange import swap
 from rec2pm_jax.nn.item_rows import ids_at, rows_of, take_rows
 from rec2pm_jax.nn.topk import top_k
 from rec2pm_jax.typing import Array
@@ -67,17 +68,41 @@ def sharded_top_k(
     As `top_k` over the whole catalogue, except that of items with equal scores any may come first.
     Devices send each other their k best, nothing that grows with the catalogue.
     """
+    found = _own_best(queries, table, k, num_items, prepare, axis_name)
+    return _best_of(k, *(jax.lax.all_gather(x, axis_name, axis=1, tiled=True) for x in found))
+
+
+def top_k_for_each(
+    queries: Array, table: Array, k: int, num_items: int, prepare: Prepare, axis_name: str
+) -> tuple[Array, Array]:
+    """As `sharded_top_k`, where every device has queries [Q, D] of its own and wants their items only.
+
+    All devices get all queries, and return to each the k best that they hold for its own.
+    """
+    everybody = jax.lax.all_gather(queries, axis_name, axis=0, tiled=True)
+    found = _own_best(everybody, table, k, num_items, prepare, axis_name)
+
+    def returned(x: Array) -> Array:  # [n * Q, k] -> [Q, n * k]
+        x = swap(x.reshape(-1, *queries.shape[:1], x.shape[1]), axis_name)
+        return jnp.swapaxes(x, 0, 1).reshape(len(queries), -1)
+
+    return _best_of(k, *map(returned, found))
+
+
+def _own_best(queries, table, k, num_items, prepare, axis_name) -> tuple[Array, Array]:
+    """The best items [Q, min(k, rows)] of this device's rows: (scores, ids)."""
     count, total, first = _extent(table, queries.shape[1], axis_name)
-    table = table.reshape(count, -1)
 
     def allowed(index: Array) -> Array:
         ids = ids_at(first + index, total)
         return (ids > 0) & (ids <= num_items)
 
     best, at = top_k(queries, table, min(k, count), allowed=allowed, prepare=prepare)
-    ids = ids_at(first + at, total)
-    best, ids = (jax.lax.all_gather(x, axis_name, axis=1, tiled=True) for x in (best, ids))
-    best, at = jax.lax.top_k(best, k)
+    return best, ids_at(first + at, total)
+
+
+def _best_of(k: int, scores: Array, ids: Array) -> tuple[Array, Array]:
+    best, at = jax.lax.top_k(scores, k)
     return best, jnp.take_along_axis(ids, at, axis=1)
 
 

@@ -13,6 +13,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from rec2pm_jax.nn.item_rows import take_rows
 from rec2pm_jax.typing import Array
 
 RUN = 64
@@ -41,9 +42,9 @@ def top_k(
 
     Args:
       queries: float32 [Q, D].
-      table: [V, D].
+      table: [V, D], or packed as in `nn.item_rows`.
       k: rows wanted, 1 <= k <= V - first.
-      first: rows before this one do not take part (the padding row).
+      first: rows before this one do not take part (the padding row); 0 of a packed table.
       allowed: row numbers int32 [n] -> bool [n], false where a row scores -inf; None: all score.
       prepare: rows of the table [n, D] -> float32 [n, D], each row by itself.
       block: rows per step, a multiple of RUN.
@@ -54,7 +55,9 @@ def top_k(
     Raises:
       ValueError: k is out of range.
     """
-    count = table.shape[0] - first
+    dim = queries.shape[1]
+    pack = table.shape[1] // dim
+    count = pack * table.shape[0] - first
     if not 1 <= k <= count:
         raise ValueError(f"k={k} must be between 1 and the {count} rows that take part.")
 
@@ -63,9 +66,12 @@ def top_k(
         made = prepare(rows) @ queries.T
         return made if allowed is None else jnp.where(allowed(index)[:, None], made, -jnp.inf)
 
+    def taken(index: Array) -> Array:
+        return table[index] if pack == 1 else take_rows(table, index, dim)
+
     if count <= max(_DIRECT * block, 2 * k * RUN):
         index = first + jnp.arange(count, dtype=jnp.int32)
-        best, rows = jax.lax.top_k(scores(table[first:], index).T, k)
+        best, rows = jax.lax.top_k(scores(table[first:].reshape(count, dim), index).T, k)
         return best, rows + first
 
     def maxima(rows: Array, index: Array) -> Array:
@@ -74,7 +80,8 @@ def top_k(
 
     def step(carry: None, start: Array) -> tuple[None, Array]:
         index = start + jnp.arange(block, dtype=jnp.int32)
-        return carry, maxima(jax.lax.dynamic_slice_in_dim(table, start, block), index)
+        rows = jax.lax.dynamic_slice_in_dim(table, start // pack, block // pack)
+        return carry, maxima(rows.reshape(block, dim), index)
 
     blocks = count // block
     _, runs = jax.lax.scan(step, None, first + block * jnp.arange(blocks, dtype=jnp.int32))
@@ -82,8 +89,8 @@ def top_k(
     rest = count - blocks * block
     if rest:  # fewer rows than a block, filled up to whole runs by repeating the last
         index = jnp.minimum(jnp.arange(-(-rest // RUN) * RUN, dtype=jnp.int32), rest - 1)
-        index = table.shape[0] - rest + index
-        runs = jnp.concatenate([runs, maxima(table[index], index)])
+        index = first + count - rest + index
+        runs = jnp.concatenate([runs, maxima(taken(index), index)])
 
     chosen = jax.lax.top_k(runs.T, k)[1]  # Q k, the lower run first where maxima are equal
     chosen = jnp.sort(chosen, axis=1)  # so that rows are in order again, and ties with them
@@ -91,9 +98,9 @@ def top_k(
     def refine(inputs: tuple[Array, Array]) -> tuple[Array, Array]:
         query, runs = inputs
         rows = first + (runs[:, None] * RUN + jnp.arange(RUN, dtype=jnp.int32)).reshape(-1)
-        real = rows < table.shape[0]
+        real = rows < first + count
         inside = jnp.where(real, rows, first)
-        own = scores(table[inside], inside)[:, query]
+        own = scores(taken(inside), inside)[:, query]
         best, at = jax.lax.top_k(jnp.where(real, own, -jnp.inf), k)
         return best, rows[at]
 

@@ -8,14 +8,16 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 
-from rec2pm_jax.errors import UserError
 from rec2pm_jax.methods.base import Method
-from rec2pm_jax.nn.embedding import ITEM_SCALE
+from rec2pm_jax.nn.embedding import ITEM_SCALE, TABLE
+from rec2pm_jax.nn.item_rows import SLICES, deepened, ids_at, packed_shape, table_rows
+from rec2pm_jax.train.sharded_step import fresh_rows
 from rec2pm_jax.train.step import TrainState
-from rec2pm_jax.typing import Params
+from rec2pm_jax.typing import Array, Params
 
-_TABLE = ("embedding", "item_embedding")  # its path, in parameters and in moments of an optimizer
+_TABLE = ("embedding", TABLE)  # its path, in parameters and in moments of an optimizer
 
 _log = logging.getLogger(__name__)
 
@@ -41,40 +43,63 @@ def grow_items(params: Params, num_items: int, seed: int) -> Params:
     return {**params, "embedding": {**params["embedding"], "item_embedding": table}}
 
 
-def grow_state(state: TrainState, num_items: int, seed: int) -> TrainState:
-    """As `grow_items`, and the optimizer's moments of new rows are zero, as those of rows without
-    a gradient so far."""
+def grow_state(state: TrainState, method: Method, seed: int) -> TrainState:
+    """As `grow_items` to the items of `method`, and the optimizer's moments of new rows are zero, as
+    those of rows without a gradient so far. A sharded table grows where it lies."""
 
     def grown(path, moments):
         if not _is_table(path):
             return moments
-        fresh = num_items + 1 - moments.shape[0]
+        fresh = method.num_items + 1 - moments.shape[0]
         return jnp.concatenate([moments, jnp.zeros((fresh, *moments.shape[1:]), moments.dtype)])
 
-    params = grow_items(state.params, num_items, seed)
+    if method.config.model.table == "sharded":
+        return _grow_sharded(state, method, seed)
+    params = grow_items(state.params, method.num_items, seed)
     opt_state = jax.tree_util.tree_map_with_path(grown, state.opt_state)
     return TrainState(state.step, params, opt_state)
 
 
-def with_items(abstract: TrainState, method: Method, num_items: int) -> TrainState:
-    """The shapes `abstract` of a state of `method`, as they were with `num_items` items.
+def _grow_sharded(state: TrainState, method: Method, seed: int) -> TrainState:
+    """New rows are those that a run over all the items begins with. See `item_rows.deepened`."""
+    dim, rows = method.config.model.dim, table_rows(method.num_items)
+    table, adagrad = state.params["embedding"][TABLE], state.opt_state["table"]
+    mesh = table.sharding.mesh
+    [axis] = mesh.axis_names
+    slices, depth = SLICES // mesh.size, rows // SLICES
+    more = depth - table.size // dim // SLICES
+    if not more:  # the new items have rows that nobody has asked for yet
+        return state
 
-    Raises:
-      UserError: the table is sharded: where its rows lie depends on how many there are.
-    """
+    def grow(table: Array, accumulator: Array) -> tuple[Array, Array]:
+        own = slices * jax.lax.axis_index(axis) + jnp.arange(slices, dtype=jnp.int32)
+        index = own[:, None] * depth + depth - more + jnp.arange(more, dtype=jnp.int32)
+        fresh = fresh_rows(seed, ids_at(index.reshape(-1), rows), dim).reshape(slices, more, dim)
+        table = deepened(table.reshape(-1, dim), rows, fresh)
+        accumulator = deepened(accumulator, rows, jnp.zeros((slices, more)))
+        return table.reshape(packed_shape(len(table), dim)), accumulator
+
+    by_rows = PartitionSpec(axis)
+    grown = jax.jit(jax.shard_map(grow, mesh=mesh, in_specs=by_rows, out_specs=by_rows))
+    table, accumulator = grown(table, adagrad.accumulator)
+    params = {**state.params, "embedding": {**state.params["embedding"], TABLE: table}}
+    opt_state = {**state.opt_state, "table": adagrad._replace(accumulator=accumulator)}
+    return TrainState(state.step, params, opt_state)
+
+
+def with_items(abstract: TrainState, method: Method, num_items: int) -> TrainState:
+    """The shapes `abstract` of a state of `method`, as they were with `num_items` items."""
     if num_items == method.num_items:
         return abstract
-    if method.config.model.table == "sharded":
-        raise UserError(
-            f"The checkpoint has {num_items:,} items and the data {method.num_items:,} by now; "
-            "config.model.table=sharded cannot grow. Train a new workdir, or use "
-            "config.model.table=whole where the table fits."
-        )
+    sharded = method.config.model.table == "sharded"
+    new, old = table_rows(method.num_items), table_rows(num_items)
 
     def resized(path, leaf):
-        if not _is_table(path):
-            return leaf
-        shape = (num_items + 1, *leaf.shape[1:])
+        shape = leaf.shape
+        if sharded and any(leaf.sharding.spec):  # cut along rows: packed, or one number for each
+            shape = (shape[0] * old // new, *shape[1:])
+        elif not sharded and _is_table(path):
+            shape = (num_items + 1, *shape[1:])
         return jax.ShapeDtypeStruct(shape, leaf.dtype, sharding=leaf.sharding)
 
     return jax.tree_util.tree_map_with_path(resized, abstract)

@@ -187,7 +187,7 @@ class _Run:
             state = restored.state
             if grown:
                 self._print(growth_text(restored.meta, self.data_hash, self.method.num_items))
-                state = grow_state(state, self.method.num_items, self.config.train.seed)
+                state = grow_state(state, self.method, self.config.train.seed)
                 self.progress.forget_validations()
             self.state = partition.place(state)
         if self.is_main:

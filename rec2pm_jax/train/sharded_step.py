@@ -20,6 +20,7 @@ from rec2pm_jax.nn.exchange import bucket_capacity, fetch, give_back, plan_excha
 from rec2pm_jax.nn.item_rows import (
     add_to_rows,
     check_shards,
+    ids_at,
     initial_rows,
     packed_shape,
     rows_of,
@@ -40,6 +41,7 @@ from rec2pm_jax.train.step import (
 from rec2pm_jax.typing import PADDING_ID, Array, Batch, Params, PRNGKey
 
 _NEGATIVES = 0x6E6567  # folded into the step's key
+_TABLE = 0x746162  # folded into the run's key
 
 
 def init_sharded_state(
@@ -63,11 +65,16 @@ def init_sharded_state(
     dense, _ = _split(params)
     count = table_rows(method.num_items) // shards
     first = count * (jax.lax.axis_index(axis_name) if axis_name else 0)
-    rng = jax.random.fold_in(jax.random.key(seed), _NEGATIVES)
-    table = initial_rows(rng, jnp.int32(first), count, dim).reshape(packed_shape(count, dim))
+    index = first + jnp.arange(count, dtype=jnp.int32)
+    table = fresh_rows(seed, ids_at(index, count * shards), dim).reshape(packed_shape(count, dim))
     adagrad = RowwiseAdagradState(jnp.zeros((), jnp.int32), jnp.zeros(count))
     opt_state = {"dense": optimizer.init(dense), "table": adagrad}
     return TrainState(jnp.zeros((), jnp.int32), _join(dense, table), opt_state)
+
+
+def fresh_rows(seed: int, ids: Array, dim: int) -> Array:
+    """Rows of items before their first step: float32 [n, dim] for ids int32 [n]."""
+    return initial_rows(jax.random.fold_in(jax.random.key(seed), _TABLE), ids, dim)
 
 
 def make_sharded_step(
