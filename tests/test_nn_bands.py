@@ -100,7 +100,7 @@ def test_dropout_in_bands_is_the_same_forward_and_backward(monkeypatch):
     gradient = jax.jit(jax.grad(total, (0, 1, 2)))(*args)
     got = sum(np.vdot(g, d) for g, d in zip(gradient, direction, strict=True))
     np.testing.assert_allclose(got, expected, rtol=2e-3)
-    # With equal values the outputs say how much was kept: neighbouring blocks, alike in all else, differ.
+    # With equal values outputs say how much was kept: blocks side by side, alike in all else, differ.
     ones = [np.zeros_like(args[0]), np.zeros_like(args[1]), np.ones_like(args[2])]
     values = jax.jit(objective(layout, weighing, dropping, "blockwise"))(*ones)[1]
     rows = np.asarray(values)[:, layout.num_slots + 4 : layout.num_slots + 20].reshape(USERS, 4, -1)
