@@ -109,7 +109,10 @@ def causal_blocks(
 
     Event tokens are [first, first + length) of the token axis and see nothing but earlier events: all
     of them, or those of their own and the `segments` - 1 segments before, so that cost grows linearly.
+    Blocks are then whole segments where these are no longer than two blocks: fewer keys, equally many.
     """
+    if segments and segment <= 2 * rows:
+        rows = max(1, rows // segment) * segment
     blocks = []
     for start in range(0, length, rows):
         stop = min(start + rows, length)

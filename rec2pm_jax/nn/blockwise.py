@@ -14,7 +14,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from rec2pm_jax.nn.attention import Block, Dropping, Layout, Weighing, mask_of
+from rec2pm_jax.nn.attention import Block, Dropping, Layout, Spans, Weighing, mask_of
+from rec2pm_jax.nn.bands import Band, bands_of
 from rec2pm_jax.typing import Array
 
 SCORE_BYTES = 1 << 20  # of one block of scores: stays in the cache of a CPU core
@@ -45,11 +46,8 @@ def _attend(weighing, q, k, v, biases, layout, dropping):
 
 
 def _forward(weighing, q, k, v, biases, layout, dropping):
-    outputs, partitions = [], []
-    for number in range(len(layout.blocks)):
-        part = _part(number, q, k, v, biases, layout, dropping)
-
-        def run(_, part, number=number):
+    def rows_of(part, number):
+        def run(_, part):
             scores, mask = _scores(part, layout.num_slots)
             weights, partition = _weigh(weighing, scores, mask)
             if dropping is not None:
@@ -57,9 +55,22 @@ def _forward(weighing, q, k, v, biases, layout, dropping):
             out = jnp.einsum("bhqk,bhkd->bhqd", weights.astype(v.dtype), part.v)
             return None, (out, partition)
 
-        _, (out, partition) = _over_users(run, None, part)
-        outputs.append(out)
-        partitions.append(partition)
+        return _over_users(run, None, part)[1]
+
+    results = []
+    for band in bands_of(layout, loops=biases is None):
+        if len(band.numbers) == 1:
+            (number,) = band.numbers
+            results.append(rows_of(_part(number, q, k, v, biases, layout, dropping), number))
+            continue
+
+        def step(_, given, band=band):
+            part = _band_part(band, given, k, v, layout, dropping)
+            return None, rows_of(part, given.number)
+
+        _, made = jax.lax.scan(step, None, _turns(band, q, layout))
+        results.append(jax.tree.map(band.join, made))
+    outputs, partitions = zip(*results, strict=True)
     out = jnp.concatenate(outputs, axis=2)
     return out, (q, k, v, biases, layout, dropping, out, partitions)
 
@@ -71,12 +82,11 @@ def _backward(weighing, saved, to_out):
     inner = None if weighing.norm else jnp.sum((out * to_out).astype(jnp.float32), axis=-1)
     to_q, to_biases = [], []
     to_k, to_v = (jnp.zeros(x.shape, jnp.float32) for x in (k, v))
-    for number, block in enumerate(layout.blocks):
-        rows = slice(block.row_start - first, block.row_stop - first)
-        part = _part(number, q, k, v, biases, layout, dropping)
-        shared_bias = biases is not None and biases[number].shape[0] == 1
 
-        def run(to_shared_bias, given, number=number, shared_bias=shared_bias):
+    def gradients(given, number, to_shared_bias=None):
+        """(Sum over users or None; of a block's q, k, v and of a bias that each user has)."""
+
+        def run(to_shared_bias, given):
             part, g, partition, inner = given
             scores, mask = _scores(part, layout.num_slots)
             dweights = jnp.einsum("bhqd,bhkd->bhqk", g, part.v, preferred_element_type=jnp.float32)
@@ -97,25 +107,48 @@ def _backward(weighing, saved, to_out):
             dot = partial(jnp.einsum, preferred_element_type=jnp.float32)
             # The rows are contracted with the small side in front: five times as fast on a CPU.
             back = (
-                dot("bhqk,bhkd->bhqd", d, part.k),
+                dot("bhqk,bhkd->bhqd", d, part.k).astype(q.dtype),
                 dot("bhdq,bhqk->bhdk", jnp.swapaxes(part.q, 2, 3), d),
                 dot("bhdq,bhqk->bhdk", jnp.swapaxes(g, 2, 3), weights.astype(v.dtype)),
             )
-            by_head = None if biases is None else jnp.sum(dscores, axis=1)
-            if shared_bias:
+            by_head = None if part.bias is None else jnp.sum(dscores, axis=1)
+            if to_shared_bias is not None:
                 return to_shared_bias + jnp.sum(by_head, axis=0, keepdims=True), (*back, None)
-            return to_shared_bias, (*back, by_head)
+            return None, (*back, by_head)
 
-        given = (part, to_out[:, :, rows], partitions[number], None)
-        if inner is not None:
-            given = (*given[:3], inner[:, :, rows])
-        carry = jnp.zeros(biases[number].shape, jnp.float32) if shared_bias else None
-        carry, (dq, dk, dv, to_bias) = _over_users(run, carry, given)
-        to_q.append(dq.astype(q.dtype))
-        to_k = _add_keys(to_k, jnp.swapaxes(dk, 2, 3), block, layout.num_slots)
-        to_v = _add_keys(to_v, jnp.swapaxes(dv, 2, 3), block, layout.num_slots)
-        if biases is not None:
-            to_biases.append((carry if shared_bias else to_bias).astype(biases[number].dtype))
+        return _over_users(run, to_shared_bias, given)
+
+    for band, partition in zip(bands_of(layout, loops=biases is None), partitions, strict=True):
+        rows = slice(band.rows.start - first, band.rows.stop - first)
+        of_rows = (to_out[:, :, rows], partition, None if inner is None else inner[:, :, rows])
+        if len(band.numbers) == 1:
+            (number,) = band.numbers
+            carry = None
+            if biases is not None and biases[number].shape[0] == 1:
+                carry = jnp.zeros(biases[number].shape, jnp.float32)
+            part = _part(number, q, k, v, biases, layout, dropping)
+            carry, (dq, dk, dv, to_bias) = gradients((part, *of_rows), number, carry)
+            to_k = _add_keys(to_k, jnp.swapaxes(dk, 2, 3), layout.blocks[number], layout.num_slots)
+            to_v = _add_keys(to_v, jnp.swapaxes(dv, 2, 3), layout.blocks[number], layout.num_slots)
+            if biases is not None:
+                to_bias = to_bias if carry is None else carry
+                to_biases.append(to_bias.astype(biases[number].dtype))
+        else:
+
+            def step(sums, given, band=band):
+                turn, of_rows = given
+                part = _band_part(band, turn, k, v, layout, dropping)
+                _, (dq, *back, _) = gradients((part, *of_rows), turn.number)
+                sums = tuple(
+                    band.add(total, jnp.swapaxes(d, 2, 3), turn.start, layout.num_slots)
+                    for total, d in zip(sums, back, strict=True)
+                )
+                return sums, dq
+
+            turns = (_turns(band, q, layout), jax.tree.map(band.split, of_rows))
+            (to_k, to_v), dq = jax.lax.scan(step, (to_k, to_v), turns)
+            dq = band.join(dq)
+        to_q.append(dq)
     to_q = jnp.concatenate(to_q, axis=2)
     biases = None if biases is None else tuple(to_biases)
     return to_q, to_k.astype(k.dtype), to_v.astype(v.dtype), biases, None, None
@@ -137,6 +170,32 @@ def _part(number: int, q, k, v, biases, layout: Layout, dropping: Dropping | Non
         block=block,
         numbers=None if dropping is None else dropping.rows,
     )
+
+
+class _Turn(NamedTuple):
+    """One turn of the loop over a band's blocks."""
+
+    number: Array  # of the block
+    start: Array  # its first item
+    spans: Spans  # by its own keys, [b or 1, rows]
+    q: Array  # [b, H, rows, dqk]
+
+
+def _turns(band: Band, q: Array, layout: Layout) -> _Turn:
+    """All turns, on a leading axis."""
+    rows = slice(band.rows.start - layout.first_row, band.rows.stop - layout.first_row)
+    return _Turn(
+        jnp.asarray(band.numbers, jnp.int32),
+        jnp.asarray(band.starts),
+        band.relative_spans(layout.num_slots),
+        band.split(q[:, :, rows]),
+    )
+
+
+def _band_part(band: Band, turn: _Turn, k, v, layout: Layout, dropping: Dropping | None) -> _Part:
+    k, v = (band.keys(x, turn.start, layout.num_slots) for x in (k, v))
+    block = band.block(turn.spans, layout.num_slots)
+    return _Part(turn.q, k, v, None, block, None if dropping is None else dropping.rows)
 
 
 def _scores(part: _Part, num_slots: int) -> tuple[Array, Array]:

@@ -66,12 +66,16 @@ def top_k(
         made = prepare(rows) @ queries.T
         return made if allowed is None else jnp.where(allowed(index)[:, None], made, -jnp.inf)
 
+    def all_scores() -> Array:
+        """[Q, count]: a table without its first row would be a copy, so it is left out here."""
+        index = jnp.arange(first + count, dtype=jnp.int32)
+        return scores(table.reshape(-1, dim), index)[first:].T
+
     def taken(index: Array) -> Array:
         return table[index] if pack == 1 else take_rows(table, index, dim)
 
     if count <= max(_DIRECT * block, 2 * k * RUN):
-        index = first + jnp.arange(count, dtype=jnp.int32)
-        best, rows = jax.lax.top_k(scores(table[first:].reshape(count, dim), index).T, k)
+        best, rows = jax.lax.top_k(all_scores(), k)
         return best, rows + first
 
     def maxima(rows: Array, index: Array) -> Array:
