@@ -11,8 +11,9 @@ import pytest
 
 from rec2pm_jax.config import ComputeConfig, ModelConfig
 from rec2pm_jax.nn import dropout
-from rec2pm_jax.nn.attention import Block, Layout, Spans
+from rec2pm_jax.nn.attention import Block, Dropping, Layout, Spans
 from rec2pm_jax.nn.backbone import Backbone
+from rec2pm_jax.nn.cache import Rows
 from rec2pm_jax.nn.dropout import Dropout, random_bytes
 from rec2pm_jax.nn.embedding import EventEmbedding
 from rec2pm_jax.nn.hstu import HSTULayer, time_bucket
@@ -207,9 +208,10 @@ def test_bfloat16_stays_close_to_float32(backbone):
     assert 0 < difference.max() < 0.15
 
 
+@pytest.mark.parametrize("only", [None, Rows(1, 3)])
 @pytest.mark.parametrize("attention", ["dense", "pallas"])
 @pytest.mark.parametrize("backbone", ["sasrec", "hstu"])
-def test_recomputing_changes_what_is_kept_and_nothing_else(backbone, attention):
+def test_recomputing_changes_what_is_kept_and_nothing_else(backbone, attention, only):
     """Gradients are equal, dropout included; of what was kept less than half is left."""
     rate = 0.5 if (backbone, attention) != ("sasrec", "pallas") else 0.0  # its weights would drop
     config = ModelConfig(backbone=backbone, dim=DIM, heads=2, layers=3, dropout=rate)
@@ -220,8 +222,13 @@ def test_recomputing_changes_what_is_kept_and_nothing_else(backbone, attention):
         module = stack(config, compute=compute)
 
         def loss(params, x, module=module):
-            rngs = {"dropout": jax.random.key(4)}
-            out, _ = module.apply({"params": params}, x, layout, jnp.arange(1), rngs=rngs)
+            key, numbers = jax.random.key(4), jnp.arange(1)
+            if only is None:
+                rngs = {"dropout": key}
+                out, _ = module.apply({"params": params}, x, layout, numbers, rngs=rngs)
+            else:
+                dropping = Dropping(key, numbers)
+                out, _ = module.rows(params, x, layout, only=only, dropping=dropping, scan=True)
             return jnp.sum(jnp.sin(out))
 
         params = large_parameters(module, x, layout)

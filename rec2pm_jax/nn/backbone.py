@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -113,16 +115,19 @@ class Backbone(nn.Module):
             keys, numbers = jnp.stack(keys), dropping.rows
             x = Dropout(cfg.dropout).apply({}, x, numbers, rngs={"dropout": first})
 
-        def run(x, of_layer, layout=layout, only=None):
-            params, kept, key = of_layer
-            if written is not None:
-                kept = Placed(kept, written)
-            rngs = None if key is None else {"dropout": key}
-            return layer.apply({"params": params}, x, layout, numbers, kept, only, rngs=rngs)
+        def run(x, of_layer, layout=layout, only=None, scanned=False):
+            def once(x, params, kept, key):
+                if written is not None:
+                    kept = Placed(kept, written)
+                rngs = None if key is None else {"dropout": key}
+                return layer.apply({"params": params}, x, layout, numbers, kept, only, rngs=rngs)
+
+            return layer_pass(once, self.compute, scanned, jax.checkpoint)(x, *of_layer)
 
         x, stack = x.astype(jnp.dtype(cfg.dtype)), (params["layers"], kept, keys)
         below, last = (jax.tree.map(lambda a, i=i: a[i], stack) for i in (slice(-1), -1))
-        x, owns = jax.lax.scan(run, x, below, unroll=1 if scan else max(cfg.layers - 1, 1))
+        body = functools.partial(run, scanned=scan)
+        x, owns = jax.lax.scan(body, x, below, unroll=1 if scan else max(cfg.layers - 1, 1))
         if only is None:
             x, own = run(x, last)
         else:

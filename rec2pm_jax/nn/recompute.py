@@ -25,13 +25,16 @@ def attended(x: Array) -> Array:
     return checkpoint_name(x, _ATTENDED)
 
 
-def layer_pass(run: Callable, compute: ComputeConfig, scanned: bool) -> Callable:
+def layer_pass(
+    run: Callable, compute: ComputeConfig, scanned: bool, remat: Callable = nn.remat
+) -> Callable:
     """`run(layer, *arrays)`, under `compute.recompute` with a backward pass that runs it again.
 
     scanned: whether it is the body of a loop, where the compiler cannot merge both passes again.
+    remat: `jax.checkpoint` for a function of arrays alone.
     """
     wanted = compute.recompute
     if wanted == "none" or (wanted == "auto" and platform_of(compute.platform) != "tpu"):
         return run
     policy = jax.checkpoint_policies.save_only_these_names(_ATTENDED)
-    return nn.remat(run, policy=policy, prevent_cse=not scanned)
+    return remat(run, policy=policy, prevent_cse=not scanned)
