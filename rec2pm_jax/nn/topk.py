@@ -3,7 +3,9 @@
 The catalogue is cut into runs of `RUN` consecutive rows. Of every run only the maximum is kept, and
 then the k runs with the largest maxima hold the k best rows: a row outside of them is beaten by the
 best row of each of the k. So one pass makes the maxima, block by block, 1 / RUN of the logits, and
-a second one looks at k * RUN rows per query. Shapes are static, nothing is approximated.
+a second one looks at k * RUN rows per query. Where all logits together are no more than those of a
+block, as for one user, one product makes them and the second pass picks among them. Shapes are static,
+nothing is approximated.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ RUN = 64
 BLOCK = (
     4096  # rows whose logits exist at a time: 1 MB for 64 queries, so they stay in a core's cache
 )
+_QUERIES = 64  # that a block is for: its logits are BLOCK * _QUERIES
 _DIRECT = 16  # blocks; a smaller catalogue is sorted as it is
 
 
@@ -63,9 +66,16 @@ def top_k(
         made = prepare(rows) @ queries.T
         return made if allowed is None else jnp.where(allowed(index)[:, None], made, -jnp.inf)
 
+    def all_scores() -> Array:
+        """[Q, count]: a table without its first row would be a copy, so they are left out here."""
+        index = jnp.arange(table.shape[0], dtype=jnp.int32)
+        return scores(table, index)[first:].T
+
     if count <= max(_DIRECT * block, 2 * k * RUN):
-        index = first + jnp.arange(count, dtype=jnp.int32)
-        best, rows = jax.lax.top_k(scores(table[first:], index).T, k)
+        best, rows = jax.lax.top_k(all_scores(), k)
+        return best, rows + first
+    if queries.shape[0] * count <= _QUERIES * block:
+        best, rows = _among(all_scores(), k)
         return best, rows + first
 
     def maxima(rows: Array, index: Array) -> Array:
@@ -85,8 +95,7 @@ def top_k(
         index = table.shape[0] - rest + index
         runs = jnp.concatenate([runs, maxima(table[index], index)])
 
-    chosen = jax.lax.top_k(runs.T, k)[1]  # Q k, the lower run first where maxima are equal
-    chosen = jnp.sort(chosen, axis=1)  # so that rows are in order again, and ties with them
+    chosen = _best_runs(runs.T, k)
 
     def refine(inputs: tuple[Array, Array]) -> tuple[Array, Array]:
         query, runs = inputs
@@ -98,3 +107,21 @@ def top_k(
         return best, rows[at]
 
     return jax.lax.map(refine, (jnp.arange(queries.shape[0]), chosen))
+
+
+def _best_runs(maxima: Array, k: int) -> Array:
+    """The k runs with the largest maxima, [Q, runs] -> int32 [Q, k], in the order of their rows."""
+    chosen = jax.lax.top_k(maxima, k)[1]  # the lower run first where maxima are equal
+    return jnp.sort(chosen, axis=1)  # so that rows are in order again, and ties with them
+
+
+def _among(logits: Array, k: int) -> tuple[Array, Array]:
+    """`jax.lax.top_k` of logits [Q, V] by runs: faster than looking for k in all of them."""
+    queries, count = logits.shape
+    filled = -(-count // RUN) * RUN
+    logits = jnp.pad(logits, ((0, 0), (0, filled - count)), constant_values=-jnp.inf)
+    runs = logits.reshape(queries, -1, RUN)
+    chosen = _best_runs(runs.max(axis=2), k)
+    inside = jnp.take_along_axis(runs, chosen[:, :, None], axis=1).reshape(queries, -1)
+    best, at = jax.lax.top_k(inside, k)
+    return best, jnp.take_along_axis(chosen, at // RUN, axis=1) * RUN + at % RUN
