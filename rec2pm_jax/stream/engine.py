@@ -247,9 +247,9 @@ class Engine:
         """Begins a commit of all users as they are, with marks of the input; see `Commits`."""
         self.commits.begin(marks, self._now())
 
-    def commit(self, marks: Mapping[str, bytes]) -> None:
-        """Has everything in the store, with marks of the input, when it returns."""
-        self.commits.flush(marks, self._now())
+    def commit(self, marks: Mapping[str, bytes]) -> int:
+        """Has everything in the store, with marks of the input, when it returns; see `Commits`."""
+        return self.commits.flush(marks, self._now())
 
 
 def _too_long(name: str) -> Refused:

@@ -26,7 +26,7 @@ MICRO_BATCH = 4096  # lines taken at a time
 READ_LINES = 32  # the same while requests come,
 READ_FOLDS = 2  # and users folded at a time
 _READS_S = 1.0  # how long after a request the next one is expected
-_ENCODED = 2048  # users of a snapshot encoded at a time,
+_ENCODED = 8192  # users of a snapshot encoded at a time,
 _READ_ENCODED = 64  # and while requests come
 _TRIMMED = 4096  # users looked at at a time to let them go,
 _READ_TRIMMED = 128  # and while requests come
@@ -104,21 +104,21 @@ class _Run:
                 dirty = True
             self.fold(reads, idle=not lines)
             now = time.monotonic()
-            if engine.commits.busy:
-                summary.commits += engine.commits.advance(_READ_ENCODED if reads else _ENCODED)
-            elif (dirty and now - committed >= pace.commit_s) or (
-                lasting and engine.commits.changed >= MAX_CHANGED
+            full = lasting and engine.commits.changed >= MAX_CHANGED
+            if not engine.commits.encoding and (
+                full or (dirty and now - committed >= pace.commit_s)
             ):
                 engine.snapshot(self.source.marks())
                 committed, dirty = now, False
+            if engine.commits.busy:
+                summary.commits += engine.commits.advance(_READ_ENCODED if reads else _ENCODED)
             engine.trim(_READ_TRIMMED if reads else _TRIMMED)
             if now - reported >= pace.report_s:
                 self.look()
                 reported = now
         engine.fold()
         if lasting:
-            engine.commit(self.source.marks())
-            summary.commits += 1
+            summary.commits += engine.commit(self.source.marks())
         summary.seconds = time.monotonic() - began
         summary.update_ms.extend(engine.folding.update_ms)
         self.look()
