@@ -6,7 +6,7 @@ import gc
 import sys
 
 _SWITCH_S = 5e-4
-_NEW_OBJECTS = 100_000
+_NEW_OBJECTS = 10_000
 
 
 def suit_streaming() -> None:
@@ -19,4 +19,4 @@ def suit_streaming() -> None:
     sys.setswitchinterval(_SWITCH_S)
     gc.collect()
     gc.freeze()
-    gc.set_threshold(_NEW_OBJECTS, 50, 100)
+    gc.set_threshold(_NEW_OBJECTS, 500, 100)
