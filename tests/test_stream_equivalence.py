@@ -214,7 +214,7 @@ def test_more_users_than_a_batch_and_nothing_compiled_twice(dataset, monkeypatch
     for name in ("read", "open_session", "step_session", "read_session"):
         monkeypatch.setattr(type(recommender.method), name, traced)
     for users in (3, 5, 7, 12, 21, 30):
-        engine_of(recommender, [stream(users)]).recommend("u1", 3)
+        engine_of(recommender, [stream(users)]).recommend("u1", min(users, 16))
 
 
 @pytest.mark.parametrize("kind", ["float32", "int8"])

@@ -173,7 +173,10 @@ def test_tidying_a_store_from_the_command_line(tmp_path):
     store.close()
     done = tidy(path, "--forget=7,8", "--expired", "--compact")
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[:2] == ["forgot 1 of 2 named users", "forgot 3000 expired users"]
+    assert done.stdout.splitlines()[:2] == [
+        "forgot 1 of 2 named users",
+        "forgot 3000 expired users",
+    ]
     store = LmdbStore(path)
     assert dict(store.items()) == kept and store.marks() == {"meaning": b"{}"}
     assert store.size() < full / 5

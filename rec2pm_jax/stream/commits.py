@@ -18,8 +18,8 @@ from rec2pm_jax.stream.store import Store
 class Commits:
     """What has to be written, and what is being written.
 
-    Call `touch` before a user is changed. One snapshot may be written while the next is encoded, so that
-    the disk need not wait; they reach the store in order.
+    Call `touch` before a user is changed. One snapshot may be written while the next is encoded, so
+    that the disk need not wait; they reach the store in order.
     """
 
     def __init__(self, store: Store, form: RecordFormat, lifetime: int = 0):
@@ -70,7 +70,7 @@ class Commits:
         self._expires = int(now) + self._lifetime if self._lifetime else 0
 
     def advance(self, users: int) -> bool:
-        """Encodes some more users, and has a whole snapshot written; True when one more is in the store.
+        """Encodes some more users, and has what is whole written; True when one more is in the store.
 
         Raises:
           UserError: the store could not keep it.

@@ -91,12 +91,12 @@ class Engine:
         self._live: OrderedDict[str, Live] = OrderedDict()
 
     def warm_up(self, k: int = 10) -> None:
-        """Compiles what a stream with requests for `k` items will need, so that no user waits."""
+        """Compiles what a stream with requests for up to `k` items will need, so that no user waits."""
         self._memories.warm_up()
         method, params = self.recommender.method, self.recommender.params
         trial = Sessions(method, params, self.recommender.scored_by, 1)
         asked = 0 if self.recommender.catalogue.uses_times else None
-        deep = min(batches.power_of_two(k), method.num_items)
+        deep = batches.depth(k, method.num_items)
         live = Live()
         for count in (1, 1, 2, 4):  # opened, read again, one event more, several
             live.pending = array("i", [1] * count * self._width)

@@ -12,9 +12,9 @@ _NEW_OBJECTS = 10_000
 def suit_streaming() -> None:
     """Settings of the interpreter for the rest of the process; call it when models are loaded.
 
-    A request waits a tenth of a millisecond for the threads that commit and fold, instead of five. Users
-    held in the process make no cycles, and looking for some among them took a quarter of the time of
-    an event: what is there now is never looked at again, and new objects more rarely.
+    A request waits a tenth of a millisecond for the threads that commit and fold, instead of five.
+    Users held in the process make no cycles, and looking for some among them took a quarter of the
+    time of an event: what is there now is never looked at again, and new objects little by little.
     """
     sys.setswitchinterval(_SWITCH_S)
     gc.collect()
