@@ -37,7 +37,7 @@ _TICK_S = 0.002  # and while a commit is on its way
 class Pace(NamedTuple):
     """Attributes:
     commit_s: seconds between commits; infinite for a store that ends with the process. After a crash
-      at most what was read in this time, and while one commit was written, is read again.
+      at most what was read in this time, and while two commits were written, is read again.
     report_s: seconds between calls of `report` with a row of metrics.
     """
 
