@@ -251,7 +251,7 @@ def test_kill_9_under_load(dataset, tmp_path, kills):
     rng.shuffle(turns)
     history = raw_events(dataset, 0, 25)
     lines = []
-    blocks = 50 * kills  # of the same users under other names: 15,000 lines to be killed in, each time
+    blocks = 50 * kills  # of the same users under other names: 15,000 lines for every kill
     for block in range(blocks):
         left = {u: iter(history) for u in range(12)}
         lines += [{"user": f"{block} {u}"} | next(left[u]) for u in turns]
