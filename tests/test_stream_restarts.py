@@ -258,9 +258,12 @@ def test_kill_9_under_load(dataset, tmp_path, kills):
     incoming = tmp_path / "incoming"
     incoming.mkdir()
     path = incoming / "events.jsonl"
-    path.write_bytes(b"".join(json.dumps(line).encode() + b"\n" for line in lines))
+    encoded = [json.dumps(line).encode() + b"\n" for line in lines]
+    each = len(lines) // kills  # for every kill: no process finds nothing left to do
     store, deaths, offsets = tmp_path / "store", 0, [0]
-    for _ in range(kills):
+    for turn in range(kills):
+        with open(path, "ab") as file:
+            file.writelines(encoded[turn * each : (turn + 1) * each])
         process = start_cli(tmp_path / "run", incoming, store, "--commit_s=0.01")
         deadline = time.monotonic() + 60
         # Most of a start is imports: wait for the first commit of this process, then for chance.
