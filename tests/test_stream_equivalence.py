@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
+
 import jax
 import numpy as np
 import pytest
+from data_fixtures import prepare_log, random_log
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from stream_fixtures import (
     RECENT,
     SEGMENT,
+    ListSource,
     make_config,
     make_data,
     make_recommender,
@@ -17,10 +21,13 @@ from stream_fixtures import (
     raw_events,
 )
 
+from rec2pm_jax.data.dataset import open_dataset
+from rec2pm_jax.evaluate.evaluator import evaluate
 from rec2pm_jax.methods.segments import archived
 from rec2pm_jax.stream import batches
 from rec2pm_jax.stream.engine import Engine, Options
 from rec2pm_jax.stream.events import Event
+from rec2pm_jax.stream.runner import run_stream
 from rec2pm_jax.stream.store import MemoryStore
 
 CONFIGS = {
@@ -65,6 +72,54 @@ def test_streamed_scores_are_those_of_evaluation(dataset, name):
         # 1e-5 on the cosines, which the temperature of .05 makes twenty times larger.
         np.testing.assert_allclose(scores, expected[ids], rtol=0, atol=2e-4)
         assert scores == sorted(scores, reverse=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["rec2pm_o hstu, times and types", "kv_mask_a sasrec"])
+def test_a_thousand_streamed_users_are_answered_as_evaluated(tmp_path, name):
+    """All events before the test targets in one stream, folded beside it; then one request each."""
+    log = random_log(users=1010, items=30, events=16_000, seed=5)
+    prepare_log(log, tmp_path, type_column="kind")
+    dataset = open_dataset(tmp_path / "data")
+    recommender = make_recommender(dataset, CONFIGS[name])
+    assert dataset.lengths.max() > 10 * SEGMENT
+    offline = evaluate(
+        recommender.method, recommender.params, dataset, split="test", protocol="leave_one_out",
+        swap=False,
+    )  # fmt: skip
+    users = len(offline.user)
+    assert users == len(np.unique(offline.user)) >= 1000
+
+    events = [raw_events(dataset, int(user), int(n) + 1) for user, n in _targets(offline)]
+    turns = np.repeat(np.arange(users), [len(history) - 1 for history in events])
+    waiting = [iter(history) for history in events]
+    shuffled = np.random.default_rng(0).permutation(turns)
+    lines = [{"user": f"u{row}"} | next(waiting[row]) for row in shuffled]
+    lines += [
+        {"user": f"u{row}", "recommend": dataset.num_items, "time": history[-1]["time"]}
+        for row, history in enumerate(events)
+    ]
+    answers = []
+    engine = Engine(recommender, MemoryStore())
+    source = ListSource(json.dumps(line).encode() + b"\n" for line in lines)
+    summary = run_stream(engine, source, lambda line: answers.append(json.loads(line)))
+    assert (summary.events, summary.answers, summary.skipped.total()) == (len(turns), users, 0)
+    assert summary.updates > users
+
+    wanted = offline_logits(recommender, dataset, _targets(offline).tolist())
+    got = np.empty(users, np.int64)
+    for row, answer in enumerate(answers):
+        ids = [dataset.items.id_of(item["item"]) for item in answer["items"]]
+        scores = np.array([item["score"] for item in answer["items"]])
+        np.testing.assert_allclose(scores, wanted[row, ids], rtol=0, atol=2e-4)
+        got[row] = 1 + ids.index(dataset.items.id_of(events[row][-1]["item"]))
+        # Of scores that differ by rounding either may come first.
+        assert abs(scores[got[row] - 1] - scores[offline.rank[row] - 1]) < 4e-4
+    assert np.mean(got == offline.rank) > 0.99
+
+
+def _targets(evaluation) -> np.ndarray:
+    return np.stack([evaluation.user, evaluation.position], axis=1)
 
 
 @pytest.mark.parametrize("name", ["rec2pm_o sasrec", "recent hstu, times and types"])
@@ -159,7 +214,7 @@ def test_more_users_than_a_batch_and_nothing_compiled_twice(dataset, monkeypatch
     for name in ("read", "open_session", "step_session", "read_session"):
         monkeypatch.setattr(type(recommender.method), name, traced)
     for users in (3, 5, 7, 12, 21, 30):
-        engine_of(recommender, [stream(users)]).recommend("u1", 3)
+        engine_of(recommender, [stream(users)]).recommend("u1", min(users, 16))
 
 
 @pytest.mark.parametrize("kind", ["float32", "int8"])

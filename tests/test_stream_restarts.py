@@ -251,15 +251,19 @@ def test_kill_9_under_load(dataset, tmp_path, kills):
     rng.shuffle(turns)
     history = raw_events(dataset, 0, 25)
     lines = []
-    for block in range(400):  # the same users under other names: enough to be killed in
+    blocks = 50 * kills  # of the same users under other names: 15,000 lines for every kill
+    for block in range(blocks):
         left = {u: iter(history) for u in range(12)}
         lines += [{"user": f"{block} {u}"} | next(left[u]) for u in turns]
     incoming = tmp_path / "incoming"
     incoming.mkdir()
     path = incoming / "events.jsonl"
-    path.write_bytes(b"".join(json.dumps(line).encode() + b"\n" for line in lines))
+    encoded = [json.dumps(line).encode() + b"\n" for line in lines]
+    each = len(lines) // kills  # for every kill: no process finds nothing left to do
     store, deaths, offsets = tmp_path / "store", 0, [0]
-    for _ in range(kills):
+    for turn in range(kills):
+        with open(path, "ab") as file:
+            file.writelines(encoded[turn * each : (turn + 1) * each])
         process = start_cli(tmp_path / "run", incoming, store, "--commit_s=0.01")
         deadline = time.monotonic() + 60
         # Most of a start is imports: wait for the first commit of this process, then for chance.
@@ -302,7 +306,7 @@ def test_kill_9_under_load(dataset, tmp_path, kills):
     got = open_engine(model, opened)
     assert json.loads(opened.marks()["input:events.jsonl"])["offset"] == path.stat().st_size
     assert dict(opened.items()).keys() == dict(clean.store.items()).keys()
-    for user in [f"{block} {u}" for block in range(0, 400, 7) for u in range(12)]:
+    for user in [f"{block} {u}" for block in range(0, blocks, kills) for u in range(12)]:
         state, wanted = got.user(user), clean.user(user)
         np.testing.assert_array_equal(state.pending.ids, wanted.pending.ids)
         assert (state.events, state.last_time) == (wanted.events, wanted.last_time)

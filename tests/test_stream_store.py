@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import subprocess
+import sys
+import time
 from array import array
 
 import pytest
@@ -10,7 +13,7 @@ import pytest
 from rec2pm_jax.errors import UserError
 from rec2pm_jax.stream.live import Live
 from rec2pm_jax.stream.lmdb_store import LmdbStore
-from rec2pm_jax.stream.record import HEADER_BYTES, ModelIdentity, RecordFormat
+from rec2pm_jax.stream.record import HEADER_BYTES, ModelIdentity, RecordFormat, has_expired
 from rec2pm_jax.stream.store import MemoryStore, claim, open_store, sweep
 
 FORM = RecordFormat(ModelIdentity("ab" * 16, "c0ffee"), "int8", rows=4, dim=64, width=1)
@@ -66,12 +69,12 @@ def test_torn_and_foreign_records_are_refused():
 
 def test_expired_users_are_gone():
     record = FORM.encode("u", make_live(), expires=1000)
-    assert FORM.expires(record) == 1000
+    assert has_expired("u", record, 1000.0) and not has_expired("u", record, 999.0)
     assert FORM.decode("u", record, now=999.0) is not None
     assert FORM.decode("u", record, now=1000.0) is None
     store = MemoryStore()
     store.put({"u": record, "v": FORM.encode("v", make_live())}, {})
-    assert sweep(store, lambda _, found: 0 < FORM.expires(found) <= 1000) == 1
+    assert sweep(store, lambda user, found: has_expired(user, found, 1000.0)) == 1
     assert [user for user, _ in store.items()] == ["v"]
 
 
@@ -148,6 +151,45 @@ def test_compaction_gives_space_back(tmp_path):
     store.compact()
     assert store.size() < full / 5 and len(dict(store.items())) == 100
     store.close()
+
+
+def tidy(store, *more):
+    command = [sys.executable, "-m", "launch.tidy_store", f"--store={store}", *more]
+    done = subprocess.run(command, capture_output=True, check=False, text=True)
+    assert "Traceback" not in done.stderr
+    return done
+
+
+@pytest.mark.slow
+def test_tidying_a_store_from_the_command_line(tmp_path):
+    path = tmp_path / "users"
+    store = LmdbStore(path)
+    last_year, next_year = (int(time.time()) + days * 86_400 for days in (-365, 365))
+    records = {f"old {i}": FORM.encode(f"old {i}", make_live(), last_year) for i in range(3000)}
+    kept = {user: FORM.encode(user, make_live(), end) for user, end in (("a", 0), ("b", next_year))}
+    store.put(records | kept | {"7": FORM.encode("7", make_live())}, {"meaning": b"{}"})
+    full = store.size()
+    assert "in use by another process" in tidy(path, "--compact").stderr
+    store.close()
+    done = tidy(path, "--forget=7,8", "--expired", "--compact")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[:2] == [
+        "forgot 1 of 2 named users",
+        "forgot 3000 expired users",
+    ]
+    store = LmdbStore(path)
+    assert dict(store.items()) == kept and store.marks() == {"meaning": b"{}"}
+    assert store.size() < full / 5
+    store.put({"torn": b"x"}, {})
+    store.close()
+    for flags, message in (
+        (["--expired"], "user 'torn' is 1 bytes"),
+        ([], "There is nothing to do"),
+    ):
+        done = tidy(path, *flags)
+        assert done.returncode == 1 and message in done.stderr
+    assert "there is no store in this directory" in tidy(tmp_path / "none", "--compact").stderr
+    assert not (tmp_path / "none").exists()
 
 
 def test_a_damaged_file_is_reported(tmp_path):

@@ -18,6 +18,7 @@ from rec2pm_jax.stream.user import UserState, join, step_plan
 from rec2pm_jax.typing import Events, Params, State
 
 MAX_BATCH = 64
+_LEAST = 16
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -42,6 +43,11 @@ def prepared(method, params):
 def power_of_two(n: int) -> int:
     """The smallest power of two that is at least `n` >= 1."""
     return 1 << (n - 1).bit_length()
+
+
+def depth(k: int, items: int) -> int:
+    """How many items a stream reads for `k` wanted ones: few sizes, and one for all small `k`."""
+    return min(max(power_of_two(k), _LEAST), items)
 
 
 def padded_rows(rows: np.ndarray) -> Iterator[tuple[np.ndarray, int]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from array import array
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -12,7 +13,8 @@ import jax
 from rec2pm_jax.stream import batches
 from rec2pm_jax.stream.commits import Commits
 from rec2pm_jax.stream.events import DUPLICATE, FAR_FUTURE, MALFORMED, Event, Refused
-from rec2pm_jax.stream.live import Live, due
+from rec2pm_jax.stream.folding import Folding
+from rec2pm_jax.stream.live import Live
 from rec2pm_jax.stream.memories import Memories
 from rec2pm_jax.stream.recommender import Recommendation, Recommender
 from rec2pm_jax.stream.sessions import Sessions
@@ -72,8 +74,6 @@ class Engine:
         method = recommender.method
         self._memories = Memories(recommender, options.memory)
         self._width, self.form = self._memories.width, self._memories.form
-        # Events from here on may make a segment due, or slide out of the window.
-        self._full = (method.read_length + 1) * self._width
         claim(
             store,
             {
@@ -87,17 +87,16 @@ class Engine:
         self.sessions = Sessions(
             method, recommender.params, recommender.scored_by, options.sessions
         )
-        self.folded = 0  # memory updates so far
-        self._live: dict[str, Live] = {}
-        self._due: dict[str, Live] = {}
+        self.folding = Folding(method, self._memories, self.commits.touch)
+        self._live: OrderedDict[str, Live] = OrderedDict()
 
     def warm_up(self, k: int = 10) -> None:
-        """Compiles what a stream with requests for `k` items will need, so that no user waits."""
+        """Compiles what a stream with requests for up to `k` items will need, so that no user waits."""
         self._memories.warm_up()
         method, params = self.recommender.method, self.recommender.params
         trial = Sessions(method, params, self.recommender.scored_by, 1)
         asked = 0 if self.recommender.catalogue.uses_times else None
-        deep = min(batches.power_of_two(k), method.num_items)
+        deep = batches.depth(k, method.num_items)
         live = Live()
         for count in (1, 1, 2, 4):  # opened, read again, one event more, several
             live.pending = array("i", [1] * count * self._width)
@@ -109,10 +108,9 @@ class Engine:
     def ingest(self, events: Sequence[Event]) -> Ingested:
         """`apply`, then `fold` until nothing is due. How a stream is cut changes no state."""
         applied, refused = self.apply(events)
-        updates = 0
-        while self._due:
-            updates += self.fold()
-        return Ingested(applied, updates, refused)
+        before = self.folding.folded
+        self.fold()
+        return Ingested(applied, self.folding.folded - before, refused)
 
     def apply(self, events: Sequence[Event]) -> tuple[int, list[tuple[int, Refused]]]:
         """Appends events in order; returns how many, and (index, why) of those left out.
@@ -125,7 +123,7 @@ class Engine:
         self._load({event.user for event in events})
         latest = self._now() + self.options.max_ahead
         live_users, touch, code = self._live, self.commits.touch, self.recommender.code
-        full, due_users, packed = self._full, self._due, self._packed
+        full, packed = self._memories.full, self._packed
         for index, event in enumerate(events):
             name, _, when, _, seq = event
             try:
@@ -152,7 +150,7 @@ class Engine:
             else:
                 pending.extend(packed(fields))
             if len(pending) >= full:
-                due_users[name] = live
+                self.folding.add(name, live)
         return len(events) - len(refused), refused
 
     @property
@@ -177,48 +175,27 @@ class Engine:
         for name, record in zip(missing, self.store.get(missing), strict=True):
             user = None if record is None else self.form.decode(name, record, now)
             live[name] = Live() if user is None else user
-            if len(live[name].pending) >= self._full:
-                self._due[name] = live[name]
+            if len(live[name].pending) >= self._memories.full:
+                self.folding.add(name, live[name])
 
-    def trim(self) -> None:
-        """Lets the oldest users go that are in the store, down to `max_live`."""
-        over = len(self._live) - self.options.max_live
-        if over > 0:
-            settled = (
-                name
-                for name in self._live
-                if not self.commits.holds(name) and name not in self._due
-            )
-            for name in [name for name, _ in zip(settled, range(over), strict=False)]:
-                del self._live[name]
+    def trim(self, most: int) -> None:
+        """Lets users go who came first and are in the store, until `max_live` are left.
+
+        Looks at `most` of them, as it stands in the way of requests; who is not settled yet comes last.
+        """
+        for _ in range(min(most, len(self._live) - self.options.max_live)):
+            name, live = self._live.popitem(last=False)
+            if self.commits.holds(name) or self.folding.holds(name):
+                self._live[name] = live
 
     # --- memory ---
 
-    @property
-    def due(self) -> int:
-        """Users with segments that are not folded yet."""
-        return len(self._due)
-
-    def fold(self, most: int = batches.MAX_BATCH) -> int:
-        """Folds the oldest due segment of at most `most` users; returns how many were folded."""
-        chosen = [name for name, _ in zip(self._due, range(most), strict=False)]
-        return self._fold({name: self._due[name] for name in chosen})
-
-    def _fold(self, users: Mapping[str, Live]) -> int:
-        folding: list[Live] = []
-        for name, live in users.items():
-            self.commits.touch(name, live)
-            segments, drop = due(self.recommender.method, live, self._width)
-            if segments <= 1:
-                del self._due[name]
-            if segments:
-                folding.append(live)
-            elif drop:
-                del live.pending[: drop * self._width]
-        if folding:
-            self._memories.fold(folding)
-        self.folded += len(folding)
-        return len(folding)
+    def fold(self) -> None:
+        """Folds until nothing is due."""
+        self.folding.settle()
+        while self.folding.due:
+            self.folding.begin(batches.MAX_BATCH)
+            self.folding.settle()
 
     def _current(self, name: str) -> Live:
         """A user with nothing due."""
@@ -226,8 +203,7 @@ class Engine:
         live = self._live.get(name)
         if live is None:
             raise _too_long(name)
-        while name in self._due:
-            self._fold({name: live})
+        self.folding.finish(name, live)
         return live
 
     # --- answers ---
@@ -271,9 +247,9 @@ class Engine:
         """Begins a commit of all users as they are, with marks of the input; see `Commits`."""
         self.commits.begin(marks, self._now())
 
-    def commit(self, marks: Mapping[str, bytes]) -> None:
-        """Has everything in the store, with marks of the input, when it returns."""
-        self.commits.flush(marks, self._now())
+    def commit(self, marks: Mapping[str, bytes]) -> int:
+        """Has everything in the store, with marks of the input, when it returns; see `Commits`."""
+        return self.commits.flush(marks, self._now())
 
 
 def _too_long(name: str) -> Refused:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -15,11 +16,20 @@ from rec2pm_jax.stream.record import RecordFormat
 from rec2pm_jax.typing import Events, State
 
 
+class Folded(NamedTuple):
+    """Attributes: encoded memory, groups and segments of each user after an update."""
+
+    memories: list[bytes]
+    groups: list[int]
+    segments: list[int]
+
+
 class Memories:
     """Memories of one model in one format.
 
     Attributes:
       width: int32 fields of a pending event.
+      full: so many pending fields may make a segment due, or slide out of the window.
       form: of the records.
     """
 
@@ -30,6 +40,7 @@ class Memories:
         empty = recommender.method.init_state(recommender.params, 1)
         self._initial = np.asarray(empty.memory, np.float32)[0]
         self.width = 1 + catalogue.uses_times + catalogue.uses_types
+        self.full = (recommender.method.read_length + 1) * self.width
         self.form = RecordFormat(recommender.identity, kind, *self._initial.shape, self.width)
 
     def states(self, users: Sequence[Live]) -> State:
@@ -50,17 +61,28 @@ class Memories:
         fields = np.array(live.pending, np.int32).reshape(-1, self.width)
         return jax.tree.map(np.ascontiguousarray, self._events(fields))
 
-    def fold(self, users: Sequence[Live]) -> None:
-        """Folds the oldest pending segment of every user, who must have one and an event after it."""
-        size = self._recommender.method.config.data.segment
-        step = size * self.width
-        heads = [np.array(live.pending[: step + self.width], np.int32) for live in users]
-        events = self._events(np.stack(heads).reshape(len(users), size + 1, self.width))
-        new = self._fold(self.states(users), events)
-        memories = encode(new.memory, self.form.kind)
-        for row, live in enumerate(users):
-            live.memory = memories[row].tobytes()
-            live.groups, live.segments = int(new.groups[row]), int(new.segments[row])
+    def heads(self, users: Sequence[Live]) -> tuple[State, Events]:
+        """Copies of what `fold` takes, of users with a segment and an event after it pending.
+
+        Returns:
+          Their states, and events [U, S + 1].
+        """
+        size = self._recommender.method.config.data.segment + 1
+        heads = [np.array(live.pending[: size * self.width], np.int32) for live in users]
+        events = self._events(np.stack(heads).reshape(len(users), size, self.width))
+        return self.states(users), events
+
+    def fold(self, states: State, events: Events) -> Folded:
+        """Folds the oldest pending segment of every user of `heads`; changes nothing."""
+        new = self._fold(states, events)
+        rows = [row.tobytes() for row in encode(new.memory, self.form.kind)]
+        return Folded(rows, new.groups.tolist(), new.segments.tolist())
+
+    def install(self, users: Sequence[Live], folded: Folded) -> None:
+        """Puts what `fold` returned in the users' places; events may have come since `heads`."""
+        step = self._recommender.method.config.data.segment * self.width
+        for live, memory, groups, segments in zip(users, *folded, strict=True):
+            live.memory, live.groups, live.segments = memory, groups, segments
             del live.pending[:step]
 
     def warm_up(self) -> None:

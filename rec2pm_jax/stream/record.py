@@ -104,12 +104,7 @@ class RecordFormat:
           UserError: a torn record, one of another version of this program, of another model, or
             with memory in another format.
         """
-        if len(record) < HEADER_BYTES or record[0] != VERSION:
-            what = f"version {record[0]}" if len(record) >= HEADER_BYTES else f"{len(record)} bytes"
-            raise UserError(
-                f"The stored state of user {user!r} is {what}, which this program (version "
-                f"{VERSION}) cannot read: it is torn, or of another version. Rebuild the store."
-            )
+        _check_version(user, record)
         fields, body = record[: _FIELDS.size], record[HEADER_BYTES:]
         (crc,) = _CRC.unpack_from(record, _FIELDS.size)
         if crc != crc32(body, crc32(fields, crc32(user.encode()))):
@@ -140,9 +135,25 @@ class RecordFormat:
         live.pending = _little(live.pending)
         return live
 
-    def expires(self, record: bytes) -> int:
-        """When a record expires, seconds since 1970; 0: never."""
-        return struct.unpack_from("<I", record, _FIELDS.size - 4)[0]
+
+def has_expired(user: str, record: bytes, now: float) -> bool:
+    """Whether the time of a stored user is over, of any model: `decode` would give None.
+
+    Raises:
+      UserError: a torn record, or one of another version of this program.
+    """
+    _check_version(user, record)
+    (expires,) = struct.unpack_from("<I", record, _FIELDS.size - 4)
+    return 0 < expires <= now
+
+
+def _check_version(user: str, record: bytes) -> None:
+    if len(record) < HEADER_BYTES or record[0] != VERSION:
+        what = f"version {record[0]}" if len(record) >= HEADER_BYTES else f"{len(record)} bytes"
+        raise UserError(
+            f"The stored state of user {user!r} is {what}, which this program (version "
+            f"{VERSION}) cannot read: it is torn, or of another version. Rebuild the store."
+        )
 
 
 def _little(numbers: array) -> array:

@@ -1,8 +1,9 @@
 """The loop of a stream: lines in, answers out, memories folded and committed in between.
 
 Events are appended as they are read, which takes microseconds; folding, which takes a millisecond
-per segment, waits for a pause in the input or a full batch. A request needs only its own user's
-segments folded. While requests come, batches are small, so that the next one need not wait.
+per segment, is done by another thread when the input pauses or a batch is full. A request needs only
+its own user's segments folded. While requests come, all that stands in the way of the next one is done
+in small pieces.
 """
 
 from __future__ import annotations
@@ -22,11 +23,13 @@ from rec2pm_jax.stream.sources import Source
 
 MAX_CHANGED = 16_384  # users: a commit begins early, and at twice as many lines wait for it
 MICRO_BATCH = 4096  # lines taken at a time
-READ_LINES = 256  # the same while requests come,
+READ_LINES = 32  # the same while requests come,
 READ_FOLDS = 2  # and users folded at a time
 _READS_S = 1.0  # how long after a request the next one is expected
-_ENCODED = 2048  # users of a snapshot encoded at a time,
-_READ_ENCODED = 128  # and while requests come
+_ENCODED = 8192  # users of a snapshot encoded at a time,
+_READ_ENCODED = 64  # and while requests come
+_TRIMMED = 4096  # users looked at at a time to let them go,
+_READ_TRIMMED = 128  # and while requests come
 _WAIT_S = 0.05  # for lines, when there is nothing else to do,
 _TICK_S = 0.002  # and while a commit is on its way
 
@@ -34,7 +37,7 @@ _TICK_S = 0.002  # and while a commit is on its way
 class Pace(NamedTuple):
     """Attributes:
     commit_s: seconds between commits; infinite for a store that ends with the process. After a crash
-      at most what was read in this time, and while one commit was written, is read again.
+      at most what was read in this time, and while two commits were written, is read again.
     report_s: seconds between calls of `report` with a row of metrics.
     """
 
@@ -77,18 +80,20 @@ class _Run:
         self.summary = Summary()
         self.meter = Meter(self.summary)
         self.number = 0
+        self.folded_before = engine.folding.folded
         self.last_read = float("-inf")
         index, workers = map(int, engine.options.worker.split("/"))
         self.worker = None if workers == 1 else (index, workers)
 
     def until(self, stopped: Callable[[], bool]) -> Summary:
         engine, summary, pace = self.engine, self.summary, self.pace
+        engine.folding.update_ms.clear()
         began = committed = reported = time.monotonic()
         lasting = math.isfinite(pace.commit_s)
         dirty = False  # whether the source has moved since the last snapshot
         while not stopped() and not self.source.done:
             reads = time.monotonic() - self.last_read < _READS_S
-            wait = 0 if engine.due else _TICK_S if engine.commits.busy else _WAIT_S
+            wait = _TICK_S if engine.folding.away or engine.commits.busy else _WAIT_S
             lines = []
             if not lasting or engine.commits.changed < 2 * MAX_CHANGED:
                 lines = self.source.read(READ_LINES if reads else MICRO_BATCH, wait)
@@ -97,30 +102,33 @@ class _Run:
             if lines:
                 self.take(lines)
                 dirty = True
-            batch = READ_FOLDS if reads else MAX_BATCH
-            if engine.due and (engine.due >= batch or not lines):
-                self.fold(batch)
+            self.fold(reads, idle=not lines)
             now = time.monotonic()
-            if engine.commits.busy:
-                if engine.commits.advance(_READ_ENCODED if reads else _ENCODED):
-                    summary.commits += 1
-                    engine.trim()
-            elif (dirty and now - committed >= pace.commit_s) or (
-                lasting and engine.commits.changed >= MAX_CHANGED
+            full = lasting and engine.commits.changed >= MAX_CHANGED
+            if not engine.commits.encoding and (
+                full or (dirty and now - committed >= pace.commit_s)
             ):
                 engine.snapshot(self.source.marks())
                 committed, dirty = now, False
+            if engine.commits.busy:
+                summary.commits += engine.commits.advance(_READ_ENCODED if reads else _ENCODED)
+            engine.trim(_READ_TRIMMED if reads else _TRIMMED)
             if now - reported >= pace.report_s:
-                self.report(self.meter.look(engine.sessions, engine.due, engine.live_users))
+                self.look()
                 reported = now
-        while engine.due:
-            self.fold(MAX_BATCH)
+        engine.fold()
         if lasting:
-            engine.commit(self.source.marks())
-            summary.commits += 1
+            summary.commits += engine.commit(self.source.marks())
         summary.seconds = time.monotonic() - began
-        self.report(self.meter.look(engine.sessions, engine.due, engine.live_users))
+        summary.update_ms.extend(engine.folding.update_ms)
+        self.look()
         return summary
+
+    def look(self) -> None:
+        folding = self.engine.folding
+        self.summary.updates = folding.folded - self.folded_before
+        queue = folding.due + folding.away
+        self.report(self.meter.look(self.engine.sessions, queue, self.engine.live_users))
 
     def take(self, lines: list[bytes]) -> None:
         """Applies and answers lines in order."""
@@ -158,18 +166,17 @@ class _Run:
         for index, why in refused:
             self.summary.skip(numbers[index], why)
 
-    def fold(self, most: int) -> None:
-        began = time.perf_counter()
-        folded = self.engine.fold(most)
-        if folded:
-            self.summary.updates += folded
-            self.summary.update_ms.append((time.perf_counter() - began) * 1e3 / folded)
+    def fold(self, reads: bool, idle: bool) -> None:
+        """Has segments folded beside the stream: full batches, or what there is when there is time."""
+        folding = self.engine.folding
+        if folding.due >= MAX_BATCH:
+            folding.begin(READ_FOLDS if reads else MAX_BATCH)
+        elif (reads or idle) and folding.ready:
+            folding.begin(READ_FOLDS if reads else MAX_BATCH)
 
     def answer(self, request: Request, arrived: float) -> None:
         self.last_read = time.monotonic()
-        before = self.engine.folded
         found = self.engine.recommend(request.user, request.k, request.exclude, request.time)
-        self.summary.updates += self.engine.folded - before
         self.summary.unknown_excluded += self.engine.recommender.catalogue.unknown(request.exclude)
         self.summary.answers += 1
         self.write(answer_line(found))
