@@ -134,6 +134,16 @@ def event_tokens(params, ids, times=None, asks=None, *, wrap):
     ]
 
 
+def items_see(config, n):
+    """bool [n, n]: in the reference pass an item sees itself and earlier ones, so many segments back."""
+    window, segment = config.method.reference_window, config.data.segment
+    sees = np.tril(np.ones((n, n), bool))
+    for row in range(n):
+        if window:
+            sees[row, : max(0, (row // segment - window + 1) * segment)] = False
+    return sees
+
+
 def reference_memory(params, config, queries, events, end):
     """[S_0..S_h; Q] in a pass of its own: outputs at Q [C, D]. queries: [C, D]; events: tokens.
 
@@ -142,7 +152,8 @@ def reference_memory(params, config, queries, events, end):
     asks = events[-1].time
     tokens = [*events, *(Token(q, "query", c, end, 0, asks) for c, q in enumerate(queries))]
     n = len(events)
-    sees = np.tril(np.ones((len(tokens), len(tokens)), bool))  # items: earlier items only
+    sees = np.zeros((len(tokens), len(tokens)), bool)
+    sees[:n, :n] = items_see(config, n)
     sees[n:, :] = True  # queries: every item and one another
     if config.method.horizons:
         back = config.data.segment * max(config.data.segments // 2, 1)

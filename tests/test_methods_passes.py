@@ -52,9 +52,10 @@ def slow_events(params, events, asks, user, start, stop, wrap=S + 2):
     return slow.event_tokens(slow.float64(params), *args, wrap=wrap)
 
 
+@pytest.mark.parametrize("window", [0, 1, 2])
 @backbones
-def test_reference_pass_is_every_query_group_in_a_pass_of_its_own(backbone, bias):
-    method, params = make(backbone, bias=bias)
+def test_reference_pass_is_every_query_group_in_a_pass_of_its_own(backbone, bias, window):
+    method, params = make(backbone, bias=bias, reference_window=window)
     events, _ = histories(LENGTHS, K * S, times=bias == "position_time")
     asks = asked(events.times, LENGTHS)
     ends = np.array([[3, 6, 9]], np.int32)
@@ -74,7 +75,7 @@ def test_reference_pass_is_every_query_group_in_a_pass_of_its_own(backbone, bias
             np.testing.assert_allclose(got, left(method, params, expected), **CLOSE)
         # Events never see a query: their outputs are those of a pass without queries.
         seen = slow_events(params, events, asks, user, 0, length, wrap=S)
-        causal = np.tril(np.ones((length, length), bool))
+        causal = slow.items_see(method.config, length)
         expected = slow.backbone(p, method.config, seen, causal)
         np.testing.assert_allclose(items[user, :length], expected, **CLOSE)
 
