@@ -381,6 +381,20 @@ def from_dict(values: Mapping[str, Any]) -> Config:
     return _build(Config, values, "")
 
 
+def as_stored(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The nested mapping of a run that was started earlier: fields that did not exist yet are neutral.
+
+    Their defaults may be another recipe than the run's, see `config_hash`.
+    """
+    completed = dict(values)
+    for section in dataclasses.fields(Config):
+        if section.name in completed:
+            fields = dataclasses.fields(section.default)
+            neutral = {f.name: f.metadata["neutral"] for f in fields if "neutral" in f.metadata}
+            completed[section.name] = neutral | completed[section.name]
+    return completed
+
+
 def config_hash(config: Config) -> str:
     """12 hex digits over data, model, method, loss and optim; the rest may change on resume.
 

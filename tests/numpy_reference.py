@@ -135,7 +135,7 @@ def event_tokens(params, ids, times=None, asks=None, *, wrap):
 
 
 def items_see(config, n):
-    """bool [n, n]: in the reference pass an item sees itself and earlier ones, so many segments back."""
+    """bool [n, n]: items of the reference pass see themselves and a window of earlier ones."""
     window, segment = config.method.reference_window, config.data.segment
     sees = np.tril(np.ones((n, n), bool))
     for row in range(n):

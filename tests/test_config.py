@@ -14,8 +14,9 @@ from absl import flags
 
 from launch import cli
 from launch.configs.base import base_config
-from rec2pm_jax.config import Config, DataConfig, config_hash, from_dict, to_dict
+from rec2pm_jax.config import Config, DataConfig, as_stored, config_hash, from_dict, to_dict
 from rec2pm_jax.errors import UserError
+from rec2pm_jax.train.identity import check_same_run
 
 ROOT = Path(__file__).parents[1]
 BASE = str(ROOT / "launch/configs/base.py")
@@ -166,3 +167,20 @@ def test_a_new_option_at_its_neutral_value_leaves_the_hash_alone():
     before = config_hash(Config())
     assert config_hash(dataclasses.replace(Config(), data=Grown())) == before
     assert config_hash(dataclasses.replace(Config(), data=Grown(option=1))) != before
+
+
+def test_a_run_from_before_an_option_goes_on_with_its_neutral_value():
+    """Not with the default, which may be a newer recipe."""
+    config = from_dict({"method": {"recall": False, "reference_window": 0}})
+    stored = to_dict(config)
+    for section, field in (
+        ("method", "recall"),
+        ("method", "reference_window"),
+        ("model", "table"),
+    ):
+        del stored[section][field]
+    assert from_dict(as_stored(stored)) == config != from_dict(stored)
+    meta = {"config": stored, "config_hash": config_hash(config), "data_hash": "d", "step": 0}
+    check_same_run(meta, config, "d", "runs/old")
+    with pytest.raises(UserError, match=r"config\.method\.recall was False, now True"):
+        check_same_run(meta, Config(), "d", "runs/old")

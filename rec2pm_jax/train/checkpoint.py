@@ -178,7 +178,7 @@ def load_for_inference(workdir: str | Path, which: str = "best") -> tuple[Config
                 )
         try:
             meta = _read_meta(manager, step)
-            config = config_lib.from_dict(meta["config"])
+            config = config_lib.from_dict(config_lib.as_stored(meta["config"]))
             method = make_method(config, meta["num_items"])
             abstract = abstract_with_sharding(jax.eval_shape(method.init, jax.random.key(0)))
             if config.model.table == "sharded":

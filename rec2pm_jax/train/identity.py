@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from rec2pm_jax.config import Config, config_hash, to_dict
+from rec2pm_jax.config import Config, as_stored, config_hash, to_dict
 from rec2pm_jax.data.dataset import Dataset, open_dataset
 from rec2pm_jax.errors import UserError
 
@@ -34,7 +34,7 @@ def check_same_run(
       UserError: another config, other data, or a complete run with data that have grown; the message
         names what differs.
     """
-    changed = _differences(meta["config"], to_dict(config))
+    changed = _differences(as_stored(meta["config"]), to_dict(config))
     free = (
         "train.",
         "compute.",
