@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -62,6 +63,18 @@ def test_memory_does_not_hold_the_logits():
     shapes = [jax.ShapeDtypeStruct(s, jnp.float32) for s in ((64, 64), (10_000_000, 64))]
     compiled = jax.jit(lambda q, t: topk.top_k(q, t, 100)).lower(*shapes).compile()
     assert compiled.memory_analysis().temp_size_in_bytes < 1e8
+
+
+def test_an_exported_program_takes_any_number_of_queries():
+    rng = np.random.default_rng(2)
+    table = rng.normal(size=(18 * BLOCK, 8)).astype(np.float32)
+    shape = (*jax.export.symbolic_shape("b"), 8)
+    run = jax.jit(lambda queries: topk.top_k(queries, jnp.asarray(table), 5, block=BLOCK))
+    exported = jax.export.export(run)(jax.ShapeDtypeStruct(shape, jnp.float32))
+    for count in (1, 3):
+        queries = rng.normal(size=(count, 8)).astype(np.float32)
+        _, rows = exported.call(queries)
+        np.testing.assert_array_equal(rows, sorted_all(queries @ table.T, 5)[1])
 
 
 def test_more_than_there_are():

@@ -64,7 +64,7 @@ class Rows(NamedTuple):
         if self.shared:
             return x[:, self.first : self.first + self.count]
         index = self.first[:, None] + jnp.arange(self.count, dtype=jnp.int32)
-        x = jnp.broadcast_to(x, (len(index), *x.shape[1:]))
+        x = jnp.broadcast_to(x, (self.first.shape[0], *x.shape[1:]))
         return jnp.take_along_axis(x, index.reshape(*index.shape, *(1,) * (x.ndim - 2)), axis=1)
 
 

@@ -14,6 +14,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from jax import export
 
 from rec2pm_jax.nn.item_rows import take_rows
 from rec2pm_jax.typing import Array
@@ -80,7 +81,8 @@ def top_k(
     if count <= max(_DIRECT * block, 2 * k * RUN):
         best, rows = jax.lax.top_k(all_scores(), k)
         return best, rows + first
-    if queries.shape[0] * count <= _QUERIES * block:
+    number = queries.shape[0]  # of an exported program it is not known
+    if not export.is_symbolic_dim(number) and number * count <= _QUERIES * block:
         best, rows = _among(all_scores(), k)
         return best, rows + first
 
