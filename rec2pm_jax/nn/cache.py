@@ -79,7 +79,8 @@ def rows_of(layout: Layout, rows: Rows) -> Layout:
     tokens = layout.place.shape[1]
 
     def joined(parts):  # [1 or B, rows of a block] each
-        batch = max(part.shape[0] for part in parts)
+        # Not the maximum: the batch of an exported program is a symbol.
+        batch = next((part.shape[0] for part in parts if part.shape[0] != 1), 1)
         return jnp.concatenate([jnp.broadcast_to(p, (batch, p.shape[1])) for p in parts], axis=1)
 
     def also(x):
