@@ -23,7 +23,8 @@ from ml_collections import config_flags
 
 from launch import cli
 from launch.compiled import chips, programs, report
-from rec2pm_jax.config import Config, to_dict
+from rec2pm_jax.config import Config
+from rec2pm_jax.config_dict import to_dict
 from rec2pm_jax.evaluate.record import write_records
 from rec2pm_jax.provenance import git_commit
 from rec2pm_jax.train.partition import make_mesh

@@ -13,7 +13,8 @@ import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from rec2pm_jax import config as config_lib
+from rec2pm_jax.config import Config
+from rec2pm_jax.config_dict import from_dict, to_dict
 from rec2pm_jax.errors import UserError, nearest
 from rec2pm_jax.train.preemption import Preempted
 
@@ -81,13 +82,13 @@ def define_config(
     flags.mark_flag_as_required("config", flag_values=flag_values)
 
 
-def get_config() -> config_lib.Config:
+def get_config() -> Config:
     """The validated configuration of `--config` and its overrides, once flags are parsed.
 
     Raises:
       UserError: a field is unknown, of the wrong type or out of range.
     """
-    return config_lib.from_dict(flags.FLAGS["config"].value.to_dict())
+    return from_dict(flags.FLAGS["config"].value.to_dict())
 
 
 def _parse(argv: list[str]) -> list[str]:
@@ -106,9 +107,7 @@ def _check_config_flags(argv: list[str]) -> None:
       UserError: names the file, or the field and the nearest known one.
     """
     known = [
-        f"{section}.{field}"
-        for section, fields in config_lib.to_dict(config_lib.Config()).items()
-        for field in fields
+        f"{section}.{field}" for section, fields in to_dict(Config()).items() for field in fields
     ]
     for i, argument in enumerate(argv):
         field = re.match(r"--?(?:no)?config\.([^=]*)", argument)

@@ -14,7 +14,7 @@ from absl import flags
 
 from launch import cli, compare
 from launch.configs import demo as preset
-from rec2pm_jax.config import from_dict
+from rec2pm_jax.config_dict import from_dict
 from rec2pm_jax.data.options import PrepareOptions
 from rec2pm_jax.data.prepare import prepare, summary
 from rec2pm_jax.evaluate.record import write_records

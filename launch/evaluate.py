@@ -15,7 +15,8 @@ import dataclasses
 from absl import flags
 
 from launch import cli
-from rec2pm_jax.config import Config, DataConfig, config_hash, to_dict
+from rec2pm_jax.config import Config, DataConfig
+from rec2pm_jax.config_dict import config_hash, to_dict
 from rec2pm_jax.data.dataset import open_dataset
 from rec2pm_jax.data.splits import SPLITS
 from rec2pm_jax.data.splits import settings as protocol_settings

@@ -29,7 +29,8 @@ from launch import cli, processes, summaries
 from launch.run_one import outputs, write_users
 from launch.runs import heuristics
 from launch.suites import DATASETS, SUITES, Run, runs_of
-from rec2pm_jax.config import Config, config_hash
+from rec2pm_jax.config import Config
+from rec2pm_jax.config_dict import config_hash
 from rec2pm_jax.data.dataset import open_dataset
 from rec2pm_jax.data.splits import settings as protocol_settings
 from rec2pm_jax.errors import UserError

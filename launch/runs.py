@@ -6,7 +6,8 @@ import dataclasses
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rec2pm_jax.config import Config, config_hash, to_dict
+from rec2pm_jax.config import Config
+from rec2pm_jax.config_dict import config_hash, to_dict
 from rec2pm_jax.data.dataset import Dataset
 from rec2pm_jax.data.splits import settings as protocol_settings
 from rec2pm_jax.evaluate.evaluator import evaluate

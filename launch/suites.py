@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from launch.configs import development, ml1m_hstu, ml1m_hstu_large, ml1m_sasrec, paper_plain
-from rec2pm_jax.config import Config, MethodConfig, from_dict
+from rec2pm_jax.config import Config, MethodConfig
+from rec2pm_jax.config_dict import from_dict
 from rec2pm_jax.errors import UserError, nearest
 
 

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from data_fixtures import prepare_log, random_log
 
-from rec2pm_jax.config import config_hash, from_dict, to_dict
+from rec2pm_jax.config_dict import config_hash, from_dict, to_dict
 from rec2pm_jax.data.dataset import open_dataset
 from rec2pm_jax.evaluate.memories import iterated_memories
 from rec2pm_jax.evaluate.reading import read_targets

@@ -16,7 +16,8 @@ import pytest
 
 from launch.compiled import chips, hlo, programs, report
 from launch.compiled.costs import costs_of
-from rec2pm_jax.config import ComputeConfig, from_dict
+from rec2pm_jax.config import ComputeConfig
+from rec2pm_jax.config_dict import from_dict
 from rec2pm_jax.errors import UserError
 from rec2pm_jax.nn.attention import Weighing
 from rec2pm_jax.train.partition import make_mesh

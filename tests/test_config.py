@@ -14,7 +14,8 @@ from absl import flags
 
 from launch import cli
 from launch.configs.base import base_config
-from rec2pm_jax.config import Config, DataConfig, as_stored, config_hash, from_dict, to_dict
+from rec2pm_jax.config import Config, DataConfig
+from rec2pm_jax.config_dict import as_stored, config_hash, from_dict, to_dict
 from rec2pm_jax.errors import UserError
 from rec2pm_jax.train.identity import check_same_run
 

@@ -8,7 +8,8 @@ from evaluate_fakes import PARAMS, FakeMethod
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rec2pm_jax.config import Config, DataConfig, config_hash, from_dict
+from rec2pm_jax.config import Config, DataConfig
+from rec2pm_jax.config_dict import config_hash, from_dict
 from rec2pm_jax.data.dataset import open_dataset
 from rec2pm_jax.data.moments import parse_moment
 from rec2pm_jax.data.pipeline import training_users

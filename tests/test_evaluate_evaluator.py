@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from evaluate_fakes import PARAMS, FakeDataset, FakeMethod, slow_rank
 
-from rec2pm_jax.config import Config, DataConfig, MethodConfig, ModelConfig, to_dict
+from rec2pm_jax.config import Config, DataConfig, MethodConfig, ModelConfig
+from rec2pm_jax.config_dict import to_dict
 from rec2pm_jax.data.splits import split_rule
 from rec2pm_jax.errors import UserError
 from rec2pm_jax.evaluate.evaluator import evaluate, row_memories

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from launch.configs import synthetic
-from rec2pm_jax.config import from_dict
+from rec2pm_jax.config_dict import from_dict
 from rec2pm_jax.data.dataset import open_dataset
 from rec2pm_jax.data.options import PrepareOptions
 from rec2pm_jax.data.prepare import prepare

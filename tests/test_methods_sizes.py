@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from launch.configs import paper_merrec_hstu
-from rec2pm_jax.config import Config, DataConfig, MethodConfig, ModelConfig, from_dict
+from rec2pm_jax.config import Config, DataConfig, MethodConfig, ModelConfig
+from rec2pm_jax.config_dict import from_dict
 from rec2pm_jax.methods.registry import make_method
 from rec2pm_jax.typing import Events
 from tests.methods_fixtures import batch_of, fit, histories, make, random_state, served_loss

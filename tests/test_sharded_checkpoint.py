@@ -14,7 +14,7 @@ import pytest
 from sharded_fixtures import CONFIG, ITEMS, by_id, config_of
 from train_fakes import make_iterator
 
-from rec2pm_jax.config import config_hash, to_dict
+from rec2pm_jax.config_dict import config_hash, to_dict
 from rec2pm_jax.errors import UserError
 from rec2pm_jax.methods.registry import make_method
 from rec2pm_jax.train.checkpoint import Checkpoints, load_for_inference

@@ -12,7 +12,7 @@ import optax
 import pytest
 from sharded_fixtures import CONFIG, ITEMS, batches, by_id, config_of, train, train_whole
 
-from rec2pm_jax.config import from_dict, to_dict
+from rec2pm_jax.config_dict import from_dict, to_dict
 from rec2pm_jax.errors import UserError
 from rec2pm_jax.methods.registry import make_method
 from rec2pm_jax.nn.exchange import bucket_capacity

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from train_fakes import FakeMethod, make_iterator
 
-from rec2pm_jax.config import Config, config_hash, from_dict, to_dict
+from rec2pm_jax.config import Config
+from rec2pm_jax.config_dict import config_hash, from_dict, to_dict
 from rec2pm_jax.errors import UserError
 from rec2pm_jax.train import checkpoint
 from rec2pm_jax.train.checkpoint import Checkpoints, abstract_with_sharding, load_for_inference

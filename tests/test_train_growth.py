@@ -12,7 +12,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from rec2pm_jax.config import from_dict
+from rec2pm_jax.config_dict import from_dict
 from rec2pm_jax.data.append import append
 from rec2pm_jax.data.compact import compact
 from rec2pm_jax.data.dataset import open_dataset

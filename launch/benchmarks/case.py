@@ -6,7 +6,8 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from rec2pm_jax.config import Config, to_dict
+from rec2pm_jax.config import Config
+from rec2pm_jax.config_dict import to_dict
 from rec2pm_jax.evaluate.report import display_name
 
 # Every row of a record has these fields, null where they do not apply, and perhaps more.

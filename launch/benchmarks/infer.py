@@ -11,7 +11,8 @@ import numpy as np
 from launch.benchmarks import settings
 from launch.benchmarks.case import Case, Work, model_case
 from launch.benchmarks.flops import matmul_flops
-from rec2pm_jax.config import Config, from_dict
+from rec2pm_jax.config import Config
+from rec2pm_jax.config_dict import from_dict
 from rec2pm_jax.methods.registry import make_method
 from rec2pm_jax.stream.batches import prepared, top, update
 from rec2pm_jax.typing import Events

@@ -12,7 +12,7 @@ import polars as pl
 from launch.benchmarks import settings
 from launch.benchmarks.case import Case, Work, model_case
 from launch.benchmarks.train import step_case
-from rec2pm_jax.config import from_dict
+from rec2pm_jax.config_dict import from_dict
 from rec2pm_jax.data.dataset import open_dataset
 from rec2pm_jax.data.options import PrepareOptions
 from rec2pm_jax.data.pipeline import train_iterator

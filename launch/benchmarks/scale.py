@@ -11,7 +11,7 @@ from launch.benchmarks import settings
 from launch.benchmarks.case import Case, Work, model_case
 from launch.benchmarks.flops import matmul_flops
 from launch.benchmarks.train import step_case
-from rec2pm_jax.config import from_dict
+from rec2pm_jax.config_dict import from_dict
 from rec2pm_jax.methods.registry import make_method
 from rec2pm_jax.typing import Events
 

@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from rec2pm_jax.config import Config, from_dict
+from rec2pm_jax.config import Config
+from rec2pm_jax.config_dict import from_dict
 from rec2pm_jax.typing import Batch
 
 ITEMS = 20_000

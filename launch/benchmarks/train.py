@@ -11,7 +11,8 @@ import jax.numpy as jnp
 from launch.benchmarks import settings
 from launch.benchmarks.case import Case, Work, model_case
 from launch.benchmarks.flops import matmul_flops
-from rec2pm_jax.config import Config, from_dict
+from rec2pm_jax.config import Config
+from rec2pm_jax.config_dict import from_dict
 from rec2pm_jax.methods.base import Method
 from rec2pm_jax.methods.network import Network
 from rec2pm_jax.methods.registry import make_method

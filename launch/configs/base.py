@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import ml_collections
 
-from rec2pm_jax.config import Config, to_dict
+from rec2pm_jax.config import Config
+from rec2pm_jax.config_dict import to_dict
 
 
 def base_config() -> ml_collections.ConfigDict:

@@ -23,7 +23,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from rec2pm_jax.config import config_hash, to_dict
+from rec2pm_jax.config_dict import config_hash, to_dict
 from rec2pm_jax.errors import UserError
 from rec2pm_jax.provenance import git_commit
 from rec2pm_jax.stream.artifacts import PLATFORMS, export_functions, weights_of

@@ -22,7 +22,8 @@ from zlib import crc32
 import jax
 import numpy as np
 
-from rec2pm_jax.config import Config, config_hash
+from rec2pm_jax.config import Config
+from rec2pm_jax.config_dict import config_hash
 from rec2pm_jax.errors import UserError
 from rec2pm_jax.methods.codec import FORMATS, check_format, slot_bytes
 from rec2pm_jax.stream.live import Live

@@ -22,7 +22,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
-from rec2pm_jax import config as config_lib
+from rec2pm_jax import config_dict
 from rec2pm_jax.config import Config
 from rec2pm_jax.errors import UserError
 from rec2pm_jax.methods.registry import make_method
@@ -178,7 +178,7 @@ def load_for_inference(workdir: str | Path, which: str = "best") -> tuple[Config
                 )
         try:
             meta = _read_meta(manager, step)
-            config = config_lib.from_dict(config_lib.as_stored(meta["config"]))
+            config = config_dict.from_dict(config_dict.as_stored(meta["config"]))
             method = make_method(config, meta["num_items"])
             abstract = abstract_with_sharding(jax.eval_shape(method.init, jax.random.key(0)))
             if config.model.table == "sharded":

@@ -7,7 +7,8 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from rec2pm_jax.config import Config, as_stored, config_hash, to_dict
+from rec2pm_jax.config import Config
+from rec2pm_jax.config_dict import as_stored, config_hash, to_dict
 from rec2pm_jax.data.dataset import Dataset, open_dataset
 from rec2pm_jax.errors import UserError
 

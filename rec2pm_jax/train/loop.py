@@ -13,7 +13,8 @@ from typing import Any
 import grain
 import jax
 
-from rec2pm_jax.config import Config, config_hash, to_dict
+from rec2pm_jax.config import Config
+from rec2pm_jax.config_dict import config_hash, to_dict
 from rec2pm_jax.data.dataset import Dataset
 from rec2pm_jax.data.pipeline import train_iterator
 from rec2pm_jax.errors import UserError

@@ -11,7 +11,8 @@ from typing import Any
 import jax
 from tqdm import tqdm
 
-from rec2pm_jax.config import Config, to_dict
+from rec2pm_jax.config import Config
+from rec2pm_jax.config_dict import to_dict
 from rec2pm_jax.typing import Params
 
 TARGET = "ndcg@10"  # the validation metric that picks the best checkpoint
