@@ -39,7 +39,8 @@ class DataConfig:
 
     segment: int = 25  # S, events per segment
     segments: int = 16  # K, segments per training window
-    recent: int = 1  # R >= 1, newest events that always stay raw
+    # R >= 1, newest events that always stay raw; larger ones gain nothing (results/since_archive.md)
+    recent: int = 1
     protocol: str = "last_10"  # one of PROTOCOLS, see data/splits.py
     # temporal: targets are events from split_time on, a date (UTC) or seconds since 1970
     split_time: str = dataclasses.field(default="", metadata={"neutral": ""})
