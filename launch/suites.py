@@ -79,16 +79,21 @@ class Run:
         return f"{self.dataset}/{self.config.model.backbone}/{self.variant}/seed{self.seed}"
 
 
-_WINDOW = MethodConfig().reference_window
-# Every method of the paper: its row in the tables, and what makes it. The window is an option of rec2pm
-# alone; the others leave it as it was when they were run.
+# Losses and reading of rec2pm alone: its rows take the present recipe. The other methods ignore them
+# and keep what they were run with, as hashes count every field.
+_RECIPE = {
+    name: getattr(MethodConfig(), name)
+    for name in ("stop_target", "reference_ar", "reference_window", "live")
+}
+_BEFORE = {"stop_target": True, "reference_ar": 0.5, "reference_window": 0, "live": 1.0}
+# Every method of the paper: its row in the tables, and what makes it.
 METHODS: dict[str, dict[str, Any]] = {
     "full": {"name": "full"},
     "recent": {"name": "recent"},
-    "rec2pm_o": {"name": "rec2pm", "memory": "overwrite", "reference_window": _WINDOW},
+    "rec2pm_o": {"name": "rec2pm", "memory": "overwrite"} | _RECIPE,
     "tok_serial_o": {"name": "tok_serial", "memory": "overwrite"},
     "kv_mask_o": {"name": "kv_mask", "memory": "overwrite"},
-    "rec2pm_a": {"name": "rec2pm", "memory": "append", "reference_window": _WINDOW},
+    "rec2pm_a": {"name": "rec2pm", "memory": "append"} | _RECIPE,
     "tok_serial_a": {"name": "tok_serial", "memory": "append"},
     "kv_mask_a": {"name": "kv_mask", "memory": "append"},
 }
@@ -114,7 +119,7 @@ CHOSEN_HSTU = {"learning_rate": 5e-3, "dropout": 0.1}  # best without and with a
 
 
 # The recipe of rec2pm when `tuning` and `genrec` were run; `full` ignores it, hashes do not.
-EARLIER = {"live": 0.0, "bag": 1.0, "recall": False, "reference_window": 0}
+EARLIER = _BEFORE | {"live": 0.0, "bag": 1.0, "recall": False}
 
 
 def override(config: Config, **sections: dict[str, Any]) -> Config:
@@ -127,7 +132,7 @@ def override(config: Config, **sections: dict[str, Any]) -> Config:
 
 
 def _development() -> Config:
-    return override(from_dict(development.get_config().to_dict()), method={"reference_window": 0})
+    return override(from_dict(development.get_config().to_dict()), method=_BEFORE)
 
 
 def _tuning() -> Iterator[Run]:
@@ -183,12 +188,16 @@ def _ablation() -> Iterator[Run]:
     variants: dict[str, Config] = {
         "recipe": base,
         "without live memories": override(base, method={"live": 0.0}),
+        "live memories only": override(base, method={"live": 1.0}),
         "without L_con": override(base, method={"consistency": 0.0}),
-        "lambda = 0.3": override(base, method={"consistency": 0.3}),
-        "lambda = 3": override(base, method={"consistency": 3.0}),
-        "L_con target not stopped": override(base, method={"stop_target": False}),
+        **{
+            f"lambda = {weight:g}": override(base, method={"consistency": weight})
+            for weight in (0.3, 3.0)
+        },
+        "L_con target stopped": override(base, method={"stop_target": True}),
         "without copying start": override(base, model={"copy_init": False}),
-        "without reference AR loss": override(base, method={"reference_ar": 0.0}),
+        "with reference AR loss": override(base, method={"reference_ar": 0.5}),
+        "losses of the recipe before": override(base, method=_BEFORE | {"reference_window": 2}),
         "without recall": override(base, method={"recall": False}),
         "with bag loss": override(base, method={"bag": 1.0}),
         "without running mean": override(base, method={"running_mean": False}),
@@ -207,7 +216,7 @@ def _ablation() -> Iterator[Run]:
         "reference pass without window": override(base, method={"reference_window": 0}),
         **{
             f"reference window of {w}": override(base, method={"reference_window": w})
-            for w in (1, 4)
+            for w in (2, 4)
         },
         **{f"R = {r}": override(base, data={"recent": r}) for r in (13, 25)},
     }

@@ -153,15 +153,19 @@ class MethodConfig:
     consistency: float = 1.0  # lambda of L_con
     consistency_ramp: int = 0  # steps over which lambda rises linearly from 0
     consistency_reduction: str = "mean"  # mean | sum over [C, D]
-    stop_target: bool = True  # stop gradients into the target of L_con
-    reference_ar: float = 0.5  # weight of the next-item loss on the reference pass
+    # Stop gradients into the target of L_con. Where readers of both memories keep the reference from
+    # turning into a constant (`live` between 0 and 1), both sides should move: one reader, one code.
+    stop_target: bool = False
+    # Weight of the next-item loss on the reference pass. Where `live` < 1, readers of reference
+    # memories train that pass; this is for a recipe in which nobody reads them.
+    reference_ar: float = 0.0
     bag: float = 0.0  # weight of "m_h^ref predicts the items of segment h + 1"
     hide: float = 0.0  # share of (user, segment) whose older working memory is hidden in training
-    # Segments an item of the reference pass sees, its own included; 0: all, as in the paper. A window
-    # makes the cost of items linear in the length of the history, and reads them more as an update
-    # does; queries see every item anyway.
-    reference_window: int = dataclasses.field(default=2, metadata={"neutral": 0})
-    live: float = 1.0  # share of (user, segment) read with the live memory instead of the reference
+    # Segments an item of the reference pass sees, its own included; 0: all, as in the paper. With 1
+    # an item is what it is to an update, and the cost of items is linear in the length of the
+    # history; queries see every item anyway.
+    reference_window: int = dataclasses.field(default=1, metadata={"neutral": 0})
+    live: float = 0.5  # share of (user, segment) read with the live memory instead of the reference
     # tok_serial
     truncate: int = 0  # gradients stop at the memory entering segments T, 2T, ..; 0: nowhere
     remat: bool = False  # recompute a segment in the backward pass instead of storing it

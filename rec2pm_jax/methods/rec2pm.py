@@ -95,9 +95,10 @@ class Rec2PM(TokenMemory):
     def loss(self, params, batch: Batch, rng, *, step, target_params=None) -> Terms:
         """Terms `ar`, `consistency`, and where weighted `reference_ar` and `bag`.
 
-        L_AR flows through the memory into the reference pass; only the target of L_con is stopped
-        (`stop_target`). Without stopping it, the reference is dragged towards what one step can
-        predict, a constant.
+        Half of the readers (`live`) get the memory that an unbroken recurrence makes, the others the
+        reference memory, and L_AR flows through either into what made it. L_con pulls both towards
+        each other, as in the paper. If nobody read the reference memory it would be dragged towards
+        what one step can predict, a constant; then stop its gradient (`stop_target`).
         """
         data, method = self.config.data, self.config.method
         rngs = dict.fromkeys(("ref", "upd", "live", "hide", "mix", "neg", "neg_ref"))
