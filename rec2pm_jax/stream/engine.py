@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from array import array
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -14,6 +13,7 @@ from rec2pm_jax.stream import batches
 from rec2pm_jax.stream.commits import Commits
 from rec2pm_jax.stream.events import DUPLICATE, FAR_FUTURE, MALFORMED, Event, Refused
 from rec2pm_jax.stream.folding import Folding
+from rec2pm_jax.stream.held import Held
 from rec2pm_jax.stream.live import Live
 from rec2pm_jax.stream.memories import Memories
 from rec2pm_jax.stream.recommender import Recommendation, Recommender
@@ -88,7 +88,7 @@ class Engine:
             method, recommender.params, recommender.scored_by, options.sessions
         )
         self.folding = Folding(method, self._memories, self.commits.touch)
-        self._live: OrderedDict[str, Live] = OrderedDict()
+        self._live = Held()
 
     def warm_up(self, k: int = 10) -> None:
         """Compiles what a stream with requests for up to `k` items will need, so that no user waits."""
@@ -174,9 +174,10 @@ class Engine:
         ]
         for name, record in zip(missing, self.store.get(missing), strict=True):
             user = None if record is None else self.form.decode(name, record, now)
-            live[name] = Live() if user is None else user
-            if len(live[name].pending) >= self._memories.full:
-                self.folding.add(name, live[name])
+            user = Live() if user is None else user
+            live.add(name, user)
+            if len(user.pending) >= self._memories.full:
+                self.folding.add(name, user)
 
     def trim(self, most: int) -> None:
         """Lets users go who came first and are in the store, until `max_live` are left.
@@ -184,9 +185,9 @@ class Engine:
         Looks at `most` of them, as it stands in the way of requests; who is not settled yet comes last.
         """
         for _ in range(min(most, len(self._live) - self.options.max_live)):
-            name, live = self._live.popitem(last=False)
+            name, live = self._live.pop()
             if self.commits.holds(name) or self.folding.holds(name):
-                self._live[name] = live
+                self._live.add(name, live)
 
     # --- memory ---
 
