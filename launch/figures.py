@@ -68,6 +68,8 @@ def _curves(axis, rows) -> None:
             continue
         values = np.array([row.values(False)[group].mean() for group in groups])
         style = "--" if row.variant.endswith("_a") else "-"
+        if row.variant.endswith("_sketch"):
+            style = "-."
         if row.records[0]["memory"] == "one_time":
             style = ":"
         axis.plot(

@@ -97,6 +97,13 @@ METHODS: dict[str, dict[str, Any]] = {
     "tok_serial_a": {"name": "tok_serial", "memory": "append"},
     "kv_mask_a": {"name": "kv_mask", "memory": "append"},
 }
+# The same with a sketch (`method.sketch`): item vectors of four parts, one for each slot. 4 was chosen on
+# validation (BUILD_NOTES, 11); learning rate and dropout are those of the method without.
+SKETCHED: dict[str, dict[str, Any]] = {
+    "full_sketch": METHODS["full"] | {"sketch": 4},
+    "rec2pm_sketch": METHODS["rec2pm_o"] | {"sketch": 4},
+    "tok_serial_sketch": METHODS["tok_serial_o"] | {"sketch": 4},
+}
 MEMORIES = tuple(name for name in METHODS if METHODS[name]["name"] not in ("full", "recent"))
 # Overwrite and append of a family are tuned once; an untuned family would be a weak baseline.
 TUNED = ("full", "recent", "tok_serial_o", "kv_mask_o", "rec2pm_o")
@@ -166,17 +173,21 @@ def _main() -> Iterator[Run]:
     for seed, backbone in ((0, "sasrec"), (0, "hstu"), (1, "sasrec"), (2, "sasrec")):
         for dataset, method in itertools.product(long, METHODS):
             yield _main_run(dataset, method, backbone, seed)
+    for seed, dataset, method in itertools.product(range(3), long, SKETCHED):
+        yield _main_run(dataset, method, "sasrec", seed)
     for method in ("full", "recent", "tok_serial_o", "rec2pm_o"):
         yield _main_run("complete_journey_products", method, "sasrec", 0)
 
 
 def _main_run(dataset: str, method: str, backbone: str, seed: int) -> Run:
-    chosen = CHOSEN_HSTU if backbone == "hstu" else CHOSEN[METHODS[method]["name"]]
-    config = override(tuned(_development(), chosen), method=METHODS[method], train={"seed": seed})
+    fields = (METHODS | SKETCHED)[method]
+    chosen = CHOSEN_HSTU if backbone == "hstu" else CHOSEN[fields["name"]]
+    config = override(tuned(_development(), chosen), method=fields, train={"seed": seed})
     config = override(config, model={"backbone": backbone})
     if dataset == "complete_journey_products":  # 13,343 items: the full softmax takes too long
         config = override(config, loss={"kind": "sampled_softmax", "negatives": 1024})
-    return Run(dataset, method, config, ("", "one_time") if method == "rec2pm_o" else ("",))
+    memories = ("", "one_time") if method in ("rec2pm_o", "rec2pm_sketch") else ("",)
+    return Run(dataset, method, config, memories)
 
 
 def _ablation() -> Iterator[Run]:

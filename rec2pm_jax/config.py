@@ -149,6 +149,9 @@ class MethodConfig:
     horizons: bool = True  # rec2pm, tok_serial: slots look back differently far, see segments.py
     # rec2pm, tok_serial: what memory expects is added to a reader's output, see MemoryTokens.remind
     recall: bool = dataclasses.field(default=True, metadata={"neutral": False})
+    # Parts of D numbers of an item's vector, of which the backbone sees the first and slot p also sums
+    # part p over what is archived (`full`, `recent`: over what is read), see sketch.py. 0: no sketch.
+    sketch: int = dataclasses.field(default=0, metadata={"neutral": 0})
     # rec2pm
     consistency: float = 1.0  # lambda of L_con
     consistency_ramp: int = 0  # steps over which lambda rises linearly from 0
@@ -183,6 +186,7 @@ class MethodConfig:
             "reference_ar",
             "bag",
             "reference_window",
+            "sketch",
         ):
             value = getattr(self, field)
             _require(value >= 0, f"method.{field}", ">= 0", value)
@@ -316,10 +320,37 @@ class Config:
             )
         if self.model.table == "sharded":
             self._check_sharded()
+        if self.method.sketch:
+            self._check_sketch()
         if self.method.name == "kv_mask" and self.model.layers < 2:
             raise UserError(
                 "config.method.name=kv_mask needs config.model.layers >= 2: keys and values of the "
                 "first layer are made before the query tokens see any event."
+            )
+
+    @property
+    def item_dim(self) -> int:
+        """W, numbers of an item's vector: what the backbone sees, and further parts of a sketch."""
+        return self.model.dim * max(1, self.method.sketch)
+
+    def _check_sketch(self) -> None:
+        method = self.method
+        if method.name == "kv_mask":
+            raise UserError(
+                f"config.method.sketch={method.sketch} needs a memory of tokens or none; the memory of "
+                "config.method.name=kv_mask is keys and values. Set config.method.sketch=0."
+            )
+        if method.name in ("full", "recent"):
+            return
+        if method.sketch > method.slots:
+            raise UserError(
+                f"config.method.sketch={method.sketch} parts need as many slots; "
+                f"config.method.slots={method.slots}."
+            )
+        if not method.recall:
+            raise UserError(
+                f"config.method.sketch={method.sketch} needs config.method.recall=true: nothing else "
+                "reads the further parts of an item's vector."
             )
 
     def _check_sharded(self) -> None:

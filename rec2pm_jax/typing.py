@@ -7,6 +7,7 @@ Axis letters used in comments and docstrings:
     N  item tokens in a pass       C  slots (memory tokens) per group
     G  memory groups a state holds D  model width
     H  attention heads             V  catalogue size, padding row included
+    P  parts of an item's vector   W  its numbers: P * D with a sketch, else D
 
 Item ids are contiguous from 1; id 0 is padding everywhere. Times are int32 seconds since the
 dataset's `time_origin` (x64 stays off). Sequences are padded on the right.

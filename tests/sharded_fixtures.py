@@ -69,10 +69,10 @@ def train(config: Config, steps: int = 20):
     return jax.device_get(partition.gather(state)), log
 
 
-def by_id(params):
-    """Params with the table [V, D] in the order of ids."""
+def by_id(params, config: Config = CONFIG):
+    """Params with the table [V, W] in the order of ids."""
     embedding = params["embedding"]
-    table = embedding[TABLE].reshape(-1, CONFIG.model.dim)
+    table = embedding[TABLE].reshape(-1, config.item_dim)
     table = table[rows_of(np.arange(ITEMS + 1), len(table))]
     return {**params, "embedding": {**embedding, TABLE: table}}
 

@@ -25,7 +25,9 @@ from rec2pm_jax.train.step import init_train_state
 SEGMENT, RECENT = 5, 2
 
 
-def make_config(name="rec2pm", memory="overwrite", backbone="sasrec", bias="none", types=0):
+def make_config(
+    name="rec2pm", memory="overwrite", backbone="sasrec", bias="none", types=0, sketch=0
+):
     return from_dict(
         {
             "data": {"segment": SEGMENT, "segments": 3, "recent": RECENT},
@@ -37,7 +39,13 @@ def make_config(name="rec2pm", memory="overwrite", backbone="sasrec", bias="none
                 "relative_bias": bias,
                 "event_types": types,
             },
-            "method": {"name": name, "memory": memory, "slots": 2, "max_groups": 3},
+            "method": {
+                "name": name,
+                "memory": memory,
+                "slots": 2,
+                "max_groups": 3,
+                "sketch": sketch,
+            },
         }
     )
 

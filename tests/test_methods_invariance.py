@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from rec2pm_jax.typing import Events, State
-from tests.methods_fixtures import DIM, ITEMS, batch_of, histories, make, random_state, rows
+from tests.methods_fixtures import ITEMS, batch_of, histories, make, random_state, rows
 
 METHODS = {
     "full": dict(name="full"),
@@ -16,6 +16,8 @@ METHODS = {
     "append": dict(memory="append"),
     "tok_serial": dict(name="tok_serial", memory="append"),
     "kv_mask": dict(name="kv_mask", memory="append"),
+    "full, sketch": dict(name="full", sketch=2),
+    "overwrite, sketch": dict(sketch=2),
 }
 CLOSE = dict(rtol=0, atol=1e-5)
 
@@ -43,6 +45,8 @@ def with_garbage(events, valid, extra):
     [
         ("full", "hstu", "position_time"),
         ("overwrite", "sasrec", "none"),
+        ("full, sketch", "sasrec", "none"),
+        ("overwrite, sketch", "sasrec", "none"),
         ("append", "hstu", "position_time"),
         ("kv_mask", "sasrec", "none"),
         ("kv_mask", "hstu", "position_time"),
@@ -60,7 +64,7 @@ def test_reads_and_updates(name, backbone, bias):
         read(params, state, events, valid, request),
         read_all(params, state, events, valid, request),
     )
-    assert out.dtype == np.float32 and out.shape == (3, DIM)
+    assert out.dtype == np.float32 and out.shape == (3, method.config.item_dim)
     new = update(params, state, events, valid)
     padded = with_garbage(events, valid, 1)
     np.testing.assert_allclose(read(params, state, *padded, request), out, **CLOSE)
@@ -79,7 +83,9 @@ def test_reads_and_updates(name, backbone, bias):
         np.testing.assert_allclose(single.memory[0], new.memory[user], **CLOSE)
 
 
-@pytest.mark.parametrize("name", ["full", "recent", "append", "tok_serial", "kv_mask"])
+@pytest.mark.parametrize(
+    "name", ["full", "recent", "append", "tok_serial", "kv_mask", "overwrite, sketch"]
+)
 def test_losses_are_sums_over_users(name):
     """Batch mates change no term, and sums and weights add up."""
     extra = dict(bag=0.5) if name in ("overwrite", "append") else {}

@@ -12,8 +12,9 @@ from tests.methods_fixtures import batch_of, make
 
 S, K = 3, 3
 CASES = [
-    ("sasrec", "none", "overwrite", 1),
-    ("hstu", "position_time", "append", 2),
+    ("sasrec", "none", "overwrite", 1, 0),
+    ("hstu", "position_time", "append", 2, 0),
+    ("sasrec", "none", "overwrite", 2, 2),
 ]
 
 
@@ -83,10 +84,10 @@ def assert_same_gradients(got, want):
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-4 * scale + 1e-6, err_msg=str(path))
 
 
-@pytest.mark.parametrize(("backbone", "bias", "memory", "recent"), CASES)
+@pytest.mark.parametrize(("backbone", "bias", "memory", "recent", "sketch"), CASES)
 @pytest.mark.parametrize("truncate", [0, 2])
-def test_loss_and_gradient_are_those_of_a_loop(backbone, bias, memory, recent, truncate):
-    method, params = serial(backbone, bias, memory, recent, truncate=truncate)
+def test_loss_and_gradient_are_those_of_a_loop(backbone, bias, memory, recent, sketch, truncate):
+    method, params = serial(backbone, bias, memory, recent, sketch=sketch, truncate=truncate)
     batch = training_batch(method)
     value, gradient = jax.jit(jax.value_and_grad(mean_loss(method, batch)))(params)
     cuts = range(truncate, K, truncate) if truncate else ()

@@ -16,8 +16,10 @@ from tests.methods_fixtures import SLOTS, batch_of, columns, make
 
 S, K = 3, 3
 CASES = [
-    ("sasrec", "none", "overwrite", 1),
-    ("hstu", "position", "append", 3),
+    ("sasrec", "none", "overwrite", 1, 0),
+    ("hstu", "position", "append", 3, 0),
+    ("sasrec", "none", "overwrite", 3, 2),
+    pytest.param("sasrec", "none", "append", 1, 1, marks=pytest.mark.slow),
 ]
 
 
@@ -83,10 +85,10 @@ class ByHand:
         return cross_entropy(self.method, self.params, vectors, targets), (targets > 0).sum()
 
 
-@pytest.mark.parametrize(("backbone", "bias", "memory", "recent"), CASES)
-def test_training_is_what_inference_does(backbone, bias, memory, recent):
+@pytest.mark.parametrize(("backbone", "bias", "memory", "recent", "sketch"), CASES)
+def test_training_is_what_inference_does(backbone, bias, memory, recent, sketch):
     """AR: `read_all` with the reference memories as state. L_con: `update` on the same state."""
-    method, params = make(backbone, bias=bias, memory=memory, recent=recent)
+    method, params = make(backbone, bias=bias, memory=memory, recent=recent, sketch=sketch)
     window = method.config.data.window
     lengths = [window + 1, 8, 4]  # ids; one input less than ids
     batch = batch_of(lengths, window + 1)
@@ -151,10 +153,10 @@ class WholeUpdates(Rec2PM):
         return jnp.stack(memories, axis=1)
 
 
-@pytest.mark.parametrize(("backbone", "bias", "memory", "recent"), CASES)
-def test_the_chain_leaves_out_only_what_nobody_needs(backbone, bias, memory, recent):
+@pytest.mark.parametrize(("backbone", "bias", "memory", "recent", "sketch"), CASES)
+def test_the_chain_leaves_out_only_what_nobody_needs(backbone, bias, memory, recent, sketch):
     """Loss and gradients against updates of all segments, at all of their rows and events."""
-    method, params = make(backbone, bias=bias, memory=memory, recent=recent)
+    method, params = make(backbone, bias=bias, memory=memory, recent=recent, sketch=sketch)
     window = method.config.data.window
     batch = batch_of([window + 1, 8, 4], window + 1)
 
@@ -206,10 +208,12 @@ def test_reference_ar_is_the_loss_of_a_pass_without_queries():
     assert terms["reference_ar"][1] == 9 + 4
 
 
-@pytest.mark.parametrize("name", ["full", "recent"])
-def test_single_pass_losses_are_what_reads_score(name):
+@pytest.mark.parametrize(
+    ("name", "sketch"), [("full", 0), ("recent", 0), ("full", 2), ("recent", 3)]
+)
+def test_single_pass_losses_are_what_reads_score(name, sketch):
     """`full` predicts every position of the window once, `recent` every position of K windows."""
-    method, params = make(name=name, recent=2)
+    method, params = make(name=name, recent=2, sketch=sketch)
     window = method.config.data.window
     batch = batch_of([window + 1, 6], window + 1)
     terms = terms_of(method, params, batch)

@@ -310,7 +310,7 @@ def test_every_layer_draws_its_own_dropout(scan):
 
 def test_event_embedding_is_its_formula():
     config = ModelConfig(dim=DIM, event_types=3)
-    module = EventEmbedding(config, num_items=6, max_positions=4)
+    module = EventEmbedding(config, num_items=6, max_positions=4, item_dim=config.dim)
     ids, types = jnp.array([[1, 6, 2]], jnp.int32), jnp.array([[3, 1, 2]], jnp.int32)
     places = jnp.arange(3, dtype=jnp.int32)[None]
     params = module.init(jax.random.key(0), ids, places, types)
@@ -324,7 +324,7 @@ def test_event_embedding_is_its_formula():
 def test_positions_and_types_are_optional():
     config = ModelConfig(dim=DIM, absolute_positions=False)
     ids = jnp.array([[1, 1]], jnp.int32)
-    module = EventEmbedding(config, num_items=6, max_positions=4)
+    module = EventEmbedding(config, num_items=6, max_positions=4, item_dim=config.dim)
     params = module.init(jax.random.key(0), ids, jnp.zeros_like(ids))
     assert list(params["params"]) == ["item_embedding"]
     out = module.apply(params, ids, jnp.array([[0, 1]], jnp.int32))

@@ -31,9 +31,9 @@ def _sgd(monkeypatch):
 
 
 @functools.cache
-def trained(name="rec2pm", devices=8, accumulate=1):
+def trained(name="rec2pm", devices=8, accumulate=1, sketch=0):
     compute = {"devices": devices, "accumulate": accumulate}
-    return train(config_of(compute=compute, method={"name": name}))
+    return train(config_of(compute=compute, method={"name": name, "sketch": sketch}))
 
 
 def assert_same(got, want, tolerance=1e-5):
@@ -64,16 +64,18 @@ def test_devices_change_nothing(name, devices, accumulate):
         assert got["fits"] == 1
 
 
-def test_equals_training_on_a_whole_table(monkeypatch):
-    """Against plain autodiff over [V, D] with the dense form of row-wise Adagrad."""
+@pytest.mark.parametrize("sketch", [0, pytest.param(2, marks=pytest.mark.slow)])
+def test_equals_training_on_a_whole_table(monkeypatch, sketch):
+    """Against plain autodiff over [V, W] with the dense form of row-wise Adagrad."""
     monkeypatch.setattr(optimizer, "make_dense_optimizer", lambda *_: optax.sgd(0.05))
-    state, log = trained()
-    initial = jax.device_get(partition_of(config_of()).init())
-    params, losses = train_whole(CONFIG, by_id(initial.params), 20)
+    config = config_of(method={"sketch": sketch})
+    state, log = trained(sketch=sketch)
+    initial = by_id(jax.device_get(partition_of(config).init()).params, config)
+    params, losses = train_whole(config, initial, 20)
     np.testing.assert_allclose([row["loss/total"] for row in log], losses, atol=2e-5)
-    assert_same(by_id(state.params), params)
+    assert_same(by_id(state.params, config), params)
     # It has moved, by much more than the tolerance.
-    moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), params, by_id(initial.params))
+    moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), params, initial)
     assert all(distance > 1e-3 for distance in jax.tree.leaves(moved["embedding"]))
 
 

@@ -103,8 +103,8 @@ def _params(config: Config, method: Method, shards: int) -> tuple[Params, Params
     params = jax.eval_shape(method.init, jax.random.key(0))
     if config.model.table != "sharded":
         return params, jax.tree.map(lambda _: P(), params)
-    check_shards(shards, config.model.dim)
-    shape = packed_shape(table_rows(method.num_items), config.model.dim)
+    check_shards(shards, config.item_dim)
+    shape = packed_shape(table_rows(method.num_items), config.item_dim)
     table = jax.ShapeDtypeStruct(shape, params["embedding"][TABLE].dtype)
     params = {**params, "embedding": {**params["embedding"], TABLE: table}}
     return params, specs_of({"params": params})["params"]

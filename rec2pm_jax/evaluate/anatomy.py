@@ -106,14 +106,19 @@ def nearest_items(memories: np.ndarray, table: np.ndarray, top: int = 5) -> np.n
     items weigh in them. The mean over users is removed first: it holds what everybody buys.
 
     Args:
-      memories: float [U, C, D], U >= 2. table: float [V, D], row 0 is padding.
+      memories: float [U, C, D], U >= 2.
+      table: float [V, P * D], row 0 is padding. Slot p < P, which sums part p of item vectors, is
+        compared with that part (`method.sketch`), other slots with the first.
 
     Returns:
       int64 [U, C, top], ids.
     """
     peculiar = memories - memories.mean(axis=0)
-    unit = table / np.maximum(np.linalg.norm(table, axis=1, keepdims=True), 1e-12)
-    scores = peculiar @ unit.T
+    slots, dim = memories.shape[1:]
+    parts = table.reshape(len(table), -1, dim)
+    part_of = [slot if slot < parts.shape[1] else 0 for slot in range(slots)]
+    unit = parts / np.maximum(np.linalg.norm(parts, axis=2, keepdims=True), 1e-12)
+    scores = np.einsum("ucd,vcd->ucv", peculiar, unit[:, part_of])
     scores[..., 0] = -np.inf
     return np.argsort(-scores, axis=-1, kind="stable")[..., :top]
 

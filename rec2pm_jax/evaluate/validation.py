@@ -90,7 +90,7 @@ def _rows_in_use(
 ) -> tuple[Method, Params, Histories]:
     """The same over a small catalogue: the items of `histories` alone, numbered anew."""
     items, ids = np.unique(histories.ids, return_inverse=True)
-    table, dim = method.network.table(params), method.config.model.dim
+    table, dim = method.network.table(params), method.config.item_dim
     rows = sharded_catalogue.lookup(table, np.append(0, items), dim)
     small = method.network.with_table(params, jax.numpy.asarray(rows))
     histories = histories._replace(ids=(ids.reshape(-1) + 1).astype(np.int32))

@@ -49,7 +49,7 @@ class Method(Protocol):
         valid: Array,
         request_time: Array | None = None,
     ) -> Array:
-        """Returns float32 [B, D], the vector that scores the catalogue after the last valid event.
+        """Returns float32 [B, W], the vector that scores the catalogue after the last valid event.
 
         events: [B, N], N <= read_length raw events; valid: bool [B, N], a prefix of each row, at least
         one event. request_time: int32 [B], needed with a time bias only.
@@ -63,7 +63,7 @@ class Method(Protocol):
         valid: Array,
         request_time: Array | None = None,
     ) -> Array:
-        """Like `read`, after every event: float32 [B, N, D]."""
+        """Like `read`, after every event: float32 [B, N, W]."""
 
     def open_session(
         self,
@@ -73,7 +73,7 @@ class Method(Protocol):
         valid: Array,
         request_time: Array | None = None,
     ) -> tuple[Session, Array]:
-        """`read` (same arguments, same [B, D]) that keeps what makes the next reads cheap.
+        """`read` (same arguments, same [B, W]) that keeps what makes the next reads cheap.
 
         Rows may also have no event yet; their vector means nothing then.
         """
@@ -95,21 +95,21 @@ class Method(Protocol):
     def read_session(
         self, params: Params, session: Session, request_time: Array | None = None
     ) -> Array:
-        """What `read` returns at another `request_time`, without a new event: float32 [B, D]."""
+        """What `read` returns at another `request_time`, without a new event: float32 [B, W]."""
 
     def score(self, params: Params, vectors: Array, catalogue: Array | None = None) -> Array:
-        """Logits over the catalogue: [..., D] -> float32 [..., V]; the padding column is -inf.
+        """Logits over the catalogue: [..., W] -> float32 [..., V]; the padding column is -inf.
 
         catalogue: what `catalogue` returns; without it the table is prepared in every call.
         """
 
     def catalogue(self, params: Params) -> Array:
-        """The item table prepared for scoring, float32 [V, D]."""
+        """The item table prepared for scoring, float32 [V, W]."""
 
     def best(
         self, params: Params, vectors: Array, k: int, catalogue: Array | None = None
     ) -> tuple[Array, Array]:
-        """The k highest scores float32 [B, k] of vectors [B, D] and their ids int32 [B, k], best
+        """The k highest scores float32 [B, k] of vectors [B, W] and their ids int32 [B, k], best
         first, of equal scores the lower id first; without the logits of a large catalogue.
 
         catalogue: the item table as `nn.losses.prepare` returns it, where many calls share it.

@@ -6,8 +6,11 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from rec2pm_jax.config import ModelConfig
+from rec2pm_jax.methods.sketch import RECALL_GAIN, widen
 from rec2pm_jax.nn.sasrec import scaled_identity
 from rec2pm_jax.typing import Array, State
+
+OWN_GAIN = 0.3  # of what the backbone says in a slot that also sums item vectors, at the start
 
 
 class QueryTokens(nn.Module):
@@ -47,12 +50,14 @@ class MemoryTokens(QueryTokens):
       running_mean: whether an update averages with the memory before it, see `leave`.
       recalls: whether readers are reminded of what memory recalls, see `remind`.
       horizons: segments that each slot looks back.
+      sketch: P, the first slots that also keep a part of items' vectors, see `note`.
     """
 
     max_groups: int
     running_mean: bool
     recalls: bool
     horizons: tuple[int, ...]
+    sketch: int
 
     def setup(self):
         super().setup()
@@ -63,11 +68,18 @@ class MemoryTokens(QueryTokens):
         self.age_embedding = self.param("age_embedding", zeros, (self.max_groups, dim))
         if self.running_mean:
             self.log_keep = self.param("log_keep", zeros, (self.slots,))
-        # Starts as the mean of the slots, which is already in the space of the item embeddings.
-        mean = jnp.tile(jnp.eye(dim) / self.slots, (self.slots, 1))
-        self.recall_kernel = self.param("recall", lambda key: mean)
+        if self.sketch:
+            # A slot starts as what it sums, scored against the part it sums.
+            kernel = jnp.eye(self.slots * dim, self.sketch * dim)
+            start = nn.initializers.constant(OWN_GAIN)
+            self.own_gain = self.param("own_gain", start, (self.sketch,))
+        else:
+            # Starts as the mean of the slots, which is already in the space of the item embeddings.
+            kernel = jnp.tile(jnp.eye(dim) / self.slots, (self.slots, 1))
+        self.recall_kernel = self.param("recall", lambda key: kernel)
         if self.recalls:
-            self.recall_gain = self.param("recall_gain", nn.initializers.constant(0.5), ())
+            start = nn.initializers.constant(RECALL_GAIN)
+            self.recall_gain = self.param("recall_gain", start, ())
         # Stored memory has unit scale; events are embedded at 0.02 * sqrt(D) per element.
         scale = nn.initializers.normal(0.02 * dim**-0.5)
         if self.config.starts_copying:
@@ -91,13 +103,14 @@ class MemoryTokens(QueryTokens):
         return self.adapter(memory) * self.config.dim**0.5 + place.astype(self.config.dtype)
 
     def recall(self, memory: Array) -> Array:
-        """What memory alone expects next, in the space of item embeddings: float32 [..., G * C, D] ->
-        [..., D], the sum over groups; nothing for a memory of zeros."""
+        """What memory alone expects next, in the space of item vectors: float32 [..., G * C, D] ->
+        [..., W], the sum over groups; nothing for a memory of zeros."""
         groups = memory.reshape(*memory.shape[:-2], -1, self.slots * self.config.dim)
         return jnp.sum(groups, axis=-2) @ self.recall_kernel
 
     def remind(self, vectors: Array, state: State) -> Array:
-        """Outputs of a reader [B, ..., D] plus what its memory recalls: a residual past the backbone.
+        """Outputs of a reader [B, ..., D] plus what its memory recalls: a residual past the backbone,
+        [B, ..., W].
 
         A memory token is one of thirty that a reader attends to, and what it knows must survive every
         layer; this path is open from the first step, to the reader and to the writer.
@@ -107,7 +120,18 @@ class MemoryTokens(QueryTokens):
         groups = jnp.maximum(state.groups, 1).astype(jnp.float32)
         recalled = self.recall(state.memory) / groups[:, None]
         recalled = (self.recall_gain * recalled).astype(vectors.dtype)
-        return vectors + recalled.reshape(-1, *(1,) * (vectors.ndim - 2), recalled.shape[-1])
+        recalled = recalled.reshape(-1, *(1,) * (vectors.ndim - 2), recalled.shape[-1])
+        return widen(vectors, recalled.shape[-1]) + recalled
+
+    def note(self, outputs: Array, sketch: Array) -> Array:
+        """Outputs at Q [..., C, D] with a sketch [..., P, D] in the first P of them.
+
+        What no layer has mixed reaches memory as it is, so that a slot is about as long as a mean of
+        item vectors; what the backbone says is added to it.
+        """
+        own = self.own_gain[:, None] * outputs[..., : self.sketch, :]
+        noted = (own + sketch).astype(outputs.dtype)
+        return jnp.concatenate([noted, outputs[..., self.sketch :, :]], axis=-2)
 
     def leave(self, outputs: Array, state: State | None = None) -> Array:
         """Outputs at the queries [..., C, D] to stored memory: layer-normed, float32.

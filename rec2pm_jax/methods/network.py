@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rec2pm_jax.config import Config
+from rec2pm_jax.methods.sketch import item_parts
 from rec2pm_jax.nn.attention import Dropping, KeyValues, Layout
 from rec2pm_jax.nn.backbone import Backbone
 from rec2pm_jax.nn.cache import Rows
@@ -50,7 +51,9 @@ class Network:
 
     @cached_property
     def embedding(self) -> EventEmbedding:
-        return EventEmbedding(self.config.model, self.num_items, self.max_positions)
+        return EventEmbedding(
+            self.config.model, self.num_items, self.max_positions, self.config.item_dim
+        )
 
     @cached_property
     def backbone(self) -> Backbone:
@@ -137,7 +140,7 @@ class Network:
         return self.backbone.rows(params["backbone"], x, layout, kept, **options)
 
     def score(self, params: Params, vectors: Array, catalogue: Array | None = None) -> Array:
-        """[..., D] -> float32 logits [..., V]; the padding column is -inf.
+        """[..., W] -> float32 logits [..., V]; the padding column is -inf.
 
         catalogue: what `catalogue` returns, to prepare the table once for many calls.
         """
@@ -145,16 +148,16 @@ class Network:
         return catalogue_logits(self.config.loss, vectors, catalogue)
 
     def catalogue(self, params: Params) -> Array:
-        """Item vectors float32 [V, D] whose dot products with prepared outputs are logits."""
+        """Item vectors float32 [V, W] whose dot products with prepared outputs are logits."""
         table = self.table(params)
         return prepare(self.config.loss, table[:1], table)[1]
 
     def best(
         self, params: Params, vectors: Array, k: int, catalogue: Array | None = None
     ) -> tuple[Array, Array]:
-        """The k highest of `score`: [B, D] -> (float32 [B, k], item ids int32 [B, k]), see `top_k`.
+        """The k highest of `score`: [B, W] -> (float32 [B, k], item ids int32 [B, k]), see `top_k`.
 
-        catalogue: the table as `prepare` returns it, float32 [V, D], where many calls share it.
+        catalogue: the table as `prepare` returns it, float32 [V, W], where many calls share it.
         """
         loss, table = self.config.loss, self.table(params)
         queries, _ = prepare(loss, vectors, table[:1])
@@ -165,8 +168,12 @@ class Network:
         )
 
     def table(self, params: Params) -> Array:
-        """Item embeddings [V, D]."""
+        """Item vectors [V, W]; W is D, or P * D with a sketch of P parts."""
         return params["embedding"][TABLE]
+
+    def parts(self, params: Params, ids: Array) -> Array:
+        """What a sketch sums: float32 [..., P, D] for ids int32 [...], see `item_parts`."""
+        return item_parts(self.table(params), ids, self.config.method.sketch)
 
     def with_table(self, params: Params, table: Array) -> Params:
         """Params with another item table."""
@@ -181,7 +188,7 @@ class Network:
         rng: PRNGKey | None,
         rows: Array,
     ) -> tuple[Array, Array]:
-        """(sum, weight) of the next-item loss over vectors [B, N, D] and targets, weights [B, N].
+        """(sum, weight) of the next-item loss over vectors [B, N, W] and targets, weights [B, N].
 
         rows: int32 [B], unique within the step: negatives of a position are drawn by its number.
         """

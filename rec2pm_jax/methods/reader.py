@@ -82,8 +82,9 @@ class Reader:
     def _context(self, params, state: State, events: Events, lengths, row_times) -> Context:
         raise NotImplementedError
 
-    def _finish(self, params, state: State, vectors: Array) -> Array:
-        """What scores the catalogue, of the backbone's outputs [B, D] or [B, N, D] at the events."""
+    def _finish(self, params, state: State, events: Events, lengths, vectors: Array) -> Array:
+        """What scores the catalogue, [..., W], of the backbone's outputs after the last of `lengths`
+        events [B, D] or after each [B, N, D]."""
         return vectors
 
     def read_all(self, params, state, events: Events, valid, request_time=None) -> Array:
@@ -92,7 +93,7 @@ class Reader:
         context = self._context(params, state, events, lengths, row_times)
         outputs, _ = self.network.run_cached(params, *context, keep=0)
         outputs = outputs[:, -events.ids.shape[1] :].astype(jnp.float32)
-        return self._finish(params, state, outputs)
+        return self._finish(params, state, events, lengths, outputs)
 
     def read(self, params, state, events: Events, valid, request_time=None) -> Array:
         lengths = jnp.sum(valid, axis=1, dtype=jnp.int32)
@@ -127,19 +128,20 @@ class Reader:
         return self._newest(params, session, 1, request_time)[1]
 
     def _read_last(self, params, state, events, lengths, request_time) -> tuple[Array, KeyValues]:
-        """[B, D] after the last event, and keys and values of all tokens."""
+        """[B, W] after the last event, and keys and values of all tokens."""
         row_times = layouts.query_times(events.times, lengths, request_time)
         x, layout, kept = self._context(params, state, events, lengths, row_times)
         last = layout.num_slots + jnp.maximum(lengths - 1, 0)
         outputs, own = self.network.serve(params, x, layout, kept, only=Rows(last, 1))
         if kept is not None:
             own = KeyValues(*(jnp.concatenate(both, 2) for both in zip(kept, own, strict=True)))
-        return self._finish(params, state, outputs[:, 0].astype(jnp.float32)), own
+        vectors = outputs[:, 0].astype(jnp.float32)
+        return self._finish(params, state, events, lengths, vectors), own
 
     def _newest(
         self, params, session: Session, count: int, request_time
     ) -> tuple[KeyValues, Array]:
-        """Rows of the newest `count` events: they are kept, and [B, D] after the last of them."""
+        """Rows of the newest `count` events: they are kept, and [B, W] after the last of them."""
         state, events, lengths, kept = session
         row_times = layouts.query_times(events.times, lengths, request_time)
         layout = self._context(params, state, events, lengths, row_times).layout
@@ -151,7 +153,7 @@ class Reader:
         rows = rows_of(layout, Rows(first, count))
         outputs, own = self.network.serve(params, x, rows, kept, written=first)
         vectors = last_valid(outputs, lengths - places[:, 0]).astype(jnp.float32)
-        vectors = self._finish(params, state, vectors)
+        vectors = self._finish(params, state, events, lengths, vectors)
         # No exception can leave compiled code, and no wrong answer should.
         overflow = lengths > self.read_length
         vectors = jnp.where(overflow[:, None], jnp.nan, vectors)

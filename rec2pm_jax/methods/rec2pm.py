@@ -13,6 +13,7 @@ from rec2pm_jax.methods.memory import fold
 from rec2pm_jax.methods.network import sees_whole_catalogue, training_events
 from rec2pm_jax.methods.recurrent import TokenMemory, Windows, training_windows
 from rec2pm_jax.methods.segments import slot_horizons
+from rec2pm_jax.methods.sketch import up_to, widen
 from rec2pm_jax.nn.attention import Layout
 from rec2pm_jax.nn.cache import Rows
 from rec2pm_jax.nn.dropout import per_row
@@ -86,9 +87,25 @@ class Rec2PM(TokenMemory):
         else:
             at_queries = self.network.run_rows(params, x, layout, queries, rng, rows)
             at_items = None
-        memory = self.tokens.apply({"params": params["memory"]}, at_queries, method="leave")
         shape = (x.shape[0], query_ends.shape[1], self.config.method.slots, -1)
-        return memory.reshape(shape), at_items
+        at_queries = at_queries.reshape(shape)
+        if self.config.method.sketch:
+            sketch = self._reference_sketch(params, up_to(events.ids, lengths), query_ends)
+            at_queries = self.tokens.apply(
+                {"params": params["memory"]}, at_queries, sketch, method="note"
+            )
+        memory = self.tokens.apply({"params": params["memory"]}, at_queries, method="leave")
+        return memory, at_items
+
+    def _reference_sketch(self, params, ids, query_ends) -> Array:
+        """The mean over segments of what updates sum of each, up to each of query_ends [B, groups]:
+        float32 [B, groups, P, D] of ids [B, N]."""
+        segment = self.config.data.segment
+        parts = self.network.parts(params, ids)
+        by_segment = parts.reshape(len(ids), -1, segment, *parts.shape[2:]).sum(axis=2)
+        sums = jnp.cumsum(by_segment, axis=1) * segment**-0.5
+        count = jnp.maximum((query_ends + segment - 1) // segment, 1)[..., None, None]
+        return jnp.take_along_axis(sums, count - 1, axis=1) / count.astype(jnp.float32)
 
     # --- training ---
 
@@ -141,6 +158,7 @@ class Rec2PM(TokenMemory):
         terms = {"ar": self.network.next_item(params, items, *at)}
         terms["consistency"] = self._consistency(reference, updated, ends <= lengths[:, None])
         if method.reference_ar:
+            ref_items = widen(ref_items, self.config.item_dim)
             at = (targets[:, :span], weights[:, :span], rngs["neg_ref"], rows)
             terms["reference_ar"] = self.network.next_item(params, ref_items, *at)
         if method.bag:

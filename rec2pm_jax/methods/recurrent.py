@@ -21,6 +21,7 @@ from rec2pm_jax.methods.memory import MemoryTokens, fold
 from rec2pm_jax.methods.network import cut, segment_rows, training_events
 from rec2pm_jax.methods.reader import Context, Reader
 from rec2pm_jax.methods.segments import ReadPlan, plan_memory, slot_horizons
+from rec2pm_jax.methods.sketch import up_to
 from rec2pm_jax.nn.attention import Layout
 from rec2pm_jax.nn.cache import Rows
 from rec2pm_jax.typing import PADDING_ID, Array, Batch, Events, Params, PRNGKey, State
@@ -102,6 +103,7 @@ class TokenMemory(Recurrent):
             method.running_mean,
             method.recall,
             slot_horizons(self.config),
+            method.sketch,
         )
 
     def update_tokens(
@@ -133,7 +135,7 @@ class TokenMemory(Recurrent):
         parts.append(self.network.embed(params, events, positions))
         return jnp.concatenate(parts, axis=1), layout
 
-    def _finish(self, params, state: State, vectors: Array) -> Array:
+    def _finish(self, params, state: State, events, lengths, vectors: Array) -> Array:
         return self.tokens.apply({"params": params["memory"]}, vectors, state, method="remind")
 
     def _context(self, params, state: State, events, lengths, row_times) -> Context:
@@ -143,7 +145,7 @@ class TokenMemory(Recurrent):
     def _new_memory(self, params, state: State, events, lengths, row_times) -> Array:
         x, layout = self.update_tokens(params, state, events, lengths, row_times, queries=True)
         at_queries, _ = self.network.serve(params, x, layout, only=self._queries(layout))
-        return self._leave(params, at_queries, state)
+        return self._leave(params, self._noted(params, at_queries, events, lengths), state)
 
     def _query_windows(self, params, state: State, windows: Windows, rng, hidden=None) -> Array:
         """What updates with the segments of `windows` say, in training: outputs at Q, [B, C, D].
@@ -158,12 +160,26 @@ class TokenMemory(Recurrent):
         x, layout = self.update_tokens(
             params, state, events, lengths, row_times, queries=True, hidden=hidden
         )
-        return self.network.run_rows(params, x, layout, self._queries(layout), rng, windows.rows)
+        only = self._queries(layout)
+        at_queries = self.network.run_rows(params, x, layout, only, rng, windows.rows)
+        return self._noted(params, at_queries, events, lengths)
 
     def _queries(self, layout: Layout) -> Rows:
         """The query tokens of `update_tokens`."""
         slots = self.config.method.slots
         return Rows(layout.num_slots - slots, slots)
+
+    def _noted(self, params, at_queries: Array, events: Events, lengths) -> Array:
+        """Outputs at Q [B, C, D], with a sketch of the segment in them where `method.sketch` asks.
+
+        events: fields [B, N], of which the first `lengths`, at most S, are the segment.
+        """
+        if not self.config.method.sketch:
+            return at_queries
+        segment = self.config.data.segment
+        ids = up_to(events.ids[:, :segment], lengths)
+        sketch = jnp.sum(self.network.parts(params, ids), axis=1) * segment**-0.5
+        return self.tokens.apply({"params": params["memory"]}, at_queries, sketch, method="note")
 
     def _leave(self, params, at_queries: Array, state: State) -> Array:
         return self.tokens.apply({"params": params["memory"]}, at_queries, state, method="leave")
@@ -171,22 +187,22 @@ class TokenMemory(Recurrent):
     def _update_pass(
         self, params, state: State, events, lengths, row_times, rng=None, rows=None, hidden=None
     ) -> tuple[Array, Array]:
-        """[M; S; Q] -> outputs at the events [B, N, D] and at the queries [B, C, D].
+        """[M; S; Q] -> outputs at the events [B, N, W] and at the queries [B, C, D].
 
-        `_leave` makes memory of the latter.
+        `_noted` and `_leave` make memory of the latter.
         """
         x, layout = self.update_tokens(
             params, state, events, lengths, row_times, queries=True, hidden=hidden
         )
         outputs = self.network.run(params, x, layout, rng, rows)
-        items = self._finish(params, state, outputs[:, layout.num_slots :])
+        items = self._finish(params, state, events, lengths, outputs[:, layout.num_slots :])
         return items, self._queries(layout).of(outputs)
 
     def _update_windows(
         self, params, state: State, windows: Windows, rng, hidden=None
     ) -> tuple[Array, Array]:
-        """The update pass of training: `_update_pass` over (some of) the windows of a batch."""
-        return self._update_pass(
+        """The update pass of training over (some of) the windows of a batch, with sketches noted."""
+        items, at_queries = self._update_pass(
             params,
             state,
             windows.events,
@@ -196,17 +212,18 @@ class TokenMemory(Recurrent):
             windows.rows,
             hidden,
         )
+        return items, self._noted(params, at_queries, windows.events, windows.lengths)
 
 
 class Windows(NamedTuple):
     """The read windows of a training batch, K per user folded into the batch (user after user).
 
-    Window h holds the S + R - 1 events from h * S on; the first S of them are segment h.
+    Window h holds the N = S + R - 1 events from h * S on; the first S of them are segment h.
 
     Attributes:
-      events: fields [B * K, W].
-      targets: int32 [B * K, W], the next item; weights: float32, 1 where there is one.
-      row_times: int32 [B * K, W], times of the next events, or None.
+      events: fields [B * K, N].
+      targets: int32 [B * K, N], the next item; weights: float32, 1 where there is one.
+      row_times: int32 [B * K, N], times of the next events, or None.
       lengths: int32 [B * K], events per window.
       rows: int32 [B * K], numbers of the windows, unique within the step.
     """

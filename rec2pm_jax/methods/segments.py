@@ -60,8 +60,12 @@ def slot_horizons(config: Config) -> tuple[int, ...]:
     With `method.horizons` slot c looks back over K / 2^c segments (c modulo 4), slots 0, 4, ... over
     all; without it every slot does. Slots that see the same events with the same weights become copies
     of each other; these hold tastes of the last weeks beside that of a lifetime (not in the paper).
+    Slots that keep a part of item vectors (`method.sketch`) differ anyway and look back over all.
     """
-    slots, segments = config.method.slots, config.data.segments
-    if not config.method.horizons:
-        return (UNLIMITED,) * slots
-    return tuple(max(segments >> c % 4, 1) if c % 4 else UNLIMITED for c in range(slots))
+    method, segments = config.method, config.data.segments
+
+    def horizon(c: int) -> int:
+        whole = not method.horizons or c < method.sketch or c % 4 == 0
+        return UNLIMITED if whole else max(segments >> c % 4, 1)
+
+    return tuple(horizon(c) for c in range(method.slots))

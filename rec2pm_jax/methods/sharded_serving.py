@@ -77,7 +77,7 @@ def _with_rows(
     config: Config, num_items: int, params: Params, events: Events, axis_name: str
 ) -> tuple[Method, Params, Events, Array, Array]:
     """A method over the rows of `events`, its params, the events in its ids, needed, and if it fits."""
-    table, dim = params["embedding"][TABLE], config.model.dim
+    table, dim = params["embedding"][TABLE], config.item_dim
     shards, rows = jax.lax.axis_size(axis_name), table_rows(num_items)
     ids = jnp.append(jnp.int32(PADDING_ID), events.ids)  # has the lowest row, so it stays id 0
     capacity = config.compute.bucket_rows or bucket_capacity(len(ids), shards)

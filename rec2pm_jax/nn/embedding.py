@@ -18,11 +18,13 @@ class EventEmbedding(nn.Module):
     Attributes:
       num_items: real items; the table has one more row for padding (row 0).
       max_positions: rows of the learned absolute positions.
+      item_dim: numbers of an item's vector, of which the first D are embedded.
     """
 
     config: ModelConfig
     num_items: int
     max_positions: int
+    item_dim: int
 
     @nn.compact
     def __call__(self, ids: Array, positions: Array, types: Array | None = None) -> Array:
@@ -32,9 +34,9 @@ class EventEmbedding(nn.Module):
         table = self.param(
             TABLE,
             nn.initializers.truncated_normal(ITEM_SCALE),
-            (self.num_items + 1, dim),
+            (self.num_items + 1, self.item_dim),
         )
-        x = table[ids] * dim**0.5
+        x = table[ids][..., :dim] * dim**0.5
         if cfg.absolute_positions:
             # Copying sums what it sees: positions must not drown the items.
             scale = 0.02 if cfg.starts_copying else dim**-0.5

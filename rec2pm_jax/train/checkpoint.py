@@ -182,7 +182,7 @@ def load_for_inference(workdir: str | Path, which: str = "best") -> tuple[Config
             method = make_method(config, meta["num_items"])
             abstract = abstract_with_sharding(jax.eval_shape(method.init, jax.random.key(0)))
             if config.model.table == "sharded":
-                shape = packed_shape(table_rows(meta["num_items"]), config.model.dim)
+                shape = packed_shape(table_rows(meta["num_items"]), config.item_dim)
                 abstract = _with_table(
                     abstract,
                     lambda t: jax.ShapeDtypeStruct(shape, t.dtype, sharding=t.sharding),
@@ -203,7 +203,7 @@ def load_for_inference(workdir: str | Path, which: str = "best") -> tuple[Config
     if config.model.table == "sharded":  # back to the order of ids
         ids = jnp.arange(meta["num_items"] + 1, dtype=jnp.int32)
         rows = rows_of(ids, table_rows(meta["num_items"]))
-        params = _with_table(params, lambda table: take_rows(table, rows, config.model.dim))
+        params = _with_table(params, lambda table: take_rows(table, rows, config.item_dim))
     return config, params, meta
 
 

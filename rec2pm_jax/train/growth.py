@@ -62,7 +62,7 @@ def grow_state(state: TrainState, method: Method, seed: int) -> TrainState:
 
 def _grow_sharded(state: TrainState, method: Method, seed: int) -> TrainState:
     """New rows are those that a run over all the items begins with. See `item_rows.deepened`."""
-    dim, rows = method.config.model.dim, table_rows(method.num_items)
+    dim, rows = method.config.item_dim, table_rows(method.num_items)
     table, adagrad = state.params["embedding"][TABLE], state.opt_state["table"]
     mesh = table.sharding.mesh
     [axis] = mesh.axis_names

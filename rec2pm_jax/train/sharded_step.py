@@ -59,7 +59,7 @@ def init_sharded_state(
     Raises:
       UserError: so many devices cannot share a table.
     """
-    dim = method.config.model.dim
+    dim = method.config.item_dim
     check_shards(shards, dim)
     params = method.init(jax.random.key(seed))
     dense, _ = _split(params)
@@ -96,7 +96,7 @@ def make_sharded_step(
     optimizer = optimizer or make_dense_optimizer(config.optim, config.train.steps)
     schedule = make_table_schedule(config.optim, config.train.steps)
     seed, negatives = config.train.seed, config.loss.negatives
-    rows, dim = table_rows(num_items), config.model.dim
+    rows, dim = table_rows(num_items), config.item_dim
     own_rows = rows // shards
 
     def train_step(
