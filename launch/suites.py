@@ -97,8 +97,8 @@ METHODS: dict[str, dict[str, Any]] = {
     "tok_serial_a": {"name": "tok_serial", "memory": "append"},
     "kv_mask_a": {"name": "kv_mask", "memory": "append"},
 }
-# The same with a sketch (`method.sketch`): item vectors of four parts, one for each slot. 4 was chosen on
-# validation (BUILD_NOTES, 11); learning rate and dropout are those of the method without.
+# The same with a sketch (`method.sketch`): item vectors of four parts, one for each slot. 4 was chosen
+# on validation (BUILD_NOTES, 11); learning rate and dropout are those of the method without.
 SKETCHED: dict[str, dict[str, Any]] = {
     "full_sketch": METHODS["full"] | {"sketch": 4},
     "rec2pm_sketch": METHODS["rec2pm_o"] | {"sketch": 4},
