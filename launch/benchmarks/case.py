@@ -87,7 +87,8 @@ def model_case(
         "dtype": model.dtype,
     }
     shape = f"{model.backbone}{model.layers}x{model.heads}x{model.dim}"
-    name = name or f"{shape}/{display_name(row)}/{mode}/{length}"
+    shown = "rec2pm_sketch" if method.sketch else display_name(row)
+    name = name or f"{shape}/{shown}/{mode}/{length}"
     return Case(
         name, group, build, {"config": to_dict(config), "items": items} | (options or {}), row
     )

@@ -11,13 +11,14 @@ from rec2pm_jax.config_dict import from_dict
 from rec2pm_jax.typing import Batch
 
 ITEMS = 20_000
-METHODS = {  # display name -> method, memory
-    "full": ("full", "overwrite"),
-    "recent": ("recent", "overwrite"),
-    "rec2pm_o": ("rec2pm", "overwrite"),
-    "rec2pm_a": ("rec2pm", "append"),
-    "tok_serial_o": ("tok_serial", "overwrite"),
-    "kv_mask_o": ("kv_mask", "overwrite"),
+METHODS: dict[str, dict[str, Any]] = {  # display name -> fields of the method
+    "full": {"name": "full"},
+    "recent": {"name": "recent"},
+    "rec2pm_o": {"name": "rec2pm", "memory": "overwrite"},
+    "rec2pm_a": {"name": "rec2pm", "memory": "append"},
+    "rec2pm_sketch": {"name": "rec2pm", "memory": "overwrite", "sketch": 4},
+    "tok_serial_o": {"name": "tok_serial", "memory": "overwrite"},
+    "kv_mask_o": {"name": "kv_mask", "memory": "overwrite"},
 }
 SASREC = {"backbone": "sasrec", "layers": 4, "heads": 4, "dim": 64}
 HSTU = {"backbone": "hstu", "layers": 16, "heads": 8, "dim": 64}
@@ -29,11 +30,10 @@ SMOKE_HSTU = {"backbone": "hstu", "layers": 2, "heads": 2, "dim": 8}
 
 def setting(method: str, model: dict[str, Any], *, smoke: bool = False, **changes) -> Config:
     """The configuration of a row; method: a key of METHODS; changes: section={field: value}."""
-    name, memory = METHODS[method]
     values: dict[str, dict[str, Any]] = {
         "data": {"segment": 200, "segments": 5},
         "model": model,
-        "method": {"name": name, "memory": memory, "slots": 4},
+        "method": METHODS[method] | {"slots": 4},
         "loss": {"kind": "sampled_softmax", "negatives": 128, "sharing": "per_position"},
         "train": {"batch_size": 8},
     }

@@ -38,7 +38,7 @@ def cases(smoke: bool) -> list[Case]:
     def micro(parts: int) -> dict[str, int]:
         return {"accumulate": 1 if smoke else parts}
 
-    add("sasrec", sasrec, "full rec2pm_o tok_serial_o", compute=micro(8))
+    add("sasrec", sasrec, "full rec2pm_o tok_serial_o rec2pm_sketch", compute=micro(8))
     add("hstu", hstu, "full rec2pm_o", compute=micro(8))
     add("sasrec, other methods", sasrec, "recent rec2pm_a kv_mask_o", compute=micro(8))
     add("hstu, other methods", hstu, "recent tok_serial_o", compute=micro(8))
