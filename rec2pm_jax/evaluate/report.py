@@ -39,9 +39,10 @@ def target_time_is_input(config: Mapping[str, Any]) -> bool:
 
 def display_name(record: Mapping[str, Any]) -> str:
     """Name of a record's method in tables, e.g. rec2pm_o, or personal_frequency (window 50)."""
-    if record["memory"] == "one_time":
-        return f"{record['method']} (one-time)"
-    name = record["method"] + _SUFFIX.get(record["memory"], "")
+    one_time = record["memory"] == "one_time"
+    name = record["method"] + (" (one-time)" if one_time else _SUFFIX.get(record["memory"], ""))
+    if record.get("config", {}).get("method", {}).get("sketch"):
+        name += " + sketch"
     if record["method"] == "personal_frequency":
         window, half_life = record["config"]["window"], record["config"]["half_life"]
         name += f" (window {window})" if window else " (whole history)"
