@@ -55,7 +55,10 @@ def compare(
 
 
 def _with_method(config: Config, name: str) -> Config:
-    return dataclasses.replace(config, method=dataclasses.replace(config.method, name=name))
+    """A sketch is for memories of tokens alone: `full` does worse with one (results/main.md)."""
+    sketch = config.method.sketch if name in ("rec2pm", "tok_serial") else 0
+    method = dataclasses.replace(config.method, name=name, sketch=sketch)
+    return dataclasses.replace(config, method=method)
 
 
 def _paired(a: Result, b: Result) -> dict[str, list[float]]:

@@ -236,8 +236,8 @@ def _ablation() -> Iterator[Run]:
         yield Run("complete_journey_types", f"ablation/{variant}", config, memories)
 
 
-def _of_main(analysis: str, methods: Iterable[str] = METHODS) -> Iterator[Run]:
-    """Another analysis of the main suite's trained models."""
+def _of_main(analysis: str, methods: Iterable[str]) -> Iterator[Run]:
+    """Another analysis of the main suite's models of seed 0 on Complete Journey."""
     for method in methods:
         run = _main_run("complete_journey_types", method, "sasrec", 0)
         yield dataclasses.replace(run, analysis=analysis, memories=("",))
@@ -249,6 +249,7 @@ def _quantised() -> Iterator[Run]:
         for method in MEMORIES:
             run = _main_run(dataset, method, "sasrec", 0)
             yield dataclasses.replace(run, analysis="quantised", memories=("",))
+    yield from _of_main("quantised", ("rec2pm_sketch",))
 
 
 def _since_archive() -> Iterator[Run]:
@@ -288,9 +289,9 @@ _SUITES: dict[str, Callable[[], Iterator[Run]]] = {
     "tuning": _tuning,
     "main": _main,
     "ablation": _ablation,
-    "denoise": lambda: _of_main("denoise"),
-    "lifelong": lambda: _of_main("lifelong"),
-    "anatomy": lambda: _of_main("anatomy", ("rec2pm_o", "tok_serial_o")),
+    "denoise": lambda: _of_main("denoise", (*METHODS, "rec2pm_sketch")),
+    "lifelong": lambda: _of_main("lifelong", (*METHODS, "rec2pm_sketch")),
+    "anatomy": lambda: _of_main("anatomy", ("rec2pm_o", "tok_serial_o", "rec2pm_sketch")),
     "quantised": _quantised,
     "since_archive": _since_archive,
     "genrec": _genrec,

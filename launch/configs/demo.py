@@ -17,6 +17,7 @@ def get_config() -> ml_collections.ConfigDict:
     config = base_config()
     config.data.segment = 16
     config.data.segments = 25
+    config.method.sketch = 4  # households buy again and again what they bought
     config.model.dropout = 0.0  # every event is seen about twice
     config.train.batch_size = 8
     config.train.steps = 700
