@@ -3,7 +3,8 @@
     python -m launch.compare --config=launch/configs/synthetic.py --data=data/synthetic \\
         --workdir=runs/synthetic --json=results/synthetic.json
 
-The methods differ in `method.name` alone: same backbone, data, budget of steps and optimiser. Every
+The methods differ in `method.name` alone: same backbone, data, budget of steps and optimiser; only
+that `method.sketch` is for memories of tokens, as it does not help the others (results/main.md). Every
 run lives in WORKDIR/NAME, is continued where it stopped and skipped once complete. For grids with
 several seeds and datasets see `launch.reproduce`.
 """
@@ -55,7 +56,6 @@ def compare(
 
 
 def _with_method(config: Config, name: str) -> Config:
-    """A sketch is for memories of tokens alone: `full` does worse with one (results/main.md)."""
     sketch = config.method.sketch if name in ("rec2pm", "tok_serial") else 0
     method = dataclasses.replace(config.method, name=name, sketch=sketch)
     return dataclasses.replace(config, method=method)

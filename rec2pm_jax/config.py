@@ -149,8 +149,9 @@ class MethodConfig:
     horizons: bool = True  # rec2pm, tok_serial: slots look back differently far, see segments.py
     # rec2pm, tok_serial: what memory expects is added to a reader's output, see MemoryTokens.remind
     recall: bool = dataclasses.field(default=True, metadata={"neutral": False})
-    # Parts of D numbers of an item's vector, of which the backbone sees the first and slot p also sums
-    # part p over what is archived (`full`, `recent`: over what is read), see sketch.py. 0: no sketch.
+    # rec2pm, tok_serial: parts of D numbers of an item's vector, of which the backbone sees the first
+    # and slot p also keeps the running mean of part p, see sketch.py; 0: no sketch. `full` and `recent`
+    # sum over what they read.
     sketch: int = dataclasses.field(default=0, metadata={"neutral": 0})
     # rec2pm
     consistency: float = 1.0  # lambda of L_con
@@ -331,16 +332,12 @@ class Config:
     @property
     def item_dim(self) -> int:
         """W, numbers of an item's vector: what the backbone sees, and further parts of a sketch."""
-        return self.model.dim * max(1, self.method.sketch)
+        parts = 1 if self.method.name == "kv_mask" else max(1, self.method.sketch)
+        return self.model.dim * parts
 
     def _check_sketch(self) -> None:
         method = self.method
-        if method.name == "kv_mask":
-            raise UserError(
-                f"config.method.sketch={method.sketch} needs a memory of tokens or none; the memory of "
-                "config.method.name=kv_mask is keys and values. Set config.method.sketch=0."
-            )
-        if method.name in ("full", "recent"):
+        if method.name not in ("rec2pm", "tok_serial"):
             return
         if method.sketch > method.slots:
             raise UserError(
@@ -351,6 +348,11 @@ class Config:
             raise UserError(
                 f"config.method.sketch={method.sketch} needs config.method.recall=true: nothing else "
                 "reads the further parts of an item's vector."
+            )
+        if not method.running_mean:
+            raise UserError(
+                f"config.method.sketch={method.sketch} needs config.method.running_mean=true: an "
+                "update sums its own segment only."
             )
 
     def _check_sharded(self) -> None:

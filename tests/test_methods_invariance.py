@@ -17,7 +17,7 @@ METHODS = {
     "tok_serial": dict(name="tok_serial", memory="append"),
     "kv_mask": dict(name="kv_mask", memory="append"),
     "full, sketch": dict(name="full", sketch=2),
-    "overwrite, sketch": dict(sketch=2),
+    "overwrite, sketch": dict(sketch=2, bag=0.5, reference_ar=0.5),
 }
 CLOSE = dict(rtol=0, atol=1e-5)
 

@@ -5,16 +5,19 @@ from __future__ import annotations
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rec2pm_jax.config import Config, MethodConfig
+from rec2pm_jax.config import Config, DataConfig, MethodConfig, ModelConfig
 from rec2pm_jax.errors import UserError
+from rec2pm_jax.methods.registry import make_method
 from rec2pm_jax.methods.segments import UNLIMITED, slot_horizons
-from rec2pm_jax.methods.sketch import item_parts, up_to, widen
-from tests.methods_fixtures import DIM, ITEMS, columns, histories, make
+from rec2pm_jax.methods.sketch import item_parts, widen
+from rec2pm_jax.typing import Events
+from tests.methods_fixtures import DIM, ITEMS, batch_of, columns, histories, make
 
 S, PARTS = 3, 2
 CLOSE = dict(rtol=0, atol=1e-5)
@@ -44,35 +47,69 @@ def test_an_update_notes_the_sum_of_its_segment_alone():
     """R = 2: reads hold one event more than the segment, and rows end in padding."""
     method, params = make(sketch=PARTS, recent=2)
     lengths = np.array([4, 3, 2], np.int32)
-    events, _ = histories(lengths, S + 1)
-    state = method.init_state(params, 3)
-    plain = jax.random.normal(jax.random.key(0), (3, 2, DIM))
-    noted = method._noted(params, plain, events, lengths)
-    table, own = params["embedding"]["item_embedding"], params["memory"]["own_gain"]
-    for user, length in enumerate(np.minimum(lengths, S)):
-        total = slow_sum(table, events.ids[user, :length])
-        expected = own[:, None] * plain[user] + total / np.sqrt(S)
-        np.testing.assert_allclose(noted[user], expected, **CLOSE)
-    # What training and serving leave in memory is made of that.
-    _, at_queries = method._update_pass(params, state, events, lengths, None)
-    at_queries = method._noted(params, at_queries, events, lengths)
+    batch, window = batch_of(lengths, 11), method.config.data.window
+    assert batch["ids"].shape[1] == window + 1
+    windows = method._training_windows(params, batch)
+    sketches = windows.sketch.reshape(3, -1, PARTS, DIM)
+    table = params["embedding"]["item_embedding"]
+    for user, length in enumerate(lengths):
+        for segment in range(2):
+            ids = batch["ids"][user, segment * S : min((segment + 1) * S, length)]
+            expected = slow_sum(table, ids) / np.sqrt(S)
+            np.testing.assert_allclose(sketches[user, segment], expected, **CLOSE)
+    outputs = np.ones((3, 2, DIM), np.float32)
+    noted = method._noted(params, outputs, sketches[:, 0])
+    expected = params["memory"]["own_gain"][:, None] + sketches[:, 0]
+    np.testing.assert_allclose(noted, expected, **CLOSE)
+    # Training and serving leave the same in memory.
+    events = Events(batch["ids"][:, : S + 1])
+    state, first = method.init_state(params, 3), sketches[:, 0]
+    _, at_queries = method._update_pass(params, state, events, lengths, None, sketch=first)
     left = method._leave(params, at_queries, state)
     segment = columns(events, 0, S)
-    served = method.update(params, state, segment, up_to(segment.ids, lengths) > 0)
+    served = method.update(params, state, segment, segment.ids > 0)
     np.testing.assert_allclose(served.memory, left, **CLOSE)
 
 
-def test_a_reference_memory_notes_the_mean_over_its_segments():
-    method, params = make(sketch=PARTS)
-    lengths = np.array([9, 6], np.int32)
-    events, _ = histories(lengths, 9)
-    ends = np.array([[3, 6, 9]], np.int32).repeat(2, axis=0)
-    got = method._reference_sketch(params, events.ids, ends)
-    table = params["embedding"]["item_embedding"]
-    for user, length in enumerate(lengths):
-        for group, end in enumerate(ends[user]):
-            total = slow_sum(table, events.ids[user, : min(end, length)])
-            np.testing.assert_allclose(got[user, group], total / np.sqrt(S) / (group + 1), **CLOSE)
+def fresh(slots, sketch, segment=5):
+    """(method, params) as training starts: D = 128, so that items are nearly orthogonal."""
+    config = Config(
+        data=DataConfig(segment=segment, segments=4),
+        model=ModelConfig(layers=1, heads=2, dim=128, dropout=0.0),
+        method=MethodConfig(slots=slots, sketch=sketch),
+    )
+    method = make_method(config, 60)
+    return method, method.init(jax.random.key(0))
+
+
+def test_a_slot_starts_as_what_it_sums_scored_against_that_part():
+    """C = 3 > P = 2; what the backbone says is left out."""
+    method, params = fresh(slots=3, sketch=2)
+    params["memory"]["own_gain"] = jnp.zeros(2)
+    ids = np.arange(1, 6, dtype=np.int32)[None]
+    state = method.update(params, method.init_state(params, 1), Events(ids), ids > 0)
+    recalled = method.tokens.apply({"params": params["memory"]}, state.memory, method="recall")
+    np.testing.assert_allclose(recalled[0], state.memory[0, :2].reshape(-1), **CLOSE)
+    table = params["embedding"]["item_embedding"].reshape(-1, 2, 128)
+    for part in range(2):
+        scores = table[:, part] @ state.memory[0, part]
+        assert scores[1:6].min() > scores[6:].max()
+
+
+def test_iterated_sketches_stay_near_the_mean_over_all_segments():
+    """Over 12 updates, against one pass; each update normalises again, so only near."""
+    method, params = fresh(slots=2, sketch=2)
+    params["memory"]["own_gain"] = jnp.zeros(2)
+    ids = np.random.default_rng(0).integers(1, 61, (4, 60)).astype(np.int32)
+    state = method.init_state(params, 4)
+    update = jax.jit(method.update)
+    for segment in np.split(ids, 12, axis=1):
+        state = update(params, state, Events(segment), segment > 0)
+    whole = method.compress(params, Events(ids), ids > 0).memory
+    cosine = np.sum(state.memory * whole, axis=-1) / 128
+    assert cosine.min() > 0.85
+    last = method.compress(params, Events(ids[:, -5:]), ids[:, -5:] > 0).memory
+    assert np.max(np.sum(state.memory * last, axis=-1) / 128) < 0.7  # not the newest segment alone
 
 
 @pytest.mark.parametrize("sketch", [1, 2])
@@ -130,12 +167,17 @@ def test_slots_with_a_part_look_back_over_all():
     assert all(horizon < UNLIMITED for horizon in slot_horizons(config)[2:])
 
 
+def test_kv_mask_ignores_a_sketch():
+    """As every method ignores what is another's, so that one preset serves a comparison."""
+    assert Config(method=MethodConfig(name="kv_mask", sketch=4)).item_dim == ModelConfig().dim
+
+
 @pytest.mark.parametrize(
     ("method", "names"),
     [
-        (dict(name="kv_mask", sketch=1), "kv_mask"),
         (dict(sketch=5), "slots"),
         (dict(sketch=1, recall=False), "recall"),
+        (dict(name="tok_serial", sketch=1, running_mean=False), "running_mean"),
         (dict(sketch=-1), "sketch"),
     ],
 )

@@ -155,5 +155,5 @@ def test_what_needs_the_whole_catalogue_is_refused(change):
 
 def test_devices_that_do_not_divide_the_table_are_refused():
     config = config_of(train={"batch_size": 15}, compute={"devices": 3})
-    with pytest.raises(UserError, match="must divide 256 where config.model.dim=8"):
+    with pytest.raises(UserError, match="must divide 256 where an item has 8 numbers"):
         partition_of(config)

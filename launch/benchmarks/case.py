@@ -83,11 +83,12 @@ def model_case(
         "length": length,
         "segment": config.data.segment if has_memory else None,
         "slots": method.slots if has_memory else None,
+        "item_dim": config.item_dim,
         "items": items,
         "dtype": model.dtype,
     }
     shape = f"{model.backbone}{model.layers}x{model.heads}x{model.dim}"
-    shown = "rec2pm_sketch" if method.sketch else display_name(row)
+    shown = display_name(row) + ("_sketch" if method.sketch else "")
     name = name or f"{shape}/{shown}/{mode}/{length}"
     return Case(
         name, group, build, {"config": to_dict(config), "items": items} | (options or {}), row

@@ -124,13 +124,12 @@ class MemoryTokens(QueryTokens):
         return widen(vectors, recalled.shape[-1]) + recalled
 
     def note(self, outputs: Array, sketch: Array) -> Array:
-        """Outputs at Q [..., C, D] with a sketch [..., P, D] in the first P of them.
+        """Outputs at Q [..., C, D] with a sketch [..., P, D] in the first P of them: float32.
 
-        What no layer has mixed reaches memory as it is, so that a slot is about as long as a mean of
-        item vectors; what the backbone says is added to it.
+        What no layer has mixed reaches memory as it is; what the backbone says is added to it.
         """
-        own = self.own_gain[:, None] * outputs[..., : self.sketch, :]
-        noted = (own + sketch).astype(outputs.dtype)
+        outputs = outputs.astype(jnp.float32)
+        noted = self.own_gain[:, None] * outputs[..., : self.sketch, :] + sketch
         return jnp.concatenate([noted, outputs[..., self.sketch :, :]], axis=-2)
 
     def leave(self, outputs: Array, state: State | None = None) -> Array:

@@ -11,7 +11,7 @@ import numpy as np
 from rec2pm_jax.methods import layout as layouts
 from rec2pm_jax.methods.memory import fold
 from rec2pm_jax.methods.network import sees_whole_catalogue, training_events
-from rec2pm_jax.methods.recurrent import TokenMemory, Windows, training_windows
+from rec2pm_jax.methods.recurrent import TokenMemory, Windows
 from rec2pm_jax.methods.segments import slot_horizons
 from rec2pm_jax.methods.sketch import up_to, widen
 from rec2pm_jax.nn.attention import Layout
@@ -46,7 +46,15 @@ class Rec2PM(TokenMemory):
             )
         lengths = jnp.sum(valid, axis=1, dtype=jnp.int32)
         row_times = layouts.query_times(events.times, lengths, next_time)
-        memory, _ = self._reference_pass(params, events, lengths, lengths[:, None], row_times)
+        segments = up_to(events.ids, lengths).reshape(len(lengths), -1, segment)
+        memory, _ = self._reference_pass(
+            params,
+            events,
+            lengths,
+            lengths[:, None],
+            row_times,
+            sketches=self._sketches(params, segments),
+        )
         state = fold(self.init_state(params, lengths.shape[0]), memory[:, 0], lengths > 0)
         return state._replace(segments=lengths // segment)
 
@@ -73,11 +81,22 @@ class Rec2PM(TokenMemory):
         return jnp.concatenate([queries, self.network.embed(params, events, positions)], 1), layout
 
     def _reference_pass(
-        self, params, events, lengths, query_ends, row_times, rng=None, rows=None, *, items=False
+        self,
+        params,
+        events,
+        lengths,
+        query_ends,
+        row_times,
+        rng=None,
+        rows=None,
+        *,
+        items=False,
+        sketches=None,
     ) -> tuple[Array, Array | None]:
         """[S_0; Q; S_1; Q; ...] -> memories [B, groups, C, D] and outputs at the events [B, N, D].
 
         The latter only where `items` are asked for: the last layer computes no more than is wanted.
+        sketches: float32 [B, segments, P, D], as of `_sketches`; or None.
         """
         x, layout = self.reference_tokens(params, events, lengths, query_ends, row_times)
         queries = Rows(0, layout.num_slots)
@@ -89,23 +108,14 @@ class Rec2PM(TokenMemory):
             at_items = None
         shape = (x.shape[0], query_ends.shape[1], self.config.method.slots, -1)
         at_queries = at_queries.reshape(shape)
-        if self.config.method.sketch:
-            sketch = self._reference_sketch(params, up_to(events.ids, lengths), query_ends)
-            at_queries = self.tokens.apply(
-                {"params": params["memory"]}, at_queries, sketch, method="note"
-            )
+        if sketches is not None:
+            # The mean over the segments up to each query: what the running mean of updates is near to.
+            segment = self.config.data.segment
+            count = jnp.maximum((query_ends + segment - 1) // segment, 1)[..., None, None]
+            sums = jnp.take_along_axis(jnp.cumsum(sketches, axis=1), count - 1, axis=1)
+            at_queries = self._noted(params, at_queries, sums / count.astype(jnp.float32))
         memory = self.tokens.apply({"params": params["memory"]}, at_queries, method="leave")
         return memory, at_items
-
-    def _reference_sketch(self, params, ids, query_ends) -> Array:
-        """The mean over segments of what updates sum of each, up to each of query_ends [B, groups]:
-        float32 [B, groups, P, D] of ids [B, N]."""
-        segment = self.config.data.segment
-        parts = self.network.parts(params, ids)
-        by_segment = parts.reshape(len(ids), -1, segment, *parts.shape[2:]).sum(axis=2)
-        sums = jnp.cumsum(by_segment, axis=1) * segment**-0.5
-        count = jnp.maximum((query_ends + segment - 1) // segment, 1)[..., None, None]
-        return jnp.take_along_axis(sums, count - 1, axis=1) / count.astype(jnp.float32)
 
     # --- training ---
 
@@ -122,7 +132,7 @@ class Rec2PM(TokenMemory):
         if rng is not None:
             rngs = dict(zip(rngs, jax.random.split(rng, len(rngs)), strict=True))
         rows = batch["index"]
-        windows = training_windows(batch, data)
+        windows = self._training_windows(params, batch)
         events, targets, weights, next_times = training_events(batch)
         span = data.segments * data.segment  # the last R - 1 events belong to no segment
         inside = jax.tree.map(lambda a: a[:, :span], events)
@@ -138,6 +148,9 @@ class Rec2PM(TokenMemory):
             rngs["ref"],
             rows,
             items=method.reference_ar > 0,
+            sketches=jax.tree.map(
+                lambda a: a.reshape(-1, data.segments, *a.shape[1:]), windows.sketch
+            ),
         )
 
         hidden = self._hidden(windows.lengths, rngs["hide"], windows.rows)

@@ -145,7 +145,8 @@ class TokenMemory(Recurrent):
     def _new_memory(self, params, state: State, events, lengths, row_times) -> Array:
         x, layout = self.update_tokens(params, state, events, lengths, row_times, queries=True)
         at_queries, _ = self.network.serve(params, x, layout, only=self._queries(layout))
-        return self._leave(params, self._noted(params, at_queries, events, lengths), state)
+        sketch = self._sketches(params, up_to(events.ids, lengths))
+        return self._leave(params, self._noted(params, at_queries, sketch), state)
 
     def _query_windows(self, params, state: State, windows: Windows, rng, hidden=None) -> Array:
         """What updates with the segments of `windows` say, in training: outputs at Q, [B, C, D].
@@ -162,47 +163,59 @@ class TokenMemory(Recurrent):
         )
         only = self._queries(layout)
         at_queries = self.network.run_rows(params, x, layout, only, rng, windows.rows)
-        return self._noted(params, at_queries, events, lengths)
+        return self._noted(params, at_queries, windows.sketch)
 
     def _queries(self, layout: Layout) -> Rows:
         """The query tokens of `update_tokens`."""
         slots = self.config.method.slots
         return Rows(layout.num_slots - slots, slots)
 
-    def _noted(self, params, at_queries: Array, events: Events, lengths) -> Array:
-        """Outputs at Q [B, C, D], with a sketch of the segment in them where `method.sketch` asks.
+    def _sketches(self, params, ids: Array) -> Array | None:
+        """Of each segment, where `method.sketch` asks for it: int32 [..., S] -> float32 [..., P, D].
 
-        events: fields [B, N], of which the first `lengths`, at most S, are the segment.
+        Sums of item parts, scaled so that S unrelated items have unit scale, as outputs of layers do.
         """
         if not self.config.method.sketch:
+            return None
+        return jnp.sum(self.network.parts(params, ids), axis=-3) * self.config.data.segment**-0.5
+
+    def _noted(self, params, at_queries: Array, sketch: Array | None) -> Array:
+        """Outputs at Q [..., C, D] with what is summed beside the backbone, if anything, in them."""
+        if sketch is None:
             return at_queries
-        segment = self.config.data.segment
-        ids = up_to(events.ids[:, :segment], lengths)
-        sketch = jnp.sum(self.network.parts(params, ids), axis=1) * segment**-0.5
         return self.tokens.apply({"params": params["memory"]}, at_queries, sketch, method="note")
 
     def _leave(self, params, at_queries: Array, state: State) -> Array:
         return self.tokens.apply({"params": params["memory"]}, at_queries, state, method="leave")
 
     def _update_pass(
-        self, params, state: State, events, lengths, row_times, rng=None, rows=None, hidden=None
+        self,
+        params,
+        state: State,
+        events,
+        lengths,
+        row_times,
+        rng=None,
+        rows=None,
+        hidden=None,
+        sketch=None,
     ) -> tuple[Array, Array]:
-        """[M; S; Q] -> outputs at the events [B, N, W] and at the queries [B, C, D].
+        """[M; S; Q] -> outputs at the events [B, N, W] and, with `sketch` noted, at Q [B, C, D].
 
-        `_noted` and `_leave` make memory of the latter.
+        `_leave` makes memory of the latter. sketch: float32 [B, P, D], as of `_sketches`; or None.
         """
         x, layout = self.update_tokens(
             params, state, events, lengths, row_times, queries=True, hidden=hidden
         )
         outputs = self.network.run(params, x, layout, rng, rows)
         items = self._finish(params, state, events, lengths, outputs[:, layout.num_slots :])
-        return items, self._queries(layout).of(outputs)
+        return items, self._noted(params, self._queries(layout).of(outputs), sketch)
 
     def _update_windows(
         self, params, state: State, windows: Windows, rng, hidden=None
     ) -> tuple[Array, Array]:
-        """The update pass of training over (some of) the windows of a batch, with sketches noted."""
-        items, at_queries = self._update_pass(
+        """The update pass of training: `_update_pass` over (some of) the windows of a batch."""
+        return self._update_pass(
             params,
             state,
             windows.events,
@@ -211,8 +224,14 @@ class TokenMemory(Recurrent):
             rng,
             windows.rows,
             hidden,
+            windows.sketch,
         )
-        return items, self._noted(params, at_queries, windows.events, windows.lengths)
+
+    def _training_windows(self, params, batch: Batch) -> Windows:
+        """`training_windows`, with the sketches of the segments where there are any."""
+        data = self.config.data
+        segments = batch["ids"][:, : data.segments * data.segment].reshape(-1, data.segment)
+        return training_windows(batch, data)._replace(sketch=self._sketches(params, segments))
 
 
 class Windows(NamedTuple):
@@ -226,6 +245,7 @@ class Windows(NamedTuple):
       row_times: int32 [B * K, N], times of the next events, or None.
       lengths: int32 [B * K], events per window.
       rows: int32 [B * K], numbers of the windows, unique within the step.
+      sketch: float32 [B * K, P, D], of the segments, where methods keep one; else None.
     """
 
     events: Events
@@ -234,6 +254,7 @@ class Windows(NamedTuple):
     row_times: Array | None
     lengths: Array
     rows: Array
+    sketch: Array | None = None
 
 
 def training_windows(batch: Batch, data: DataConfig) -> Windows:

@@ -1,8 +1,11 @@
 """A sketch of what a user did: sums of item vectors that no layer has mixed.
 
-With `method.sketch` = P an item's vector has P parts of D numbers. The backbone embeds and predicts the
-first part only; the sum of every part over a user's events is scored against the same table. A memory
-slot has D numbers and the embeddings of thousands of items as many, so C slots that are functions of
+With `method.sketch` = P an item's vector has P parts of D numbers. The backbone embeds and predicts
+the first part only. Every part is also summed over a user's events, by segment, and kept by a memory
+slot as a running mean (normalised again by each update, see `MemoryTokens.leave`), which scores the
+same table.
+
+A slot has D numbers and the embeddings of thousands of items as many, so C slots that are functions of
 these hold D numbers about what was bought, not C * D: with a part of its own each slot says something
 new. A departure from the paper; evidence in BUILD_NOTES.md, 11.
 """
@@ -42,7 +45,8 @@ def widen(vectors: Array, width: int) -> Array:
 class WindowSketch(nn.Module):
     """What methods without a memory make of a sketch of the events they read.
 
-    It gives `full` the wider item vectors that a memory with a sketch has, for a fair comparison.
+    It gives `full` the wider item vectors that a memory with a sketch has, for a fair comparison; a
+    session sums its whole window again for every event.
 
     Attributes:
       parts: P.

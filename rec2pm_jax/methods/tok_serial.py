@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from rec2pm_jax.methods.memory import fold
-from rec2pm_jax.methods.recurrent import TokenMemory, training_windows
+from rec2pm_jax.methods.recurrent import TokenMemory
 from rec2pm_jax.typing import Batch, Terms
 
 
@@ -23,7 +23,7 @@ class TokSerial(TokenMemory):
         """
         data, method = self.config.data, self.config.method
         drop_rng, negative_rng = (None, None) if rng is None else jax.random.split(rng)
-        windows = training_windows(batch, data)
+        windows = self._training_windows(params, batch)
         users = batch["ids"].shape[0]
 
         def by_segment(a):  # B*K ... -> K B ...

@@ -6,7 +6,7 @@ are dealt to slices a golden section apart, which spreads every run of ids evenl
 depends on the id and the size of the catalogue only, so a table written by 4 devices can be read by 2.
 
 Rows narrower than the 128 lanes of a TPU register would be padded, or stored across and turned around
-in every step. So P = 128 // D neighbouring rows lie side by side: the table is [R / P, P * D].
+in every step. So n = 128 // W neighbouring rows lie side by side: the table is [R / n, n * W].
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def ids_at(index: Array, rows: int) -> Array:
 
 
 def packing(dim: int) -> int:
-    """P, rows of width `dim` that lie side by side; a power of two."""
+    """Rows of width `dim` that lie side by side; a power of two."""
     return 1 << max(0, (_LANES // dim).bit_length() - 1)
 
 
@@ -56,7 +56,7 @@ def check_shards(shards: int, dim: int) -> None:
     if most % shards:
         raise UserError(
             f"config.model.table=sharded over {shards} devices: their number must divide {most} where "
-            f"config.model.dim={dim}; set config.compute.devices to a power of two."
+            f"an item has {dim} numbers; set config.compute.devices to a power of two."
         )
 
 
