@@ -50,7 +50,7 @@ def read_targets(
     *,
     batch_size: int,
 ) -> np.ndarray:
-    """The vector that predicts each target: float32 [T, D].
+    """The vector that predicts each target: float32 [T, W].
 
     Query times, for methods with a time bias, are the next event's times inside a window and the
     time of its last target for the last event.

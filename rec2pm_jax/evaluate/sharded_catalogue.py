@@ -48,7 +48,7 @@ def ranks(
 ) -> np.ndarray:
     """Pessimistic ranks of targets [T] among all items: int64 [T]; 0 where a score is not finite.
 
-    vectors: float32 [T, D], outputs of a method; all arguments are the same in every process.
+    vectors: float32 [T, W], outputs of a method; all arguments are the same in every process.
     """
     size = min(_QUERIES, len(targets))
     result = []
@@ -62,7 +62,7 @@ def ranks(
 def best(
     loss: LossConfig, table: Array, num_items: int, vectors: np.ndarray, k: int
 ) -> tuple[Array, Array]:
-    """The k best items of vectors [B, D]: (scores float32 [B, k], ids int32 [B, k]), best first.
+    """The k best items of vectors [B, W]: (scores float32 [B, k], ids int32 [B, k]), best first.
 
     Raises:
       ValueError: k is not between 1 and the number of items.

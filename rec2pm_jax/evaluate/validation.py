@@ -78,7 +78,7 @@ def validate(
 
 
 def _read(method: Method, params: Params, histories: Histories, targets: Targets) -> np.ndarray:
-    """The vector that predicts each target: float32 [T, D]."""
+    """The vector that predicts each target: float32 [T, W]."""
     rows = plan_rows(targets, method, 0)
     memory = own_memory(method.config)
     states = row_memories(method, params, histories, rows, memory, _BATCH)

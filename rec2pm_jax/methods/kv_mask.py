@@ -61,14 +61,14 @@ class KVMask(Recurrent):
         return {"ar": self.network.next_item(params, items, *at)}
 
     def _masked_pass(self, params, events, lengths, row_times, rng=None, rows=None) -> Array:
-        """[W_0; Q; W_1; Q; ...] -> outputs at the events [B * K, W, D].
+        """[events 0; Q; events 1; Q; ...] -> outputs at the events [B * K, N, D].
 
-        events, row_times: windows [B * K, W]; lengths: int32 [B, K]; rows: int32 [B].
+        events, row_times: windows [B * K, N]; lengths: int32 [B, K]; rows: int32 [B].
         """
         batch, count = lengths.shape
         window = events.ids.shape[1]
 
-        def by_user(a):  # B*K W ... -> B K*W ...
+        def by_user(a):  # B*K N ... -> B K*N ...
             return a.reshape(batch, count * window, *a.shape[2:])
 
         key_times = None if row_times is None else by_user(events.times)

@@ -191,8 +191,8 @@ def masked(
 
     Args:
       lengths: int32 [B, K], valid events of each window (a prefix).
-      window: W, event tokens per window; slots: C; max_groups: G; segment: S.
-      row_times, key_times: int32 [B, K * W]; a query asks for the time of its segment's last event.
+      window: N, event tokens per window; slots: C; max_groups: G; segment: S.
+      row_times, key_times: int32 [B, K * N]; a query asks for the time of its segment's last event.
       rows: event rows of a block, rounded to whole windows; blocks leave out the other windows' events.
     """
     count = lengths.shape[1]

@@ -44,6 +44,6 @@ class TokSerial(TokenMemory):
             body = jax.checkpoint(body, prevent_cse=False)
         segments = (jax.tree.map(by_segment, windows), jnp.arange(data.segments))
         _, items = jax.lax.scan(body, self.init_state(params, users), segments)
-        items = jnp.swapaxes(items, 0, 1).reshape(-1, *items.shape[2:])  # K B W D -> B*K W D
+        items = jnp.swapaxes(items, 0, 1).reshape(-1, *items.shape[2:])  # K B N W -> B*K N W
         at = (windows.targets, windows.weights, negative_rng, windows.rows)
         return {"ar": self.network.next_item(params, items, *at)}

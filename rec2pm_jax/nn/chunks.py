@@ -104,7 +104,7 @@ def log_partition_sum(vectors: Array, items: Array, weights: Array, chunk_bytes:
     beside the arguments and their gradients does not grow with positions or items.
 
     Args:
-      vectors: float32 [T, D]; items: float32 [V, D].
+      vectors: float32 [T, W]; items: float32 [V, W].
       weights: float32 [T], without gradient. Blocks of positions with weight 0 are not computed.
       chunk_bytes: about the size of a block of logits.
     """

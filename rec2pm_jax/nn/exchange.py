@@ -69,7 +69,7 @@ def plan_exchange(
 
 
 def fetch(table: Array, exchange: Exchange, count: int, dim: int, axis_name: str | None) -> Array:
-    """The unique rows asked for, [count, D], filled up with zeros.
+    """The unique rows asked for, [count, W], filled up with zeros.
 
     table: this device's part, packed as in `nn.item_rows`; dim: D.
     """
@@ -87,11 +87,11 @@ def fetch(table: Array, exchange: Exchange, count: int, dim: int, axis_name: str
 def give_back(
     gradients: Array, exchange: Exchange, block: int, axis_name: str | None
 ) -> tuple[Array, Array]:
-    """Gradients of fetched rows [count, D] go to their owners and are summed there.
+    """Gradients of fetched rows [count, W] go to their owners and are summed there.
 
     Returns:
       (own rows int32 [n * C], ascending and different, at or above `block` = R / n where there are no
-      more; summed gradients [n * C, D], 0 there).
+      more; summed gradients [n * C, W], 0 there).
     """
     starts, asked, _ = exchange
     slots, real = _slots(starts, asked.shape[1])

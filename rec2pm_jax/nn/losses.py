@@ -35,7 +35,7 @@ def prepare(config: LossConfig, vectors: Array, table: Array) -> tuple[Array, Ar
 
 
 def catalogue_logits(config: LossConfig, vectors: Array, catalogue: Array) -> Array:
-    """[..., D] x [V, D] -> float32 [..., V]; the padding column is -inf.
+    """[..., W] x [V, W] -> float32 [..., V]; the padding column is -inf.
 
     catalogue: the item table as `prepare` returns it.
     """
@@ -70,8 +70,8 @@ def next_item_loss(
     """Cross-entropy of the next item: (weighted sum, sum of weights), float32 scalars.
 
     Args:
-      vectors: [T, D] outputs, one per predicted position.
-      table: [V, D] item embeddings, row 0 is padding.
+      vectors: [T, W] outputs, one per predicted position.
+      table: [V, W] item embeddings, row 0 is padding.
       targets: int32 [T].
       weights: float32 [T], 0 where the position does not count, and then it costs nothing.
       rng: for the sampled negatives.

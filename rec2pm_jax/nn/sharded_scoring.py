@@ -18,7 +18,7 @@ from rec2pm_jax.typing import Array
 
 BLOCK = 8192  # rows whose scores exist at a time
 
-Prepare = Callable[[Array], Array]  # rows [n, D] -> float32 [n, D], each row by itself
+Prepare = Callable[[Array], Array]  # rows [n, W] -> float32 [n, W], each row by itself
 
 
 def sharded_ranks(
@@ -27,7 +27,7 @@ def sharded_ranks(
     """Pessimistic rank of each target among all items: int32 [Q]; 0 where a score is not finite.
 
     Args:
-      queries: float32 [Q, D], the same on all devices.
+      queries: float32 [Q, W], the same on all devices.
       targets: int32 [Q], ids.
       table: this device's rows, packed.
     """
@@ -75,7 +75,7 @@ def sharded_top_k(
 def top_k_for_each(
     queries: Array, table: Array, k: int, num_items: int, prepare: Prepare, axis_name: str
 ) -> tuple[Array, Array]:
-    """As `sharded_top_k`, where every device has queries [Q, D] of its own and wants their items only.
+    """As `sharded_top_k`, where every device has queries [Q, W] of its own and wants their items only.
 
     All devices get all queries, and return to each the k best that they hold for its own.
     """

@@ -45,12 +45,12 @@ def top_k(
     rounding may swap.
 
     Args:
-      queries: float32 [Q, D].
-      table: [V, D], or packed as in `nn.item_rows`.
+      queries: float32 [Q, W].
+      table: [V, W], or packed as in `nn.item_rows`.
       k: rows wanted, 1 <= k <= V - first.
       first: rows before this one do not take part (the padding row); 0 of a packed table.
       allowed: row numbers int32 [n] -> bool [n], false where a row scores -inf; None: all score.
-      prepare: rows of the table [n, D] -> float32 [n, D], each row by itself.
+      prepare: rows of the table [n, W] -> float32 [n, W], each row by itself.
       block: rows per step, a multiple of RUN.
 
     Returns:
@@ -66,7 +66,7 @@ def top_k(
         raise ValueError(f"k={k} must be between 1 and the {count} rows that take part.")
 
     def scores(rows: Array, index: Array) -> Array:
-        """Rows [n, D] of numbers `index` -> [n, Q]."""
+        """Rows [n, W] of numbers `index` -> [n, Q]."""
         made = prepare(rows) @ queries.T
         return made if allowed is None else jnp.where(allowed(index)[:, None], made, -jnp.inf)
 
@@ -87,7 +87,7 @@ def top_k(
         return best, rows + first
 
     def maxima(rows: Array, index: Array) -> Array:
-        """[n, D] -> [n / RUN, Q]."""
+        """[n, W] -> [n / RUN, Q]."""
         return scores(rows, index).reshape(-1, RUN, queries.shape[0]).max(axis=1)
 
     def step(carry: None, start: Array) -> tuple[None, Array]:

@@ -23,7 +23,7 @@ _log = logging.getLogger(__name__)
 
 
 def grow_items(params: Params, num_items: int, seed: int) -> Params:
-    """Gives the item table [V, D] a row for each of `num_items` items and padding.
+    """Gives the item table [V, W] a row for each of `num_items` items and padding.
 
     A new row depends on (seed, row) alone, so growing twice equals growing once. Such items can be read
     and recommended, but nothing about them is learned.

@@ -25,13 +25,13 @@ class RowwiseAdagradState(NamedTuple):
 
 
 def scaled_rows(gradient: Array, accumulator: Array) -> tuple[Array, Array]:
-    """Accumulator a + mean(g^2) and direction g / (sqrt(a) + eps) of rows g [n, D], a [n]."""
+    """Accumulator a + mean(g^2) and direction g / (sqrt(a) + eps) of rows g [n, W], a [n]."""
     accumulator = accumulator + jnp.mean(jnp.square(gradient), axis=-1)
     return accumulator, gradient / (jnp.sqrt(accumulator) + _EPSILON)[..., None]
 
 
 def rowwise_adagrad(schedule: optax.Schedule) -> optax.GradientTransformation:
-    """The same for a whole table [V, D] with its dense gradient."""
+    """The same for a whole table [V, W] with its dense gradient."""
 
     def init(params):
         accumulators = jax.tree.map(lambda table: jnp.zeros(table.shape[:-1], table.dtype), params)
