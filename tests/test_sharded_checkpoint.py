@@ -20,7 +20,7 @@ from rec2pm_jax.methods.registry import make_method
 from rec2pm_jax.train.checkpoint import Checkpoints, load_for_inference
 from rec2pm_jax.train.partition import make_partition
 
-SMALL = config_of(CONFIG, method={"name": "recent"})
+SMALL = config_of(CONFIG, method={"name": "recent", "sketch": 2})  # items wider than the backbone
 
 
 def partition_of(devices):
@@ -73,7 +73,9 @@ def test_serves_a_whole_table_in_the_order_of_ids(trained, tmp_path):
     save(tmp_path, trained, 1)
     config, params, _ = load_for_inference(tmp_path)
     assert config == SMALL
-    jax.tree.map(np.testing.assert_array_equal, params, by_id(jax.device_get(trained.params)))
+    jax.tree.map(
+        np.testing.assert_array_equal, params, by_id(jax.device_get(trained.params), SMALL)
+    )
 
 
 @contextlib.contextmanager

@@ -94,7 +94,9 @@ def test_lookup(catalogue, count):
 def test_validation_equals_evaluation_on_one_device(tmp_path):
     dataset = make_dataset(tmp_path, [25, 40, 30, 12, 26, 33, 20, 28])
     config = config_of(
-        data={"segments": 2, "protocol": "leave_one_out"}, model={"dim": 8}, method={"slots": 2}
+        data={"segments": 2, "protocol": "leave_one_out"},
+        model={"dim": 8},
+        method={"slots": 2, "sketch": 2},
     )
     method = make_method(config, dataset.num_items)
     params = large_parameters(method)

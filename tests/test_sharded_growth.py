@@ -15,7 +15,7 @@ from rec2pm_jax.train.growth import grow_state, with_items
 from rec2pm_jax.train.loop import train_on
 from rec2pm_jax.train.partition import make_partition
 
-SMALL = config_of(CONFIG, method={"name": "recent"})
+SMALL = config_of(CONFIG, method={"name": "recent", "sketch": 2})  # items wider than the backbone
 MORE = 20_000  # items: two rows more in every slice
 
 
@@ -71,7 +71,7 @@ def test_a_run_goes_on_with_more_items_on_other_devices(tmp_path):
     before = run(ITEMS, 4, 2, "data")[-1]
     after, *_ = run(MORE, 2, 4, "grown", grown_from=("data",))  # validated at once
     rows = [rows_of(np.arange(ITEMS + 1), table_rows(n)) for n in (ITEMS, MORE)]
-    tables = [p["embedding"]["item_embedding"].reshape(-1, 8) for p in (before, after)]
+    tables = [p["embedding"]["item_embedding"].reshape(-1, SMALL.item_dim) for p in (before, after)]
     np.testing.assert_array_equal(tables[0][rows[0]], tables[1][rows[1]])
 
 
