@@ -53,7 +53,11 @@ def _bars(axis, rows) -> None:
 
 
 def _curves(axis, rows) -> None:
-    """NDCG@10 against `recent`, in six groups of users of equal size by length of the history."""
+    """NDCG@10 against `recent`, in six groups of users of equal size by length of the history.
+
+    Rows that would hide others are left to the bars: appended memories, and one-time ones, which lie
+    on the iterated ones.
+    """
     by_name = {row.variant: row for row in rows}
     base = by_name.get("recent")
     if base is None:
@@ -64,18 +68,14 @@ def _curves(axis, rows) -> None:
     x = [np.median(base.lengths[group]) for group in groups]
     reference = np.array([base.values(False)[group].mean() for group in groups])
     for row in rows:
-        if _family(row) not in COLOURS:
+        hidden = row.variant.endswith("_a") or row.records[0]["memory"] == "one_time"
+        if _family(row) not in COLOURS or hidden:
             continue
         values = np.array([row.values(False)[group].mean() for group in groups])
-        style = "--" if row.variant.endswith("_a") else "-"
-        if row.variant.endswith("_sketch"):
-            style = "-."
-        if row.records[0]["memory"] == "one_time":
-            style = ":"
         axis.plot(
             x,
             values / reference,
-            style,
+            "--" if row.variant.endswith("_sketch") else "-",
             marker="o",
             ms=4,
             color=COLOURS[_family(row)],
@@ -84,7 +84,7 @@ def _curves(axis, rows) -> None:
     axis.set_xscale("log")
     axis.set_xlabel("events in the user's history")
     axis.set_ylabel("NDCG@10 relative to recent")
-    axis.legend(frameon=False, fontsize=8, ncols=2)
+    axis.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
     axis.spines[["top", "right"]].set_visible(False)
 
 
