@@ -147,6 +147,7 @@ def anatomy(rows_of, path: str | Path) -> None:
                 left.plot(range(1, len(shares) + 1), shares, marker="o", ms=4, label=f"slot {slot}")
             left.set_xlabel("segments ago")
             left.set_ylabel("attention of the one-pass query, first layer")
+        left.set_ylim(bottom=0)  # differences as large as they are
         left.set_title(row.label, fontsize=10, loc="left")
         left.legend(frameon=False, fontsize=8)
         plane, labels = np.array(found["plane"]), np.array(found["labels"])
@@ -157,7 +158,13 @@ def anatomy(rows_of, path: str | Path) -> None:
         )
         right.set_xlabel("first principal component")
         right.set_ylabel("second")
-        right.legend(frameon=False, fontsize=7, markerscale=2)
+        right.legend(
+            frameon=False,
+            fontsize=7,
+            markerscale=2,
+            loc="center left",
+            bbox_to_anchor=(1.0, 0.5),
+        )
         for axis in (left, right):
             axis.spines[["top", "right"]].set_visible(False)
     save(figure, path)
