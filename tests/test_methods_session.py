@@ -48,7 +48,7 @@ def cases():
         for backbone, bias in BACKBONES:
             alike = name.startswith("tok_serial") or bias == "position" or name == "recent"
             alike = alike or (backbone, bias) == ("hstu", "none") or name == "rec2pm_o"
-            alike = alike or (name.endswith("sketch") and backbone == "hstu")
+            alike = alike or name.endswith("sketch")
             marks = pytest.mark.slow if alike else ()
             yield pytest.param(name, backbone, bias, marks=marks)
 

@@ -14,7 +14,7 @@ S, K = 3, 3
 CASES = [
     ("sasrec", "none", "overwrite", 1, 0),
     ("hstu", "position_time", "append", 2, 0),
-    ("sasrec", "none", "overwrite", 2, 2),
+    pytest.param("sasrec", "none", "overwrite", 2, 2, marks=pytest.mark.slow),
 ]
 
 

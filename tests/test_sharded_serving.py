@@ -48,7 +48,10 @@ def users():
 
 
 @pytest.mark.parametrize("devices", [1, 8])
-@pytest.mark.parametrize(("name", "sketch"), [("rec2pm", 0), ("rec2pm", 2), ("kv_mask", 0)])
+@pytest.mark.parametrize(
+    ("name", "sketch"),
+    [("rec2pm", 0), pytest.param("rec2pm", 2, marks=pytest.mark.slow), ("kv_mask", 0)],
+)
 def test_updates_and_requests_are_those_of_the_whole_table(users, devices, name, sketch):
     fields = {"name": name, "bag": 0.0, "sketch": sketch}
     config = config_of(model={"dim": 6, "layers": 2}, method=fields)
