@@ -4,9 +4,9 @@
         --workdir=runs/synthetic --json=results/synthetic.json
 
 The methods differ in `method.name` alone: same backbone, data, budget of steps and optimiser; only
-that `method.sketch` is for memories of tokens, as it does not help the others (results/main.md). Every
-run lives in WORKDIR/NAME, is continued where it stopped and skipped once complete. For grids with
-several seeds and datasets see `launch.reproduce`.
+that `method.sketch` is for memories of tokens: `full` does worse with one (results/main.md), `recent`
+was not tried. Every run lives in WORKDIR/NAME, is continued where it stopped and skipped once
+complete. For grids with several seeds and datasets see `launch.reproduce`.
 """
 
 from __future__ import annotations
