@@ -201,6 +201,7 @@ def _ablation() -> Iterator[Run]:
         "without live memories": override(base, method={"live": 0.0}),
         "live memories only": override(base, method={"live": 1.0}),
         "without L_con": override(base, method={"consistency": 0.0}),
+        "without live memories or L_con": override(base, method={"live": 0.0, "consistency": 0.0}),
         **{
             f"lambda = {weight:g}": override(base, method={"consistency": weight})
             for weight in (0.3, 3.0)
