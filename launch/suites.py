@@ -97,9 +97,11 @@ METHODS: dict[str, dict[str, Any]] = {
     "tok_serial_a": {"name": "tok_serial", "memory": "append"},
     "kv_mask_a": {"name": "kv_mask", "memory": "append"},
 }
-# The same with a sketch (`method.sketch`): item vectors of four parts, one for each slot. 4 was chosen
-# on validation (BUILD_NOTES, 11); learning rate and dropout are those of the method without.
-SKETCHED: dict[str, dict[str, Any]] = {
+# Beyond them, both chosen on validation of Complete Journey (BUILD_NOTES, 10 and 11): a lighter L_con,
+# and a sketch (`method.sketch`), item vectors of four parts, one for each slot, at the learning rate
+# and dropout of the method without.
+ADDITIONS: dict[str, dict[str, Any]] = {
+    "rec2pm_o lambda 0.1": METHODS["rec2pm_o"] | {"consistency": 0.1},
     "full_sketch": METHODS["full"] | {"sketch": 4},
     "rec2pm_sketch": METHODS["rec2pm_o"] | {"sketch": 4},
     "tok_serial_sketch": METHODS["tok_serial_o"] | {"sketch": 4},
@@ -173,20 +175,21 @@ def _main() -> Iterator[Run]:
     for seed, backbone in ((0, "sasrec"), (0, "hstu"), (1, "sasrec"), (2, "sasrec")):
         for dataset, method in itertools.product(long, METHODS):
             yield _main_run(dataset, method, backbone, seed)
-    for seed, dataset, method in itertools.product(range(3), long, SKETCHED):
+    for seed, dataset, method in itertools.product(range(3), long, ADDITIONS):
         yield _main_run(dataset, method, "sasrec", seed)
     for method in ("full", "recent", "tok_serial_o", "rec2pm_o"):
         yield _main_run("complete_journey_products", method, "sasrec", 0)
 
 
 def _main_run(dataset: str, method: str, backbone: str, seed: int) -> Run:
-    fields = (METHODS | SKETCHED)[method]
+    fields = (METHODS | ADDITIONS)[method]
     chosen = CHOSEN_HSTU if backbone == "hstu" else CHOSEN[fields["name"]]
     config = override(tuned(_development(), chosen), method=fields, train={"seed": seed})
     config = override(config, model={"backbone": backbone})
     if dataset == "complete_journey_products":  # 13,343 items: the full softmax takes too long
         config = override(config, loss={"kind": "sampled_softmax", "negatives": 1024})
-    memories = ("", "one_time") if method in ("rec2pm_o", "rec2pm_sketch") else ("",)
+    both = fields["name"] == "rec2pm" and fields["memory"] == "overwrite"
+    memories = ("", "one_time") if both else ("",)
     return Run(dataset, method, config, memories)
 
 
@@ -204,7 +207,7 @@ def _ablation() -> Iterator[Run]:
         "without live memories or L_con": override(base, method={"live": 0.0, "consistency": 0.0}),
         **{
             f"lambda = {weight:g}": override(base, method={"consistency": weight})
-            for weight in (0.3, 3.0)
+            for weight in (0.1, 0.3, 3.0)
         },
         "L_con target stopped": override(base, method={"stop_target": True}),
         "without copying start": override(base, model={"copy_init": False}),

@@ -14,7 +14,7 @@ import pytest
 
 from launch import run_one, summaries, tables
 from launch.reproduce import Results
-from launch.suites import CHOSEN, CHOSEN_HSTU, METHODS, SKETCHED, SUITES, TUNING_GRID, runs_of
+from launch.suites import CHOSEN, CHOSEN_HSTU, METHODS, ADDITIONS, SUITES, TUNING_GRID, runs_of
 from rec2pm_jax.config_dict import config_hash
 from rec2pm_jax.errors import UserError
 from rec2pm_jax.evaluate.record import write_records
@@ -166,7 +166,7 @@ def test_main_holds_every_method_on_both_datasets_with_three_seeds():
     runs = [run for run in runs_of("main") if run.config.model.backbone == "sasrec"]
     for dataset in ("complete_journey_types", "ml1m_200"):
         seen = {(run.variant, run.seed) for run in runs if run.dataset == dataset}
-        rows = METHODS | SKETCHED
+        rows = METHODS | ADDITIONS
         assert seen == {(method, seed) for method in rows for seed in range(3)}
 
 
