@@ -14,7 +14,7 @@ import pytest
 
 from launch import run_one, summaries, tables
 from launch.reproduce import Results
-from launch.suites import CHOSEN, CHOSEN_HSTU, METHODS, ADDITIONS, SUITES, TUNING_GRID, runs_of
+from launch.suites import ADDITIONS, CHOSEN, CHOSEN_HSTU, METHODS, SUITES, TUNING_GRID, runs_of
 from rec2pm_jax.config_dict import config_hash
 from rec2pm_jax.errors import UserError
 from rec2pm_jax.evaluate.record import write_records
