@@ -35,6 +35,14 @@ def _family(row) -> str:
     return row.records[0]["method"]
 
 
+def _style(variant: str) -> str:
+    """Rows of a family share a colour, and differ in their lines."""
+    for ending, style in (("_sketch", "--"), ("_a", "-."), ("lambda 0.1", ":")):
+        if variant.endswith(ending):
+            return style
+    return "-"
+
+
 def _bars(axis, rows) -> None:
     intervals = np.array([bootstrap(100 * row.values(False)) for row in rows])
     mean, low, high = intervals.T
@@ -75,7 +83,7 @@ def _curves(axis, rows) -> None:
         axis.plot(
             x,
             values / reference,
-            "--" if row.variant.endswith("_sketch") else "-",
+            _style(row.variant),
             marker="o",
             ms=4,
             color=COLOURS[_family(row)],
@@ -108,9 +116,15 @@ def denoise(rows_of, path: str | Path) -> None:
                 clean = next(iter(levels.values()))
                 shares = [0.0, *(share for (k, share) in levels if k == kind and share)]
                 left = [1.0, *(levels[kind, s].mean() / clean.mean() for s in shares[1:])]
-                style = "--" if method.endswith("_a") else "-"
-                colour = COLOURS[_family(clean)]
-                axis.plot(shares, left, style, marker="o", ms=4, color=colour, label=method)
+                axis.plot(
+                    shares,
+                    left,
+                    _style(method),
+                    marker="o",
+                    ms=4,
+                    color=COLOURS[_family(clean)],
+                    label=method,
+                )
             axis.set_title(f"{dataset}, {backbone}: {kind} items", fontsize=10, loc="left")
             axis.set_xlabel("share of archived events replaced")
             axis.set_ylabel("NDCG@10 relative to clean")
