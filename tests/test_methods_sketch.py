@@ -79,7 +79,7 @@ def fresh(slots, sketch, segment=5):
         method=MethodConfig(slots=slots, sketch=sketch),
     )
     method = make_method(config, 60)
-    return method, method.init(jax.random.key(0))
+    return method, jax.jit(method.init)(jax.random.key(0))
 
 
 def test_a_slot_starts_as_what_it_sums_scored_against_that_part():
@@ -87,7 +87,7 @@ def test_a_slot_starts_as_what_it_sums_scored_against_that_part():
     method, params = fresh(slots=3, sketch=2)
     params["memory"]["own_gain"] = jnp.zeros(2)
     ids = np.arange(1, 6, dtype=np.int32)[None]
-    state = method.update(params, method.init_state(params, 1), Events(ids), ids > 0)
+    state = jax.jit(method.update)(params, method.init_state(params, 1), Events(ids), ids > 0)
     recalled = method.tokens.apply({"params": params["memory"]}, state.memory, method="recall")
     np.testing.assert_allclose(recalled[0], state.memory[0, :2].reshape(-1), **CLOSE)
     table = params["embedding"]["item_embedding"].reshape(-1, 2, 128)
@@ -105,10 +105,11 @@ def test_iterated_sketches_stay_near_the_mean_over_all_segments():
     update = jax.jit(method.update)
     for segment in np.split(ids, 12, axis=1):
         state = update(params, state, Events(segment), segment > 0)
-    whole = method.compress(params, Events(ids), ids > 0).memory
+    compress = jax.jit(method.compress)
+    whole = compress(params, Events(ids), ids > 0).memory
     cosine = np.sum(state.memory * whole, axis=-1) / 128
     assert cosine.min() > 0.85
-    last = method.compress(params, Events(ids[:, -5:]), ids[:, -5:] > 0).memory
+    last = compress(params, Events(ids[:, -5:]), ids[:, -5:] > 0).memory
     assert np.max(np.sum(state.memory * last, axis=-1) / 128) < 0.7  # not the newest segment alone
 
 
