@@ -14,6 +14,7 @@ took before is `start_rss_bytes`) and `first_s`, the first call with its compila
 from __future__ import annotations
 
 import os
+import re
 
 from absl import flags
 
@@ -40,7 +41,7 @@ def define_flags() -> None:
     flags.DEFINE_string("json", None, "File for the record.")
     flags.DEFINE_integer("threads", 0, "Cores to use, the first of this process's; 0: all.", 0)
     flags.DEFINE_integer("repeats", 5, "Measured repetitions of every row.", 1)
-    flags.DEFINE_string("only", "", "Only rows whose name contains this.")
+    flags.DEFINE_string("only", "", "Regular expression that names of rows must contain.")
     flags.DEFINE_enum(
         "allocator", "tuned", processes.ALLOCATORS, "tuned: glibc keeps the memory it was given."
     )
@@ -61,7 +62,7 @@ def main(_) -> None:
     if args.suite in COMMANDS:
         _measure_command(args, settings)
         return
-    cases = [case for case in SUITES[args.suite](args.smoke) if args.only in case.name]
+    cases = [case for case in SUITES[args.suite](args.smoke) if re.search(args.only, case.name)]
     if not cases:
         names = "\n".join(case.name for case in SUITES[args.suite](args.smoke))
         raise UserError(

@@ -12,15 +12,13 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-import jax
 import numpy as np
 from absl import flags
 
 from launch import cli
 from launch.analyses import ANALYSES
-from launch.runs import Result, train
-from launch.suites import Run, override, runs_of
-from rec2pm_jax.config import Config
+from launch.runs import Result, suited, train
+from launch.suites import Run, runs_of
 from rec2pm_jax.data.dataset import open_dataset
 from rec2pm_jax.errors import UserError, nearest
 from rec2pm_jax.evaluate.metrics import ndcg
@@ -51,13 +49,6 @@ def execute(suite: str, run: Run, data: str | Path, workdir: str | Path) -> list
         # Last: a run with records is complete.
         write_records(records, [result.record for result in results])
     return results
-
-
-def suited(config: Config) -> Config:
-    """The suites' micro-batches are for the caches of CPU cores; accelerators take whole batches."""
-    if jax.default_backend() == "cpu":
-        return config
-    return override(config, compute={"accumulate": 1})
 
 
 def label_records(run: Run, results: Sequence[Result]) -> None:

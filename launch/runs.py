@@ -6,6 +6,8 @@ import dataclasses
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
+
 from rec2pm_jax.config import Config
 from rec2pm_jax.config_dict import config_hash, to_dict
 from rec2pm_jax.data.dataset import Dataset
@@ -67,6 +69,13 @@ class Trained(NamedTuple):
     meta: dict[str, Any]
     wall_s: float
     device: str
+
+
+def suited(config: Config) -> Config:
+    """Micro-batches of comparisons are for the caches of CPU cores; accelerators take whole batches."""
+    if jax.default_backend() == "cpu":
+        return config
+    return dataclasses.replace(config, compute=dataclasses.replace(config.compute, accumulate=1))
 
 
 def train(config: Config, dataset: Dataset, workdir: str | Path) -> Trained:

@@ -98,15 +98,23 @@ METHODS: dict[str, dict[str, Any]] = {
     "kv_mask_a": {"name": "kv_mask", "memory": "append"},
 }
 # Beyond them, both chosen on validation of Complete Journey (BUILD_NOTES, 10 and 11): a lighter L_con,
-# and a sketch (`method.sketch`), item vectors of four parts, one for each slot, at the learning rate
-# and dropout of the method without.
-ADDITIONS: dict[str, dict[str, Any]] = {
-    "rec2pm_o lambda 0.1": METHODS["rec2pm_o"] | {"consistency": 0.1},
+# and a sketch (`method.sketch`), item vectors of four parts, one for each slot.
+LIGHT = METHODS["rec2pm_o"] | {"consistency": 0.1}
+SKETCHES: dict[str, dict[str, Any]] = {
     "full_sketch": METHODS["full"] | {"sketch": 4},
-    "rec2pm_sketch": METHODS["rec2pm_o"] | {"sketch": 4},
+    "rec2pm_sketch": LIGHT | {"sketch": 4},
     "tok_serial_sketch": METHODS["tok_serial_o"] | {"sketch": 4},
 }
+ADDITIONS = {"rec2pm_o lambda 0.1": LIGHT} | SKETCHES
 MEMORIES = tuple(name for name in METHODS if METHODS[name]["name"] not in ("full", "recent"))
+PRODUCT_METHODS = (
+    "recent",
+    "full",
+    "rec2pm_o",
+    "tok_serial_o",
+    "rec2pm_sketch",
+    "tok_serial_sketch",
+)
 # Overwrite and append of a family are tuned once; an untuned family would be a weak baseline.
 TUNED = ("full", "recent", "tok_serial_o", "kv_mask_o", "rec2pm_o")
 TUNED_HSTU = ("full", "rec2pm_o")  # for the methods without and with a memory
@@ -125,6 +133,12 @@ CHOSEN = {
     "rec2pm": {"learning_rate": 5e-3, "dropout": 0.05},
 }
 CHOSEN_HSTU = {"learning_rate": 5e-3, "dropout": 0.1}  # best without and with a memory
+# The best of results/tuning_sketch.md.
+CHOSEN_SKETCH = {
+    "full_sketch": {"learning_rate": 5e-3, "dropout": 0.1},
+    "rec2pm_sketch": {"learning_rate": 5e-3, "dropout": 0.1},
+    "tok_serial_sketch": {"learning_rate": 5e-3, "dropout": 0.1},
+}
 
 
 # The recipe of rec2pm when `tuning` and `genrec` were run; `full` ignores it, hashes do not.
@@ -155,9 +169,20 @@ def _tuning() -> Iterator[Run]:
         base = override(development, model={"backbone": backbone})
         for setting, method in itertools.product(grid, methods):
             config = tuned(override(base, method=METHODS[method] | EARLIER), setting)
-            variant = ",".join(f"{name}={value:g}" for name, value in setting.items())
-            variant = f"tuning/{method}/{variant}"
+            variant = f"tuning/{method}/{_setting_name(setting)}"
             yield Run("complete_journey_types", variant, config, split="validation")
+
+
+def _tuning_sketch() -> Iterator[Run]:
+    """The same search for the rows with a sketch, under the recipe and the budget of `main`."""
+    for method, setting in itertools.product(reversed(SKETCHES), TUNING_GRID):
+        config = tuned(override(_development(), method=SKETCHES[method]), setting)
+        variant = f"tuning_sketch/{method}/{_setting_name(setting)}"
+        yield Run("complete_journey_types", variant, config, split="validation")
+
+
+def _setting_name(setting: dict[str, float]) -> str:
+    return ",".join(f"{name}={value:g}" for name, value in setting.items())
 
 
 def tuned(config: Config, setting: dict[str, float]) -> Config:
@@ -177,17 +202,19 @@ def _main() -> Iterator[Run]:
             yield _main_run(dataset, method, backbone, seed)
     for seed, dataset, method in itertools.product(range(3), long, ADDITIONS):
         yield _main_run(dataset, method, "sasrec", seed)
-    for method in ("full", "recent", "tok_serial_o", "rec2pm_o"):
+    for method in PRODUCT_METHODS:
         yield _main_run("complete_journey_products", method, "sasrec", 0)
 
 
 def _main_run(dataset: str, method: str, backbone: str, seed: int) -> Run:
     fields = (METHODS | ADDITIONS)[method]
     chosen = CHOSEN_HSTU if backbone == "hstu" else CHOSEN[fields["name"]]
+    if method in SKETCHES and dataset != "complete_journey_products":  # run before that search
+        chosen = CHOSEN_SKETCH[method]
     config = override(tuned(_development(), chosen), method=fields, train={"seed": seed})
     config = override(config, model={"backbone": backbone})
-    if dataset == "complete_journey_products":  # 13,343 items: the full softmax takes too long
-        config = override(config, loss={"kind": "sampled_softmax", "negatives": 1024})
+    if dataset == "complete_journey_products":  # 13,343 items: a step takes three times as long
+        config = override(config, train={"steps": 1000})
     both = fields["name"] == "rec2pm" and fields["memory"] == "overwrite"
     memories = ("", "one_time") if both else ("",)
     return Run(dataset, method, config, memories)
@@ -291,6 +318,7 @@ def _smoke() -> Iterator[Run]:
 
 _SUITES: dict[str, Callable[[], Iterator[Run]]] = {
     "tuning": _tuning,
+    "tuning_sketch": _tuning_sketch,
     "main": _main,
     "ablation": _ablation,
     "denoise": lambda: _of_main("denoise", (*METHODS, "rec2pm_sketch")),

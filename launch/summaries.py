@@ -63,6 +63,10 @@ SUMMARIES = {
         "overwrite and append of a family share their setting.",
         tables.search,
     ),
+    "tuning_sketch": Summary(
+        "As [tuning](tuning.md), for the rows of main that have a sketch, with main's budget.",
+        tables.search,
+    ),
     "ablation": Summary(
         "One factor at a time from the recipe of `rec2pm_o`, at half of the steps.",
         partial(tables.comparison, baselines=("ablation/recipe",)),

@@ -82,7 +82,7 @@ def serve(answer: Callable[[dict[str, Any]], None]) -> None:
     building = peak_rss()
     forget_peak()
     calls = max(1, round(_REPETITION_S / max(second["wall_s"], 1e-6)))
-    answer({"platform": jax.default_backend()})
+    answer({"platform": jax.default_backend(), "device": jax.devices()[0].device_kind})
     for line in sys.stdin:
         if json.loads(line) == "run":
             answer(repeat(work, calls))

@@ -77,9 +77,9 @@ class Child:
             cwd=Path(__file__).parents[2],
         )
         processes.pin(self.process.pid, set(settings.cores))
-        self.platform = self._ask(
+        self.where = self._ask(
             {"build": case.build, "options": case.options, "cache": settings.cache}
-        )["platform"]
+        )
 
     def repeat(self) -> None:
         self.repetitions.append(self._ask("run"))
@@ -151,9 +151,9 @@ def measure(suite: str, cases: Sequence[Case], settings: Settings) -> Iterator[d
             Case(dtype, group, "peak:matmul", {"dtype": dtype}, {"dtype": dtype})
             for dtype in dtypes
         ]
-        *found, platform = _measure_group([*references, *members], settings)
-        record["env"]["platform"] = record["env"].get("platform") or platform
-        by_cpu = settings.threads == 1 and platform == "cpu"
+        *found, where = _measure_group([*references, *members], settings)
+        record["env"] |= where
+        by_cpu = settings.threads == 1 and record["env"].get("platform") == "cpu"
         record["env"]["mfu_clock"] = clock = "cpu_s" if by_cpu else "wall_s"
         for row in found[: len(references)]:
             if row.get(clock):
@@ -170,7 +170,7 @@ def measure(suite: str, cases: Sequence[Case], settings: Settings) -> Iterator[d
 
 
 def _measure_group(cases: Sequence[Case], settings: Settings) -> list[Any]:
-    """A row per case, in order, and the platform last."""
+    """A row per case, in order, and last `platform` and `device` as JAX names them."""
     children: dict[str, Child] = {}
     rows = {case.name: {"name": case.name, "best": {}, **case.row} for case in cases}
 
@@ -192,7 +192,7 @@ def _measure_group(cases: Sequence[Case], settings: Settings) -> list[Any]:
         for _ in tqdm(turns, desc=f"{cases[0].group}: repetitions", leave=False, disable=None):
             for name, child in list(children.items()):
                 attempt(name, child.repeat)
-        platforms = [child.platform for child in children.values()]
+        where = next((child.where for child in children.values()), {})
         for name, child in list(children.items()):
             answer = attempt(name, child.finish)
             if answer is not None:
@@ -201,7 +201,7 @@ def _measure_group(cases: Sequence[Case], settings: Settings) -> list[Any]:
         for child in children.values():
             if child.process.poll() is None:
                 child.close()
-    return [*rows.values(), platforms[0] if platforms else None]
+    return [*rows.values(), where]
 
 
 def _figures(repetitions: Sequence[dict[str, float]], answer: dict[str, Any]) -> Row:

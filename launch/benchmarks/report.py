@@ -13,8 +13,9 @@ def setting_line(record: Mapping[str, Any]) -> str:
     peaks = ", ".join(f"{d} {p / 1e9:.1f} GFLOP/s" for d, p in env["matmul_flops_per_s"].items())
     return (
         f"{env['cpu']}, {env['threads']} of {env['cores']} cores | jax {env['jax']} on "
-        f"{env['platform']} | allocator {env['allocator']} | medians of {env['repeats']} | load "
-        f"{env['load']} | matmul {peaks} ({env['mfu_clock'].removesuffix('_s')} time)"
+        f"{env.get('device') or env['platform']} | allocator {env['allocator']} | "
+        f"medians of {env['repeats']} | load {env['load']} | matmul {peaks} "
+        f"({env['mfu_clock'].removesuffix('_s')} time)"
     )
 
 

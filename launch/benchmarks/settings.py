@@ -11,6 +11,7 @@ from rec2pm_jax.config_dict import from_dict
 from rec2pm_jax.typing import Batch
 
 ITEMS = 20_000
+FEW_ITEMS = 2_243  # Complete Journey, product types
 METHODS: dict[str, dict[str, Any]] = {  # display name -> fields of the method
     "full": {"name": "full"},
     "recent": {"name": "recent"},
@@ -22,6 +23,13 @@ METHODS: dict[str, dict[str, Any]] = {  # display name -> fields of the method
 }
 SASREC = {"backbone": "sasrec", "layers": 4, "heads": 4, "dim": 64}
 HSTU = {"backbone": "hstu", "layers": 16, "heads": 8, "dim": 64}
+DEVELOPMENT = {"backbone": "sasrec", "layers": 2, "heads": 2, "dim": 64}
+# The setting of `launch.reproduce`: a window of 16 short segments, items few enough for all to count.
+MANY_SEGMENTS = {
+    "data": {"segment": 25, "segments": 16},
+    "loss": {"kind": "full_softmax"},
+    "train": {"batch_size": 16},
+}
 # For tests of the suites: seconds in all.
 SMOKE_ITEMS = 200
 SMOKE_SASREC = {"backbone": "sasrec", "layers": 2, "heads": 2, "dim": 8}

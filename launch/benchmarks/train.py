@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from launch.benchmarks import settings
 from launch.benchmarks.case import Case, Work, model_case
 from launch.benchmarks.flops import matmul_flops
+from launch.runs import suited
 from rec2pm_jax.config import Config
 from rec2pm_jax.config_dict import from_dict
 from rec2pm_jax.methods.base import Method
@@ -36,7 +37,7 @@ def cases(smoke: bool) -> list[Case]:
             rows.append(step_case(config, items, group, name))
 
     def micro(parts: int) -> dict[str, int]:
-        return {"accumulate": 1 if smoke else parts}
+        return {"accumulate": 1 if smoke else parts}  # on a CPU, see `step`
 
     add("sasrec", sasrec, "full rec2pm_o tok_serial_o rec2pm_sketch", compute=micro(8))
     add("hstu", hstu, "full rec2pm_o", compute=micro(8))
@@ -45,6 +46,14 @@ def cases(smoke: bool) -> list[Case]:
     add("hstu, more methods", hstu, "rec2pm_a kv_mask_o", compute=micro(8))
     if smoke:
         return rows
+    add(
+        "many segments",
+        settings.DEVELOPMENT,
+        "full rec2pm_o tok_serial_o kv_mask_o",
+        items=settings.FEW_ITEMS,
+        compute=micro(4),
+        **settings.MANY_SEGMENTS,
+    )
     add("wide", sasrec | {"dim": 256}, "full", compute=micro(8))
     full_softmax = {"kind": "full_softmax"}
     add("full softmax", sasrec, "full", "full_softmax/1000000", items=1_000_000, loss=full_softmax)
@@ -62,13 +71,13 @@ def step_case(config: Config, items: int, group: str, name: str = "", **fields) 
         batch=config.train.batch_size,
         length=config.data.window,
     )
-    extra = {"accumulate": config.compute.accumulate, "dropout": config.model.dropout}
+    extra = {"dropout": config.model.dropout}
     return case._replace(row=case.row | extra | fields)
 
 
 def step(config: dict[str, Any], items: int) -> Work:
     """The step as `launch.train` compiles it, state donated; batches come from the host."""
-    config = from_dict(config)
+    config = suited(from_dict(config))
     method, train = make_method(config, items), config.train
     partition = make_partition(config, method)
     batch = settings.random_batch(config, items)
@@ -83,7 +92,10 @@ def step(config: dict[str, Any], items: int) -> Work:
         run,
         tokens=train.batch_size * config.data.window,
         flops=lambda: gradient_flops(method, state.params, batch),
-        fields={"state_bytes_per_user": memory.size * memory.dtype.itemsize},
+        fields={
+            "state_bytes_per_user": memory.size * memory.dtype.itemsize,
+            "accumulate": config.compute.accumulate,
+        },
     )
 
 
