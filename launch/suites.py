@@ -136,8 +136,8 @@ CHOSEN_HSTU = {"learning_rate": 5e-3, "dropout": 0.1}  # best without and with a
 # The best of results/tuning_sketch.md.
 CHOSEN_SKETCH = {
     "full_sketch": {"learning_rate": 5e-3, "dropout": 0.1},
-    "rec2pm_sketch": {"learning_rate": 5e-3, "dropout": 0.1},
-    "tok_serial_sketch": {"learning_rate": 5e-3, "dropout": 0.1},
+    "rec2pm_sketch": {"learning_rate": 2.5e-3, "dropout": 0.1},
+    "tok_serial_sketch": {"learning_rate": 5e-3, "dropout": 0.2},
 }
 
 
