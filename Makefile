@@ -17,8 +17,9 @@ $(VENV)/installed: requirements.txt requirements-demo.txt requirements-stream.tx
 demo: install
 	$(RUN) -m launch.demo
 
+# Most of the time of these tests is compilation of programs that run for milliseconds.
 test: install lint
-	$(RUN) -m pytest -q -m "not slow" -n auto --dist loadfile
+	XLA_FLAGS="$$XLA_FLAGS --xla_backend_optimization_level=0" $(RUN) -m pytest -q -m "not slow" -n auto --dist loadfile
 
 # The TPU compiler, for tests of what it makes of our programs; no TPU is needed.
 $(VENV)/installed-tpu: $(VENV)/installed requirements-tpu.txt

@@ -208,9 +208,15 @@ def test_bfloat16_stays_close_to_float32(backbone):
     assert 0 < difference.max() < 0.15
 
 
-@pytest.mark.parametrize("only", [None, Rows(1, 3)])
-@pytest.mark.parametrize("attention", ["dense", "pallas"])
-@pytest.mark.parametrize("backbone", ["sasrec", "hstu"])
+@pytest.mark.parametrize(
+    ("backbone", "attention", "only"),
+    [
+        ("sasrec", "dense", Rows(1, 3)),
+        ("sasrec", "pallas", None),
+        ("hstu", "dense", None),
+        ("hstu", "pallas", Rows(1, 3)),
+    ],
+)
 def test_recomputing_changes_what_is_kept_and_nothing_else(backbone, attention, only):
     """Gradients are equal, dropout included; of what was kept less than half is left."""
     rate = 0.5 if (backbone, attention) != ("sasrec", "pallas") else 0.0  # its weights would drop
@@ -238,7 +244,9 @@ def test_recomputing_changes_what_is_kept_and_nothing_else(backbone, attention, 
         kernels = str(traced.jaxpr).count("name=attention_forward")
         found[recompute] = traced.lower().compile()(params, x), kept, kernels
     (plain, kept, kernels), (again, kept_again, kernels_again) = found.values()
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), plain, again)
+    for a, b in zip(*map(jax.tree.leaves, (plain, again)), strict=True):
+        # Sums that cancel are as exact as what they are made of, which is as large as the others.
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5 * max(1, np.abs(a).max()))
     weights = sum(leaf.size for leaf in jax.tree.leaves(params))
     assert kept_again - weights < (kept - weights) / 2
     assert kernels == kernels_again  # attention itself is not run twice
