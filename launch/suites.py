@@ -201,6 +201,8 @@ def _main() -> Iterator[Run]:
         for dataset, method in itertools.product(long, METHODS):
             yield _main_run(dataset, method, backbone, seed)
     for seed, dataset, method in itertools.product(range(3), long, ADDITIONS):
+        if seed and dataset == "ml1m_200" and method in SKETCHES:
+            continue  # on films a sketch is a loss by more than seeds differ
         yield _main_run(dataset, method, "sasrec", seed)
     for method in PRODUCT_METHODS:
         yield _main_run("complete_journey_products", method, "sasrec", 0)
