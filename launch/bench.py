@@ -41,7 +41,7 @@ def define_flags() -> None:
     flags.DEFINE_string("json", None, "File for the record.")
     flags.DEFINE_integer("threads", 0, "Cores to use, the first of this process's; 0: all.", 0)
     flags.DEFINE_integer("repeats", 5, "Measured repetitions of every row.", 1)
-    flags.DEFINE_string("only", "", "Regular expression that names of rows must contain.")
+    cli.define_only("rows")
     flags.DEFINE_enum(
         "allocator", "tuned", processes.ALLOCATORS, "tuned: glibc keeps the memory it was given."
     )

@@ -91,6 +91,20 @@ def get_config() -> Config:
     return from_dict(flags.FLAGS["config"].value.to_dict())
 
 
+def define_only(what: str) -> None:
+    """Defines `--only=REGEX`, which picks some of the things called `what` by their names."""
+
+    def compiles(pattern: str) -> bool:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise flags.ValidationError(f"is no regular expression ({error})") from error
+        return True
+
+    flags.DEFINE_string("only", "", f"Regular expression that names of {what} must contain.")
+    flags.register_validator("only", compiles)
+
+
 def _parse(argv: list[str]) -> list[str]:
     try:
         if "config" in flags.FLAGS:

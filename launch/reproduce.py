@@ -254,7 +254,7 @@ def define_flags(names: Sequence[str] = SUITES) -> None:
     flags.DEFINE_string("results", "results", "Directory of tables, records and figures.")
     flags.DEFINE_integer("workers", 0, "Runs at a time; 0: one per core.", 0)
     flags.DEFINE_float("max_hours", 0.0, "Stop after so many hours; 0: never.", 0.0)
-    flags.DEFINE_string("only", "", "Regular expression that names of runs must contain.")
+    cli.define_only("runs")
     flags.mark_flags_as_required(["suite", "data", "workdir"])
 
 

@@ -270,5 +270,7 @@ def test_smoke_suite_is_stopped_goes_on_and_skips_what_is_done(tmp_path):
     )
     assert new == pytest.approx(old, rel=1e-3)
 
+    broken = reproduce(tmp_path, only="(recent")
+    assert broken.returncode == 1 and "--only=(recent: is no regular expression" in broken.stderr
     nothing = reproduce(tmp_path, only="nonsense")
     assert nothing.returncode == 1 and "--only=nonsense" in nothing.stderr

@@ -143,7 +143,7 @@ def measure(suite: str, cases: Sequence[Case], settings: Settings) -> Iterator[d
     rows: list[Row] = []
     peaks: dict[str, float] = {}
     record = {"suite": suite, "env": environment(settings), "rows": rows}
-    record["env"]["matmul_flops_per_s"] = peaks
+    record["env"] |= {"matmul_flops_per_s": peaks, "platform": None, "device": None}
     for group, members in groupby(cases, key=lambda case: case.group):
         members = list(members)
         dtypes = sorted({case.row.get("dtype") or "float32" for case in members})
@@ -153,7 +153,7 @@ def measure(suite: str, cases: Sequence[Case], settings: Settings) -> Iterator[d
         ]
         *found, where = _measure_group([*references, *members], settings)
         record["env"] |= where
-        by_cpu = settings.threads == 1 and record["env"].get("platform") == "cpu"
+        by_cpu = settings.threads == 1 and record["env"]["platform"] == "cpu"
         record["env"]["mfu_clock"] = clock = "cpu_s" if by_cpu else "wall_s"
         for row in found[: len(references)]:
             if row.get(clock):
