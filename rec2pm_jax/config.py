@@ -206,7 +206,7 @@ class LossConfig:
     kind: str = "full_softmax"  # full_softmax | sampled_softmax
     negatives: int = 128
     sharing: str = "shared"  # shared | per_position: one set of negatives per step or per token
-    in_batch: bool = False  # draw negatives from the targets of the (micro-)batch, not the catalogue
+    in_batch: bool = False  # negatives from the (micro-)batch's targets, not the catalogue
     temperature: float = 0.05
     normalize: bool = True  # L2-normalise outputs and items (cosine logits)
     log_q: bool = False  # subtract log of the sampling probability
