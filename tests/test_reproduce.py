@@ -185,7 +185,6 @@ def test_main_holds_every_method_on_both_datasets_with_three_seeds():
 
 def test_settings_are_those_that_the_search_found_best():
     records = json.loads((ROOT / "results/tuning.json").read_text())
-    records += json.loads((ROOT / "results/tuning_sketch.json").read_text())
     found = {"sasrec": {}, "hstu": {}}
     for record in records:
         name, config = record["variant"].split("/")[1], record["config"]
