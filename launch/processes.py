@@ -27,6 +27,12 @@ def environment(allocator: str, single_thread: bool) -> dict[str, str]:
     return sharing | env
 
 
+def usable_cores() -> list[int]:
+    """Cores that this process may run on: a container or a job may own some only."""
+    affinity = getattr(os, "sched_getaffinity", lambda _: range(os.cpu_count() or 1))
+    return sorted(affinity(0))
+
+
 def pin(pid: int, cores: set[int]) -> None:
     """Keeps a process on `cores`, where the system can do that."""
     if hasattr(os, "sched_setaffinity"):

@@ -19,14 +19,15 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from absl import flags
 from tqdm import tqdm
 
 from launch import cli, processes, summaries
-from launch.run_one import outputs, write_users
+from launch.run_one import budget, outputs, write_users
 from launch.runs import heuristics
 from launch.suites import DATASETS, SUITES, Run, runs_of
 from rec2pm_jax.config import Config
@@ -36,6 +37,7 @@ from rec2pm_jax.data.splits import settings as protocol_settings
 from rec2pm_jax.errors import UserError
 from rec2pm_jax.evaluate.record import write_records
 from rec2pm_jax.evaluate.report import display_name
+from rec2pm_jax.lock import alone_in
 
 WITH_HEURISTICS = ("main", "ablation")  # the others compare models with each other
 
@@ -50,7 +52,7 @@ class Results:
         """Reads what an earlier call left.
 
         Raises:
-          UserError: the file is not a list of records.
+          UserError: the file is not a list of a suite's records.
         """
         self.suite = suite
         self.path = Path(folder) / f"{suite}.json"
@@ -61,18 +63,38 @@ class Results:
                 self.records = json.loads(self.path.read_text())
             except json.JSONDecodeError as error:
                 raise UserError(f"{self.path} is not JSON ({error}); move it away.") from error
+            if not all(isinstance(r, dict) and {"run", "variant"} <= set(r) for r in self.records):
+                raise UserError(f"{self.path} holds other things than a suite's; move it away.")
 
     def has(self, run: Run, data_hash: str) -> bool:
         """Whether the run is here: same configuration, budget, seed and data."""
-        train = run.config.train
-        budget = {"steps": train.steps, "batch_size": train.batch_size}
-        return self.users_of(run.name).exists() and any(
-            r["run"] == run.name
-            and r["config_hash"] == config_hash(run.config)
-            and r["budget"] == budget
-            and r["data_hash"] == data_hash
-            for r in self.records
-        )
+        mine = [r for r in self.records if r["run"] == run.name]
+        return self.users_of(run.name).exists() and any(_is_of(r, run, data_hash) for r in mine)
+
+    def drop_stale(self, runs: Sequence[Run], hashes: Mapping[str, str]) -> list[str]:
+        """Drops what a table would mix with the suite as it is: other runs, configurations or data.
+
+        Args:
+          runs: the whole suite. hashes: content hashes by dataset; of others any is right.
+
+        Returns:
+          Names of the runs that were dropped.
+        """
+        by_name = {run.name: run for run in runs}
+        stale = []
+        for record in self.records:
+            if record["config_hash"] is None:  # heuristics look after themselves
+                continue
+            run = by_name.get(record["run"])
+            if run is None or not _is_of(record, run, hashes.get(run.dataset)):
+                stale.append(record)
+        names = list(dict.fromkeys(record["run"] for record in stale))
+        if names:
+            self.records = [record for record in self.records if record not in stale]
+            write_records(self.path, self.records)
+            for name in names:
+                self.users_of(name).unlink(missing_ok=True)
+        return names
 
     def take(self, run: Run, workdir: Path) -> None:
         """Moves the finished run's records in, in place of older ones of the same name."""
@@ -91,7 +113,9 @@ class Results:
         kept = [r for r in self.records if r["run"].startswith(f"{name}/heuristics/")]
         setting = {"data_hash": dataset.content_hash, "protocol": config.data.protocol}
         setting |= protocol_settings(config.data)
-        if kept and all(setting.items() <= (r["config"] | r).items() for r in kept):
+        windows = {r["config"]["window"] for r in kept} - {None}
+        same = all(setting.items() <= (r["config"] | r).items() for r in kept)
+        if same and windows == {config.data.read_length}:
             return
         self.records = [r for r in self.records if r not in kept]
         for result in heuristics(config, dataset):
@@ -105,6 +129,15 @@ class Results:
 
     def users_of(self, name: str) -> Path:
         return self.users / (re.sub(r"[^\w.=-]+", "_", name) + ".npz")
+
+
+def _is_of(record: Mapping[str, Any], run: Run, data_hash: str | None) -> bool:
+    """Whether a record is of the run as it would be made now; None: on whatever data."""
+    return (
+        record["config_hash"] == config_hash(run.config)
+        and record["budget"] == budget(run)
+        and data_hash in (None, record["data_hash"])
+    )
 
 
 class Worker:
@@ -170,42 +203,60 @@ def reproduce(
       How many runs of the selection are still missing.
 
     Raises:
-      UserError: an unknown suite, a dataset that is not prepared, no run that matches `only`, or a
-        run that failed (the other runs of that moment are stopped at their last checkpoint).
+      UserError: an unknown suite, a dataset that is not prepared, no run that matches `only`, more
+        workers than cores, another process at the same results, or a run that failed (the other runs
+        of that moment are stopped at their last checkpoint).
     """
-    workdir = Path(workdir)
-    runs = [run for run in runs_of(suite) if re.search(only, run.name)]
+    whole = runs_of(suite)
+    runs = [run for run in whole if re.search(only, run.name)]
     if not runs:
         raise UserError(f"--only={only}: no run of suite {suite} has such a name.")
+    cores = processes.usable_cores()
+    if workers > len(cores):
+        raise UserError(f"--workers={workers}: this process may use {len(cores)} cores only.")
+    cores = [None] if workers == 1 else cores[: workers or None]
     hashes = {name: _data_hash(data, name) for name in {run.dataset for run in runs}}
-    found = Results(results, suite)
-    todo = [run for run in runs if not found.has(run, hashes[run.dataset])]
-    print(f"suite {suite}: {len(runs)} runs, {len(runs) - len(todo)} done, {len(todo)} to do")
-    deadline = time.time() + 3600 * max_hours if max_hours else float("inf")
+    with alone_in(Path(results) / f"{suite}.users"):  # results are written as a whole
+        found = Results(results, suite)
+        stale = found.drop_stale(whole, hashes)
+        if stale:
+            print(f"dropped from {found.path}, as the suite has changed: {', '.join(stale)}")
+        todo = [run for run in runs if not found.has(run, hashes[run.dataset])]
+        print(f"suite {suite}: {len(runs)} runs, {len(runs) - len(todo)} done, {len(todo)} to do")
+        deadline = time.time() + 3600 * max_hours if max_hours else float("inf")
+        if suite in WITH_HEURISTICS:
+            for name in dict.fromkeys(run.dataset for run in runs):
+                of_dataset = next(run for run in whole if run.dataset == name)
+                found.take_heuristics(name, Path(data) / name, of_dataset.config)
+        missing = _work_off(todo, found, cores, data, Path(workdir), deadline)
+        summaries.write(suite, found)
+    return missing
 
-    if suite in WITH_HEURISTICS:
-        for name in dict.fromkeys(run.dataset for run in runs):
-            found.take_heuristics(name, Path(data) / name, runs[0].config)
 
-    cores = list(range(os.cpu_count() or 1))[: workers or None]
-    cores = [None] if workers == 1 else cores
+def _work_off(
+    todo: Sequence[Run],
+    found: Results,
+    cores: Sequence[int | None],
+    data: str,
+    workdir: Path,
+    deadline: float,
+) -> int:
+    """A run at a time per core until all are done or time is up; how many are missing then."""
     waiting, active = list(todo), []
     bar = tqdm(total=sum(r.config.train.steps for r in todo), unit="step", smoothing=0.02)
     finished = 0
     try:
-        while waiting or active:
-            if time.time() > deadline:
-                break
+        while (waiting or active) and time.time() <= deadline:
             while waiting and len(active) < len(cores):
                 core = next(c for c in cores if c not in [w.core for w in active])
-                active.append(Worker(waiting.pop(0), core, suite, data, workdir))
+                active.append(Worker(waiting.pop(0), core, found.suite, data, workdir))
             time.sleep(_POLL_S)
             for worker in [w for w in active if w.process.poll() is not None]:
                 worker.check()
                 active.remove(worker)
                 finished += worker.run.config.train.steps
                 found.take(worker.run, workdir)
-                summaries.write(suite, found)
+                summaries.write(found.suite, found)
                 tqdm.write(f"done: {worker.run.name}")
             bar.n = finished + sum(worker.steps() for worker in active)
             bar.set_postfix_str(", ".join(w.run.name.split("/", 1)[1] for w in active))
@@ -213,7 +264,6 @@ def reproduce(
         for worker in active:
             worker.stop()
         bar.close()
-    summaries.write(suite, found)
     return len(waiting) + len(active)
 
 

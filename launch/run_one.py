@@ -12,6 +12,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+import jax
 import numpy as np
 from absl import flags
 
@@ -62,9 +63,12 @@ def label_records(run: Run, results: Sequence[Result]) -> None:
             variant += f"/{noise['kind']} {noise['fraction']:g}"
         if "stored" in result.record:
             variant += f"/{result.record['stored']}/{result.record['split']}"
-        train = run.config.train
-        budget = {"steps": train.steps, "batch_size": train.batch_size}
-        result.record.update(run=run.name, variant=variant, budget=budget)
+        result.record.update(run=run.name, variant=variant, budget=budget(run))
+
+
+def budget(run: Run) -> dict[str, int]:
+    """What a run may spend; `config_hash` leaves the number of steps out."""
+    return {"steps": run.config.train.steps, "batch_size": run.config.train.batch_size}
 
 
 def write_users(path: Path, results: Sequence[Result]) -> None:
@@ -97,6 +101,8 @@ def main(_) -> None:
         raise UserError(
             f"--run={args.run} is not part of suite {args.suite}.{nearest(args.run, runs)}"
         )
+    # Where there is an accelerator: float32 products that are float32, for every row of a table.
+    jax.config.update("jax_default_matmul_precision", "highest")
     execute(args.suite, runs[args.run], args.data, args.workdir)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -69,9 +70,10 @@ SUMMARIES = {
         partial(tables.comparison, baselines=("ablation/recipe",)),
     ),
     "denoise": Summary(
-        "The models of the main suite, read through a noisy archive: a share of the archived events "
-        "(before the window that every method reads raw) is replaced at evaluation by items drawn "
-        "uniformly (random) or by frequency (popular). NDCG@10, and what of the clean value is left.",
+        "The models of the main suite, read through a noisy archive: a share of the events that memory "
+        "holds for every target is replaced at evaluation, for all methods, by items drawn uniformly "
+        "(random) or by frequency (popular); `recent` reads some of them raw. NDCG@10, and what of the "
+        "clean value is left.",
         tables.noise,
         figures.denoise,
     ),
@@ -109,6 +111,31 @@ SUMMARIES = {
 }
 
 
+def _trained_anew(found) -> list[str]:
+    """Names the runs of main whose records here are of other weights than main's: where a run's
+    directory was lost in between, it was trained once more, and rounding on another machine differs."""
+    main = found.path.with_name("main.json")
+    if found.suite == "main" or not main.exists():
+        return []
+    made = {record["run"]: _training(record) for record in json.loads(main.read_text())}
+    other = {
+        record["run"].split("/", 1)[1]
+        for record in found.records
+        if made.get(record["run"], _training(record)) != _training(record)
+    }
+    if not other:
+        return []
+    names = ", ".join(sorted(other))
+    return [
+        "",
+        f"Trained anew with main's configuration and seed, so not its very weights: {names}.",
+    ]
+
+
+def _training(record: dict) -> tuple:
+    return record.get("git_commit"), record.get("step"), record.get("train_wall_s")
+
+
 def write(suite: str, found) -> None:
     """Writes `RESULTS/SUITE.md`, and the figure, for the records that are there."""
     summary, rows_of = SUMMARIES[suite], tables.collect(found)
@@ -120,6 +147,7 @@ def write(suite: str, found) -> None:
         "--workdir=runs/reproduce`. Full-catalogue ranking, ties pessimistic; metrics in %. "
         "Intervals: 95 %, paired bootstrap over users of the mean over seeds."
     )
+    lines += _trained_anew(found)
     for (dataset, backbone), rows in rows_of.items():
         first = next(row for row in rows if row.trained).records[0]
         budget = first["budget"]

@@ -15,11 +15,12 @@ from rec2pm_jax.methods.registry import make_method
 from tests.methods_fixtures import large_parameters
 
 LENGTHS = [70, 41, 90]
+SHORT = DataConfig(segment=5, segments=4)
 
 
-def looked_at(name, backbone="sasrec", lengths=LENGTHS):
+def looked_at(name, backbone="sasrec", lengths=LENGTHS, data=SHORT):
     config = Config(
-        data=DataConfig(segment=5, segments=4),
+        data=data,
         model=ModelConfig(backbone=backbone, dim=8, layers=2, heads=2),
         method=MethodConfig(name=name, slots=3),
     )
@@ -40,6 +41,12 @@ def test_shares_add_up_and_slots_look_no_farther_than_their_horizon(backbone):
     seen = one_pass > 0  # newest segment first; horizons are unlimited, 2 and 1 segments
     assert seen.tolist() == [[[True] * 4, [True] * 2 + [False] * 2, [True] + [False] * 3]] * 2
     assert (one_pass.sum(axis=-1) < 1).all()  # the rest is the queries themselves
+
+
+def test_long_segments_are_passes_of_several_blocks():
+    found = looked_at("rec2pm", lengths=[420, 300], data=DataConfig(segment=140, segments=1))
+    np.testing.assert_allclose(np.sum(found["update"], axis=-1), 1, rtol=1e-5)
+    np.testing.assert_allclose(np.sum(found["read"], axis=-1), 1, rtol=1e-5)
 
 
 def test_methods_differ_in_what_can_be_looked_at():

@@ -15,6 +15,7 @@ from hypothesis.extra import numpy as hnp
 
 from rec2pm_jax.errors import UserError
 from rec2pm_jax.evaluate import metrics
+from rec2pm_jax.evaluate.record import Evaluation
 
 # Few distinct values, so that most rows have ties.
 tied_scores = hnp.arrays(
@@ -94,3 +95,28 @@ def test_every_user_counts_the_same_however_many_targets():
 def test_user_means_are_in_ascending_order_of_user():
     means = metrics.user_means(np.array([1.0, 0.0, 0.5, 1.0]), np.array([7, 7, 2, 9]))
     np.testing.assert_allclose(means, [0.5, 0.5, 1.0])
+
+
+def test_every_user_weighs_the_same_in_the_swapped_value_too():
+    """Three targets hit and one missed: with equal ranks, own and swapped memory must be level."""
+    user, rank = np.array([0, 0, 0, 1]), np.array([1, 1, 1, 1000])
+    setting = {
+        "backbone": None,
+        "dataset": "d",
+        "data_hash": "h",
+        "split": "test",
+        "skipped_users": 0,
+    }
+    evaluation = Evaluation(
+        method="rec2pm",
+        memory="overwrite",
+        protocol="temporal",
+        user=user,
+        position=np.arange(4),
+        rank=rank,
+        swapped_rank=rank,
+        metrics=metrics.summarize(rank, user),
+        wall_s=0.0,
+        **setting,
+    )
+    assert evaluation.record(config={})["swap"]["ndcg@10"] == 0.5 == evaluation.metrics["ndcg@10"]

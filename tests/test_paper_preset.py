@@ -1,4 +1,4 @@
-"""The paper's preset trains on data of MerRec's shape, by the commands that its docstring gives."""
+"""The paper's preset trains rec2pm on data of MerRec's shape, as its docstring says."""
 
 from __future__ import annotations
 
@@ -31,7 +31,8 @@ def merrec(users=6, events=1010, products=400):
             + rng.integers(0, 180 * 86_400, rows)
             .astype("timedelta64[s]")
             .astype("timedelta64[ms]"),
-            "price": rng.uniform(3, 90, rows),
+            "brand_name": rng.choice(["a", "b"], rows),
+            "c2_name": "shoes",
         }
     )
 
@@ -46,14 +47,14 @@ def launch(folder, module, *flags):
 
 @pytest.mark.slow
 def test_a_few_steps_on_data_of_merrecs_shape(tmp_path):
-    merrec().write_parquet(tmp_path / "merrec.parquet")
-    columns = {"user": "user_id", "item": "product_id", "time": "stime", "type": "event_id"}
+    month = tmp_path / "merrec/20230501"
+    month.mkdir(parents=True)
+    merrec().write_parquet(month / "000000000000.parquet")
     launch(
         tmp_path,
         "prepare",
-        "--source=interactions",
-        "--input=merrec.parquet",
-        *(f"--{name}_column={column}" for name, column in columns.items()),
+        "--source=merrec",
+        "--input=merrec",
         "--min_user_events=1003",
         "--output_dir=data",
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import os
@@ -9,10 +10,12 @@ import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from launch import reproduce as launch_reproduce
 from launch import run_one, summaries, tables
 from launch.reproduce import Results
 from launch.suites import (
@@ -26,6 +29,7 @@ from launch.suites import (
     runs_of,
 )
 from rec2pm_jax.config_dict import config_hash
+from rec2pm_jax.data.splits import settings as protocol_settings
 from rec2pm_jax.errors import UserError
 from rec2pm_jax.evaluate.record import write_records
 
@@ -106,6 +110,21 @@ def test_long_histories_have_a_table_of_their_own(found):
     assert found.path.with_suffix(".png").stat().st_size > 10_000
 
 
+def test_a_suite_says_which_of_mains_runs_it_trained_anew(found):
+    write_records(found.path, found.records)
+    other = Results(found.path.parent, "denoise")
+    for one in found.records[:2]:
+        name = f"{one['variant']}/random 0"
+        noise = {"kind": "random", "fraction": 0.0}
+        other.records.append(one | {"variant": name, "noise": noise})
+        other.users.mkdir(exist_ok=True)
+        other.users_of(one["run"]).write_bytes(found.users_of(one["run"]).read_bytes())
+    assert summaries._trained_anew(other) == []
+    other.records[1]["step"] = 1000
+    (_, line) = summaries._trained_anew(other)
+    assert line.endswith("not its very weights: sasrec/recent/seed0.")
+
+
 def row(variant, ndcg, lengths=(30, 200, 500, 1000), **fields):
     one = record(variant, 0, ndcg) | fields
     return tables.Row(variant, [one], np.array([ndcg]), np.array(lengths))
@@ -161,6 +180,60 @@ def test_a_run_is_done_only_for_the_same_configuration_budget_and_data(tmp_path)
         results.records[0][field] = kept
 
 
+def test_records_of_another_suite_configuration_or_data_are_dropped(tmp_path):
+    results, runs = Results(tmp_path, "smoke"), runs_of("smoke")
+    current = [record(run.variant, 0, [0.1]) | {"run": run.name} for run in runs]
+    for one, run in zip(current, runs, strict=True):
+        one |= {"config_hash": config_hash(run.config), "budget": run_one.budget(run)}
+    gone = record("gone", 0, [0.1])
+    heuristic = record("popularity", 0, [0.1], backbone=None)
+    results.records = [*current, gone, heuristic]
+    current[1]["budget"] = {"steps": 2500, "batch_size": 16}
+    results.users.mkdir()
+    for one in results.records:
+        results.users_of(one["run"]).touch()
+    assert results.drop_stale(runs, {}) == [runs[1].name, gone["run"]]
+    assert Results(tmp_path, "smoke").records == [current[0], current[2], heuristic]
+    assert not results.users_of(gone["run"]).exists()
+    assert results.users_of(runs[0].name).exists()
+    assert results.drop_stale(runs, {"synthetic": "d"}) == []
+    assert results.drop_stale(runs, {"synthetic": "e"}) == [runs[0].name, runs[2].name]
+
+
+def test_heuristics_are_made_again_for_another_window(tmp_path, monkeypatch):
+    made = []
+
+    def fake(config, dataset):
+        made.append(config.data.read_length)
+        rows = [("personal_frequency", None), ("personal_frequency", config.data.read_length)]
+        settings = protocol_settings(config.data)
+        return [
+            SimpleNamespace(
+                record=record(f"{name} {window}", 0, [0.1], backbone=None)
+                | {"memory": "none", "config": settings | {"window": window, "half_life": None}}
+            )
+            for name, window in rows
+        ]
+
+    monkeypatch.setattr(
+        launch_reproduce, "open_dataset", lambda _: SimpleNamespace(content_hash="d")
+    )
+    monkeypatch.setattr(launch_reproduce, "heuristics", fake)
+    monkeypatch.setattr(launch_reproduce, "write_users", lambda path, results: path.touch())
+    config = runs_of("smoke")[0].config
+    longer = dataclasses.replace(config, data=dataclasses.replace(config.data, segment=50))
+    for one in (config, config, longer, longer):
+        Results(tmp_path, "smoke").take_heuristics("synthetic", tmp_path, one)
+    assert made == [config.data.read_length, longer.data.read_length]
+    assert len(Results(tmp_path, "smoke").records) == 2
+
+
+def test_results_of_something_else_are_not_overwritten(tmp_path):
+    (tmp_path / "main.json").write_text('[{"method": "full"}]')
+    with pytest.raises(UserError, match="move it away"):
+        Results(tmp_path, "main")
+
+
 def test_results_that_are_not_json_are_not_overwritten(tmp_path):
     (tmp_path / "main.json").write_text("[{")
     with pytest.raises(UserError, match="is not JSON"):
@@ -206,10 +279,33 @@ def test_settings_are_those_that_the_search_found_best():
             assert scores[tuple(chosen[name].values())] > max(scores.values()) - tie
 
 
+def changed(config, base):
+    sections = [
+        (getattr(config, f.name), getattr(base, f.name)) for f in dataclasses.fields(config)
+    ]
+    return {
+        field.name
+        for ours, theirs in sections
+        for field in dataclasses.fields(ours)
+        if getattr(ours, field.name) != getattr(theirs, field.name)
+    }
+
+
 def test_ablations_change_one_factor():
-    base, *others = (run.config for run in runs_of("ablation"))
-    assert len({config_hash(config) for config in (base, *others)}) == len(others) + 1
-    assert all(config.train == base.train and config.optim == base.optim for config in others)
+    base, *others = runs_of("ablation")
+    together = {  # factors of several fields
+        "without live memories or L_con": {"live", "consistency"},
+        "losses of the recipe before": {"stop_target", "reference_ar", "reference_window", "live"},
+        "S = 10": {"segment", "segments"},
+        "S = 50": {"segment", "segments"},
+    }
+    for run in others:
+        fields, name = changed(run.config, base.config), run.variant.removeprefix("ablation/")
+        if name == "plain recipe":
+            assert {"running_mean", "copy_init", "recall"} < fields
+        else:
+            assert len(fields) == 1 or fields == together[name], (name, fields)
+    assert len({config_hash(run.config) for run in runs_of("ablation")}) == len(others) + 1
 
 
 def test_a_run_is_refused_while_another_process_is_at_it(tmp_path):

@@ -47,8 +47,7 @@ class Settings(NamedTuple):
 
     @property
     def cores(self) -> list[int]:
-        usable = getattr(os, "sched_getaffinity", lambda _: range(os.cpu_count() or 1))(0)
-        return sorted(usable)[: self.threads or None]
+        return processes.usable_cores()[: self.threads or None]
 
 
 class RowError(Exception):

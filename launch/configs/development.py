@@ -5,7 +5,7 @@ Command:
         --output_dir=data/complete_journey_types
     python -m launch.reproduce --suite=main --data=data --workdir=runs/reproduce
 Hardware: CPU cores, one per run, or a GPU that all runs share.
-Time: 3 (recent) to 15 (rec2pm) minutes per run on a core.
+Time: 3 (recent) to 20 (rec2pm_a) minutes per run on a core; HSTU's slowest takes 27.
 Metrics: results/main.md.
 """
 
@@ -24,7 +24,7 @@ def get_config() -> ml_collections.ConfigDict:
         4  # quarter batches stay in a core's cache: 1.6 to 2 times the speed
     )
     config.train.batch_size = 16
-    config.train.steps = 1500  # of the slowest method in less than 20 minutes
+    config.train.steps = 1500  # of the slowest method (with SASRec) in about 20 minutes
     config.train.eval_every = 500
     config.train.eval_users = 600
     config.train.checkpoint_every = 500

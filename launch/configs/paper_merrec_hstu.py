@@ -1,19 +1,19 @@
 """The paper's public setting: MerRec, HSTU with 16 layers and 8 heads, D 64, K * S = 1000, batch 8.
 
-MerRec (CC BY-NC 4.0) is Mercari's; its parquet files hold user_id, product_id, stime and event_id. Put
-them into one file, for example with DuckDB, and run
+MerRec (CC BY-NC 4.0) is Mercari's: DIR holds its parquet files (`data/sources/merrec.py`).
 
 Command:
-    python -m launch.prepare --source=interactions --input=merrec.parquet --user_column=user_id \\
-        --item_column=product_id --time_column=stime --type_column=event_id \\
-        --min_user_events=1003 --output_dir=data/merrec
-    for seed in 0 1 2 3 4; do for method in full recent rec2pm; do
+    python -m launch.prepare --source=merrec --input=DIR --min_user_events=1003 \\
+        --output_dir=data/merrec
+    for seed in 0 1 2 3 4; do for memory in overwrite append; do
+    for method in full recent rec2pm tok_serial kv_mask; do
+      case $memory.$method in append.full|append.recent) continue;; esac    # these have no memory
+      run=runs/merrec/$method.$memory.$seed
       python -m launch.train --config=launch/configs/paper_merrec_hstu.py --data=data/merrec \\
-          --workdir=runs/merrec/$method$seed --config.method.name=$method \\
+          --workdir=$run --config.method.name=$method --config.method.memory=$memory \\
           --config.train.seed=$seed
-      python -m launch.evaluate --workdir=runs/merrec/$method$seed --max_segments=5 \\
-          --json=runs/merrec/$method$seed.json
-    done; done
+      python -m launch.evaluate --workdir=$run --max_segments=5 --json=$run.json
+    done; done; done
 Hardware: one accelerator with 16 GiB; batch 8 of 1,000 events. On a CPU only to see that it runs.
 Time: not measured here: neither the data nor an accelerator was at hand.
 Metrics: the paper's Table 1, rec2pm_o: HR@1 .150, HR@10 .442, HR@50 .612, NDCG@10 .287, NDCG@50 .325.

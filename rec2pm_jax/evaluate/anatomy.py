@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -14,6 +15,13 @@ from rec2pm_jax.methods.recurrent import TokenMemory
 from rec2pm_jax.typing import Events, State
 
 NEIGHBOURS = 10
+
+
+def _all_rows(blocks: Sequence[np.ndarray]) -> np.ndarray:
+    """Weights of blocks whose keys start with the first token, [.., rows, keys], as one block."""
+    keys = max(block.shape[-1] for block in blocks)
+    whole = [np.pad(b, [(0, 0)] * (b.ndim - 1) + [(0, keys - b.shape[-1])]) for b in blocks]
+    return np.concatenate(whole, axis=-2)
 
 
 def attention(
@@ -66,17 +74,16 @@ def attention(
 
     segment_start = rows.start[chosen] - data.segment
     seen, lengths, times = events(segment_start, np.full(len(chosen), data.segment), data.segment)
-    (weights,), count = watch(
-        method.update_tokens(params, before, seen, lengths, times, queries=True)
-    )
+    weights, count = watch(method.update_tokens(params, before, seen, lengths, times, queries=True))
+    weights = _all_rows(weights)
     queries = weights[:, memory:count]
     update = [queries[..., :memory], queries[..., count:], queries[..., memory:count]]
 
     raw = np.minimum(rows.end - rows.start, method.read_length)[chosen]
     seen, lengths, times = events(rows.start[chosen], raw, method.read_length)
     x, layout = method.update_tokens(params, own, seen, lengths, times, queries=False)
-    (weights,) = jax.jit(lambda p: method.network.attention(p, x, layout))(params)
-    weights = np.abs(np.asarray(weights, np.float64)).mean(axis=2)  # layers, users, rows, keys
+    weights = _all_rows(jax.jit(lambda p: method.network.attention(p, x, layout))(params))
+    weights = np.abs(weights.astype(np.float64)).mean(axis=2)  # layers, users, rows, keys
     last = weights[:, np.arange(len(chosen)), memory + lengths - 1]
     last = (last / np.maximum(last.sum(axis=-1, keepdims=True), 1e-30)).mean(axis=1)
     read = [last[:, :memory], last[:, memory:]]

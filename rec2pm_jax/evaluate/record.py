@@ -84,7 +84,7 @@ class Evaluation:
         """
         swap = None
         if self.swapped_rank is not None:
-            swap = {"ndcg@10": float(ndcg(self.swapped_rank, 10).mean())}
+            swap = {"ndcg@10": float(user_means(ndcg(self.swapped_rank, 10), self.user).mean())}
         per_user_hits = user_means(hits(self.rank, 10), self.user)
         return {
             "method": self.method,
