@@ -121,7 +121,8 @@ def _trained_anew(found) -> list[str]:
     other = {
         record["run"].split("/", 1)[1]
         for record in found.records
-        if made.get(record["run"], _training(record)) != _training(record)
+        if record["config_hash"] is not None  # not a heuristic
+        and made.get(record["run"], _training(record)) != _training(record)
     }
     if not other:
         return []
