@@ -228,6 +228,16 @@ def test_heuristics_are_made_again_for_another_window(tmp_path, monkeypatch):
     assert len(Results(tmp_path, "smoke").records) == 2
 
 
+def test_more_workers_than_cores_and_a_second_process_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(launch_reproduce, "_data_hash", lambda *_: "d")
+    call = ("smoke", "data", tmp_path / "runs", tmp_path / "results")
+    with pytest.raises(UserError, match="this process may use"):
+        launch_reproduce.reproduce(*call, workers=10_000)
+    with run_one.alone_in(tmp_path / "results/smoke.users"):
+        with pytest.raises(UserError, match="smoke.users is in use by another process"):
+            launch_reproduce.reproduce(*call)
+
+
 def test_results_of_something_else_are_not_overwritten(tmp_path):
     (tmp_path / "main.json").write_text('[{"method": "full"}]')
     with pytest.raises(UserError, match="move it away"):
