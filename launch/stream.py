@@ -49,7 +49,7 @@ from rec2pm_jax.errors import UserError
 from rec2pm_jax.methods.codec import FORMATS
 from rec2pm_jax.stream.engine import DAY, Engine, Options
 from rec2pm_jax.stream.metrics import live_line
-from rec2pm_jax.stream.process import suit_streaming
+from rec2pm_jax.stream.process import configure_interpreter
 from rec2pm_jax.stream.runner import Pace, run_stream
 from rec2pm_jax.stream.sources import open_source
 from rec2pm_jax.stream.store import MemoryStore, open_store
@@ -185,7 +185,7 @@ def main(_) -> None:
         engine = Engine(recommender, store, options)
         if args.store:  # it is there to stay, and no request should wait for the compiler
             engine.warm_up()
-        suit_streaming()
+        configure_interpreter()
         mode = "ab" if args.store else "wb"
         write = stack.enter_context(open_output(args.output, args.events, mode))
         with open_metrics(args.metrics, args.progress) as report:

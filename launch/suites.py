@@ -248,7 +248,7 @@ def _ablation() -> Iterator[Run]:
             for weight in (0.1, 0.3, 3.0)
         },
         "L_con target stopped": override(base, method={"stop_target": True}),
-        "without copying start": override(base, model={"copy_init": False}),
+        "without copying start": override(base, model={"identity_init": False}),
         "with reference AR loss": override(base, method={"reference_ar": 0.5}),
         "losses of the recipe before": override(base, method=_BEFORE | {"reference_window": 2}),
         "without recall": override(base, method={"recall": False}),
@@ -258,7 +258,7 @@ def _ablation() -> Iterator[Run]:
         "plain recipe": override(
             base,
             method=dataclasses.asdict(plain.method),
-            model={"copy_init": plain.model.copy_init},
+            model={"identity_init": plain.model.identity_init},
         ),
         **{f"C = {c}": override(base, method={"slots": c}) for c in (1, 2, 8, 16)},
         **{

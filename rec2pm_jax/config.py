@@ -91,7 +91,7 @@ class ModelConfig:
     dropout: float = 0.1
     relative_bias: str = "none"  # HSTU only: none | position | position_time
     absolute_positions: bool = True
-    copy_init: bool = True  # SASRec: attention and memory start as copying, see nn/sasrec.py
+    identity_init: bool = True  # SASRec: attention and memory start as copying, see nn/sasrec.py
     event_types: int = 0  # rows of the event-type embedding; 0: event types are not used
     scan_layers: bool = True
     dtype: str = "float32"  # compute dtype: float32 | bfloat16
@@ -122,9 +122,9 @@ class ModelConfig:
             )
 
     @property
-    def starts_copying(self) -> bool:
-        """`copy_init` where it applies: HSTU's gated values have no copying start."""
-        return self.copy_init and self.backbone == "sasrec"
+    def uses_identity_init(self) -> bool:
+        """`identity_init` where it applies: HSTU's gated values have no copying start."""
+        return self.identity_init and self.backbone == "sasrec"
 
     @property
     def key_dim(self) -> int:

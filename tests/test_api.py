@@ -10,13 +10,13 @@ import sys
 import jax
 import jax.numpy as jnp
 import pytest
-from data_fixtures import make_dataset
-from stream_fixtures import make_config, make_data, make_recommender, raw_events, save_run
 
 import rec2pm_jax
 from rec2pm_jax.errors import UserError
 from rec2pm_jax.stream.latency import measure
 from rec2pm_jax.stream.recommender import Recommender
+from tests.helpers.data import make_dataset
+from tests.helpers.stream import make_config, make_data, make_recommender, raw_events, save_run
 
 
 @pytest.fixture(scope="module")

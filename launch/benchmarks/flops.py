@@ -1,7 +1,7 @@
 """FLOPs of the matrix products in a function, counted in its jaxpr.
 
 XLA's `cost_analysis` counts the body of a loop once, and the lowering decides what is a loop. Here a
-scan counts its body as often as it runs; on unrolled programs both agree (tests/test_bench.py).
+scan counts its body as often as it runs; on unrolled programs both agree (tests/launch/test_bench.py).
 Elementwise work, which is no reason to own a matrix unit, is left out: these are the FLOPs of
 "model FLOPs utilisation".
 """

@@ -35,7 +35,7 @@ from launch.benchmarks.stream_load import (
 from rec2pm_jax.stream.engine import Engine, Options
 from rec2pm_jax.stream.lmdb_store import LmdbStore
 from rec2pm_jax.stream.metrics import percentiles
-from rec2pm_jax.stream.process import suit_streaming
+from rec2pm_jax.stream.process import configure_interpreter
 from rec2pm_jax.stream.record import RecordFormat
 from rec2pm_jax.stream.runner import Pace, run_stream
 from rec2pm_jax.stream.store import Store
@@ -70,7 +70,7 @@ def rows(smoke: bool) -> Iterator[dict]:
         open_s = time.perf_counter() - began
 
         engine.warm_up()
-        suit_streaming()
+        configure_interpreter()
         lines = event_lines(population, _SMOKE_EVENTS if smoke else _EVENTS, seed=1)
         before = _cpu_s()
         fast = run_stream(engine, Listed(lines), lambda line: None)

@@ -14,7 +14,7 @@ from rec2pm_jax.config import Config
 from rec2pm_jax.methods.codec import encode
 from rec2pm_jax.methods.registry import make_method
 from rec2pm_jax.stream.catalogue import Catalogue
-from rec2pm_jax.stream.live import Live
+from rec2pm_jax.stream.mutable_user import MutableUser
 from rec2pm_jax.stream.recommender import Recommender
 from rec2pm_jax.stream.record import RecordFormat
 from rec2pm_jax.stream.store import Store
@@ -69,7 +69,7 @@ def write_history(
     memories = [row.tobytes() for row in encode(numbers, form.kind)]
     records: dict[str, bytes] = {}
     for user in rng.permutation(population.users).tolist():
-        live = Live()
+        live = MutableUser()
         live.events, live.segments = int(counts[user]), int(plan.updates[user])
         if live.segments:
             live.groups, live.memory = 1, memories[user % _MEMORIES]

@@ -1,8 +1,8 @@
 """What a compiled program costs: every instruction as often as its loops turn.
 
-XLA's own `cost_analysis` counts the body of a loop once. Here the bodies count by the turns their
-conditions say; `tests/test_compiled.py` and `tests/test_aot.py` check that against XLA's counts of
-the same program unrolled. Kernels cost what their `CostEstimate` says.
+XLA's own `cost_analysis` counts the body of a loop once. Here a body counts as often as the loop's
+condition says. `tests/launch/test_compiled.py` and `tests/launch/test_aot.py` compare that with XLA's
+counts of the same program unrolled. Kernels cost what their `CostEstimate` says.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Costs:
       hbm_bytes: read from and written to HBM, once.
       collectives: kind -> [count, bytes]; bytes are the larger of what goes in and what comes out.
       wire_bytes: what a chip has to send for them, on a ring.
-      unknown_loops: loops whose turns only the data know; they are counted once.
+      unknown_loops: loops whose trip count only the data know; they are counted once.
     """
 
     flops: float = 0.0
@@ -74,8 +74,8 @@ def costs_of(module: Module, mxu: int, chips: int = 1) -> Costs:
     return _Counter(module, mxu, chips).of(module.entry, fused=False)
 
 
-def turns(module: Module, loop: Instruction) -> int | None:
-    """How often a while loop turns; None if data decide.
+def trip_count(module: Module, loop: Instruction) -> int | None:
+    """how often a while loop runs; None if data decide.
 
     It counts from 0 by ones while `i < constant`, which is what `lax.scan` and `fori_loop` make.
     """
@@ -121,7 +121,7 @@ class _Counter:
                 cost.bytes_accessed = sum(s.bytes for s in (*i.shapes, *shapes))
             return cost
         if i.opcode == "while":
-            count = turns(self.module, i)
+            count = trip_count(self.module, i)
             cost.unknown_loops += count is None
             for name in i.called():
                 cost.add(self.of(name, fused=False), 1 if count is None else count)

@@ -16,7 +16,7 @@ from launch.compiled.programs import Program
 from rec2pm_jax.errors import UserError
 
 COST_SOURCE = (
-    "optimised HLO of the scanned build, bodies of loops times their turns, kernels by their "
+    "optimised HLO of the scanned build, bodies of loops times their trip counts, kernels by their "
     "CostEstimate; FLOPs agree with XLA's of an unrolled build, bytes are up to 40 % fewer, as of "
     "what a fusion slices only the slice counts"
 )
@@ -158,7 +158,7 @@ def text(record: dict[str, Any]) -> str:
         )
     if record["loops_counted_once"]:
         lines.append(
-            f"{record['loops_counted_once']} loops whose turns only the data know are counted once "
+            f"{record['loops_counted_once']} loops whose trip count depends on data are counted once "
             "(chunks of positions in the loss; config.compute.loss_chunk_bytes large enough makes "
             "it one)"
         )

@@ -33,7 +33,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.model.heads = 1
     config.model.dim = 50
     config.model.dropout = 0.2
-    config.model.copy_init = False
+    config.model.identity_init = False
     config.method.name = "full"
     config.loss.kind = "sampled_softmax"
     config.loss.negatives = 128

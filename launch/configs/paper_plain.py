@@ -19,7 +19,7 @@ from launch.configs import development
 
 def get_config() -> ml_collections.ConfigDict:
     config = development.get_config()
-    config.model.copy_init = False
+    config.model.identity_init = False
     config.method.running_mean = False
     config.method.horizons = False
     config.method.stop_target = False

@@ -121,7 +121,7 @@ class Temporal:
         if not times.min() < start or not test <= times.max():
             raise UserError(
                 f"config.data.split_time={data.split_time} with {data.validation_days:g} days of "
-                f"validation before it leaves no events to train on or to test: {dataset.path} spans "
+                f"validation before it leaves no events to train on or to test: {dataset.path} visible "
                 f"{show_moment(times.min())} to {show_moment(times.max())}."
             )
         offsets = dataset.histories.offsets

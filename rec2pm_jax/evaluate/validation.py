@@ -36,7 +36,7 @@ def validate(
     """Metrics on the validation split, as `evaluate` computes them with the method's own memory.
 
     Args:
-      params: on one device of this process (`train.partition.one_copy`), but a sharded item table.
+      params: on one device of this process (`train.partition.local_replica`), but a sharded item table.
       max_users: 0, or the size of a pseudo-random subset of users fixed by `seed`.
 
     Raises:

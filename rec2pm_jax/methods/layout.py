@@ -9,7 +9,7 @@ from __future__ import annotations
 import jax.numpy as jnp
 import numpy as np
 
-from rec2pm_jax.nn.attention import Block, Layout, Spans, causal_blocks
+from rec2pm_jax.nn.attention import Block, Layout, VisibleRange, causal_blocks
 from rec2pm_jax.typing import Array
 
 
@@ -79,7 +79,7 @@ def update(
     place = jnp.arange(num_items, dtype=jnp.int32)[None]
     lo = jnp.zeros_like(start) if hidden is None else jnp.minimum(hidden[:, None], place)
     covered = jnp.minimum(lengths, segment)[:, None]
-    spans = Spans(
+    visible = VisibleRange(
         slot_lo=spread(start, memory + queries + num_items),
         slot_hi=jnp.concatenate(
             [spread(memory, memory), spread(memory + queries, queries), spread(memory, num_items)],
@@ -107,7 +107,7 @@ def update(
         key_times = jnp.concatenate([at_slots, key_times], axis=1)
     return Layout(
         blocks=tuple(
-            Block(Spans(*(span[:, begin:end] for span in spans)), begin, end, 0, key_stop)
+            Block(VisibleRange(*(span[:, begin:end] for span in visible)), begin, end, 0, key_stop)
             for begin, end, key_stop in cuts
         ),
         place=jnp.concatenate([slot_place[None], place], axis=1),
@@ -150,7 +150,7 @@ def reference(
     ends = jnp.repeat(query_ends, slots, axis=1)
     stop = jnp.minimum(ends, lengths[:, None])
     begin = jnp.maximum(stop - jnp.tile(jnp.asarray(horizons, jnp.int32), groups), 0)
-    queries = Spans(first, first + slots, begin, stop)
+    queries = VisibleRange(first, first + slots, begin, stop)
     place = jnp.arange(num_items, dtype=jnp.int32)[None]
     if row_times is not None:
         batch = key_times.shape[0]
@@ -206,27 +206,27 @@ def masked(
         return jnp.repeat(jnp.atleast_2d(jnp.asarray(value, jnp.int32)), times, axis=1)
 
     place = jnp.tile(jnp.arange(window, dtype=jnp.int32), count)[None]
-    queries = Spans(
+    queries = VisibleRange(
         slot_lo=each(oldest, slots),
         slot_hi=each(newest + slots, slots),
         item_lo=each(first, slots),
         item_hi=each(first + covered, slots),
     )
-    items = Spans(
+    items = VisibleRange(
         slot_lo=each(oldest, window),
         slot_hi=each(newest, window),
         item_lo=each(first, window),
         item_hi=each(first, window) + place + 1,
     )
 
-    def blocks(spans, per_window, before):
+    def blocks(visible, per_window, before):
         """Blocks of whole windows: rows are `per_window` tokens of each, `before` tokens come first."""
         step = max(1, rows // window)
         for start in range(0, count, step):
             stop = min(start + step, count)
             inside = slice(start * per_window, stop * per_window)
             yield Block(
-                Spans(*(span[:, inside] for span in spans)),
+                VisibleRange(*(span[:, inside] for span in visible)),
                 row_start=before + inside.start,
                 row_stop=before + inside.stop,
                 key_start=0,
@@ -259,8 +259,8 @@ def cached(lengths: Array, groups: Array, *, slots: int, max_groups: int, **opti
     memory = max_groups * slots
     first, *blocks = layout.blocks
     if first.row_stop > memory:
-        spans = Spans(*(span[:, memory:] for span in first.spans))
-        blocks.insert(0, first.replace(spans=spans, row_start=memory))
+        visible = VisibleRange(*(span[:, memory:] for span in first.visible))
+        blocks.insert(0, first.replace(visible=visible, row_start=memory))
     return layout.replace(
         blocks=tuple(blocks),
         slot_ids=_query_ids(layout.num_slots, slots),

@@ -82,7 +82,7 @@ class MemoryTokens(QueryTokens):
             self.recall_gain = self.param("recall_gain", start, ())
         # Stored memory has unit scale; events are embedded at 0.02 * sqrt(D) per element.
         scale = nn.initializers.normal(0.02 * dim**-0.5)
-        if self.config.starts_copying:
+        if self.config.uses_identity_init:
             # A slot weighs a little more than an event in a copied sum; at unit scale the part that
             # all memories share drowns the recent events.
             scale = scaled_identity(0.25 * dim**-0.5)

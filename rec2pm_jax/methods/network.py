@@ -11,7 +11,7 @@ import numpy as np
 
 from rec2pm_jax.config import Config
 from rec2pm_jax.methods.sketch import item_parts
-from rec2pm_jax.nn.attention import Dropping, KeyValues, Layout
+from rec2pm_jax.nn.attention import AttentionDropout, KeyValues, Layout
 from rec2pm_jax.nn.backbone import Backbone
 from rec2pm_jax.nn.cache import Rows
 from rec2pm_jax.nn.embedding import TABLE, EventEmbedding
@@ -131,8 +131,12 @@ class Network:
         rows: Array | None = None,
     ) -> Array:
         """As `run`, only the rows that are wanted, [B, count, D]: see `Backbone.rows`."""
-        dropping = None if rng is None else Dropping(rng, rows)
-        options = {"only": only, "dropping": dropping, "scan": self.config.model.scan_layers}
+        dropout = None if rng is None else AttentionDropout(rng, rows)
+        options = {
+            "only": only,
+            "dropout": dropout,
+            "scan": self.config.model.scan_layers,
+        }
         return self.backbone.rows(params["backbone"], x, layout, **options)[0]
 
     def serve(self, params: Params, x: Array, layout: Layout, kept=None, **options):

@@ -9,13 +9,13 @@ import flax.linen as nn
 from rec2pm_jax.config import ComputeConfig
 from rec2pm_jax.errors import UserError
 from rec2pm_jax.nn import cudnn, pallas_attention
-from rec2pm_jax.nn.attention import Block, Dropping, Layout, Weighing, dense
+from rec2pm_jax.nn.attention import AttentionDropout, Block, Layout, ScoreNormalizer, dense
 from rec2pm_jax.nn.blockwise import blockwise
 from rec2pm_jax.nn.platform import platform_of
 from rec2pm_jax.nn.recompute import attended
 from rec2pm_jax.typing import Array
 
-# (q, k, v, layout, weighing, biases, dropping) -> outputs, all equal to `dense` up to rounding.
+# (q, k, v, layout, normalizer, biases, dropout) -> outputs, all equal to `dense` up to rounding.
 IMPLEMENTATIONS = {
     "dense": dense,
     "blockwise": blockwise,
@@ -31,9 +31,9 @@ def attend(
     k: Array,
     v: Array,
     layout: Layout,
-    weighing: Weighing,
+    normalizer: ScoreNormalizer,
     bias: Callable[[Block], Array] | None = None,
-    dropping: Dropping | None = None,
+    dropout: AttentionDropout | None = None,
     compute: ComputeConfig = AUTO,
     watch: Callable[[Array], None] | None = None,
 ) -> Array:
@@ -43,9 +43,9 @@ def attend(
       q: [B, rows, H, dqk], the layout's rows; k: [B, tokens, H, dqk]; v: [B, tokens, H, dv]. Scaling
         of q is the caller's.
       layout: the pass.
-      weighing: softmax or pointwise SiLU, and the rate of dropout.
+      normalizer: softmax or pointwise SiLU, and the rate of dropout.
       bias: (block) -> [B or 1, rows, keys] added to the scores of every head, or None.
-      dropping: randomness of dropout, or None to switch it off.
+      dropout: randomness of dropout, or None to switch it off.
       compute: its `attention` is a name of `IMPLEMENTATIONS`, or auto, see `choose`.
       watch: called with the float32 weights [B, H, rows, keys] of each block, before dropout.
 
@@ -57,21 +57,27 @@ def attend(
         is named does not fit the pass or the platform.
     """
     biases = None if bias is None else tuple(bias(block) for block in layout.blocks)
-    weighing = weighing if dropping is not None else Weighing(weighing.norm)
+    normalizer = normalizer if dropout is not None else ScoreNormalizer(normalizer.norm)
     if watch is not None:
         if compute.attention not in ("auto", "dense"):
             raise UserError(
                 f"config.compute.attention={compute.attention} never holds all weights; set it to "
                 "auto or dense to look at them."
             )
-        return dense(q, k, v, layout, weighing, biases, dropping, watch)
-    name = choose(compute, q, k, v, weighing, biases, dropping)
-    out = IMPLEMENTATIONS[name](q, k, v, layout, weighing, biases, dropping)
+        return dense(q, k, v, layout, normalizer, biases, dropout, watch)
+    name = choose(compute, q, k, v, normalizer, biases, dropout)
+    out = IMPLEMENTATIONS[name](q, k, v, layout, normalizer, biases, dropout)
     return out if name == "pallas" else attended(out)  # the kernel names its own
 
 
 def choose(
-    compute: ComputeConfig, q: Array, k: Array, v: Array, weighing: Weighing, biases, dropping
+    compute: ComputeConfig,
+    q: Array,
+    k: Array,
+    v: Array,
+    normalizer: ScoreNormalizer,
+    biases,
+    dropout,
 ) -> str:
     """Name of the implementation for a pass; arguments as in `attend`.
 
@@ -88,8 +94,12 @@ def choose(
         if q.shape[1] < MIN_ROWS:
             return "dense"
         if platform == "tpu":
-            return "dense" if pallas_attention.unfit(q, k, v, biases, dropping) else "pallas"
-        return "dense" if cudnn.unfit(q, weighing, biases, dropping) else "cudnn"
+            return (
+                "dense"
+                if pallas_attention.unsupported_reason(q, k, v, biases, dropout)
+                else "pallas"
+            )
+        return "dense" if cudnn.unsupported_reason(q, normalizer, biases, dropout) else "cudnn"
     # Interpreted on a CPU, the kernel is exact and slow: for tests.
     elsewhere = {"pallas": ("tpu", "cpu"), "cudnn": ("gpu",)}.get(name, (platform,))
     if platform not in elsewhere:

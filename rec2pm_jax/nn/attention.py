@@ -1,9 +1,9 @@
 """The one mask rule, and attention as it defines it; `attend.py` is the seam.
 
 Tokens of a pass are ordered [slots; items]: memory and query tokens first, then raw events. Every mask
-in this project says, for each row, one interval of slots and one interval of items that it may see
-(`Spans`). A pass is a few `Block`s of rows, each with the keys it can reach, so that whole blocks
-nobody may see (items never see reference queries) are never computed.
+in this project is a `VisibleRange`: for each row, one interval of slots and one interval of items that
+the row may see. A pass is a few `Block`s of rows, each with the keys it can reach, so that key ranges
+that no row of a block sees (items never see reference queries) are never computed.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from rec2pm_jax.nn.dropout import per_row, random_bytes
 from rec2pm_jax.typing import Array, PRNGKey
 
 
-class Spans(NamedTuple):
+class VisibleRange(NamedTuple):
     """What each row sees: slots [slot_lo, slot_hi) and items [item_lo, item_hi).
 
     All are int32, shaped [1 or B, rows]. An empty interval sees nothing.
@@ -37,11 +37,11 @@ class Spans(NamedTuple):
 class Block:
     """Rows [row_start, row_stop) of the token axis attend to keys [key_start, key_stop).
 
-    `spans` gives what each of these rows sees within those keys. `key_start` is 0 (slots and items) or
-    the layout's num_slots (items only); the items before `item_start` are not among the keys either.
+    `visible` says what each of these rows sees within those keys. `key_start` is 0 (slots and items)
+    or the layout's num_slots (items only). Items before `item_start` are not among the keys either.
     """
 
-    spans: Spans
+    visible: VisibleRange
     row_start: int = struct.field(pytree_node=False)
     row_stop: int = struct.field(pytree_node=False)
     key_start: int = struct.field(pytree_node=False)
@@ -119,31 +119,31 @@ def causal_blocks(
         row = np.arange(start, stop, dtype=np.int32)[None]
         oldest = np.maximum((row // segment - segments + 1) * segment, 0) if segments else 0 * row
         none = np.zeros_like(row)
-        spans = Spans(*(jnp.asarray(x) for x in (none, none, oldest, row + 1)))
+        visible = VisibleRange(*(jnp.asarray(x) for x in (none, none, oldest, row + 1)))
         extent = (first + start, first + stop, first, first + stop)
-        blocks.append(Block(spans, *extent, item_start=int(oldest[0, 0])))
+        blocks.append(Block(visible, *extent, item_start=int(oldest[0, 0])))
     return tuple(blocks)
 
 
 def mask_of(block: Block, num_slots: int) -> Array:
     """The block's mask as bool [1 or B, rows, keys]; keys as the block orders them."""
-    spans = block.spans
+    visible = block.visible
 
     def inside(lo, hi, start, stop):
         key = jnp.arange(start, stop, dtype=jnp.int32)
         return (key >= lo[..., None]) & (key < hi[..., None])
 
-    items = inside(spans.item_lo, spans.item_hi, block.item_start, block.key_stop - num_slots)
+    items = inside(visible.item_lo, visible.item_hi, block.item_start, block.key_stop - num_slots)
     if block.key_start:
         return items
-    slots = inside(spans.slot_lo, spans.slot_hi, 0, num_slots)
+    slots = inside(visible.slot_lo, visible.slot_hi, 0, num_slots)
     batch = max(slots.shape[0], items.shape[0])
     parts = (jnp.broadcast_to(part, (batch, *part.shape[1:])) for part in (slots, items))
     return jnp.concatenate([*parts], axis=-1)
 
 
 @dataclasses.dataclass(frozen=True)
-class Weighing:
+class ScoreNormalizer:
     """How scores become weights.
 
     Attributes:
@@ -167,18 +167,18 @@ class Weighing:
         return weights / jnp.maximum(jnp.sum(weights, axis=-1, keepdims=True), 1e-30)
 
 
-class Dropping(NamedTuple):
+class AttentionDropout(NamedTuple):
     """Randomness of dropout on weights: a key for the layer, and int32 [B] row numbers (`per_row`)."""
 
     key: PRNGKey
     rows: Array
 
-    def factors(self, weighing: Weighing, block: int, shape: tuple[int, ...]) -> Array:
+    def factors(self, normalizer: ScoreNormalizer, block: int, shape: tuple[int, ...]) -> Array:
         """What weights of a block are multiplied by, 0 or 1 / (1 - rate): float32 [B, *shape]."""
         key = jax.random.fold_in(self.key, block)
         bits = per_row(lambda k: random_bytes(k, shape), key, self.rows)
-        scale = jnp.float32(256 / (256 - weighing.dropped))
-        return jnp.where(bits >= weighing.dropped, scale, 0)
+        scale = jnp.float32(256 / (256 - normalizer.dropped))
+        return jnp.where(bits >= normalizer.dropped, scale, 0)
 
 
 def dense(
@@ -186,9 +186,9 @@ def dense(
     k: Array,
     v: Array,
     layout: Layout,
-    weighing: Weighing,
+    normalizer: ScoreNormalizer,
     biases: Sequence[Array] | None,
-    dropping: Dropping | None,
+    dropout: AttentionDropout | None,
     watch: Callable[[Array], None] | None = None,
 ) -> Array:
     """`attend` with all scores of a block at once: the definition that others are tested against."""
@@ -203,10 +203,10 @@ def dense(
         )
         if biases is not None:
             scores = scores + biases[number][:, None].astype(jnp.float32)
-        weights = weighing(scores, mask_of(block, layout.num_slots)[:, None])
+        weights = normalizer(scores, mask_of(block, layout.num_slots)[:, None])
         if watch is not None:
             watch(weights)
-        if dropping is not None:
-            weights = weights * dropping.factors(weighing, number, weights.shape[1:])
+        if dropout is not None:
+            weights = weights * dropout.factors(normalizer, number, weights.shape[1:])
         outputs.append(jnp.einsum("bhqk,bkhd->bqhd", weights.astype(v.dtype), block_v))
     return jnp.concatenate(outputs, axis=1)

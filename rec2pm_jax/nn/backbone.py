@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 
 from rec2pm_jax.config import ComputeConfig, ModelConfig
-from rec2pm_jax.nn.attention import Dropping, KeyValues, Layout
-from rec2pm_jax.nn.cache import Placed, Rows, rows_of
+from rec2pm_jax.nn.attention import AttentionDropout, KeyValues, Layout
+from rec2pm_jax.nn.cache import InPlaceCache, Rows, rows_of
 from rec2pm_jax.nn.dropout import Dropout
 from rec2pm_jax.nn.hstu import HSTULayer
 from rec2pm_jax.nn.recompute import layer_pass
@@ -92,16 +92,16 @@ class Backbone(nn.Module):
         *,
         written: Array | None = None,
         only: Rows | None = None,
-        dropping: Dropping | None = None,
+        dropout: AttentionDropout | None = None,
         scan: bool = False,
     ) -> tuple[Array, KeyValues]:
         """A pass as a function of `params`, whose last layer computes no more rows than are wanted.
 
         Args:
           params: of this module. x, layout, kept: as in `__call__`.
-          written: int32 [B], see `Placed`; the layout is then one of `rows_of`.
+          written: int32 [B], see `InPlaceCache`; the layout is then one of `rows_of`.
           only: tokens of the layout, the rows that are wanted.
-          dropping: randomness of dropout, or None to switch it off. What it draws is not what
+          dropout: randomness of dropout, or None to switch it off. What it draws is not what
             `__call__` draws.
           scan: the layers below the last one, instead of unrolling them: programs stay small.
 
@@ -110,15 +110,15 @@ class Backbone(nn.Module):
         """
         cfg, layer = self.config, self._layer(parent=None)
         keys, numbers = None, None
-        if dropping is not None:
-            first, *keys = jax.random.split(dropping.key, cfg.layers + 1)
-            keys, numbers = jnp.stack(keys), dropping.rows
+        if dropout is not None:
+            first, *keys = jax.random.split(dropout.key, cfg.layers + 1)
+            keys, numbers = jnp.stack(keys), dropout.rows
             x = Dropout(cfg.dropout).apply({}, x, numbers, rngs={"dropout": first})
 
         def run(x, of_layer, layout=layout, only=None, scanned=False):
             def once(x, params, kept, key):
                 if written is not None:
-                    kept = Placed(kept, written)
+                    kept = InPlaceCache(kept, written)
                 rngs = None if key is None else {"dropout": key}
                 return layer.apply({"params": params}, x, layout, numbers, kept, only, rngs=rngs)
 

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rec2pm_jax.nn.attention import Block, Layout, Spans
+from rec2pm_jax.nn.attention import Block, Layout, VisibleRange
 from rec2pm_jax.typing import Array
 
 ALONE = 9  # blocks that a pass runs one by one before it loops: slots and 1,024 rows
@@ -51,22 +51,22 @@ class Band(NamedTuple):
         x = jnp.moveaxis(x, 0, 2)
         return x.reshape(*x.shape[:2], -1, *x.shape[4:])
 
-    def block(self, spans: Spans, num_slots: int) -> Block:
-        """One of the blocks as it sees its own keys; spans: of `relative_spans`."""
+    def block(self, visible: VisibleRange, num_slots: int) -> Block:
+        """One of the blocks as it sees its own keys; visible: of `relative_ranges`."""
         like = self.blocks[0]
         rows, key_stop = like.row_stop - like.row_start, num_slots + self.width
-        return Block(spans, 0, rows, like.key_start, key_stop)
+        return Block(visible, 0, rows, like.key_start, key_stop)
 
-    def relative_spans(self, num_slots: int) -> Spans:
-        """Spans by the block's own keys: [blocks, 1 or B, rows] each."""
+    def relative_ranges(self, num_slots: int) -> VisibleRange:
+        """VisibleRange by the block's own keys: [blocks, 1 or B, rows] each."""
         each = []
         for block, start in zip(self.blocks, self.starts, strict=True):
-            spans = block.spans
-            lo = jnp.maximum(spans.item_lo, block.item_start) - start
-            hi = jnp.minimum(spans.item_hi, block.key_stop - num_slots) - start
-            each.append(Spans(spans.slot_lo, spans.slot_hi, lo, hi))
+            visible = block.visible
+            lo = jnp.maximum(visible.item_lo, block.item_start) - start
+            hi = jnp.minimum(visible.item_hi, block.key_stop - num_slots) - start
+            each.append(VisibleRange(visible.slot_lo, visible.slot_hi, lo, hi))
         each = zip(*each, strict=True)
-        return Spans(*(jnp.stack(jnp.broadcast_arrays(*parts)) for parts in each))
+        return VisibleRange(*(jnp.stack(jnp.broadcast_arrays(*parts)) for parts in each))
 
     def keys(self, x: Array, start: Array, num_slots: int) -> Array:
         """A block's keys out of all tokens: [B, H, tokens, d] -> [B, H, keys, d]."""

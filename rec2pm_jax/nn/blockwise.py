@@ -14,7 +14,14 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from rec2pm_jax.nn.attention import Block, Dropping, Layout, Spans, Weighing, mask_of
+from rec2pm_jax.nn.attention import (
+    AttentionDropout,
+    Block,
+    Layout,
+    ScoreNormalizer,
+    VisibleRange,
+    mask_of,
+)
 from rec2pm_jax.nn.bands import Band, bands_of
 from rec2pm_jax.typing import Array
 
@@ -28,30 +35,38 @@ class _Part(NamedTuple):
     k: Array  # [b, H, keys, dqk]
     v: Array  # [b, H, keys, dv]
     bias: Array | None  # [b or 1, rows, keys]
-    block: Block  # spans are [b or 1, rows]
-    numbers: Array | None  # int32 [b], of `Dropping.rows`
+    block: Block  # visible are [b or 1, rows]
+    numbers: Array | None  # int32 [b], of `AttentionDropout.rows`
 
 
-def blockwise(q, k, v, layout: Layout, weighing: Weighing, biases, dropping: Dropping | None):
+def blockwise(
+    q,
+    k,
+    v,
+    layout: Layout,
+    normalizer: ScoreNormalizer,
+    biases,
+    dropout: AttentionDropout | None,
+):
     """As `attention.dense`."""
     # Heads first: one transpose here instead of one for every block.
     q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q, k, v))
-    out = _attend(weighing, q, k, v, biases, layout, dropping)
+    out = _attend(normalizer, q, k, v, biases, layout, dropout)
     return jnp.swapaxes(out, 1, 2)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _attend(weighing, q, k, v, biases, layout, dropping):
-    return _forward(weighing, q, k, v, biases, layout, dropping)[0]
+def _attend(normalizer, q, k, v, biases, layout, dropout):
+    return _forward(normalizer, q, k, v, biases, layout, dropout)[0]
 
 
-def _forward(weighing, q, k, v, biases, layout, dropping):
+def _forward(normalizer, q, k, v, biases, layout, dropout):
     def rows_of(part, number):
         def run(_, part):
             scores, mask = _scores(part, layout.num_slots)
-            weights, partition = _weigh(weighing, scores, mask)
-            if dropping is not None:
-                weights = weights * _factors(weighing, dropping, number, part, weights)
+            weights, partition = _weigh(normalizer, scores, mask)
+            if dropout is not None:
+                weights = weights * _factors(normalizer, dropout, number, part, weights)
             out = jnp.einsum("bhqk,bhkd->bhqd", weights.astype(v.dtype), part.v)
             return None, (out, partition)
 
@@ -61,25 +76,25 @@ def _forward(weighing, q, k, v, biases, layout, dropping):
     for band in bands_of(layout, loops=biases is None):
         if len(band.numbers) == 1:
             (number,) = band.numbers
-            results.append(rows_of(_part(number, q, k, v, biases, layout, dropping), number))
+            results.append(rows_of(_part(number, q, k, v, biases, layout, dropout), number))
             continue
 
         def step(_, given, band=band):
-            part = _band_part(band, given, k, v, layout, dropping)
+            part = _band_part(band, given, k, v, layout, dropout)
             return None, rows_of(part, given.number)
 
         _, made = jax.lax.scan(step, None, _turns(band, q, layout))
         results.append(jax.tree.map(band.join, made))
     outputs, partitions = zip(*results, strict=True)
     out = jnp.concatenate(outputs, axis=2)
-    return out, (q, k, v, biases, layout, dropping, out, partitions)
+    return out, (q, k, v, biases, layout, dropout, out, partitions)
 
 
-def _backward(weighing, saved, to_out):
-    q, k, v, biases, layout, dropping, out, partitions = saved
+def _backward(normalizer, saved, to_out):
+    q, k, v, biases, layout, dropout, out, partitions = saved
     first = layout.first_row
     # Of softmax: sum_k weight_k d(weight_k) = <out, d(out)>, dropout included.
-    inner = None if weighing.norm else jnp.sum((out * to_out).astype(jnp.float32), axis=-1)
+    inner = None if normalizer.norm else jnp.sum((out * to_out).astype(jnp.float32), axis=-1)
     to_q, to_biases = [], []
     to_k, to_v = (jnp.zeros(x.shape, jnp.float32) for x in (k, v))
 
@@ -90,18 +105,18 @@ def _backward(weighing, saved, to_out):
             part, g, partition, inner = given
             scores, mask = _scores(part, layout.num_slots)
             dweights = jnp.einsum("bhqd,bhkd->bhqk", g, part.v, preferred_element_type=jnp.float32)
-            if weighing.norm:
+            if normalizer.norm:
                 gate = jax.nn.sigmoid(scores)
-                weights = jnp.where(mask, scores * gate / weighing.norm, 0)
-                slope = gate * (1 + scores * (1 - gate)) / weighing.norm
+                weights = jnp.where(mask, scores * gate / normalizer.norm, 0)
+                slope = gate * (1 + scores * (1 - gate)) / normalizer.norm
                 dscores = jnp.where(mask, slope * dweights, 0)
             else:
                 weights = jnp.where(mask, jnp.exp(scores - partition[..., None]), 0)
-                if dropping is not None:
-                    factors = _factors(weighing, dropping, number, part, weights)
+                if dropout is not None:
+                    factors = _factors(normalizer, dropout, number, part, weights)
                     dweights = dweights * factors
                 dscores = weights * (dweights - inner[..., None])
-                if dropping is not None:
+                if dropout is not None:
                     weights = weights * factors
             d = dscores.astype(q.dtype)
             dot = partial(jnp.einsum, preferred_element_type=jnp.float32)
@@ -126,7 +141,7 @@ def _backward(weighing, saved, to_out):
             carry = None
             if biases is not None and biases[number].shape[0] == 1:
                 carry = jnp.zeros(biases[number].shape, jnp.float32)
-            part = _part(number, q, k, v, biases, layout, dropping)
+            part = _part(number, q, k, v, biases, layout, dropout)
             carry, (dq, dk, dv, to_bias) = gradients((part, *of_rows), number, carry)
             to_k = _add_keys(to_k, jnp.swapaxes(dk, 2, 3), layout.blocks[number], layout.num_slots)
             to_v = _add_keys(to_v, jnp.swapaxes(dv, 2, 3), layout.blocks[number], layout.num_slots)
@@ -137,7 +152,7 @@ def _backward(weighing, saved, to_out):
 
             def step(sums, given, band=band):
                 turn, of_rows = given
-                part = _band_part(band, turn, k, v, layout, dropping)
+                part = _band_part(band, turn, k, v, layout, dropout)
                 _, (dq, *back, _) = gradients((part, *of_rows), turn.number)
                 sums = tuple(
                     band.add(total, jnp.swapaxes(d, 2, 3), turn.start, layout.num_slots)
@@ -157,7 +172,7 @@ def _backward(weighing, saved, to_out):
 _attend.defvjp(_forward, _backward)
 
 
-def _part(number: int, q, k, v, biases, layout: Layout, dropping: Dropping | None) -> _Part:
+def _part(number: int, q, k, v, biases, layout: Layout, dropout: AttentionDropout | None) -> _Part:
     block = layout.blocks[number]
     first = layout.first_row
     slots = layout.num_slots
@@ -168,7 +183,7 @@ def _part(number: int, q, k, v, biases, layout: Layout, dropping: Dropping | Non
         v=v,
         bias=None if biases is None else biases[number],
         block=block,
-        numbers=None if dropping is None else dropping.rows,
+        numbers=None if dropout is None else dropout.rows,
     )
 
 
@@ -177,7 +192,7 @@ class _Turn(NamedTuple):
 
     number: Array  # of the block
     start: Array  # its first item
-    spans: Spans  # by its own keys, [b or 1, rows]
+    visible: VisibleRange  # by its own keys, [b or 1, rows]
     q: Array  # [b, H, rows, dqk]
 
 
@@ -187,15 +202,17 @@ def _turns(band: Band, q: Array, layout: Layout) -> _Turn:
     return _Turn(
         jnp.asarray(band.numbers, jnp.int32),
         jnp.asarray(band.starts),
-        band.relative_spans(layout.num_slots),
+        band.relative_ranges(layout.num_slots),
         band.split(q[:, :, rows]),
     )
 
 
-def _band_part(band: Band, turn: _Turn, k, v, layout: Layout, dropping: Dropping | None) -> _Part:
+def _band_part(
+    band: Band, turn: _Turn, k, v, layout: Layout, dropout: AttentionDropout | None
+) -> _Part:
     k, v = (band.keys(x, turn.start, layout.num_slots) for x in (k, v))
-    block = band.block(turn.spans, layout.num_slots)
-    return _Part(turn.q, k, v, None, block, None if dropping is None else dropping.rows)
+    block = band.block(turn.visible, layout.num_slots)
+    return _Part(turn.q, k, v, None, block, None if dropout is None else dropout.rows)
 
 
 def _scores(part: _Part, num_slots: int) -> tuple[Array, Array]:
@@ -205,19 +222,21 @@ def _scores(part: _Part, num_slots: int) -> tuple[Array, Array]:
     return scores, mask_of(part.block, num_slots)[:, None]
 
 
-def _weigh(weighing: Weighing, scores: Array, mask: Array) -> tuple[Array, Array | None]:
+def _weigh(normalizer: ScoreNormalizer, scores: Array, mask: Array) -> tuple[Array, Array | None]:
     """Weights, and of softmax the log of their sum before division, [b, H, rows]."""
-    if weighing.norm:
-        return weighing(scores, mask), None
+    if normalizer.norm:
+        return normalizer(scores, mask), None
     top = jnp.max(scores, axis=-1, keepdims=True, where=mask, initial=-1e30)
     weights = jnp.where(mask, jnp.exp(scores - top), 0)
     total = jnp.maximum(jnp.sum(weights, axis=-1, keepdims=True), 1e-30)
     return weights / total, (top + jnp.log(total))[..., 0]
 
 
-def _factors(weighing, dropping: Dropping, number: int, part: _Part, weights: Array) -> Array:
-    some = Dropping(dropping.key, part.numbers)
-    return some.factors(weighing, number, weights.shape[1:])
+def _factors(
+    normalizer, dropout: AttentionDropout, number: int, part: _Part, weights: Array
+) -> Array:
+    some = AttentionDropout(dropout.key, part.numbers)
+    return some.factors(normalizer, number, weights.shape[1:])
 
 
 def _over_users(run, carry, given):

@@ -7,11 +7,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from rec2pm_jax.nn.attention import Block, KeyValues, Layout, Spans
+from rec2pm_jax.nn.attention import Block, KeyValues, Layout, VisibleRange
 from rec2pm_jax.typing import Array
 
 
-class Placed(NamedTuple):
+class InPlaceCache(NamedTuple):
     """Kept tokens of one layer that the rows of a pass are written into before they are seen.
 
     Attributes:
@@ -86,11 +86,11 @@ def rows_of(layout: Layout, rows: Rows) -> Layout:
     def also(x):
         return None if x is None else joined([x, rows.of(x)])
 
-    each_span = zip(*(block.spans for block in layout.blocks), strict=True)
+    each_span = zip(*(block.visible for block in layout.blocks), strict=True)
     own = rows.after(layout.first_row)
-    spans = Spans(*(own.of(joined(parts)) for parts in each_span))
+    visible = VisibleRange(*(own.of(joined(parts)) for parts in each_span))
     first = rows.first if rows.shared else tokens
-    layout = layout.replace(blocks=(Block(spans, first, first + rows.count, 0, tokens),))
+    layout = layout.replace(blocks=(Block(visible, first, first + rows.count, 0, tokens),))
     if rows.shared:
         return layout
     return layout.replace(

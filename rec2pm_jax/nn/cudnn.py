@@ -6,32 +6,42 @@ import jax
 import jax.numpy as jnp
 
 from rec2pm_jax.errors import UserError
-from rec2pm_jax.nn.attention import Dropping, Layout, Weighing, mask_of
+from rec2pm_jax.nn.attention import AttentionDropout, Layout, ScoreNormalizer, mask_of
 from rec2pm_jax.typing import Array
 
 MAX_HEAD_DIM = 128  # 256 from Hopper on, which a host without a GPU cannot know
 
 
-def unfit(q, weighing: Weighing, biases, dropping: Dropping | None) -> str:
+def unsupported_reason(
+    q, normalizer: ScoreNormalizer, biases, dropout: AttentionDropout | None
+) -> str:
     """Why cuDNN cannot take a pass, or nothing."""
-    if weighing.norm:
+    if normalizer.norm:
         return "pointwise SiLU (config.model.backbone=hstu) is no softmax"
     if q.dtype not in (jnp.bfloat16, jnp.float16):
         return f"it computes in bfloat16, not {q.dtype} (config.model.dtype=bfloat16)"
     if q.shape[-1] % 8 or q.shape[-1] > MAX_HEAD_DIM:
         return f"head dimension {q.shape[-1]} is no multiple of 8 up to {MAX_HEAD_DIM}"
-    if dropping is not None:
+    if dropout is not None:
         return "attention weights are dropped by a hash of our own (config.model.dropout=0)"
     return "" if biases is None else "it takes no bias of ours"
 
 
-def cudnn(q, k, v, layout: Layout, weighing: Weighing, biases, dropping: Dropping | None):
+def cudnn(
+    q,
+    k,
+    v,
+    layout: Layout,
+    normalizer: ScoreNormalizer,
+    biases,
+    dropout: AttentionDropout | None,
+):
     """As `attention.dense`, for softmax without dropout in bfloat16.
 
     Raises:
-      UserError: the pass does not fit, see `unfit`.
+      UserError: the pass does not fit, see `unsupported_reason`.
     """
-    reason = unfit(q, weighing, biases, dropping)
+    reason = unsupported_reason(q, normalizer, biases, dropout)
     if reason:
         raise UserError(
             f"config.compute.attention=cudnn does not fit: {reason}. Use auto or dense."

@@ -39,7 +39,7 @@ class EventEmbedding(nn.Module):
         x = table[ids][..., :dim] * dim**0.5
         if cfg.absolute_positions:
             # Copying sums what it sees: positions must not drown the items.
-            scale = 0.02 if cfg.starts_copying else dim**-0.5
+            scale = 0.02 if cfg.uses_identity_init else dim**-0.5
             places = self.param(
                 "position_embedding",
                 nn.initializers.truncated_normal(scale),

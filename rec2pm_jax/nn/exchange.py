@@ -84,7 +84,7 @@ def fetch(table: Array, exchange: Exchange, count: int, dim: int, axis_name: str
     return jnp.where(real[:, None], answers[owner, slot], 0)
 
 
-def give_back(
+def return_gradients(
     gradients: Array, exchange: Exchange, block: int, axis_name: str | None
 ) -> tuple[Array, Array]:
     """Gradients of fetched rows [count, W] go to their owners and are summed there.

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from rec2pm_jax.config import ComputeConfig, ModelConfig
 from rec2pm_jax.nn.attend import attend, watcher
-from rec2pm_jax.nn.attention import Block, KeyValues, Layout, Weighing
+from rec2pm_jax.nn.attention import Block, KeyValues, Layout, ScoreNormalizer
 from rec2pm_jax.nn.cache import Rows
 from rec2pm_jax.nn.dropout import Dropout
 from rec2pm_jax.typing import Array
@@ -77,7 +77,7 @@ class HSTULayer(nn.Module):
         k, v = own if kept is None else kept.before(own)
 
         a = attend(
-            *(q, k, v, layout, Weighing(self.norm), self._bias(layout)),
+            *(q, k, v, layout, ScoreNormalizer(self.norm), self._bias(layout)),
             compute=self.compute,
             watch=watcher(self),
         )

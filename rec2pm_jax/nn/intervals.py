@@ -16,13 +16,13 @@ def intervals_of(layout: Layout) -> Array:
     """What each row sees, as key numbers: int32 [1 or B, 4, rows], [lo, hi) of slots, then of items."""
     first, parts = layout.num_slots, []
     for block in layout.blocks:
-        spans = block.spans
-        slots = (spans.slot_lo, jnp.minimum(spans.slot_hi, first))
+        visible = block.visible
+        slots = (visible.slot_lo, jnp.minimum(visible.slot_hi, first))
         if block.key_start:
-            slots = (jnp.zeros_like(spans.slot_lo),) * 2
+            slots = (jnp.zeros_like(visible.slot_lo),) * 2
         items = (
-            jnp.maximum(spans.item_lo, block.item_start) + first,
-            jnp.minimum(spans.item_hi + first, block.key_stop),
+            jnp.maximum(visible.item_lo, block.item_start) + first,
+            jnp.minimum(visible.item_hi + first, block.key_stop),
         )
         each = [jnp.asarray(x, jnp.int32) for x in (*slots, *items)]
         batch = max(x.shape[0] for x in each)

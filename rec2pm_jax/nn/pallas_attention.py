@@ -17,7 +17,7 @@ from jax.experimental.pallas import tpu as pltpu
 
 from rec2pm_jax.errors import UserError
 from rec2pm_jax.nn import pallas_kernels
-from rec2pm_jax.nn.attention import Dropping, Layout, Weighing
+from rec2pm_jax.nn.attention import AttentionDropout, Layout, ScoreNormalizer
 from rec2pm_jax.nn.intervals import intervals_of, reached, tiles_reached, tiles_seen, whole_bias
 from rec2pm_jax.nn.pallas_tiles import Sizes
 from rec2pm_jax.nn.recompute import attended
@@ -27,9 +27,9 @@ DEFAULT_VMEM = 12 << 20  # of a kernel's buffers: what fits without asking for m
 MOST_VMEM = 96 << 20  # of 128 MiB on v5e and v6e
 
 
-def unfit(q, k, v, biases, dropping: Dropping | None) -> str:
+def unsupported_reason(q, k, v, biases, dropout: AttentionDropout | None) -> str:
     """Why the kernel cannot take a pass, or nothing."""
-    if dropping is not None:
+    if dropout is not None:
         return "softmax weights are dropped out (config.model.dropout=0)"
     needed = _vmem_bytes(q, k, v, biases is not None)
     if needed > MOST_VMEM:
@@ -40,13 +40,21 @@ def unfit(q, k, v, biases, dropping: Dropping | None) -> str:
     return ""
 
 
-def pallas(q, k, v, layout: Layout, weighing: Weighing, biases, dropping: Dropping | None):
+def pallas(
+    q,
+    k,
+    v,
+    layout: Layout,
+    normalizer: ScoreNormalizer,
+    biases,
+    dropout: AttentionDropout | None,
+):
     """As `attention.dense`; off a TPU the kernel runs interpreted, which is for tests.
 
     Raises:
-      UserError: the pass does not fit, see `unfit`.
+      UserError: the pass does not fit, see `unsupported_reason`.
     """
-    reason = unfit(q, k, v, biases, dropping)
+    reason = unsupported_reason(q, k, v, biases, dropout)
     if reason:
         raise UserError(
             f"config.compute.attention=pallas does not fit: {reason}. Use auto or dense."
@@ -56,7 +64,7 @@ def pallas(q, k, v, layout: Layout, weighing: Weighing, biases, dropping: Droppi
     intervals = intervals_of(layout)
     key_tile = KEY_TILE if keys > ROW_TILE else ROW_TILE
     sizes = Sizes(
-        norm=weighing.norm,
+        norm=normalizer.norm,
         heads=heads,
         features=heads * q.shape[3],
         value_features=heads * v.shape[3],

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from rec2pm_jax.config import ComputeConfig, ModelConfig
 from rec2pm_jax.nn.attend import attend, watcher
-from rec2pm_jax.nn.attention import Dropping, KeyValues, Layout, Weighing
+from rec2pm_jax.nn.attention import AttentionDropout, KeyValues, Layout, ScoreNormalizer
 from rec2pm_jax.nn.cache import Rows
 from rec2pm_jax.nn.dropout import Dropout, dropped_of_256
 from rec2pm_jax.typing import Array
@@ -33,7 +33,7 @@ class SASRecLayer(nn.Module):
     LN has no affine part and eps 1e-8; keys and values come from x itself, as in
     generative-recommenders' `SASREC`. Attention weights are dropped at the same rate.
 
-    With `copy_init`, values times output projection start as a multiple of the identity: attention
+    With `identity_init`, values times output projection start as a multiple of the identity: attention
     begins by adding up the embeddings of what it sees, so that, with tied item embeddings, frequent
     items score high from the first step. Memory tokens carry that sum on, and a reader that copies
     gives them gradients; from random kernels the same circuit takes many epochs to appear.
@@ -62,7 +62,7 @@ class SASRecLayer(nn.Module):
             return Dropout(cfg.dropout)(x, rows)
 
         values = out = nn.initializers.lecun_normal()
-        if cfg.starts_copying:
+        if cfg.uses_identity_init:
             values, out = scaled_identity(COPY_GAIN), scaled_identity(1.0)
 
         q_in = layer_norm(name="attention_norm")(x if only is None else only.of(x))
@@ -71,12 +71,12 @@ class SASRecLayer(nn.Module):
         k, v = own if kept is None else kept.before(own)
 
         dropped = dropped_of_256(cfg.dropout)
-        dropping = None
+        dropout = None
         if rows is not None and dropped:
-            dropping = Dropping(self.make_rng("dropout"), rows)
+            dropout = AttentionDropout(self.make_rng("dropout"), rows)
         a = attend(
-            *(q, k, v, layout, Weighing(dropped=dropped)),
-            dropping=dropping,
+            *(q, k, v, layout, ScoreNormalizer(dropped=dropped)),
+            dropout=dropout,
             compute=self.compute,
             watch=watcher(self),
         )

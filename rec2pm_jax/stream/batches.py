@@ -45,7 +45,7 @@ def power_of_two(n: int) -> int:
     return 1 << (n - 1).bit_length()
 
 
-def depth(k: int, items: int) -> int:
+def padded_k(k: int, items: int) -> int:
     """How many items a stream reads for `k` wanted ones: few sizes, and one for all small `k`."""
     return min(max(power_of_two(k), _LEAST), items)
 

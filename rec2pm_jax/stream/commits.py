@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 
-from rec2pm_jax.stream.live import Live
+from rec2pm_jax.stream.mutable_user import MutableUser
 from rec2pm_jax.stream.record import RecordFormat
 from rec2pm_jax.stream.store import Store
 
@@ -25,8 +25,8 @@ class Commits:
     def __init__(self, store: Store, form: RecordFormat, lifetime: int = 0):
         """lifetime: seconds that a user is kept after the last commit of a change; 0: for good."""
         self._store, self._form, self._lifetime = store, form, lifetime
-        self._dirty: dict[str, Live] = {}
-        self._frozen: dict[str, Live] = {}  # of the snapshot, not encoded yet
+        self._dirty: dict[str, MutableUser] = {}
+        self._frozen: dict[str, MutableUser] = {}  # of the snapshot, not encoded yet
         self._records: dict[str, bytes] = {}  # of the snapshot
         self._marks: Mapping[str, bytes] | None = None
         self._expires = 0
@@ -34,7 +34,7 @@ class Commits:
         self._writing: Future | None = None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="commit")
 
-    def touch(self, user: str, live: Live) -> None:
+    def touch(self, user: str, live: MutableUser) -> None:
         if user in self._frozen:  # as it was when the snapshot was taken
             self._records[user] = self._form.encode(user, self._frozen.pop(user), self._expires)
         self._dirty[user] = live

@@ -13,13 +13,13 @@ from rec2pm_jax.stream import batches
 from rec2pm_jax.stream.commits import Commits
 from rec2pm_jax.stream.events import DUPLICATE, FAR_FUTURE, MALFORMED, Event, Refused
 from rec2pm_jax.stream.folding import Folding
-from rec2pm_jax.stream.held import Held
-from rec2pm_jax.stream.live import Live
 from rec2pm_jax.stream.memories import Memories
+from rec2pm_jax.stream.mutable_user import MutableUser
 from rec2pm_jax.stream.recommender import Recommendation, Recommender
 from rec2pm_jax.stream.sessions import Sessions
 from rec2pm_jax.stream.store import MAX_USER_BYTES, Store, claim
 from rec2pm_jax.stream.user import UserState
+from rec2pm_jax.stream.user_cache import UserCache
 
 DAY = 86_400
 
@@ -88,7 +88,7 @@ class Engine:
             method, recommender.params, recommender.scored_by, options.sessions
         )
         self.folding = Folding(method, self._memories, self.commits.touch)
-        self._live = Held()
+        self._live = UserCache()
 
     def warm_up(self, k: int = 10) -> None:
         """Compiles what a stream with requests for up to `k` items will need, so that no user waits."""
@@ -96,8 +96,8 @@ class Engine:
         method, params = self.recommender.method, self.recommender.params
         trial = Sessions(method, params, self.recommender.scored_by, 1)
         asked = 0 if self.recommender.catalogue.uses_times else None
-        deep = batches.depth(k, method.num_items)
-        live = Live()
+        deep = batches.padded_k(k, method.num_items)
+        live = MutableUser()
         for count in (1, 1, 2, 4):  # opened, read again, one event more, several
             live.pending = array("i", [1] * count * self._width)
             raw = self._memories.raw(live)
@@ -174,7 +174,7 @@ class Engine:
         ]
         for name, record in zip(missing, self.store.get(missing), strict=True):
             user = None if record is None else self.form.decode(name, record, now)
-            user = Live() if user is None else user
+            user = MutableUser() if user is None else user
             live.add(name, user)
             if len(user.pending) >= self._memories.full:
                 self.folding.add(name, user)
@@ -198,7 +198,7 @@ class Engine:
             self.folding.begin(batches.MAX_BATCH)
             self.folding.settle()
 
-    def _current(self, name: str) -> Live:
+    def _current(self, name: str) -> MutableUser:
         """A user with nothing due."""
         self._load([name])
         live = self._live.get(name)

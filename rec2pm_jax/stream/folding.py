@@ -13,8 +13,8 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from rec2pm_jax.methods.base import Method
-from rec2pm_jax.stream.live import Live, due
 from rec2pm_jax.stream.memories import Folded, Memories
+from rec2pm_jax.stream.mutable_user import MutableUser, due
 
 _TIMINGS = 10_000  # newest kept
 
@@ -30,13 +30,15 @@ class Folding:
       update_ms: of the newest batches, milliseconds per update.
     """
 
-    def __init__(self, method: Method, memories: Memories, touch: Callable[[str, Live], None]):
+    def __init__(
+        self, method: Method, memories: Memories, touch: Callable[[str, MutableUser], None]
+    ):
         """touch: called before a user is changed."""
         self.folded = 0
         self.update_ms: deque[float] = deque(maxlen=_TIMINGS)
         self._method, self._memories, self._touch = method, memories, touch
-        self._due: dict[str, Live] = {}
-        self._away: dict[str, Live] = {}
+        self._due: dict[str, MutableUser] = {}
+        self._away: dict[str, MutableUser] = {}
         self._result: Future[tuple[Folded, float]] | None = None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="fold")
 
@@ -55,7 +57,7 @@ class Folding:
         """Whether `settle` would return at once."""
         return self._result is None or self._result.done()
 
-    def add(self, name: str, live: Live) -> None:
+    def add(self, name: str, live: MutableUser) -> None:
         """Takes a user whose pending events have become too many."""
         if name not in self._away:
             self._due[name] = live
@@ -85,7 +87,7 @@ class Folding:
         self._install(away, folded)
         self.update_ms.append(seconds * 1e3 / len(away))
 
-    def finish(self, name: str, live: Live) -> None:
+    def finish(self, name: str, live: MutableUser) -> None:
         """Folds everything that is due of one user, who is not left waiting behind others."""
         if name in self._away:
             self.settle()
@@ -93,7 +95,7 @@ class Folding:
             if self._is_foldable(name, live):
                 self._install({name: live}, self._memories.fold(*self._memories.heads([live])))
 
-    def _is_foldable(self, name: str, live: Live) -> bool:
+    def _is_foldable(self, name: str, live: MutableUser) -> bool:
         """Takes a user out of those due; whether there is a segment to fold. What is only old goes."""
         del self._due[name]
         segments, drop = due(self._method, live, self._memories.width)
@@ -106,7 +108,7 @@ class Folding:
         began = time.perf_counter()
         return self._memories.fold(*heads), time.perf_counter() - began
 
-    def _install(self, users: dict[str, Live], folded: Folded) -> None:
+    def _install(self, users: dict[str, MutableUser], folded: Folded) -> None:
         for name, live in users.items():
             self._touch(name, live)
         self._memories.install(list(users.values()), folded)

@@ -10,7 +10,7 @@ import numpy as np
 
 from rec2pm_jax.methods.codec import decode, encode
 from rec2pm_jax.stream import batches
-from rec2pm_jax.stream.live import Live
+from rec2pm_jax.stream.mutable_user import MutableUser
 from rec2pm_jax.stream.recommender import Recommender
 from rec2pm_jax.stream.record import RecordFormat
 from rec2pm_jax.typing import Events, State
@@ -43,7 +43,7 @@ class Memories:
         self.full = (recommender.method.read_length + 1) * self.width
         self.form = RecordFormat(recommender.identity, kind, *self._initial.shape, self.width)
 
-    def states(self, users: Sequence[Live]) -> State:
+    def states(self, users: Sequence[MutableUser]) -> State:
         """The states of users, decoded and stacked: numpy, a row each."""
         memory = np.tile(self._initial, (len(users), 1, 1))
         kept = [row for row, live in enumerate(users) if live.memory is not None]
@@ -56,12 +56,12 @@ class Memories:
             np.array([live.segments for live in users], np.int32),
         )
 
-    def raw(self, live: Live) -> Events:
+    def raw(self, live: MutableUser) -> Events:
         """The pending events of a user: numpy, fields [p]."""
         fields = np.array(live.pending, np.int32).reshape(-1, self.width)
         return jax.tree.map(np.ascontiguousarray, self._events(fields))
 
-    def heads(self, users: Sequence[Live]) -> tuple[State, Events]:
+    def heads(self, users: Sequence[MutableUser]) -> tuple[State, Events]:
         """Copies of what `fold` takes, of users with a segment and an event after it pending.
 
         Returns:
@@ -78,7 +78,7 @@ class Memories:
         rows = [row.tobytes() for row in encode(new.memory, self.form.kind)]
         return Folded(rows, new.groups.tolist(), new.segments.tolist())
 
-    def install(self, users: Sequence[Live], folded: Folded) -> None:
+    def install(self, users: Sequence[MutableUser], folded: Folded) -> None:
         """Puts what `fold` returned in the users' places; events may have come since `heads`."""
         step = self._recommender.method.config.data.segment * self.width
         for live, memory, groups, segments in zip(users, *folded, strict=True):
@@ -90,7 +90,7 @@ class Memories:
         size, rows = self._recommender.method.config.data.segment, 1
         while self._initial.size and rows <= batches.MAX_BATCH:
             events = self._events(np.ones((rows, size + 1, self.width), np.int32))
-            self._fold(self.states([Live()] * rows), events)
+            self._fold(self.states([MutableUser()] * rows), events)
             rows *= 2
 
     def _fold(self, states: State, events: Events) -> State:

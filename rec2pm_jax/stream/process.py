@@ -9,10 +9,10 @@ _SWITCH_S = 1e-4
 # A look at a thousand new objects takes a millisecond, which requests have to wait; at all that
 # survived such looks a tenth of a second, hence seldom.
 _NEW_OBJECTS = 1_000
-_LOOKS = 5_000
+GC_GEN1_THRESHOLD = 5_000
 
 
-def suit_streaming() -> None:
+def configure_interpreter() -> None:
     """Settings of the interpreter for the rest of the process; call it when models are loaded.
 
     A request waits a tenth of a millisecond for the threads that commit and fold, instead of five.
@@ -22,4 +22,4 @@ def suit_streaming() -> None:
     sys.setswitchinterval(_SWITCH_S)
     gc.collect()
     gc.freeze()
-    gc.set_threshold(_NEW_OBJECTS, _LOOKS, 100)
+    gc.set_threshold(_NEW_OBJECTS, GC_GEN1_THRESHOLD, 100)

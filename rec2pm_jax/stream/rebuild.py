@@ -17,7 +17,7 @@ from rec2pm_jax.errors import UserError
 from rec2pm_jax.methods.codec import decode, encode
 from rec2pm_jax.stream import batches
 from rec2pm_jax.stream.engine import Engine, Options
-from rec2pm_jax.stream.live import Live
+from rec2pm_jax.stream.mutable_user import MutableUser
 from rec2pm_jax.stream.recommender import Recommender
 from rec2pm_jax.stream.record import RecordFormat
 from rec2pm_jax.stream.store import MAX_USER_BYTES, Store
@@ -91,7 +91,7 @@ def make_users(
     form: RecordFormat,
     sequences: list[UserSequence],
     time_origin: int,
-) -> list[Live]:
+) -> list[MutableUser]:
     """Users with these histories, as a stream holds them."""
     method, catalogue = recommender.method, recommender.catalogue
     size = method.config.data.segment
@@ -123,7 +123,7 @@ def make_users(
 
     users = []
     for row, events in enumerate(histories):
-        live = Live()
+        live = MutableUser()
         live.events = len(events.ids)
         if sequences[row].times is not None:
             live.last_time = int(sequences[row].times[-1]) + time_origin

@@ -163,7 +163,7 @@ class Recommender:
         asked = None
         if self.catalogue.uses_times:
             asked = last_time if time is None else self.catalogue.code_time(time)
-        scores, ids = best(asked, batches.depth(deep, self.catalogue.num_items))
+        scores, ids = best(asked, batches.padded_k(deep, self.catalogue.num_items))
         batches.check_finite(scores)
         return self._name(scores, ids, k, excluded)
 

@@ -26,7 +26,7 @@ from rec2pm_jax.config import Config
 from rec2pm_jax.config_dict import config_hash
 from rec2pm_jax.errors import UserError
 from rec2pm_jax.methods.codec import FORMATS, check_format, slot_bytes
-from rec2pm_jax.stream.live import Live
+from rec2pm_jax.stream.mutable_user import MutableUser
 from rec2pm_jax.typing import Params
 
 VERSION = 1
@@ -87,7 +87,7 @@ class RecordFormat:
         object.__setattr__(self, "_kind", FORMATS.index(self.kind))
         object.__setattr__(self, "_memory_bytes", self.rows * slot_bytes(self.kind, self.dim))
 
-    def encode(self, user: str, live: Live, expires: int = 0) -> bytes:
+    def encode(self, user: str, live: MutableUser, expires: int = 0) -> bytes:
         """The record of a user."""
         time = _NO_TIME if live.last_time is None else live.last_time
         fields = _FIELDS.pack(
@@ -98,7 +98,7 @@ class RecordFormat:
         crc = crc32(body, crc32(fields, crc32(user.encode())))
         return b"".join((fields, _CRC.pack(crc), body))
 
-    def decode(self, user: str, record: bytes, now: float = 0.0) -> Live | None:
+    def decode(self, user: str, record: bytes, now: float = 0.0) -> MutableUser | None:
         """The user in a record; None if it has expired at `now`.
 
         Raises:
@@ -113,7 +113,7 @@ class RecordFormat:
                 f"The stored state of user {user!r} is damaged (its checksum is wrong): delete the "
                 "user, or restore the store from a backup."
             )
-        live = Live()
+        live = MutableUser()
         _, kind, live.groups, tag, live.watermark, time, live.events, live.segments, expires = (
             _FIELDS.unpack(fields)
         )

@@ -75,7 +75,7 @@ class Sessions:
             older memory.
           memory: gives the state, one row; called when a session is opened.
           raw: fields int32 [n], the events from `start` on.
-          k: see `batches.depth`.
+          k: see `batches.padded_k`.
 
         Returns:
           (scores float32 [k], ids int32 [k]), best first.

@@ -25,7 +25,7 @@ from rec2pm_jax.train.growth import grow_state, growth_text, with_items
 from rec2pm_jax.train.identity import check_same_run
 from rec2pm_jax.train.metric_writer import MetricWriter
 from rec2pm_jax.train.optimizer import make_schedule
-from rec2pm_jax.train.partition import make_partition, one_copy
+from rec2pm_jax.train.partition import local_replica, make_partition
 from rec2pm_jax.train.preemption import Preempted, Preemption
 from rec2pm_jax.train.profile import StepTrace
 from rec2pm_jax.train.progress import (
@@ -283,7 +283,7 @@ class _Run:
             self.writer.write("train", self.progress.step, values, volatile=speed)
 
     def _validate(self) -> bool:
-        metrics = dict(self.evaluate_fn(one_copy(self.partition.gather(self.state).params)))
+        metrics = dict(self.evaluate_fn(local_replica(self.partition.gather(self.state).params)))
         if self.writer:
             self.writer.write("validation", self.progress.step, metrics)
         return self.progress.validated(metrics)

@@ -153,7 +153,7 @@ def make_partition(config: Config, method: Method) -> Partition:
     return _mesh_partition(make_program(config, method, make_mesh(devices)))
 
 
-def one_copy(params: Params) -> Params:
+def local_replica(params: Params) -> Params:
     """Params for work on one device of this process; what a mesh axis cuts stays as it is."""
 
     def copy(leaf):

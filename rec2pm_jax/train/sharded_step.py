@@ -16,7 +16,7 @@ from rec2pm_jax.methods.base import Method
 from rec2pm_jax.methods.network import with_step_rows
 from rec2pm_jax.methods.registry import make_method
 from rec2pm_jax.nn.embedding import TABLE
-from rec2pm_jax.nn.exchange import bucket_capacity, fetch, give_back, plan_exchange
+from rec2pm_jax.nn.exchange import bucket_capacity, fetch, plan_exchange, return_gradients
 from rec2pm_jax.nn.item_rows import (
     add_to_rows,
     check_shards,
@@ -32,9 +32,9 @@ from rec2pm_jax.train.step import (
     Metrics,
     TrainState,
     TrainStep,
+    apply_if_finite,
     as_float32,
     batch_gradient,
-    choose,
     over_devices,
     step_rng,
 )
@@ -128,7 +128,7 @@ def make_sharded_step(
             axis_name,
         )
         to_dense = over_devices(gradient["dense"], axis_name)
-        index, to_rows = give_back(gradient["rows"], exchange, own_rows, axis_name)
+        index, to_rows = return_gradients(gradient["rows"], exchange, own_rows, axis_name)
         squares = over_devices(jnp.sum(jnp.square(to_rows)), axis_name)
         grad_norm = jnp.sqrt(squares + jnp.square(optax.tree.norm(to_dense)))
 
@@ -146,7 +146,7 @@ def make_sharded_step(
         new_table, adagrad = _change_rows(
             table, state.opt_state["table"], index, to_rows, rate, applied
         )
-        new_step, dense, dense_state = choose(
+        new_step, dense, dense_state = apply_if_finite(
             applied,
             (state.step + 1, optax.apply_updates(dense, updates), dense_state),
             (state.step, dense, state.opt_state["dense"]),

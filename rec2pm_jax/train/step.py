@@ -81,7 +81,7 @@ def make_train_step(
             updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
         updated = TrainState(state.step + 1, optax.apply_updates(state.params, updates), opt_state)
         metrics |= {"grad_norm": grad_norm, "finite": finite}
-        return choose(finite, updated, state), as_float32(metrics)
+        return apply_if_finite(finite, updated, state), as_float32(metrics)
 
     return train_step
 
@@ -96,7 +96,7 @@ def over_devices(tree: Params, axis_name: str | None) -> Params:
     return jax.lax.psum(tree, axis_name) if axis_name else tree
 
 
-def choose(applied: Array, updated: Params, old: Params) -> Params:
+def apply_if_finite(applied: Array, updated: Params, old: Params) -> Params:
     """`updated` where the step is applied, else `old`."""
     return jax.tree.map(lambda new, old: jnp.where(applied, new, old), updated, old)
 

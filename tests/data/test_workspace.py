@@ -1,0 +1,154 @@
+"""What is left of a preparation that is killed, fails or meets another one."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from rec2pm_jax.data import coding
+from rec2pm_jax.data.columns import ColumnFiles
+from rec2pm_jax.data.options import PrepareOptions
+from rec2pm_jax.data.prepare import prepare
+from rec2pm_jax.data.sources.synthetic_log import frames
+from rec2pm_jax.data.workspace import workspace
+from rec2pm_jax.errors import UserError
+from tests.helpers.data import prepare_frames, prepare_log, random_log
+
+ROOT = Path(__file__).parents[2]
+
+
+class Killed(BaseException):
+    """Not an Exception, as no clean-up may see it."""
+
+
+def test_a_killed_start_goes_on_with_its_finished_stages(tmp_path, monkeypatch):
+    expected = prepare_log(random_log(), tmp_path, name="clean", max_memory="50kB")
+    encode, made = coding.encode, []
+
+    def counting(*args):
+        made.append("log")
+        encode(*args)
+
+    monkeypatch.setattr(coding, "encode", counting)
+    append, budget = ColumnFiles.append, [30]
+
+    def dying(self, arrays):
+        budget[0] -= 1
+        if budget[0] == 0:
+            raise Killed
+        append(self, arrays)
+
+    monkeypatch.setattr(ColumnFiles, "append", dying)
+    random_log().write_parquet(tmp_path / "data.parquet")
+    kills = 0
+    while True:
+        try:
+            # Not prepare_log, which would write the file, and so its time, again.
+            info = _prepare_again(tmp_path)
+            break
+        except Killed:
+            kills += 1
+            budget[0] = 30 + kills
+    assert kills > 1 and made == ["log"]
+    assert info["content_hash"] == expected["content_hash"]
+    assert not (tmp_path / "data.preparing").exists()
+
+
+def _prepare_again(directory: Path):
+    options = PrepareOptions(
+        source="interactions",
+        input=str(directory / "data.parquet"),
+        output_dir=str(directory / "data"),
+        progress=False,
+        max_memory="50kB",
+    )
+    return prepare(options)[0]
+
+
+def test_stages_of_another_log_are_not_used(tmp_path):
+    with pytest.raises(Killed), workspace(tmp_path / "data", {"log": 1}) as space:
+        space.stage("log", lambda d: (d / "x").touch())
+        raise Killed
+    with workspace(tmp_path / "data", {"log": 1}) as space:
+        assert (space.stage("log", lambda d: None) / "x").exists()
+    with pytest.raises(Killed), workspace(tmp_path / "data", {"log": 1}) as space:
+        space.stage("log", lambda d: (d / "x").touch())
+        raise Killed
+    with workspace(tmp_path / "data", {"log": 2}) as space:
+        assert not (space.stage("log", lambda d: None) / "x").exists()
+
+
+def test_a_kill_between_the_two_renames_loses_no_dataset(tmp_path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "old").touch()
+    with pytest.raises(Killed), workspace(tmp_path / "data", {}) as space:
+        (tmp_path / "data").rename(space.path / "retired")
+        raise Killed
+    with workspace(tmp_path / "data", {"another": "log"}):
+        assert (tmp_path / "data" / "old").exists()
+
+
+def test_two_preparations_of_one_target_are_refused(tmp_path):
+    (tmp_path / "data.preparing").mkdir()
+    with open(tmp_path / "data.preparing" / ".lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(UserError, match="in use by another process"):
+            prepare_frames([], tmp_path)
+
+
+def test_a_full_disk_leaves_the_old_dataset_and_nothing_else(tmp_path, monkeypatch):
+    old = prepare_log(random_log(), tmp_path)
+    append, calls = ColumnFiles.append, []
+
+    def full(self, arrays):
+        calls.append(1)
+        if len(calls) > 2:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        append(self, arrays)
+
+    monkeypatch.setattr(ColumnFiles, "append", full)
+    with pytest.raises(UserError, match="No space left on device. Nothing was changed"):
+        prepare_log(random_log(seed=1), tmp_path, overwrite=True)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["data", "data.parquet"]
+    monkeypatch.undo()
+    assert prepare_log(random_log(), tmp_path)["content_hash"] == old["content_hash"]
+
+
+def test_a_user_beyond_the_memory_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"User 'u0' has \d+ events.*raise --max_memory"):
+        prepare_log(random_log(), tmp_path, max_memory="5kB")
+
+
+def test_synthetic_log_is_the_same_in_any_batches():
+    whole = next(frames(50, 30, 20, seed=3, batch=10**6))
+    assert pl.concat(frames(50, 30, 20, seed=3, batch=17)).equals(whole)
+    lengths = whole.group_by("user").len()["len"]
+    assert len(lengths) == 50 and lengths.max() > 4 * lengths.median()  # a heavy tail
+    assert not next(frames(50, 30, 20, seed=4)).equals(whole)
+
+
+@pytest.mark.slow
+def test_a_killed_process_continues_with_the_same_command(tmp_path):
+    command = [sys.executable, "-m", "launch.prepare", "--source=synthetic_log", "--noprogress"]
+    command += ["--synthetic_users=20000", "--max_memory=100MB", "--shards=3"]
+    subprocess.run([*command, f"--output_dir={tmp_path / 'clean'}"], cwd=ROOT, check=True)
+    killed = [*command, f"--output_dir={tmp_path / 'data'}"]
+    process = subprocess.Popen(killed, cwd=ROOT)
+    while not (tmp_path / "data.preparing" / "ordered-2").exists() and process.poll() is None:
+        time.sleep(0.005)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert (tmp_path / "data.preparing" / "ordered-2").exists() and not (tmp_path / "data").exists()
+    subprocess.run(killed, cwd=ROOT, check=True)
+    info, clean = ((tmp_path / n / "dataset.json").read_text() for n in ("data", "clean"))
+    assert info == clean
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["clean", "data"]

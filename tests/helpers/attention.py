@@ -1,0 +1,84 @@
+"""Layouts of every kind of pass, for tests of implementations of attention."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rec2pm_jax.config import ComputeConfig
+from rec2pm_jax.methods import layout as layouts
+from rec2pm_jax.nn.attend import attend
+from rec2pm_jax.nn.attention import Layout, ScoreNormalizer
+
+LENGTHS = (7, 3, 0, 5)  # of four users, one of them without events
+
+
+def small_layouts(n: int = 8, window: int = 4, slots: int = 2):
+    """name -> () -> layout of four users with up to n events; windows divide them."""
+    lengths = jnp.asarray([round(x * n / 8) for x in LENGTHS], jnp.int32)
+    groups = jnp.array([2, 1, 0, 2], jnp.int32)
+    updates = dict(num_items=n, slots=slots, max_groups=2, segment=3 * n // 4, with_queries=True)
+    count = n // window
+    horizons = tuple(n // 2**c for c in range(slots))
+    ends = (jnp.arange(2, dtype=jnp.int32)[None] + 1) * (n // 2)
+    return {
+        "causal": lambda: layouts.causal(n, None, None),
+        "update": lambda: layouts.update(
+            lengths, groups, **updates, hidden=jnp.array([0, 2, 1, 3], jnp.int32)
+        ),
+        "reference": lambda: layouts.reference(
+            lengths, ends, num_items=n, slots=slots, horizons=horizons
+        ),
+        "windowed reference": lambda: layouts.reference(
+            *(lengths, ends),
+            **dict(num_items=n, slots=slots, horizons=horizons, segment=n // 4, segments=2),
+        ),
+        "masked": lambda: layouts.masked(
+            jnp.clip(lengths[:, None] - window * jnp.arange(count, dtype=jnp.int32), 0, window),
+            **dict(window=window, slots=slots, max_groups=1, segment=window - 1, rows=window),
+        ),
+        "cached": lambda: layouts.cached(lengths, groups, **updates),
+    }
+
+
+def inputs(layout: Layout, heads: int, dim: int, users: int = 4, bias: int = 0, dtype="float32"):
+    """(q, k, v, bias table [bias, tokens, tokens]) of a pass; with bias 0 the table is not used."""
+    tokens, kept = layout.blocks[-1].row_stop, layout.blocks[0].row_start
+    rng = np.random.default_rng(0)
+
+    def normal(*shape):
+        return jnp.asarray(rng.normal(0, 1, shape), dtype)
+
+    q = normal(users, tokens - kept, heads, dim)
+    k, v = (normal(users, tokens, heads, dim) for _ in range(2))
+    return q, k, v, jnp.asarray(rng.normal(0, 1, (max(bias, 1), tokens, tokens)), jnp.float32)
+
+
+def objective(
+    compute: ComputeConfig,
+    layout: Layout,
+    normalizer: ScoreNormalizer,
+    biased: bool,
+    q,
+    k,
+    v,
+    table,
+):
+    """(a scalar in which every output has a weight of its own, outputs)."""
+
+    def bias(block):
+        part = table[:, block.row_start : block.row_stop]
+        return block.keys(part.transpose(0, 2, 1), layout.num_slots).transpose(0, 2, 1)
+
+    out = attend(q, k, v, layout, normalizer, bias if biased else None, compute=compute)
+    weights = jnp.cos(jnp.arange(out.size, dtype=jnp.float32)).reshape(out.shape)
+    return jnp.sum(jnp.sin(out.astype(jnp.float32)) * weights), out
+
+
+def with_gradients(compute: ComputeConfig, layout, normalizer, biased: bool, *arrays):
+    """((scalar, outputs), gradients by q, k, v and the bias table) of `objective`."""
+    run = partial(objective, compute, layout, normalizer, biased)
+    return jax.jit(jax.value_and_grad(run, (0, 1, 2, 3), has_aux=True))(*arrays)

@@ -1,0 +1,134 @@
+"""Models with random parameters over a small prepared log, and the offline answer to each."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+
+import grain
+import jax
+import numpy as np
+
+from rec2pm_jax.config_dict import config_hash, from_dict, to_dict
+from rec2pm_jax.data.dataset import open_dataset
+from rec2pm_jax.evaluate.memories import iterated_memories
+from rec2pm_jax.evaluate.reading import read_targets
+from rec2pm_jax.evaluate.targets import Targets, load_histories, plan_rows
+from rec2pm_jax.methods.registry import make_method
+from rec2pm_jax.stream.catalogue import Catalogue
+from rec2pm_jax.stream.recommender import Recommender
+from rec2pm_jax.train.checkpoint import Checkpoints
+from rec2pm_jax.train.optimizer import make_optimizer
+from rec2pm_jax.train.step import init_train_state
+from tests.helpers.data import prepare_log, random_log
+
+SEGMENT, RECENT = 5, 2
+
+
+def make_config(
+    name="rec2pm", memory="overwrite", backbone="sasrec", bias="none", types=0, sketch=0
+):
+    return from_dict(
+        {
+            "data": {"segment": SEGMENT, "segments": 3, "recent": RECENT},
+            "model": {
+                "backbone": backbone,
+                "layers": 2,
+                "heads": 2,
+                "dim": 8,
+                "relative_bias": bias,
+                "event_types": types,
+            },
+            "method": {
+                "name": name,
+                "memory": memory,
+                "slots": 2,
+                "max_groups": 3,
+                "sketch": sketch,
+            },
+        }
+    )
+
+
+def make_data(directory: Path):
+    """12 users with 4 to 60 events over 30 items, two event types, times with many ties."""
+    log = random_log(users=12, items=30, events=300, seed=3)
+    prepare_log(log, directory, type_column="kind")
+    return open_dataset(directory / "data")
+
+
+@functools.cache
+def random_params(method):
+    return jax.jit(method.init)(jax.random.key(1))
+
+
+def make_recommender(dataset, config) -> Recommender:
+    method = make_method(config, dataset.num_items)
+    return Recommender(method, random_params(method), Catalogue.of(dataset, config.model))
+
+
+def save_run(workdir: Path, dataset, config) -> None:
+    """A workdir with one checkpoint of the random parameters, best and latest at once."""
+    method = make_method(config, dataset.num_items)
+    state = init_train_state(method, make_optimizer(config.optim, 10), 0)
+    state = state._replace(params=random_params(method))
+    iterator = iter(grain.MapDataset.source([0]).to_iter_dataset())
+    checkpoints = Checkpoints(workdir, 1)
+    checkpoints.save(
+        state,
+        iterator,
+        {
+            "step": 1,
+            "best_step": 1,
+            "num_items": dataset.num_items,
+            "config": to_dict(config),
+            "config_hash": config_hash(config),
+            "data_hash": dataset.content_hash,
+            "data_path": str(dataset.path),
+        },
+    )
+    checkpoints.close()
+
+
+def raw_events(dataset, index: int, stop: int | None = None) -> list[dict]:
+    """The first `stop` events of a user as a stream would bring them."""
+    sequence = dataset.sequence(index)
+    return [
+        {
+            "item": dataset.items.raw_ids[sequence.ids[i]],
+            "time": int(sequence.times[i]) + dataset.time_origin,
+            "type": dataset.event_types[sequence.types[i] - 1],
+        }
+        for i in range(len(sequence.ids))[:stop]
+    ]
+
+
+def offline_logits(recommender: Recommender, dataset, positions: list[tuple[int, int]]):
+    """Evaluation's logits [T, V] for targets (user, n), each predicted from events [0, n)."""
+    method, params = recommender.method, recommender.params
+    histories = load_histories(dataset, np.arange(dataset.num_users))
+    user, position = np.array(positions, np.int64).T
+    targets = Targets(user, position)
+    rows = plan_rows(targets, method, 0)
+    states = iterated_memories(method, params, histories, rows, batch_size=4)
+    vectors = read_targets(method, params, histories, rows, states, batch_size=4)
+    return np.asarray(method.score(params, vectors))
+
+
+class ListSource:
+    """Lines that are all there from the start; see `stream.sources.Source`."""
+
+    def __init__(self, lines):
+        self.lines, self.next, self.done = list(lines), 0, False
+
+    def read(self, most, wait):
+        taken = self.lines[self.next : self.next + most]
+        self.next += len(taken)
+        self.done = not taken
+        return taken
+
+    def marks(self):
+        return {}
+
+    def close(self):
+        pass

@@ -1,0 +1,110 @@
+"""A user's outputs and losses depend neither on batch mates nor on what stands in the padding."""
+
+from __future__ import annotations
+
+import jax
+import numpy as np
+import pytest
+
+from rec2pm_jax.typing import Events, State
+from tests.helpers.methods import ITEMS, batch_of, histories, make, random_state, rows
+
+METHODS = {
+    "full": dict(name="full"),
+    "recent": dict(name="recent"),
+    "overwrite": {},
+    "append": dict(memory="append"),
+    "tok_serial": dict(name="tok_serial", memory="append"),
+    "kv_mask": dict(name="kv_mask", memory="append"),
+    "full, sketch": dict(name="full", sketch=2),
+    "overwrite, sketch": dict(sketch=2, bag=0.5, reference_ar=0.5),
+}
+CLOSE = dict(rtol=0, atol=1e-5)
+
+
+def random_states(method, params, count):
+    if method.config.method.name in ("full", "recent"):
+        return method.init_state(params, count)
+    return random_state(method, np.arange(count) % (method.capacity + 1))
+
+
+def with_garbage(events, valid, extra):
+    """`extra` more columns of padding, and random values in all of the padding."""
+    rng = np.random.default_rng(9)
+    valid = np.pad(valid, ((0, 0), (0, extra)))
+
+    def fill(a, high):
+        a = np.pad(a, ((0, 0), (0, extra)))
+        return np.where(valid, a, rng.integers(1, high, a.shape)).astype(np.int32)
+
+    return Events(fill(events.ids, ITEMS + 1), fill(events.times, 10**6), None), valid
+
+
+@pytest.mark.parametrize(
+    ("name", "backbone", "bias"),
+    [
+        ("full", "hstu", "position_time"),
+        ("overwrite", "sasrec", "none"),
+        ("full, sketch", "sasrec", "none"),
+        ("overwrite, sketch", "sasrec", "none"),
+        ("append", "hstu", "position_time"),
+        ("kv_mask", "sasrec", "none"),
+        ("kv_mask", "hstu", "position_time"),
+    ],
+)
+def test_reads_and_updates(name, backbone, bias):
+    method, params = make(backbone, bias=bias, recent=2, **METHODS[name])
+    # One column less than the read window, so that padding can be added.
+    events, valid = histories([2, 3, 1], 3, times=True)
+    state = random_states(method, params, 3)
+    request = events.times.max(axis=1) + np.int32(7)
+    read, read_all, update = map(jax.jit, (method.read, method.read_all, method.update))
+
+    out, every = (
+        read(params, state, events, valid, request),
+        read_all(params, state, events, valid, request),
+    )
+    assert out.dtype == np.float32 and out.shape == (3, method.config.item_dim)
+    new = update(params, state, events, valid)
+    padded = with_garbage(events, valid, 1)
+    np.testing.assert_allclose(read(params, state, *padded, request), out, **CLOSE)
+    padded_every = read_all(params, state, *padded, request)
+    padded_same_width = with_garbage(events, valid, 0)
+    for before, after in zip(new, update(params, state, *padded_same_width), strict=True):
+        np.testing.assert_allclose(before, after, **CLOSE)
+    for user in range(3):
+        alone = [rows(x, slice(user, user + 1)) for x in (state, events, valid, request)]
+        alone[0] = State(*alone[0])
+        np.testing.assert_allclose(read(params, *alone)[0], out[user], **CLOSE)
+        length = valid[user].sum()
+        np.testing.assert_allclose(every[user, length - 1], out[user], **CLOSE)
+        np.testing.assert_allclose(padded_every[user, :length], every[user, :length], **CLOSE)
+        single = update(params, *alone[:3])
+        np.testing.assert_allclose(single.memory[0], new.memory[user], **CLOSE)
+
+
+@pytest.mark.parametrize(
+    "name", ["full", "recent", "append", "tok_serial", "kv_mask", "overwrite, sketch"]
+)
+def test_losses_are_sums_over_users(name):
+    """Batch mates change no term, and sums and weights add up."""
+    extra = dict(bag=0.5) if name in ("overwrite", "append") else {}
+    method, params = make("hstu", bias="position", recent=2, **METHODS[name], **extra)
+    loss = jax.jit(lambda p, batch: method.loss(p, batch, None, step=0))
+    batch = batch_of([11, 7, 4], 11)
+    together = loss(params, batch)
+    alone = [loss(params, rows(batch, slice(u, u + 1))) for u in range(3)]
+    assert set(together) <= set(method.loss_weights(0))
+    for term, (total, weight) in together.items():
+        np.testing.assert_allclose(total, sum(a[term][0] for a in alone), rtol=1e-5)
+        assert weight == sum(a[term][1] for a in alone)
+
+
+def test_event_types_change_the_output():
+    method, params = make(model=(("event_types", 3),))
+    events, valid = histories([3, 3], 3, types=3)
+    read = jax.jit(method.read)
+    state = random_state(method, [1, 1])
+    out = read(params, state, events, valid)
+    other = read(params, state, events._replace(types=events.types % 3 + 1), valid)
+    assert not np.allclose(out, other, atol=1e-3)

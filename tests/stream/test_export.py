@@ -1,0 +1,270 @@
+"""Exported programs give what the live model gives, whatever the batch, and say what they take."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from rec2pm_jax.errors import UserError
+from rec2pm_jax.methods.registry import make_method
+from rec2pm_jax.stream import batches
+from rec2pm_jax.stream.artifacts import export_functions, weights_of
+from rec2pm_jax.stream.catalogue import Catalogue
+from rec2pm_jax.stream.engine import Engine
+from rec2pm_jax.stream.events import make_event
+from rec2pm_jax.stream.export import write_export
+from rec2pm_jax.stream.recommender import Recommender
+from rec2pm_jax.stream.store import MemoryStore
+from rec2pm_jax.typing import Events, State
+from tests.helpers.stream import (
+    RECENT,
+    SEGMENT,
+    make_config,
+    make_data,
+    make_recommender,
+    random_params,
+    raw_events,
+    save_run,
+)
+
+ROOT = Path(__file__).parents[2]
+META = {"step": 7, "data_hash": "d"}
+K = 6
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    return make_data(tmp_path_factory.mktemp("data"))
+
+
+def load(folder):
+    """(manifest, weights, functions by name) as a server without this package loads them."""
+    manifest = json.loads((folder / "manifest.json").read_text())
+    weights = dict(np.load(folder / "weights.npz"))
+    functions = {
+        name: jax.jit(jax.export.deserialize(bytearray((folder / f["file"]).read_bytes())).call)
+        for name, f in manifest["functions"].items()
+    }
+    return manifest, weights, functions
+
+
+def inputs_of(recommender, users, events, times, width, time_name):
+    """What a batch of live user states is to an exported function."""
+    padded, valid = batches.stack(events, width)
+    state = State(*(np.stack(rows) for rows in zip(*(u.state for u in users), strict=True)))
+    fields = {n: x for n, x in padded._asdict().items() if x is not None}
+    fields |= state._asdict() | {"length": valid.sum(axis=1).astype(np.int32)}
+    return fields if times is None else fields | {time_name: times}
+
+
+CASES = [
+    ("rec2pm", "overwrite", "sasrec", "none", 0),
+    ("rec2pm", "append", "hstu", "position_time", 2),
+    ("rec2pm", "overwrite", "hstu", "none", 0, 2),
+    ("rec2pm", "append", "sasrec", "none", 2),
+    pytest.param(("kv_mask", "append", "sasrec", "none", 0), marks=pytest.mark.slow),
+    ("full", "overwrite", "sasrec", "none", 0),
+]
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_exported_functions_equal_the_live_model(case, dataset, tmp_path):
+    recommender = make_recommender(dataset, make_config(*case))
+    method, params = recommender.method, recommender.params
+    write_export(recommender, META, tmp_path / "out", K)
+    manifest, weights, functions = load(tmp_path / "out")
+    assert set(functions) == ({"read"} if case[0] == "full" else {"update", "read"})
+
+    # 12 users with some updates, one with events but no memory yet, one without events.
+    live = [recommender.observe(recommender.new_user(), raw_events(dataset, i)) for i in range(12)]
+    live.append(recommender.observe(recommender.new_user(), raw_events(dataset, 0, 1)))
+    live.append(recommender.new_user())
+    assert {u.state.groups.item() for u in live} >= ({0} if case[0] == "full" else {0, 1})
+    timed = recommender.catalogue.uses_times
+    for batch in (live, live[-1:]):
+        asked = np.arange(len(batch), dtype=np.int32) + 10_000 if timed else None
+        inputs = inputs_of(
+            recommender,
+            batch,
+            [u.pending for u in batch],
+            asked,
+            method.read_length,
+            "request_time",
+        )
+        check_described(manifest["functions"]["read"]["inputs"], inputs, len(batch))
+        found = functions["read"](weights, inputs)
+        check_described(manifest["functions"]["read"]["outputs"], found, len(batch))
+        for row, user in enumerate(batch):
+            time = None if asked is None else int(asked[row]) + dataset.time_origin
+            expected = recommender.recommend(user, K, time=time)
+            np.testing.assert_allclose(
+                found["scores"][row], [r.score for r in expected], rtol=1e-5, atol=1e-5
+            )
+            names = [recommender.catalogue.items.raw_ids[i] for i in found["items"][row]]
+            assert names == [r.item for r in expected]
+        assert not np.asarray(found["vectors"])[[not u.events for u in batch]].any()
+
+        if "update" in functions:
+            segments = [jax.tree.map(lambda x: x[:SEGMENT], u.pending) for u in batch]
+            whole = [
+                s if len(s.ids) == SEGMENT else jax.tree.map(lambda x: x[:0], s) for s in segments
+            ]
+            inputs = inputs_of(recommender, batch, whole, asked, SEGMENT, "next_time")
+            check_described(manifest["functions"]["update"]["inputs"], inputs, len(batch))
+            found = functions["update"](weights, inputs)
+            check_described(manifest["functions"]["update"]["outputs"], found, len(batch))
+            events = Events(*(inputs.get(field) for field in Events._fields))
+            state = State(*(inputs[field] for field in State._fields))
+            valid = np.arange(SEGMENT) < inputs["length"][:, None]
+            expected = batches.update(method, params, state, events, valid, asked)
+            for field in State._fields:
+                np.testing.assert_allclose(found[field], getattr(expected, field), atol=1e-5)
+            kept = inputs["length"] == 0
+            np.testing.assert_array_equal(np.asarray(found["memory"])[kept], state.memory[kept])
+            if len(batch) > 1:
+                assert kept.any() and not kept.all()
+
+
+def check_described(described, arrays, batch):
+    assert set(described) == set(arrays)
+    for name, array in arrays.items():
+        shape = tuple(batch if size == "b" else size for size in described[name]["shape"])
+        assert (shape, described[name]["dtype"]) == (array.shape, str(array.dtype)), name
+        assert described[name]["meaning"]
+
+
+def test_manifest_says_what_is_there(dataset, tmp_path):
+    config = make_config()
+    recommender = make_recommender(dataset, config)
+    returned = write_export(recommender, META, tmp_path / "out", 1000)
+    manifest = json.loads((tmp_path / "out/manifest.json").read_text())
+    assert manifest == json.loads(json.dumps(returned))
+    assert manifest["platforms"] == ["cpu", "cuda", "tpu"]
+    assert (manifest["step"], manifest["data_hash"]) == (7, "d")
+    assert manifest["serving"]["k"] == manifest["serving"]["items"] == dataset.num_items
+    assert manifest["serving"]["recent"] == RECENT
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert names == {*manifest["files"], "manifest.json"}
+    assert list(tmp_path.iterdir()) == [tmp_path / "out"]  # nothing temporary is left
+    weights = np.load(tmp_path / "out/weights.npz")
+    assert {n: list(weights[n].shape) for n in weights} == {
+        n: described["shape"] for n, described in manifest["weights"].items()
+    }
+    lines = (tmp_path / "out/items.jsonl").read_text().splitlines()
+    assert [json.loads(line)["id"] for line in lines] == dataset.items.raw_ids[1:]
+
+
+def test_nothing_is_overwritten_or_left_half_written(dataset, tmp_path, monkeypatch):
+    recommender = make_recommender(dataset, make_config())
+    (tmp_path / "out").mkdir()
+    with pytest.raises(UserError, match="is there already"):
+        write_export(recommender, META, tmp_path / "out", K)
+    (tmp_path / "out").rmdir()
+
+    def full_disk(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(np, "savez", full_disk)
+    with pytest.raises(UserError, match="No space left"):
+        write_export(recommender, META, tmp_path / "out", K)
+    assert not list(tmp_path.iterdir())
+
+
+def test_parameters_that_diverged_are_refused(dataset, tmp_path):
+    recommender = make_recommender(dataset, make_config())
+    params = jax.tree.map(lambda x: x * np.nan, recommender.params)
+    bad = type(recommender)(recommender.method, params, recommender.catalogue)
+    with pytest.raises(UserError, match="NaN"):
+        write_export(bad, META, tmp_path / "out", K)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_a_catalogue_too_large_to_sort_is_exported_for_any_batch():
+    method = make_method(make_config(), 70_000)
+    params = random_params(method)
+    catalogue = Catalogue(Numbered(method.num_items), (), 0, uses_times=False, uses_types=False)
+    recommender = Recommender(method, params, catalogue)
+    weights = weights_of(recommender, K)
+    program = export_functions(method, weights, K)["read"].program
+    read = jax.jit(jax.export.deserialize(bytearray(program)).call)
+    rng = np.random.default_rng(0)
+    for batch in (1, 3):
+        ids = rng.integers(1, 70_001, (batch, method.read_length)).astype(np.int32)
+        state = jax.tree.map(np.asarray, method.init_state(params, batch))
+        length = np.full(batch, method.read_length, np.int32)
+        found = read(weights, state._asdict() | {"ids": ids, "length": length})
+        valid = np.ones(ids.shape, bool)
+        vectors = jax.jit(method.read)(params, state, Events(ids), valid)
+        scores, items = method.best(params, vectors, K)
+        np.testing.assert_allclose(found["scores"], scores, rtol=1e-5)
+        np.testing.assert_array_equal(found["items"], items)
+
+
+class Numbered:
+    """Items named by their ids, each seen once."""
+
+    def __init__(self, count: int):
+        self.raw_ids = ["", *map(str, range(1, count + 1))]
+        self.counts = np.ones(count + 1, np.int64)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", [CASES[0], CASES[1], CASES[-1]], ids=str)
+def test_example_serves_where_the_package_cannot_be_imported(case, dataset, tmp_path):
+    config = make_config(*case)
+    save_run(tmp_path / "run", dataset, config)
+    command = [sys.executable, "-m", "launch.export", f"--workdir={tmp_path / 'run'}"]
+    command += [f"--output={tmp_path / 'out'}"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "read for cpu, cuda, tpu" in done.stdout
+    again = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert again.returncode == 1 and "is there already" in again.stderr
+
+    engine = Engine(make_recommender(dataset, config), MemoryStore())
+    lines, expected = [], []
+    for user in (3, 5, 8):
+        for event in raw_events(dataset, user):
+            lines.append({"user": str(user), **event})
+            engine.ingest([make_event(event, str(user))])
+            if len(lines) % 4 == 0:
+                lines.append({"user": str(user), "recommend": 5})
+                answer = engine.recommend(str(user), 5)
+                expected.append({"user": answer.user, "items": [r.item for r in answer.items]})
+    lines.append({"user": "new", "recommend": 5})
+    answer = engine.recommend("new", 5)
+    expected.append({"user": "new", "items": [r.item for r in answer.items]})
+
+    # Alone in a folder, where importing the package fails.
+    example = shutil.copy(ROOT / "examples/serve_exported.py", tmp_path)
+    for package in ("rec2pm_jax", "launch"):
+        (tmp_path / package).mkdir()
+        (tmp_path / package / "__init__.py").write_text("raise ImportError('not installed')")
+    environment = {n: x for n, x in os.environ.items() if n != "PYTHONPATH"}
+
+    def serve():
+        text = "".join(json.dumps(line) + "\n" for line in lines)
+        command = [sys.executable, str(example), str(tmp_path / "out")]
+        return subprocess.run(
+            command, input=text, cwd=tmp_path, env=environment, capture_output=True, text=True
+        )
+
+    served = serve()
+    assert served.returncode == 0, served.stderr
+    assert [json.loads(line) for line in served.stdout.splitlines()] == expected
+
+    with open(tmp_path / "out/weights.npz", "r+b") as file:
+        file.seek(1000)
+        file.write(b"torn")
+    damaged = serve()
+    assert damaged.returncode == 1 and "weights.npz is damaged" in damaged.stderr

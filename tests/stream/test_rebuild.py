@@ -1,0 +1,158 @@
+"""A rebuilt store holds what a stream of the same events would have left, also after a stop."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from rec2pm_jax.errors import UserError
+from rec2pm_jax.stream import rebuild as rebuilding
+from rec2pm_jax.stream.engine import Engine, Options
+from rec2pm_jax.stream.events import make_event
+from rec2pm_jax.stream.rebuild import rebuild
+from rec2pm_jax.stream.store import MemoryStore, open_store
+from tests.helpers.stream import make_config, make_data, make_recommender, raw_events, save_run
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    return make_data(tmp_path_factory.mktemp("data"))
+
+
+def streamed(recommender, dataset, memory) -> MemoryStore:
+    """The store after a stream of every user's events."""
+    store = MemoryStore()
+    engine = Engine(recommender, store, Options(memory=memory))
+    for index in range(dataset.num_users):
+        name = dataset.user(index)
+        engine.ingest([make_event(event, name) for event in raw_events(dataset, index)])
+    engine.commits.flush({})
+    return store
+
+
+def users_of(store, recommender, memory):
+    form = Engine(recommender, store, Options(memory=memory)).form
+    return {user: form.decode(user, record) for user, record in store.items()}, form
+
+
+@pytest.mark.parametrize(
+    ("case", "memory"),
+    [
+        (("rec2pm", "overwrite", "sasrec", "none", 0), "int8"),
+        (("rec2pm", "append", "hstu", "position_time", 2), "float32"),
+        (("full", "overwrite", "sasrec", "none", 2), "float32"),
+    ],
+    ids=str,
+)
+def test_rebuilt_states_are_streamed_states(case, memory, dataset, monkeypatch):
+    monkeypatch.setattr(rebuilding, "USERS", 5)  # three commits
+    recommender = make_recommender(dataset, make_config(*case))
+    store, seen = MemoryStore(), []
+    done = rebuild(recommender, dataset, store, Options(memory=memory), lambda *x: seen.append(x))
+    expected, form = users_of(streamed(recommender, dataset, memory), recommender, memory)
+    found, _ = users_of(store, recommender, memory)
+    assert set(found) == set(expected) and len(found) == dataset.num_users
+    for user, live in expected.items():
+        ours = found[user]
+        for field in ("events", "last_time", "groups", "segments", "pending", "watermark"):
+            assert getattr(ours, field) == getattr(live, field), (user, field)
+        assert (ours.memory is None) == (live.memory is None)
+        if live.memory:
+            bytes_ = (np.frombuffer(x.memory, np.uint8) for x in (ours, live))
+            a, b = (rebuilding.decode(x, memory, form.dim) for x in bytes_)
+            np.testing.assert_allclose(a, b, atol=1e-5 if memory == "float32" else 0.03)
+    updates = sum(live.segments for live in expected.values())
+    assert done == (dataset.num_users, dataset.lengths.sum(), updates, 0, 0)
+    assert seen[-1] == (updates, updates) and seen == sorted(seen)
+
+
+class Stopped(Exception):
+    pass
+
+
+def test_a_stopped_rebuild_goes_on_and_never_mixes(dataset, tmp_path, monkeypatch):
+    monkeypatch.setattr(rebuilding, "USERS", 5)
+    recommender = make_recommender(dataset, make_config())
+    whole = MemoryStore()
+    rebuild(recommender, dataset, whole, Options(memory="int8"))
+
+    store = MemoryStore()
+    put = store.put
+
+    def stop_at_second_commit(records, marks):
+        if records and dict(store.items()):
+            raise Stopped
+        put(records, marks)
+
+    monkeypatch.setattr(store, "put", stop_at_second_commit)
+    with pytest.raises(Stopped):
+        rebuild(recommender, dataset, store, Options(memory="int8"))
+    assert len(dict(store.items())) == 5
+    monkeypatch.setattr(store, "put", put)
+    done = rebuild(recommender, dataset, store, Options(memory="int8"))
+    assert done.found == 5 and done.users == dataset.num_users
+    assert dict(store.items()) == dict(whole.items())
+    store.delete([dataset.user(0)])  # whoever is forgotten after that stays so
+    assert rebuild(recommender, dataset, store, Options(memory="int8")).found == dataset.num_users
+    assert len(dict(store.items())) == dataset.num_users - 1
+
+    # Another format, another model, other data, somebody's live store.
+    with pytest.raises(UserError, match="memory 'int8', not 'float32'"):
+        rebuild(recommender, dataset, store, Options(memory="float32"))
+    other = make_recommender(dataset, make_config(memory="append"))
+    with pytest.raises(UserError, match="model"):
+        rebuild(other, dataset, store, Options(memory="int8"))
+    grown = make_data(tmp_path)
+    grown.info["content_hash"] = "other"
+    with pytest.raises(UserError, match="begun from data"):
+        rebuild(recommender, grown, store, Options(memory="int8"))
+    with pytest.raises(UserError, match="that a stream left"):
+        rebuild(
+            recommender,
+            dataset,
+            streamed(recommender, dataset, "int8"),
+            Options(memory="int8"),
+        )
+
+
+def test_ids_too_long_for_a_store_are_left_out(dataset, monkeypatch):
+    recommender = make_recommender(dataset, make_config())
+    longest = max(len(dataset.user(i).encode()) for i in range(dataset.num_users))
+    monkeypatch.setattr(rebuilding, "MAX_USER_BYTES", longest - 1)
+    store = MemoryStore()
+    done = rebuild(recommender, dataset, store, Options(memory="int8"))
+    assert done.left_out > 0 and done.users + done.left_out == dataset.num_users
+    assert len(dict(store.items())) == done.users
+
+
+@pytest.mark.slow
+def test_command_writes_a_store_under_its_name_when_it_is_complete(dataset, tmp_path):
+    config = make_config()
+    save_run(tmp_path / "run", dataset, config)
+    command = [sys.executable, "-m", "launch.rebuild_memory", f"--workdir={tmp_path / 'run'}"]
+    command += [f"--data={dataset.path}", f"--output={tmp_path / 'store'}", "--memory=int8"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+
+    def run():
+        return subprocess.run(command, env=environment, capture_output=True, text=True)
+
+    done = run()
+    assert done.returncode == 0, done.stderr
+    assert f"{dataset.num_users} users, {dataset.lengths.sum()} events" in done.stdout
+    assert not (tmp_path / "store.building").exists()
+    store = open_store(str(tmp_path / "store"))
+    recommender = make_recommender(dataset, config)
+    found, _ = users_of(store, recommender, "int8")
+    store.close()
+    assert {u: live.events for u, live in found.items()} == {
+        dataset.user(i): dataset.lengths[i] for i in range(dataset.num_users)
+    }
+    again = run()
+    assert again.returncode == 1 and "is there already" in again.stderr

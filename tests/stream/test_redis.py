@@ -1,0 +1,183 @@
+"""The shared store against a real server: several workers, a server that goes away, lost data."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import socket
+import subprocess
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from rec2pm_jax.errors import UserError
+from rec2pm_jax.stream.engine import Engine, Options
+from rec2pm_jax.stream.redis_store import RedisStore
+from rec2pm_jax.stream.runner import Pace, run_stream
+from rec2pm_jax.stream.sources import FileSource
+from rec2pm_jax.stream.store import MemoryStore
+from tests.helpers.stream import make_config, make_data, make_recommender, raw_events
+
+pytestmark = pytest.mark.slow
+
+
+class Server:
+    """A server of the system's packages on a free port, with an append-only file."""
+
+    def __init__(self, directory):
+        program = shutil.which("valkey-server") or shutil.which("redis-server")
+        assert program, "these tests need a server: apt-get install redis-server (as .ci/run does)"
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        self.url = f"redis://127.0.0.1:{self.port}/0"
+        self.command = [program, "--port", str(self.port), "--bind", "127.0.0.1"]
+        self.command += ["--dir", str(directory), "--save", ""]
+        self.command += ["--appendonly", "yes", "--appendfsync", "always"]
+        self.start()
+
+    def start(self, *more):
+        self.process = subprocess.Popen([*self.command, *more], stdout=subprocess.DEVNULL)
+
+    def kill(self):
+        self.process.kill()
+        self.process.wait()
+
+
+@pytest.fixture
+def server(tmp_path):
+    (tmp_path / "server").mkdir()
+    server = Server(tmp_path / "server")
+    yield server
+    server.kill()
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    return make_data(tmp_path_factory.mktemp("redis"))
+
+
+@pytest.fixture(scope="module")
+def model(dataset):
+    return make_recommender(dataset, make_config())
+
+
+@pytest.fixture
+def events(dataset, tmp_path):
+    lines = [
+        json.dumps({"user": f"{block} {u}"} | event)
+        for block in range(20)
+        for u in range(5)
+        for event in raw_events(dataset, u)
+    ]
+    path = tmp_path / "events.jsonl"
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def clean_pass(model, path):
+    engine = Engine(model, MemoryStore())
+    run_stream(engine, FileSource(path, {}), print)
+    return engine
+
+
+def assert_same(model, store, clean):
+    found = dict(store.items())
+    wanted = dict(clean.store.items())
+    assert found.keys() == wanted.keys()
+    for user in wanted:
+        a, b = clean.form.decode(user, found[user]), clean.form.decode(user, wanted[user])
+        assert (a.events, a.last_time, a.pending) == (b.events, b.last_time, b.pending)
+        if b.memory is not None:
+            memories = [np.frombuffer(x.memory, np.float32) for x in (a, b)]
+            np.testing.assert_allclose(*memories, rtol=0, atol=1e-5)
+
+
+def test_protocol(server):
+    store = RedisStore(server.url)
+    users = {f"user {i}": bytes([i]) * (i + 1) for i in range(100)}
+    store.put(users, {"input:a": b"5", "meaning": b"{}"})
+    store.put({"user 7": b"new"}, {"input:a": b"6"})
+    again = RedisStore(server.url)
+    assert again.get(["user 7", "nobody"]) == [b"new", None]
+    assert again.marks() == {"input:a": b"6", "meaning": b"{}"}
+    assert RedisStore(server.url, "1/2").marks() == {"meaning": b"{}"}
+    assert dict(again.items()) == users | {"user 7": b"new"}
+    assert again.delete(["user 7", "nobody"]) == 1 and again.get(["user 7"]) == [None]
+    again.compact()
+    assert again.size() > 0
+    with pytest.raises(UserError, match="another process writes as the same --worker"):
+        store.put({"user 1": b"late"}, {})
+    assert again.get(["user 1"]) == [users["user 1"]]
+
+
+def test_workers_share_users(server, model, events):
+    stores = [RedisStore(server.url, f"{i}/3") for i in range(3)]
+    done = []
+    for i, store in enumerate(stores):
+        engine = Engine(model, store, Options(worker=f"{i}/3"))
+        done.append(run_stream(engine, FileSource(events, store.marks()), print))
+    clean = clean_pass(model, events)
+    assert sum(s.events for s in done) == sum(1 for _ in open(events))
+    assert all(s.events and s.others for s in done)
+    assert_same(model, stores[0], clean)
+    with pytest.raises(UserError, match="states of workers 3, not 1"):
+        Engine(model, RedisStore(server.url))
+
+
+def test_a_server_that_is_killed_and_comes_back(server, model, events):
+    store = RedisStore(server.url)
+    engine = Engine(model, store, Options(max_live=1))
+    over = threading.Event()
+
+    def restarts():
+        while not over.wait(0.3):
+            server.kill()
+            time.sleep(0.2)
+            server.start()
+
+    nemesis = threading.Thread(target=restarts)
+    nemesis.start()
+    try:
+        source = Slow(FileSource(events, store.marks()))
+        summary = run_stream(engine, source, print, pace=Pace(0.02))
+    finally:
+        over.set()
+        nemesis.join()
+    assert summary.events == sum(1 for _ in open(events)) and summary.commits > 5
+    assert_same(model, store, clean_pass(model, events))
+
+
+class Slow:
+    """A source that takes some seconds."""
+
+    def __init__(self, source):
+        self._source = source
+
+    def __getattr__(self, name):
+        return getattr(self._source, name)
+
+    def read(self, most, wait):
+        time.sleep(0.02)
+        return self._source.read(40, wait)
+
+
+def test_a_server_that_forgot_is_refused(server, tmp_path):
+    store = RedisStore(server.url)
+    store.put({"u": b"1"}, {"input:a": b"5"})
+    server.kill()
+    shutil.rmtree(tmp_path / "server" / "appendonlydir", ignore_errors=True)
+    server.start()
+    with pytest.raises(UserError, match="came back without what it had acknowledged"):
+        store.put({"u": b"2"}, {"input:a": b"9"})
+
+
+def test_a_server_that_stays_away(server):
+    store = RedisStore(server.url, patience_s=0.5)
+    server.kill()
+    with pytest.raises(UserError, match="has not answered for 0.5 s.*start the server"):
+        store.put({"u": b"2"}, {})
+    with pytest.raises(UserError, match="no address of a Redis server"):
+        RedisStore("redis://:port:")
