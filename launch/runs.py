@@ -16,7 +16,7 @@ from rec2pm_jax.evaluate.evaluator import evaluate
 from rec2pm_jax.evaluate.heuristic import evaluate_heuristic
 from rec2pm_jax.evaluate.record import Evaluation
 from rec2pm_jax.evaluate.validation import validate
-from rec2pm_jax.methods.base import Method
+from rec2pm_jax.methods.method import Method
 from rec2pm_jax.methods.registry import make_method
 from rec2pm_jax.provenance import git_commit
 from rec2pm_jax.stream.latency import measure

@@ -15,7 +15,7 @@ from jax.sharding import PartitionSpec as P
 from rec2pm_jax.config import Config
 from rec2pm_jax.errors import UserError
 from rec2pm_jax.methods import sharded_serving
-from rec2pm_jax.methods.base import Method
+from rec2pm_jax.methods.method import Method
 from rec2pm_jax.methods.registry import make_method
 from rec2pm_jax.nn.embedding import TABLE
 from rec2pm_jax.nn.item_rows import check_shards, packed_shape, table_rows

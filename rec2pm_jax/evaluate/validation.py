@@ -23,7 +23,7 @@ from rec2pm_jax.evaluate.targets import (
     plan_rows,
     select_users,
 )
-from rec2pm_jax.methods.base import Method
+from rec2pm_jax.methods.method import Method
 from rec2pm_jax.methods.registry import make_method
 from rec2pm_jax.typing import Params
 

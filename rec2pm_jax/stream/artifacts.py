@@ -17,7 +17,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax import export
 
 from rec2pm_jax.errors import UserError
-from rec2pm_jax.methods.base import Method
+from rec2pm_jax.methods.method import Method
 from rec2pm_jax.methods.registry import make_method
 from rec2pm_jax.stream.recommender import Recommender
 from rec2pm_jax.typing import Array, Events, Params, State

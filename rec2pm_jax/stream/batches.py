@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from rec2pm_jax.errors import UserError
-from rec2pm_jax.methods.base import Method
+from rec2pm_jax.methods.method import Method
 from rec2pm_jax.stream.user import UserState, join, step_plan
 from rec2pm_jax.typing import Events, Params, State
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import jax
 import numpy as np
 
-from rec2pm_jax.methods.base import Method
+from rec2pm_jax.methods.method import Method
 from rec2pm_jax.stream.batches import power_of_two, prepared, top, update
 from rec2pm_jax.typing import Events, Params
 

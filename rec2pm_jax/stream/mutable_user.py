@@ -6,7 +6,7 @@ from array import array
 
 import numpy as np
 
-from rec2pm_jax.methods.base import Method
+from rec2pm_jax.methods.method import Method
 
 NO_WATERMARK = -1
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from rec2pm_jax.methods.base import Method
+from rec2pm_jax.methods.method import Method
 from rec2pm_jax.stream import batches
 from rec2pm_jax.stream.catalogue import Catalogue
 from rec2pm_jax.stream.events import (

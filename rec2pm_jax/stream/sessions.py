@@ -10,8 +10,8 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from rec2pm_jax.methods.base import Method
-from rec2pm_jax.methods.reader import Session
+from rec2pm_jax.methods.method import Method
+from rec2pm_jax.methods.sessions import Session
 from rec2pm_jax.typing import Events, Params, State
 
 MAX_STEPS = 8  # new events that are cheaper one at a time than all together

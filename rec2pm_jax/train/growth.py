@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from rec2pm_jax.methods.base import Method
+from rec2pm_jax.methods.method import Method
 from rec2pm_jax.nn.embedding import ITEM_SCALE, TABLE
 from rec2pm_jax.nn.item_rows import SLICES, deepened, ids_at, packed_shape, table_rows
 from rec2pm_jax.train.sharded_step import fresh_rows

@@ -18,7 +18,7 @@ from rec2pm_jax.config_dict import config_hash, to_dict
 from rec2pm_jax.data.dataset import Dataset
 from rec2pm_jax.data.pipeline import train_iterator
 from rec2pm_jax.errors import UserError
-from rec2pm_jax.methods.base import Method
+from rec2pm_jax.methods.method import Method
 from rec2pm_jax.provenance import git_commit
 from rec2pm_jax.train.checkpoint import Checkpoints
 from rec2pm_jax.train.growth import grow_state, growth_text, with_items

@@ -19,7 +19,7 @@ from jax.sharding import PartitionSpec as P
 
 from rec2pm_jax.config import Config
 from rec2pm_jax.errors import UserError
-from rec2pm_jax.methods.base import Method
+from rec2pm_jax.methods.method import Method
 from rec2pm_jax.train.checkpoint import abstract_with_sharding
 from rec2pm_jax.train.optimizer import make_dense_optimizer, make_optimizer
 from rec2pm_jax.train.sharded_step import init_sharded_state, make_sharded_step

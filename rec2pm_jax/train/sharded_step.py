@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import optax
 
 from rec2pm_jax.config import Config
-from rec2pm_jax.methods.base import Method
+from rec2pm_jax.methods.method import Method
 from rec2pm_jax.methods.network import with_step_rows
 from rec2pm_jax.methods.registry import make_method
 from rec2pm_jax.nn.embedding import TABLE

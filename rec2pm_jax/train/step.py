@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from rec2pm_jax.methods.base import Method
+from rec2pm_jax.methods.method import Method
 from rec2pm_jax.typing import PADDING_ID, Array, Batch, Params, PRNGKey
 
 
