@@ -112,7 +112,7 @@ class Method(Protocol):
         """The k highest scores float32 [B, k] of vectors [B, W] and their ids int32 [B, k], best
         first, of equal scores the lower id first; without the logits of a large catalogue.
 
-        catalogue: the item table as `nn.losses.prepare` returns it, where many calls share it.
+        catalogue: the item table as `to_item_vectors` returns it, where many calls share it.
         """
 
     def plan(self, n, max_segments: int = 0) -> ReadPlan:

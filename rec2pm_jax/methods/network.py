@@ -14,9 +14,16 @@ from rec2pm_jax.methods.sketch import item_parts
 from rec2pm_jax.nn.attention import AttentionDropout, KeyValues, Layout
 from rec2pm_jax.nn.backbone import Backbone
 from rec2pm_jax.nn.cache import Rows
+from rec2pm_jax.nn.catalogue.losses import (
+    Positions,
+    catalogue_logits,
+    loss_chunk_bytes,
+    next_item_loss,
+    to_item_vectors,
+    to_queries,
+)
+from rec2pm_jax.nn.catalogue.topk import top_k
 from rec2pm_jax.nn.embedding import TABLE, EventEmbedding
-from rec2pm_jax.nn.losses import catalogue_logits, chunk_bytes, next_item_loss, prepare
-from rec2pm_jax.nn.topk import top_k
 from rec2pm_jax.typing import PADDING_ID, Array, Batch, Events, Params, PRNGKey
 
 _NEGATIVES = "negatives"  # in params, see `with_step_rows`
@@ -153,23 +160,20 @@ class Network:
 
     def catalogue(self, params: Params) -> Array:
         """Item vectors float32 [V, W] whose dot products with prepared outputs are logits."""
-        table = self.table(params)
-        return prepare(self.config.loss, table[:1], table)[1]
+        return to_item_vectors(self.config.loss, self.table(params))
 
     def best(
         self, params: Params, vectors: Array, k: int, catalogue: Array | None = None
     ) -> tuple[Array, Array]:
         """The k highest of `score`: [B, W] -> (float32 [B, k], item ids int32 [B, k]), see `top_k`.
 
-        catalogue: the table as `prepare` returns it, float32 [V, W], where many calls share it.
+        catalogue: the table as `to_item_vectors` returns it, float32 [V, W], where many calls share it.
         """
         loss, table = self.config.loss, self.table(params)
-        queries, _ = prepare(loss, vectors, table[:1])
+        queries = to_queries(loss, vectors)
         if catalogue is not None:
             return top_k(queries, catalogue, k, first=1)
-        return top_k(
-            queries, table, k, first=1, prepare=lambda rows: prepare(loss, vectors, rows)[1]
-        )
+        return top_k(queries, table, k, first=1, transform=lambda rows: to_item_vectors(loss, rows))
 
     def table(self, params: Params) -> Array:
         """Item vectors [V, W]; W is D, or P * D with a sketch of P parts."""
@@ -198,16 +202,19 @@ class Network:
         """
         rng = jax.random.key(0) if rng is None else rng
         length = targets.shape[1]
-        positions = rows[:, None] * length + jnp.arange(length, dtype=jnp.int32)
-        return next_item_loss(
-            self.config.loss,
+        numbers = rows[:, None] * length + jnp.arange(length, dtype=jnp.int32)
+        positions = Positions(
             vectors.reshape(-1, vectors.shape[-1]),
-            self.table(params),
             targets.reshape(-1),
             weights.reshape(-1),
+            numbers.reshape(-1),
+        )
+        return next_item_loss(
+            self.config.loss,
+            self.table(params),
+            positions,
             rng,
-            positions.reshape(-1),
-            chunk_bytes(self.config.compute),
+            loss_chunk_bytes(self.config.compute),
             params.get(_NEGATIVES),
         )
 

@@ -14,11 +14,11 @@ import jax.numpy as jnp
 from rec2pm_jax.config import Config
 from rec2pm_jax.methods.base import Method
 from rec2pm_jax.methods.registry import make_method
+from rec2pm_jax.nn.catalogue.losses import to_item_vectors, to_queries
+from rec2pm_jax.nn.catalogue.row_exchange import bucket_capacity, fetch, plan_exchange
+from rec2pm_jax.nn.catalogue.sharded_scoring import top_k_per_device
+from rec2pm_jax.nn.catalogue.sharded_table import ids_to_rows, table_rows
 from rec2pm_jax.nn.embedding import TABLE
-from rec2pm_jax.nn.exchange import bucket_capacity, fetch, plan_exchange
-from rec2pm_jax.nn.item_rows import rows_of, table_rows
-from rec2pm_jax.nn.losses import prepare
-from rec2pm_jax.nn.sharded_scoring import top_k_for_each
 from rec2pm_jax.typing import PADDING_ID, Array, Events, Params, State
 
 
@@ -47,12 +47,12 @@ def read_best(
     table = params["embedding"][TABLE]
     method, own, events, needed, fits = _with_rows(config, num_items, params, events, axis_name)
     vectors = method.read(own, state, events, valid, time)
-    queries, _ = prepare(config.loss, vectors, own["embedding"][TABLE][:1])
+    queries = to_queries(config.loss, vectors)
 
     def rows(part: Array) -> Array:
-        return prepare(config.loss, vectors, part)[1]
+        return to_item_vectors(config.loss, part)
 
-    scores, ids = top_k_for_each(queries, table, k, num_items, rows, axis_name)
+    scores, ids = top_k_per_device(queries, table, k, num_items, rows, axis_name)
     return jnp.where(fits, scores, jnp.nan), ids, needed
 
 
@@ -81,7 +81,7 @@ def _with_rows(
     shards, rows = jax.lax.axis_size(axis_name), table_rows(num_items)
     ids = jnp.append(jnp.int32(PADDING_ID), events.ids)  # has the lowest row, so it stays id 0
     capacity = config.compute.bucket_rows or bucket_capacity(len(ids), shards)
-    exchange, places = plan_exchange(rows_of(ids, rows), rows, shards, capacity, axis_name)
+    exchange, places = plan_exchange(ids_to_rows(ids, rows), rows, shards, capacity, axis_name)
     fetched = fetch(table, exchange, len(ids), dim, axis_name)
     needed = jax.lax.pmax(exchange.needed, axis_name)
     own = {**params, "embedding": {**params["embedding"], TABLE: fetched}}

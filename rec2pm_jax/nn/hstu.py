@@ -9,8 +9,15 @@ import jax
 import jax.numpy as jnp
 
 from rec2pm_jax.config import ComputeConfig, ModelConfig
-from rec2pm_jax.nn.attend import attend, watcher
-from rec2pm_jax.nn.attention import Block, KeyValues, Layout, ScoreNormalizer
+from rec2pm_jax.nn.attention import (
+    AttentionSpec,
+    Block,
+    KeyValues,
+    Layout,
+    ScoreNormalizer,
+    attend,
+    weight_recorder,
+)
 from rec2pm_jax.nn.cache import Rows
 from rec2pm_jax.nn.dropout import Dropout
 from rec2pm_jax.typing import Array
@@ -76,11 +83,8 @@ class HSTULayer(nn.Module):
         own = KeyValues(k, v)
         k, v = own if kept is None else kept.before(own)
 
-        a = attend(
-            *(q, k, v, layout, ScoreNormalizer(self.norm), self._bias(layout)),
-            compute=self.compute,
-            watch=watcher(self),
-        )
+        spec = AttentionSpec(ScoreNormalizer(self.norm), self._biases(layout))
+        a = attend(q, k, v, layout, spec, self.compute, record=weight_recorder(self))
         a = a.reshape(*a.shape[:2], -1)
         gated = u.reshape(a.shape) * layer_norm(name="output_norm")(a)
         gated = Dropout(cfg.dropout)(gated, rows)
@@ -89,8 +93,8 @@ class HSTULayer(nn.Module):
         )
         return x + out(gated), own
 
-    def _bias(self, layout: Layout):
-        """Returns (block) -> bias [1 or B, rows, keys], or None without a relative bias."""
+    def _biases(self, layout: Layout) -> tuple[Array, ...] | None:
+        """Return a bias [1 or B, rows, keys] for each block, or None without a relative bias."""
         if self.config.relative_bias == "none":
             return None
         small = nn.initializers.normal(0.02)
@@ -114,4 +118,4 @@ class HSTULayer(nn.Module):
             memory = jnp.broadcast_to(by_slot[layout.slot_ids], (*items.shape[:2], slots))
             return jnp.concatenate([memory, items], axis=-1)
 
-        return bias
+        return tuple(bias(block) for block in layout.blocks)

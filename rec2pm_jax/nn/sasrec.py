@@ -8,8 +8,14 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from rec2pm_jax.config import ComputeConfig, ModelConfig
-from rec2pm_jax.nn.attend import attend, watcher
-from rec2pm_jax.nn.attention import AttentionDropout, KeyValues, Layout, ScoreNormalizer
+from rec2pm_jax.nn.attention import (
+    AttentionDropout,
+    AttentionSpec,
+    KeyValues,
+    Layout,
+    attend,
+    weight_recorder,
+)
 from rec2pm_jax.nn.cache import Rows
 from rec2pm_jax.nn.dropout import Dropout, dropped_of_256
 from rec2pm_jax.typing import Array
@@ -73,13 +79,9 @@ class SASRecLayer(nn.Module):
         dropped = dropped_of_256(cfg.dropout)
         dropout = None
         if rows is not None and dropped:
-            dropout = AttentionDropout(self.make_rng("dropout"), rows)
-        a = attend(
-            *(q, k, v, layout, ScoreNormalizer(dropped=dropped)),
-            dropout=dropout,
-            compute=self.compute,
-            watch=watcher(self),
-        )
+            dropout = AttentionDropout(self.make_rng("dropout"), rows, dropped)
+        spec = AttentionSpec(dropout=dropout)
+        a = attend(q, k, v, layout, spec, self.compute, record=weight_recorder(self))
         a = nn.DenseGeneral(cfg.dim, axis=(-2, -1), kernel_init=out, dtype=dtype, name="out")(a)
         z = layer_norm(name="ffn_norm")(q_in + a)
         act = nn.relu if cfg.activation == "relu" else partial(nn.gelu, approximate=False)

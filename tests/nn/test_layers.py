@@ -1,4 +1,4 @@
-"""SASRec and HSTU layers against float64 transcriptions of their equations; dropout; the stack."""
+"""SASRec and HSTU layers against float64 transcriptions of their equations, and stacks of layers."""
 
 from __future__ import annotations
 
@@ -10,66 +10,24 @@ import numpy as np
 import pytest
 
 from rec2pm_jax.config import ComputeConfig, ModelConfig
-from rec2pm_jax.nn import dropout
-from rec2pm_jax.nn.attention import AttentionDropout, Block, Layout, VisibleRange
-from rec2pm_jax.nn.backbone import Backbone
+from rec2pm_jax.nn.attention import AttentionDropout, Block, VisibleRange
 from rec2pm_jax.nn.cache import Rows
-from rec2pm_jax.nn.dropout import Dropout, random_bytes
-from rec2pm_jax.nn.embedding import EventEmbedding
 from rec2pm_jax.nn.hstu import HSTULayer, time_bucket
 from rec2pm_jax.nn.sasrec import SASRecLayer
 from tests.helpers import numpy_reference as slow
-
-SLOTS, ITEMS, DIM = 2, 4, 8
-TOKENS = SLOTS + ITEMS
-ROW_TIMES = np.array([[0, 0, 60, 3600, 90_000, 100_000]], np.int32)
-KEY_TIMES = np.array([[0, 0, 10, 60, 3600, 90_000]], np.int32)
-
-
-def make_layout(times=False):
-    """Two slots that all items see, then four causal items; the second slot sees nothing."""
-    hi = np.array([[1, 0, 2, 2, 2, 2]], np.int32)
-    ends = np.array([[0, 0, 1, 2, 3, 4]], np.int32)
-    zero = np.zeros_like(hi)
-    visible = VisibleRange(*map(jnp.asarray, (zero, hi, zero, ends)))
-    return Layout(
-        (Block(visible, 0, TOKENS, 0, TOKENS),),
-        place=jnp.array([[0, 4, 0, 1, 2, 3]], jnp.int32),
-        slot_ids=jnp.array([0, 2], jnp.int32),
-        row_times=jnp.asarray(ROW_TIMES) if times else None,
-        key_times=jnp.asarray(KEY_TIMES) if times else None,
-        num_slots=SLOTS,
-    )
-
-
-SEES = np.array(  # slots | items
-    [
-        [1, 0, 0, 0, 0, 0],
-        [0, 0, 0, 0, 0, 0],
-        [1, 1, 1, 0, 0, 0],
-        [1, 1, 1, 1, 0, 0],
-        [1, 1, 1, 1, 1, 0],
-        [1, 1, 1, 1, 1, 1],
-    ],
-    bool,
+from tests.helpers.layers import (
+    DIM,
+    ITEMS,
+    KEY_TIMES,
+    ROW_TIMES,
+    SEES,
+    TOKENS,
+    apply,
+    inputs,
+    large_parameters,
+    make_layout,
+    stack,
 )
-
-
-def inputs():
-    return np.random.default_rng(3).normal(0, 1, (1, TOKENS, DIM)).astype(np.float32)
-
-
-def large_parameters(module, x, layout):
-    """Parameters of order one, biases included, so that no term of an equation can hide."""
-    init = lambda: module.init(jax.random.key(0), x, layout, None)  # noqa: E731
-    shapes = jax.eval_shape(init)["params"]
-    rng = np.random.default_rng(1)
-    return jax.tree.map(lambda a: rng.normal(0, 0.7, a.shape).astype(np.float32), shapes)
-
-
-def apply(module, params, x, layout):
-    """Without dropout, compiled."""
-    return jax.jit(lambda *args: module.apply(*args, None)[0])({"params": params}, x, layout)
 
 
 @pytest.mark.parametrize("act", ["relu", "gelu"])
@@ -130,10 +88,6 @@ def test_time_buckets_at_their_edges():
     assert expected[:3] == [0, 0, 2] and expected[-len(edges)] == 7  # one below the edge of 8
     np.testing.assert_array_equal(time_bucket(jnp.array(gaps, jnp.int32)), expected)
     np.testing.assert_array_equal(time_bucket(-jnp.array(gaps, jnp.int32)), expected)
-
-
-def stack(config, norm=5.0, **options):
-    return Backbone(config, norm=norm, max_distance=5, num_slot_ids=4, **options)
 
 
 @pytest.mark.parametrize("backbone", ["sasrec", "hstu"])
@@ -253,50 +207,6 @@ def test_recomputing_changes_what_is_kept_and_nothing_else(backbone, attention, 
     assert bool(kernels) == (attention == "pallas")
 
 
-# --- dropout ---
-
-
-def test_random_bytes_are_uniform_and_independent():
-    """Of one key: all values equally often, no correlation at any of the strides of an array. Of
-    several keys: no two alike."""
-    bytes_of = jax.jit(random_bytes, static_argnums=1)
-    one = np.asarray(bytes_of(jax.random.key(0), (333, 1000))).ravel()
-    expected = one.size / 256
-    assert 180 < np.sum((np.bincount(one, minlength=256) - expected) ** 2) / expected < 340
-    for lag in (1, 2, 3, 4, 5, 8, 64, 256, 1000, 1024, 4096):
-        assert abs(np.corrcoef(one[:-lag], one[lag:])[0, 1]) < 5 / np.sqrt(one.size)
-    many = np.stack([bytes_of(jax.random.key(k), (4096,)) for k in range(100)])
-    apart = np.corrcoef(many) - np.eye(100)
-    assert np.abs(apart).max() < 5 / np.sqrt(4096)
-
-
-@pytest.mark.parametrize("shape", [(7,), (3, 5), (2, 9, 4), (1,)])
-def test_bytes_are_the_same_on_accelerators(shape):
-    words = jnp.array([5, 77, 2**31 + 3], jnp.uint32)
-    cut, picked = (f(words, shape=shape) for f in (dropout._cut_words, dropout._picked_bytes))
-    np.testing.assert_array_equal(cut, picked)
-    assert cut.dtype == picked.dtype == jnp.uint8 and cut.shape == shape
-
-
-@pytest.mark.parametrize("rate", [0.1, 0.5])
-def test_dropout_drops_at_its_rate_and_keeps_the_expectation(rate):
-    x = jnp.ones((400, 400))
-    rngs = {"dropout": jax.random.key(0)}
-    rows = jnp.arange(400)
-    out = np.asarray(Dropout(rate).apply({}, x, rows, rngs=rngs))
-    assert abs((out == 0).mean() - rate) < 0.01
-    assert abs(out.mean() - 1) < 0.01
-    assert len(np.unique(out)) == 2
-    part = Dropout(rate).apply({}, x[5:7], rows[5:7], rngs=rngs)
-    np.testing.assert_array_equal(part, out[5:7])  # a row's mask does not depend on its batch
-
-
-def test_dropout_is_the_identity_without_rows_or_at_rate_zero():
-    x = jnp.ones((3, 3))
-    np.testing.assert_array_equal(Dropout(0.5).apply({}, x, None), x)
-    np.testing.assert_array_equal(Dropout(0.0).apply({}, x, jnp.arange(3)), x)  # needs no key
-
-
 @pytest.mark.parametrize("scan", [True, False])
 def test_every_layer_draws_its_own_dropout(scan):
     """Two SASRec layers that add 400 * mask after a norm: both masks can be read off the output."""
@@ -311,29 +221,3 @@ def test_every_layer_draws_its_own_dropout(scan):
     first = out - 400 * second > 0  # the normed input of layer 2: high where layer 1 kept
     assert 0.2 < first.mean() < 0.8 and 0.2 < second.mean() < 0.8
     assert 0.2 < (first != second).mean() < 0.8
-
-
-# --- embedding ---
-
-
-def test_event_embedding_is_its_formula():
-    config = ModelConfig(dim=DIM, event_types=3)
-    module = EventEmbedding(config, num_items=6, max_positions=4, item_dim=config.dim)
-    ids, types = jnp.array([[1, 6, 2]], jnp.int32), jnp.array([[3, 1, 2]], jnp.int32)
-    places = jnp.arange(3, dtype=jnp.int32)[None]
-    params = module.init(jax.random.key(0), ids, places, types)
-    p = params["params"]
-    assert p["item_embedding"].shape == (7, DIM) and p["type_embedding"].shape == (4, DIM)
-    expected = (p["item_embedding"][ids] + p["type_embedding"][types]) * DIM**0.5
-    expected = expected + p["position_embedding"][:3]
-    np.testing.assert_allclose(module.apply(params, ids, places, types), expected, rtol=1e-6)
-
-
-def test_positions_and_types_are_optional():
-    config = ModelConfig(dim=DIM, absolute_positions=False)
-    ids = jnp.array([[1, 1]], jnp.int32)
-    module = EventEmbedding(config, num_items=6, max_positions=4, item_dim=config.dim)
-    params = module.init(jax.random.key(0), ids, jnp.zeros_like(ids))
-    assert list(params["params"]) == ["item_embedding"]
-    out = module.apply(params, ids, jnp.array([[0, 1]], jnp.int32))
-    np.testing.assert_array_equal(out[0, 0], out[0, 1])

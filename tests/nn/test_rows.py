@@ -12,7 +12,7 @@ import pytest
 from rec2pm_jax.config import ModelConfig
 from rec2pm_jax.nn.attention import AttentionDropout
 from rec2pm_jax.nn.cache import Rows
-from tests.nn.test_layers import DIM, TOKENS, large_parameters, make_layout, stack
+from tests.helpers.layers import DIM, TOKENS, large_parameters, make_layout, stack
 
 USERS = 3
 WANTED = {"shared": (Rows(1, 3), [1, 1, 1]), "own": (Rows(jnp.array([1, 0, 3]), 3), [1, 0, 3])}

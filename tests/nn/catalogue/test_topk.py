@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rec2pm_jax.nn import topk
+from rec2pm_jax.nn.catalogue import topk
 
-BLOCK = 2 * topk.RUN  # so that small tables take many blocks
+BLOCK = 2 * topk.RUN_ROWS  # so that small tables take many blocks
 
 
 def sorted_all(scores: np.ndarray, k: int, first: int = 0):
@@ -28,7 +28,7 @@ def assert_equal(got, want):
 
 @settings(max_examples=25, deadline=None)
 @given(
-    rows=st.sampled_from([topk._DIRECT * BLOCK + 1, 2500, 18 * BLOCK, 3000]),
+    rows=st.sampled_from([topk._SORTED_BLOCKS * BLOCK + 1, 2500, 18 * BLOCK, 3000]),
     k=st.sampled_from([1, 7, 20]),
     first=st.integers(0, 1),
     count=st.sampled_from([1, 2, 4]),  # up to 3 queries all logits are made at once
@@ -54,7 +54,7 @@ def test_equal_to_sorting_all_scores_bit_for_bit(queries):
         return rows / jnp.sqrt(jnp.sum(rows * rows, axis=-1, keepdims=True) + 1e-12)
 
     scores = np.asarray(jax.jit(lambda q, t: unit(t) @ q.T)(vectors, table)).T
-    got = jax.jit(lambda q, t: topk.top_k(q, t, 100, first=1, prepare=unit))(vectors, table)
+    got = jax.jit(lambda q, t: topk.top_k(q, t, 100, first=1, transform=unit))(vectors, table)
     assert_equal(got, sorted_all(scores, 100, first=1))
 
 

@@ -1,4 +1,4 @@
-"""Rows of a sharded table: their places, and the exchange between devices."""
+"""Devices exchange rows of a sharded table, against indexing of the whole table."""
 
 from __future__ import annotations
 
@@ -10,55 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.sharding import PartitionSpec as P
 
-from rec2pm_jax.nn import exchange
-from rec2pm_jax.nn.exchange import bucket_capacity, fetch, plan_exchange, return_gradients
-from rec2pm_jax.nn.item_rows import (
-    SLICES,
-    add_to_rows,
-    ids_at,
-    initial_rows,
-    packed_shape,
-    rows_of,
-    table_rows,
+from rec2pm_jax.nn.catalogue import row_exchange
+from rec2pm_jax.nn.catalogue.row_exchange import (
+    bucket_capacity,
+    fetch,
+    plan_exchange,
+    return_gradients,
 )
+from rec2pm_jax.nn.catalogue.sharded_table import add_to_rows, packed_shape
 from rec2pm_jax.train.partition import AXIS, make_mesh
-
-
-@settings(deadline=None, max_examples=30)
-@given(items=st.integers(1, 40_000))
-def test_rows_are_a_bijection_with_padding_first(items):
-    rows = table_rows(items)
-    assert rows % SLICES == 0 and rows - SLICES <= items < rows
-    index = np.arange(rows, dtype=np.int32)
-    places = rows_of(index, rows)
-    np.testing.assert_array_equal(np.sort(places), index)
-    np.testing.assert_array_equal(ids_at(places, rows), index)
-    assert places[0] == 0
-
-
-def test_rows_of_the_largest_catalogue_fit_int32():
-    rows = table_rows(550_000_000)
-    ids = jnp.array([0, 1, 549_999_999, 550_000_000], jnp.int32)
-    expected = [int(i) % SLICES * 2531 % SLICES * (rows // SLICES) + int(i) // SLICES for i in ids]
-    assert rows_of(ids, rows).tolist() == expected
-    assert ids_at(rows_of(ids, rows), rows).tolist() == ids.tolist()
-
-
-@pytest.mark.parametrize("shards", [2, 4, 8, 64, 256])
-@pytest.mark.parametrize("run", [(1, 1000), (5000, 5999), (8000, 8099)])
-def test_runs_of_ids_are_spread_evenly(shards, run):
-    """Ids go by popularity: any run of them asks all devices for nearly the same number of rows."""
-    rows = table_rows(100_000)
-    ids = np.arange(run[0], run[1] + 1)
-    per_shard = np.bincount(rows_of(ids, rows) // (rows // shards), minlength=shards)
-    assert per_shard.max() - per_shard.min() <= 3
-
-
-def test_initial_rows_do_not_depend_on_the_cut():
-    ids = jnp.arange(64, dtype=jnp.int32)
-    whole, part = (initial_rows(jax.random.key(3), part, 8) for part in (ids, ids[48:]))
-    np.testing.assert_array_equal(part, whole[48:])
-    assert 0.01 < float(whole.std()) < 0.03
 
 
 def exchanged(table, asked, gradients, capacity):
@@ -109,11 +69,11 @@ def test_fetches_rows_and_returns_sums(size, seed, spread):
 @pytest.mark.parametrize("most_peers", [1, 2, 4])
 def test_many_devices_swap_in_two_steps(most_peers, monkeypatch):
     """Groups of 2 and 4 among 8 devices, against a transposition."""
-    monkeypatch.setattr(exchange, "MOST_PEERS", most_peers)
+    monkeypatch.setattr(row_exchange, "MAX_PEERS", most_peers)
     shards = 2 * most_peers if most_peers > 1 else 8
     sent = np.arange(shards * shards * 3).reshape(shards * shards, 3)
     mapped = jax.shard_map(
-        lambda x: exchange.swap(x, AXIS),
+        lambda x: row_exchange.all_to_all(x, AXIS),
         mesh=make_mesh(jax.devices()[:shards]),
         in_specs=P(AXIS),
         out_specs=P(AXIS),

@@ -11,10 +11,15 @@ import pytest
 
 from rec2pm_jax.config import ComputeConfig
 from rec2pm_jax.methods import layout as layouts
-from rec2pm_jax.nn import bands
-from rec2pm_jax.nn.attend import attend
-from rec2pm_jax.nn.attention import AttentionDropout, ScoreNormalizer, causal_blocks
-from rec2pm_jax.nn.bands import bands_of
+from rec2pm_jax.nn.attention import (
+    AttentionDropout,
+    AttentionSpec,
+    ScoreNormalizer,
+    attend,
+    causal_blocks,
+    row_bands,
+)
+from rec2pm_jax.nn.attention.row_bands import group_blocks
 
 USERS, EVENTS, S = 2, 22, 4
 
@@ -48,16 +53,16 @@ LAYOUTS = {
 
 def layout_of(name, monkeypatch):
     """A layout of blocks of four rows, all of which may join a band."""
-    monkeypatch.setattr(bands, "ALONE", 0)
-    monkeypatch.setattr(bands, "WASTE", 1.6)
+    monkeypatch.setattr(row_bands, "UNROLLED_BLOCKS", 0)
+    monkeypatch.setattr(row_bands, "MAX_PADDED_KEYS", 1.6)
     small = partial(causal_blocks, rows=4)
     monkeypatch.setattr(layouts, "causal_blocks", small)
     return layouts.causal(EVENTS, None, None) if name == "causal" else LAYOUTS[name]()
 
 
-def objective(layout, normalizer, dropout, which):
+def objective(layout, spec, which):
     def total(q, k, v):
-        out = attend(q, k, v, layout, normalizer, None, dropout, ComputeConfig(which))
+        out = attend(q, k, v, layout, spec, ComputeConfig(which))
         weights = jnp.cos(jnp.arange(out.size, dtype=jnp.float32)).reshape(out.shape)
         return jnp.sum(jnp.sin(out) * weights), out
 
@@ -74,24 +79,22 @@ def qkv(layout):
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_bands_equal_dense_with_gradients(name, norm, monkeypatch):
     layout = layout_of(name, monkeypatch)
-    found = bands_of(layout)
+    found = group_blocks(layout)
     assert [i for band in found for i in band.numbers] == list(range(len(layout.blocks)))
     assert len(found) < len(layout.blocks)
+    spec = AttentionSpec(ScoreNormalizer(norm))
     results = [
-        jax.jit(
-            jax.value_and_grad(
-                objective(layout, ScoreNormalizer(norm), None, which), (0, 1, 2), True
-            )
-        )(*qkv(layout))
+        jax.jit(jax.value_and_grad(objective(layout, spec, which), (0, 1, 2), True))(*qkv(layout))
         for which in ("dense", "blockwise")
     ]
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5), *results)
 
 
 def test_dropout_in_bands_is_the_same_forward_and_backward(monkeypatch):
-    layout, normalizer = layout_of("windowed", monkeypatch), ScoreNormalizer(dropped=100)
-    dropout = AttentionDropout(jax.random.key(3), jnp.array([4, 9], jnp.int32))
-    total = jax.jit(lambda *a: objective(layout, normalizer, dropout, "blockwise")(*a)[0])
+    layout = layout_of("windowed", monkeypatch)
+    dropout = AttentionDropout(jax.random.key(3), jnp.array([4, 9], jnp.int32), dropped=100)
+    run = objective(layout, AttentionSpec(dropout=dropout), "blockwise")
+    total = jax.jit(lambda *a: run(*a)[0])
     args = qkv(layout)
     direction = qkv(layout)[::-1]
     step = 1e-2
@@ -104,29 +107,29 @@ def test_dropout_in_bands_is_the_same_forward_and_backward(monkeypatch):
     np.testing.assert_allclose(got, expected, rtol=2e-3)
     # With equal values outputs say how much was kept: blocks side by side, alike in all else, differ.
     ones = [np.zeros_like(args[0]), np.zeros_like(args[1]), np.ones_like(args[2])]
-    values = jax.jit(objective(layout, normalizer, dropout, "blockwise"))(*ones)[1]
+    values = jax.jit(run)(*ones)[1]
     rows = np.asarray(values)[:, layout.num_slots + 4 : layout.num_slots + 20].reshape(USERS, 4, -1)
     assert all((rows[:, i] != rows[:, i + 1]).mean() > 0.3 for i in range(3))
 
 
 def test_short_passes_have_no_loops_and_long_ones_few_bodies():
-    count = lambda length: len(bands_of(layouts.causal(length, None, None)))  # noqa: E731
+    count = lambda length: len(group_blocks(layouts.causal(length, None, None)))  # noqa: E731
     assert count(1000) == 8
     assert 9 < count(16_000) < 26
-    widths = [band.width for band in bands_of(layouts.causal(16_000, None, None))]
+    widths = [band.width for band in group_blocks(layouts.causal(16_000, None, None))]
     assert widths == sorted(widths) and widths[-1] == 16_000
 
 
 def test_memory_of_long_passes_grows_with_their_length():
     """Temporaries of a gradient: far below the scores of two blocks per thousand events."""
-    normalizer, compute = ScoreNormalizer(), ComputeConfig("blockwise")
+    compute = ComputeConfig("blockwise")
 
     def temporaries(length):
         layout = layouts.causal(length, None, None)
         shape = jax.ShapeDtypeStruct((1, length, 4, 16), jnp.float32)
 
         def loss(q, k, v):
-            return jnp.sum(attend(q, k, v, layout, normalizer, compute=compute) ** 2)
+            return jnp.sum(attend(q, k, v, layout, AttentionSpec(), compute) ** 2)
 
         compiled = jax.jit(jax.grad(loss, (0, 1, 2))).lower(*[shape] * 3).compile()
         return compiled.memory_analysis().temp_size_in_bytes

@@ -16,9 +16,9 @@ from launch.benchmarks.flops import matmul_flops
 from rec2pm_jax.config import ComputeConfig
 from rec2pm_jax.errors import UserError
 from rec2pm_jax.methods import layout as layouts
-from rec2pm_jax.nn.attend import attend, choose
-from rec2pm_jax.nn.attention import AttentionDropout, ScoreNormalizer
-from rec2pm_jax.nn.pallas_tiles import heads_of
+from rec2pm_jax.nn.attention import AttentionDropout, AttentionSpec, ScoreNormalizer, attend
+from rec2pm_jax.nn.attention.dispatch import select_implementation
+from rec2pm_jax.nn.attention.pallas_tiles import place_heads
 from tests.helpers.attention import inputs, small_layouts, with_gradients
 
 SOFTMAX, SILU = ScoreNormalizer(), ScoreNormalizer(norm=5.0)
@@ -75,12 +75,12 @@ def test_bfloat16_is_as_near_as_its_rounding(normalizer):
 
 def test_heads_share_slabs_that_start_where_registers_do():
     # 8 heads of 8 features: pairs share 16 rows of bfloat16, each has its own 8 of float32.
-    pairs = [(h.begin, h.stop, h.own_begin, h.own_stop) for h in heads_of(32, 4, 16)]
+    pairs = [(h.begin, h.stop, h.own_begin, h.own_stop) for h in place_heads(32, 4, 16)]
     assert pairs == [(0, 16, 0, 8), (0, 16, 8, 16), (16, 32, 0, 8), (16, 32, 8, 16)]
-    alone = [(h.begin, h.stop, h.own_begin, h.own_stop) for h in heads_of(32, 4, 8)]
+    alone = [(h.begin, h.stop, h.own_begin, h.own_stop) for h in place_heads(32, 4, 8)]
     assert alone == [(0, 8, 0, 8), (8, 16, 0, 8), (16, 24, 0, 8), (24, 32, 0, 8)]
     # 3 features fit no register: all heads are one slab.
-    assert {(h.begin, h.stop) for h in heads_of(9, 3, 8)} == {(0, 9)}
+    assert {(h.begin, h.stop) for h in place_heads(9, 3, 8)} == {(0, 9)}
 
 
 def test_costs_of_the_kernel_are_those_of_the_unrolled_xla_path():
@@ -89,7 +89,7 @@ def test_costs_of_the_kernel_are_those_of_the_unrolled_xla_path():
     q, k, v = inputs(layout, 2, 8)[:3]
 
     def forward(name):
-        return lambda q, k, v: attend(q, k, v, layout, SILU, compute=ComputeConfig(name))
+        return lambda q, k, v: attend(q, k, v, layout, AttentionSpec(SILU), ComputeConfig(name))
 
     def both(name):
         return lambda q, k, v: jax.vjp(forward(name), q, k, v)[1](v)
@@ -117,42 +117,43 @@ def test_costs_of_the_kernel_are_those_of_the_unrolled_xla_path():
 def test_auto_goes_by_platform_and_shape(platform, normalizer, dtype, rows, expected):
     q = k = v = jax.ShapeDtypeStruct((1, rows, 2, 8), jnp.dtype(dtype))
     compute = ComputeConfig(platform=platform)
-    assert choose(compute, q, k, v, normalizer, None, None) == expected
+    assert select_implementation(compute, q, k, v, AttentionSpec(normalizer)) == expected
 
 
 def test_auto_leaves_what_does_not_fit_to_dense():
-    dropout = AttentionDropout(jax.random.key(0), jnp.zeros(1, jnp.int32))
+    spec = AttentionSpec(dropout=AttentionDropout(jax.random.key(0), jnp.zeros(1, jnp.int32), 9))
     short = jax.ShapeDtypeStruct((1, 200, 2, 8), jnp.bfloat16)
     long = jax.ShapeDtypeStruct((1, 100_000, 2, 64), jnp.bfloat16)
     for platform in ("tpu", "gpu"):
         compute = ComputeConfig(platform=platform)
-        assert choose(compute, short, short, short, SOFTMAX, None, dropout) == "dense"
-    assert choose(ComputeConfig(platform="tpu"), long, long, long, SILU, None, None) == "dense"
+        assert select_implementation(compute, short, short, short, spec) == "dense"
+    compute = ComputeConfig(platform="tpu")
+    assert select_implementation(compute, long, long, long, AttentionSpec(SILU)) == "dense"
 
 
-def named(name, platform, q, normalizer=SILU, dropout=None):
+def attend_by(name, platform, q, normalizer=SILU, dropout=None):
     layout = layouts.causal(q.shape[1], None, None)
-    compute = ComputeConfig(name, platform)
-    return attend(q, q, q, layout, normalizer, None, dropout, compute)
+    spec = AttentionSpec(normalizer, dropout=dropout)
+    return attend(q, q, q, layout, spec, ComputeConfig(name, platform))
 
 
 def test_what_is_named_and_does_not_fit_says_why():
     q = jnp.zeros((1, 8, 2, 8), jnp.float32)
     with pytest.raises(UserError, match="attention=pallas is for tpu, not gpu"):
-        named("pallas", "gpu", q)
+        attend_by("pallas", "gpu", q)
     with pytest.raises(UserError, match="attention=cudnn is for gpu, not cpu"):
-        named("cudnn", "cpu", q)
-    dropout = AttentionDropout(jax.random.key(0), jnp.zeros(1, jnp.int32))
+        attend_by("cudnn", "cpu", q)
+    dropout = AttentionDropout(jax.random.key(0), jnp.zeros(1, jnp.int32), 9)
     with pytest.raises(UserError, match="pallas does not fit.*dropout=0"):
-        named("pallas", "tpu", q, ScoreNormalizer(dropped=9), dropout)
+        attend_by("pallas", "tpu", q, SOFTMAX, dropout)
     with pytest.raises(UserError, match="MiB of vector memory"):
-        named("pallas", "tpu", jnp.zeros((1, 100_000, 2, 64), jnp.bfloat16))
+        attend_by("pallas", "tpu", jnp.zeros((1, 100_000, 2, 64), jnp.bfloat16))
     with pytest.raises(UserError, match="cudnn does not fit.*SiLU"):
-        named("cudnn", "gpu", q)
+        attend_by("cudnn", "gpu", q)
     with pytest.raises(UserError, match="cudnn does not fit.*dtype=bfloat16"):
-        named("cudnn", "gpu", q, SOFTMAX)
+        attend_by("cudnn", "gpu", q, SOFTMAX)
     with pytest.raises(UserError, match="cudnn does not fit.*head dimension 3"):
-        named("cudnn", "gpu", jnp.zeros((1, 8, 2, 3), jnp.bfloat16), SOFTMAX)
+        attend_by("cudnn", "gpu", jnp.zeros((1, 8, 2, 3), jnp.bfloat16), SOFTMAX)
 
 
 LOWERED = """
@@ -179,7 +180,7 @@ for name in ("update", "reference", "causal"):  # with odd lengths
 
 def test_cudnn_is_in_the_program_lowered_for_cuda():
     """On a host without CUDA: a stand-in tells JAX that cuDNN is there, the rest is real."""
-    root = Path(__file__).resolve().parents[2]
+    root = Path(__file__).resolve().parents[3]
     path = os.pathsep.join([str(root), str(root / "tests" / "helpers" / "fake_cuda")])
     environment = os.environ | {"PYTHONPATH": path, "JAX_PLATFORMS": "cpu"}
     done = subprocess.run(

@@ -1,19 +1,23 @@
-"""A layout's intervals over all of its keys at once, as a kernel takes them.
+"""The masks of a pass as intervals over all of its keys, as the Pallas kernel reads them.
 
-`attention.dense` goes block by block with the keys each block can reach. A kernel goes tile by tile
-over the whole pass: here are the same masks as numbers per row, and the tiles of keys they touch.
+`attend_dense` goes block by block over the keys that each block can reach. The kernel goes tile by tile
+over the whole pass. This module turns a layout into numbers per row, and into the tiles they touch.
 """
 
 from __future__ import annotations
 
 import jax.numpy as jnp
 
-from rec2pm_jax.nn.attention import Block, Layout
+from rec2pm_jax.nn.attention.masks import Block, Layout
 from rec2pm_jax.typing import Array
 
 
-def intervals_of(layout: Layout) -> Array:
-    """What each row sees, as key numbers: int32 [1 or B, 4, rows], [lo, hi) of slots, then of items."""
+def layout_intervals(layout: Layout) -> Array:
+    """Return what each row sees, as numbers of keys.
+
+    Returns:
+      int32 [1 or B, 4, rows]: [lo, hi) of the slots, then [lo, hi) of the items.
+    """
     first, parts = layout.num_slots, []
     for block in layout.blocks:
         visible = block.visible
@@ -24,37 +28,43 @@ def intervals_of(layout: Layout) -> Array:
             jnp.maximum(visible.item_lo, block.item_start) + first,
             jnp.minimum(visible.item_hi + first, block.key_stop),
         )
-        each = [jnp.asarray(x, jnp.int32) for x in (*slots, *items)]
-        batch = max(x.shape[0] for x in each)
-        parts.append(jnp.stack([jnp.broadcast_to(x, (batch, x.shape[1])) for x in each], axis=1))
+        bounds = [jnp.asarray(x, jnp.int32) for x in (*slots, *items)]
+        batch = max(x.shape[0] for x in bounds)
+        parts.append(jnp.stack([jnp.broadcast_to(x, (batch, x.shape[1])) for x in bounds], axis=1))
     batch = max(part.shape[0] for part in parts)
     return jnp.concatenate([jnp.broadcast_to(p, (batch, *p.shape[1:])) for p in parts], axis=2)
 
 
-def tiles_seen(intervals: Array, row_tile: int, key_tile: int) -> Array:
-    """Tiles of keys that a tile of rows looks at: int32 [1 or B, row tiles, 4].
+def visible_tiles(intervals: Array, row_tile: int, key_tile: int) -> Array:
+    """Return the tiles of keys that each tile of rows reads.
 
-    They are [0, 1) of the last axis for slots, then [2, 3) for items; no tile is in both.
+    Args:
+      intervals: int32 [1 or B, 4, rows], of `layout_intervals`.
+      row_tile, key_tile: rows and keys of a tile.
+
+    Returns:
+      int32 [1 or B, row tiles, 4]: tiles [begin, stop) that hold visible slots, then tiles
+      [begin, stop) that hold visible items. A tile that holds both is only among the first.
     """
     rows = intervals.shape[2]
     padded = jnp.pad(intervals, ((0, 0), (0, 0), (0, -rows % row_tile)))
     lo, hi = (padded[:, n::2].reshape(len(padded), 2, -1, row_tile) for n in (0, 1))
-    some = lo < hi
-    begin = jnp.min(jnp.where(some, lo, jnp.iinfo(jnp.int32).max), axis=-1) // key_tile
-    stop = -(-jnp.max(jnp.where(some, hi, 0), axis=-1) // key_tile)
+    sees_any = lo < hi
+    begin = jnp.min(jnp.where(sees_any, lo, jnp.iinfo(jnp.int32).max), axis=-1) // key_tile
+    stop = -(-jnp.max(jnp.where(sees_any, hi, 0), axis=-1) // key_tile)
     begin = jnp.minimum(begin, stop)
-    begin = begin.at[:, 1].max(stop[:, 0])  # slots stand before items: a shared tile is taken once
+    begin = begin.at[:, 1].max(stop[:, 0])  # slots come before items: a shared tile is read once
     stop = stop.at[:, 1].max(begin[:, 1])
     return jnp.stack([begin[:, 0], stop[:, 0], begin[:, 1], stop[:, 1]], axis=-1)
 
 
-def reached(block: Block, num_slots: int) -> int:
-    """How many keys a block of rows can reach."""
+def count_reachable_keys(block: Block, num_slots: int) -> int:
+    """Return how many keys the rows of a block can reach."""
     return block.key_stop - num_slots - block.item_start + (0 if block.key_start else num_slots)
 
 
-def tiles_reached(layout: Layout, row_tile: int, key_tile: int) -> int:
-    """Most tiles that a user's rows can look at, by the blocks alone: `tiles_seen` is no more."""
+def count_reachable_tiles(layout: Layout, row_tile: int, key_tile: int) -> int:
+    """Return an upper bound of the tiles that one user's rows read, from the blocks alone."""
     start, total = layout.first_row, 0
     rows = layout.blocks[-1].row_stop - start
     for begin in range(0, rows, row_tile):
@@ -69,8 +79,17 @@ def tiles_reached(layout: Layout, row_tile: int, key_tile: int) -> int:
     return total
 
 
-def whole_bias(biases, layout: Layout, keys: int) -> Array:
-    """Biases of all blocks as one float32 array [1 or B, keys, rows], 0 where no block reaches."""
+def join_biases(biases: tuple[Array, ...], layout: Layout, keys: int) -> Array:
+    """Join the biases of all blocks into one array, 0 at keys that no row of a block reaches.
+
+    Args:
+      biases: one array [1 or B, rows, keys] per block.
+      layout: of the pass.
+      keys: tokens of the pass.
+
+    Returns:
+      float32 [1 or B, keys, rows].
+    """
     first, parts = layout.num_slots, []
     for bias, block in zip(biases, layout.blocks, strict=True):
         slots = 0 if block.key_start else first

@@ -1,4 +1,4 @@
-"""The mask rule and the attention seam: dense formulas, blocks of any size, empty rows."""
+"""`attend`: dense formulas, blocks of any size, empty rows, and blockwise against dense."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ import pytest
 from rec2pm_jax.config import ComputeConfig
 from rec2pm_jax.errors import UserError
 from rec2pm_jax.methods import layout as layouts
-from rec2pm_jax.nn import blockwise
-from rec2pm_jax.nn.attend import attend
 from rec2pm_jax.nn.attention import (
     AttentionDropout,
+    AttentionSpec,
     Block,
     Layout,
     ScoreNormalizer,
     VisibleRange,
+    attend,
+    block_inputs,
     causal_blocks,
-    mask_of,
 )
-from tests.helpers.attention import small_layouts
+from tests.helpers.attention import block_biases, small_layouts
 
 HERE = ("dense", "blockwise", "pallas")  # what computes on a CPU, the kernel interpreted
-WEIGHERS = {"softmax": ScoreNormalizer(), "silu": ScoreNormalizer(norm=7.0)}
+SPECS = {"softmax": AttentionSpec(), "silu": AttentionSpec(ScoreNormalizer(norm=7.0))}
 
 
 def layout_of(blocks, tokens, num_slots=0):
@@ -39,53 +39,11 @@ def qkv(tokens, heads=2, dim=3, batch=2):
     return [rng.normal(0, 1, (batch, tokens, heads, dim)).astype(np.float32) for _ in range(3)]
 
 
-def test_mask_is_one_interval_of_slots_and_one_of_items():
-    visible = VisibleRange(
-        *(jnp.array(x, jnp.int32) for x in ([[0, 1]], [[1, 2]], [[0, 2]], [[2, 2]]))
-    )
-    block = Block(visible, 0, 2, 0, 5)
-    # keys: 2 slots | 3 items
-    np.testing.assert_array_equal(mask_of(block, 2)[0], [[1, 0, 1, 1, 0], [0, 1, 0, 0, 0]])
-    items_only = Block(visible, 0, 2, 2, 5)
-    np.testing.assert_array_equal(mask_of(items_only, 2)[0], [[1, 1, 0], [0, 0, 0]])
-
-
-def test_a_block_may_leave_out_first_items():
-    visible = VisibleRange(*(jnp.array([[x]], jnp.int32) for x in (0, 1, 2, 4)))
-    block = Block(visible, 0, 1, 0, 7, item_start=1)
-    # keys: 2 slots | items 1 .. 4
-    np.testing.assert_array_equal(mask_of(block, 2)[0], [[1, 0, 0, 1, 1, 0]])
-    np.testing.assert_array_equal(block.keys(jnp.arange(7)[None], 2)[0], [0, 1, 3, 4, 5, 6])
-
-
-def test_mask_broadcasts_rows_shared_by_the_batch():
-    one = jnp.array([[0]], jnp.int32)
-    ends = jnp.array([[1], [2]], jnp.int32)
-    mask = mask_of(Block(VisibleRange(one, one + 1, one, ends), 0, 1, 0, 3), 1)
-    np.testing.assert_array_equal(mask, [[[1, 1, 0]], [[1, 1, 1]]])
-
-
-@pytest.mark.parametrize("rows", [1, 2, 3, 5, 128])
-def test_causal_blocks_cover_the_lower_triangle(rows):
-    full = np.zeros((5, 5), int)
-    for block in causal_blocks(5, 0, rows):
-        mask = np.asarray(mask_of(block, 0)[0])
-        full[block.row_start : block.row_stop, block.key_start : block.key_stop] = mask
-    np.testing.assert_array_equal(
-        full,
-        [[1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [1, 1, 1, 0, 0], [1, 1, 1, 1, 0], [1, 1, 1, 1, 1]],
-    )
-
-
-@pytest.mark.parametrize("name", WEIGHERS)
+@pytest.mark.parametrize("name", SPECS)
 def test_blocks_of_any_size_equal_one_dense_formula(name):
     tokens = 5
     q, k, v = qkv(tokens)
     table = np.random.default_rng(1).normal(0, 1, (1, tokens, tokens)).astype(np.float32)
-
-    def bias(block):
-        keys = slice(block.key_start, block.key_stop)
-        return table[:, block.row_start : block.row_stop, keys]
 
     scores = np.einsum("bqhd,bkhd->bhqk", q, k).astype(np.float64) + np.asarray(table)[:, None]
     below = np.tril(np.ones((tokens, tokens)))
@@ -97,21 +55,20 @@ def test_blocks_of_any_size_equal_one_dense_formula(name):
     expected = np.einsum("bhqk,bkhd->bqhd", weights, v)
     for rows in (1, 2, 3, 128):
         layout = layout_of(causal_blocks(tokens, 0, rows), tokens)
-        out = jax.jit(partial(attend, layout=layout, normalizer=WEIGHERS[name], bias=bias))(q, k, v)
+        spec = SPECS[name].replace(biases=block_biases(layout, table))
+        out = jax.jit(partial(attend, layout=layout, spec=spec))(q, k, v)
         np.testing.assert_allclose(out, expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("implementation", HERE)
-@pytest.mark.parametrize("name", WEIGHERS)
+@pytest.mark.parametrize("name", SPECS)
 def test_rows_that_see_nothing_give_zero_and_finite_gradients(name, implementation):
     q, k, v = qkv(3)
     none = jnp.zeros((1, 3), jnp.int32)
     seen = jnp.array([[0, 2, 0]], jnp.int32)  # only the middle row sees anything
     layout = layout_of((Block(VisibleRange(none, none, none, seen), 0, 3, 0, 3),), 3)
 
-    run = jax.jit(
-        lambda *args: attend(*args, layout, WEIGHERS[name], compute=ComputeConfig(implementation))
-    )
+    run = jax.jit(lambda *args: attend(*args, layout, SPECS[name], ComputeConfig(implementation)))
 
     def total(args):
         return jnp.sum(run(*args) ** 2)
@@ -127,8 +84,8 @@ def test_masked_keys_do_not_matter_even_when_huge():
     layout = layout_of(causal_blocks(4, 0, 2), 4)
     huge_k, huge_v = k.copy(), v.copy()
     huge_k[:, 3] = huge_v[:, 3] = 1e4
-    for weigh in WEIGHERS.values():
-        run = jax.jit(partial(attend, layout=layout, normalizer=weigh))
+    for spec in SPECS.values():
+        run = jax.jit(partial(attend, layout=layout, spec=spec))
         before, after = run(q, k, v), run(q, huge_k, huge_v)
         np.testing.assert_array_equal(before[:, :3], after[:, :3])
 
@@ -157,24 +114,19 @@ def test_blockwise_equals_dense_with_gradients(name, kind, users_at_once, monkey
     table = rng.normal(0, 1, (rows, tokens, tokens)).astype(np.float32)
     normalizer, dropout = ScoreNormalizer(norm=5.0 if "silu" in kind else 0.0), None
     if "dropped" in kind:
-        normalizer = ScoreNormalizer(dropped=100)
-        dropout = AttentionDropout(jax.random.key(3), jnp.array([4, 0, 9, 7], jnp.int32))
+        dropout = AttentionDropout(jax.random.key(3), jnp.array([4, 0, 9, 7], jnp.int32), 100)
 
     def run(implementation, q, k, v, table):
-        def bias(block):
-            part = table[:, block.row_start : block.row_stop]
-            return block.keys(part.transpose(0, 2, 1), layout.num_slots).transpose(0, 2, 1)
-
-        chosen = bias if "bias" in kind else None
-        compute = ComputeConfig(implementation)
-        out = attend(q, k, v, layout, normalizer, chosen, dropout, compute)
+        biases = block_biases(layout, table) if "bias" in kind else None
+        spec = AttentionSpec(normalizer, biases, dropout)
+        out = attend(q, k, v, layout, spec, ComputeConfig(implementation))
         return jnp.sum(
             jnp.sin(out) * jnp.arange(out.size, dtype=jnp.float32).reshape(out.shape)
         ), out
 
     # Room for the scores of `users_at_once` users of the largest block.
     largest = max((b.row_stop - b.row_start) * b.key_stop for b in layout.blocks)
-    monkeypatch.setattr(blockwise, "SCORE_BYTES", 4 * 2 * largest * users_at_once)
+    monkeypatch.setattr(block_inputs, "SCORE_BYTES", 4 * 2 * largest * users_at_once)
     results = {
         which: jax.jit(jax.value_and_grad(partial(run, which), (0, 1, 2, 3), has_aux=True))(
             q, k, v, table
@@ -191,28 +143,18 @@ def test_blockwise_training_keeps_no_scores():
     layout = layouts.causal(1000, None, None)
 
     def loss(q, k, v):
-        return jnp.sum(
-            attend(q, k, v, layout, ScoreNormalizer(), compute=ComputeConfig("blockwise")) ** 2
-        )
+        return jnp.sum(attend(q, k, v, layout, AttentionSpec(), ComputeConfig("blockwise")) ** 2)
 
     compiled = jax.jit(jax.grad(loss, (0, 1, 2))).lower(shape, shape, shape).compile()
     scores = 4 * 8 * 4 * 1000 * 1000
     assert compiled.memory_analysis().temp_size_in_bytes < scores / 2
 
 
-def test_weights_can_be_watched_in_the_dense_implementation_only():
+def test_weights_can_be_recorded_in_the_dense_implementation_only():
     q, k, v = qkv(4)
     layout = layout_of(causal_blocks(4, 0, 2), 4)
     seen = []
-    attend(q, k, v, layout, ScoreNormalizer(), watch=seen.append)
+    attend(q, k, v, layout, AttentionSpec(), record=seen.append)
     assert [weights.shape for weights in seen] == [(2, 2, 2, 2), (2, 2, 2, 4)]
     with pytest.raises(UserError, match="compute.attention"):
-        attend(
-            q,
-            k,
-            v,
-            layout,
-            ScoreNormalizer(),
-            compute=ComputeConfig("blockwise"),
-            watch=seen.append,
-        )
+        attend(q, k, v, layout, AttentionSpec(), ComputeConfig("blockwise"), record=seen.append)

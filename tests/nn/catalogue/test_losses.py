@@ -10,10 +10,16 @@ import numpy as np
 import pytest
 
 from rec2pm_jax.config import ComputeConfig, LossConfig
-from rec2pm_jax.nn import chunks, losses
-from rec2pm_jax.nn.losses import catalogue_logits
+from rec2pm_jax.nn.catalogue import chunked_sums, losses
+from rec2pm_jax.nn.catalogue.losses import Positions, catalogue_logits, to_item_vectors
 
-next_item_loss = jax.jit(partial(losses.next_item_loss, chunk_bytes=1 << 21), static_argnums=0)
+
+def loss_of(config, vectors, table, targets, weights, rng, numbers, chunk_bytes=1 << 21):
+    positions = Positions(vectors, targets, weights, numbers)
+    return losses.next_item_loss(config, table, positions, rng, chunk_bytes)
+
+
+next_item_loss = jax.jit(loss_of, static_argnums=0)
 sample_negatives = jax.jit(losses.sample_negatives, static_argnums=(0, 1))
 
 T, V, D = 5, 7, 4  # positions, catalogue with padding, width
@@ -61,7 +67,7 @@ def test_full_softmax_is_cross_entropy_over_real_items(how):
 
 def test_padding_has_no_logit_and_no_gradient():
     vectors, table = arrays()
-    _, catalogue = losses.prepare(LossConfig(**COSINE), vectors, table)
+    catalogue = to_item_vectors(LossConfig(**COSINE), table)
     logits = catalogue_logits(LossConfig(**COSINE), vectors, catalogue)
     assert np.all(logits[:, 0] == -np.inf) and np.all(np.isfinite(logits[:, 1:]))
     np.testing.assert_allclose(
@@ -144,11 +150,11 @@ def test_log_q_of_uniform_negatives_cancels():
 def test_the_whole_catalogue_as_negatives_is_the_full_softmax(monkeypatch):
     everything = jnp.arange(1, V, dtype=jnp.int32)
     monkeypatch.setattr(
-        "rec2pm_jax.nn.losses.sample_negatives", lambda *args: (everything, jnp.zeros(V))
+        "rec2pm_jax.nn.catalogue.losses.sample_negatives", lambda *args: (everything, jnp.zeros(V))
     )
     data = (*arrays(), TARGETS, WEIGHTS, KEY, ROWS)
     config = LossConfig(kind="sampled_softmax", negatives=V - 1)
-    sampled = losses.next_item_loss(config, *data, chunk_bytes=1 << 21)
+    sampled = loss_of(config, *data)
     full = next_item_loss(LossConfig(), *data)
     np.testing.assert_allclose(sampled[0], full[0], rtol=1e-6)
 
@@ -200,7 +206,7 @@ def test_chunks_change_neither_loss_nor_gradient(how, monkeypatch):
         def loss(vectors, table):
             config = LossConfig(**HOW[how])
             data = (vectors, table, targets, weights, KEY, rows)
-            return 3 * losses.next_item_loss(config, *data, chunk_bytes=chunk_bytes)[0]
+            return 3 * loss_of(config, *data, chunk_bytes=chunk_bytes)[0]
 
         return jax.jit(jax.value_and_grad(loss, (0, 1)))(vectors, table)
 
@@ -208,8 +214,8 @@ def test_chunks_change_neither_loss_nor_gradient(how, monkeypatch):
     monkeypatch.setattr(losses, "MIN_CHUNK", 4)
     if how == "blocks of items":
         monkeypatch.setattr(losses, "MANY_ITEMS", 5)
-        monkeypatch.setattr(chunks, "BLOCK_ROWS", 4)
-        monkeypatch.setattr(chunks, "MIN_BLOCK_ITEMS", 5)
+        monkeypatch.setattr(chunked_sums, "BLOCK_ROWS", 4)
+        monkeypatch.setattr(chunked_sums, "MIN_BLOCK_ITEMS", 5)
     same = partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-4)
     jax.tree.map(same, value_and_gradient(1), expected)
 
@@ -218,7 +224,7 @@ def test_chunks_change_neither_loss_nor_gradient(how, monkeypatch):
 def test_a_batch_without_targets_has_loss_and_gradient_zero(kind):
     vectors, table, targets, weights = many()
     value, gradient = jax.value_and_grad(
-        lambda table: losses.next_item_loss(
+        lambda table: loss_of(
             LossConfig(kind=kind, negatives=5),
             *(vectors, table, targets, 0 * weights, KEY, np.arange(len(targets), dtype=np.int32)),
             chunk_bytes=1 << 10,
@@ -235,9 +241,7 @@ def test_positions_without_weight_are_not_computed(kind):
     bad = np.where(weights[:, None] == 0, np.nan, vectors)
     config = LossConfig(kind=kind, negatives=5)
     data = (table, targets, weights, KEY, np.arange(256, dtype=np.int32))
-    expected, found = (
-        losses.next_item_loss(config, v, *data, chunk_bytes=1)[0] for v in (vectors, bad)
-    )
+    expected, found = (loss_of(config, v, *data, chunk_bytes=1)[0] for v in (vectors, bad))
     assert found == expected
 
 
@@ -250,7 +254,7 @@ def test_a_large_catalogue_needs_no_array_of_positions_by_items():
     def loss(vectors, table, targets):
         weights, rows = jnp.ones(positions), jnp.arange(positions, dtype=jnp.int32)
         data = (vectors, table, targets, weights, KEY, rows)
-        return losses.next_item_loss(LossConfig(), *data, chunk_bytes=1 << 20)[0]
+        return loss_of(LossConfig(), *data, chunk_bytes=1 << 20)[0]
 
     compiled = jax.jit(jax.grad(loss, (0, 1))).lower(*arguments).compile()
     table_bytes = 4 * items * D
@@ -258,6 +262,6 @@ def test_a_large_catalogue_needs_no_array_of_positions_by_items():
 
 
 def test_chunks_are_as_large_as_the_platform_likes_them():
-    small, large = (losses.chunk_bytes(ComputeConfig(platform=p)) for p in ("cpu", "tpu"))
+    small, large = (losses.loss_chunk_bytes(ComputeConfig(platform=p)) for p in ("cpu", "tpu"))
     assert small < 1 << 22 and large > 1 << 27
-    assert losses.chunk_bytes(ComputeConfig(platform="tpu", loss_chunk_bytes=5)) == 5
+    assert losses.loss_chunk_bytes(ComputeConfig(platform="tpu", loss_chunk_bytes=5)) == 5

@@ -9,14 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rec2pm_jax.nn.attention import Block, Layout, VisibleRange, mask_of
-from rec2pm_jax.nn.intervals import (
-    intervals_of,
-    reached,
-    tiles_reached,
-    tiles_seen,
-    whole_bias,
+from rec2pm_jax.nn.attention.pallas_intervals import (
+    count_reachable_keys,
+    count_reachable_tiles,
+    join_biases,
+    layout_intervals,
+    visible_tiles,
 )
-from tests.helpers.attention import small_layouts
+from tests.helpers.attention import block_biases, small_layouts
 
 
 def whole_mask(layout: Layout) -> np.ndarray:
@@ -26,7 +26,7 @@ def whole_mask(layout: Layout) -> np.ndarray:
     for block in layout.blocks:
         mask = np.asarray(mask_of(block, layout.num_slots))
         whole = np.zeros((*mask.shape[:2], keys), int)
-        columns = np.asarray(block.keys(jnp.arange(keys)[None], layout.num_slots)[0])
+        columns = np.asarray(block.select_keys(jnp.arange(keys)[None], layout.num_slots)[0])
         whole[:, :, columns] = mask
         parts.append(whole)
     users = max(len(part) for part in parts)
@@ -54,25 +54,28 @@ def test_intervals_against_a_literal_mask():
         [0, 0, 0, 0, 0],  # its item lies beyond the block's keys
         [1, 0, 0, 1, 0],  # leaves out the first item
     ]
-    np.testing.assert_array_equal(interval_mask(intervals_of(layout), 5)[0], expected)
+    np.testing.assert_array_equal(interval_mask(layout_intervals(layout), 5)[0], expected)
 
 
 @pytest.mark.parametrize("name", small_layouts())
 def test_intervals_are_the_mask_and_tiles_cover_it(name):
     layout = small_layouts()[name]()
     mask = whole_mask(layout)
-    np.testing.assert_array_equal(interval_mask(intervals_of(layout), mask.shape[2]), mask)
-    check_tiles(intervals_of(layout), mask, row_tile=3, key_tile=2)
-    most = sum((b.row_stop - b.row_start) * reached(b, layout.num_slots) for b in layout.blocks)
+    np.testing.assert_array_equal(interval_mask(layout_intervals(layout), mask.shape[2]), mask)
+    check_tiles(layout_intervals(layout), mask, row_tile=3, key_tile=2)
+    most = sum(
+        (b.row_stop - b.row_start) * count_reachable_keys(b, layout.num_slots)
+        for b in layout.blocks
+    )
     assert mask.sum(axis=(1, 2)).max() <= most <= mask[0].size
-    seen = np.asarray(tiles_seen(intervals_of(layout), 3, 2))
+    seen = np.asarray(visible_tiles(layout_intervals(layout), 3, 2))
     visits = (seen[..., 1] - seen[..., 0] + seen[..., 3] - seen[..., 2]).sum(axis=1)
-    assert visits.max() <= tiles_reached(layout, 3, 2)
+    assert visits.max() <= count_reachable_tiles(layout, 3, 2)
 
 
 def check_tiles(intervals, mask: np.ndarray, row_tile: int, key_tile: int) -> None:
     """Every visible pair lies in a tile that is visited, and none is visited twice."""
-    seen = np.asarray(tiles_seen(intervals, row_tile, key_tile))
+    seen = np.asarray(visible_tiles(intervals, row_tile, key_tile))
     for user, rows, keys in zip(*np.nonzero(mask), strict=True):
         a, b, c, d = seen[user, rows // row_tile]
         tile = keys // key_tile
@@ -95,15 +98,11 @@ def test_tiles_of_random_intervals_cover_them(data):
     check_tiles(intervals, mask, row_tile=data.draw(st.integers(1, 8)), key_tile=4)
 
 
-def test_a_whole_bias_has_every_block_in_its_place():
+def test_a_join_biases_has_every_block_in_its_place():
     layout = small_layouts()["windowed reference"]()
     keys = layout.blocks[-1].row_stop
     table = np.random.default_rng(0).normal(size=(1, keys, keys)).astype(np.float32)
     mask = whole_mask(layout)[:1]
-
-    def bias(block):
-        part = jnp.asarray(table[:, block.row_start : block.row_stop]).transpose(0, 2, 1)
-        return block.keys(part, layout.num_slots).transpose(0, 2, 1)
-
-    whole = np.asarray(whole_bias([bias(b) for b in layout.blocks], layout, keys))
+    biases = block_biases(layout, jnp.asarray(table))
+    whole = np.asarray(join_biases(biases, layout, keys))
     np.testing.assert_array_equal(whole.transpose(0, 2, 1) * mask, table * mask)
