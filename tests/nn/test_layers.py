@@ -61,6 +61,27 @@ def test_hstu_layer_is_its_equation(bias):
     np.testing.assert_allclose(out[0], expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("scale", [1e-2, 1e-4])
+@pytest.mark.parametrize("backbone", ["sasrec", "hstu"])
+def test_epsilons_of_layer_norms_show_in_small_inputs(backbone, scale):
+    """Tokens of unequal, small size: a norm with another epsilon scales them differently."""
+    config = ModelConfig(backbone=backbone, dim=DIM, heads=2)
+    layout = make_layout()
+    x = (inputs() * scale * np.linspace(0.1, 2, TOKENS)[:, None]).astype(np.float32)
+    if backbone == "sasrec":
+        layer = SASRecLayer(config)
+    else:
+        layer = HSTULayer(config, norm=11.0, max_distance=2, num_slot_ids=4)
+    params = large_parameters(layer, x, layout)
+    p, x64 = slow.float64(params), np.asarray(x[0], np.float64)
+    if backbone == "sasrec":
+        expected = slow.sasrec_layer(p, x64, SEES)
+    else:
+        expected = slow.hstu_layer(p, x64, SEES, 11.0, np.zeros((TOKENS, TOKENS)))
+    out = apply(layer, params, x, layout)
+    np.testing.assert_allclose(out[0], expected, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("bias", ["position", "position_time"])
 def test_relative_bias_is_learned_per_layer(bias):
     """Every bias parameter gets a gradient."""

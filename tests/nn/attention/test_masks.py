@@ -14,6 +14,15 @@ def visible_range(*bounds):
     return VisibleRange(*(jnp.array([bound], jnp.int32) for bound in bounds))
 
 
+def whole_mask(blocks, tokens):
+    """The rows of all blocks over all tokens, without slots."""
+    full = np.zeros((tokens, tokens), int)
+    for block in blocks:
+        keys = slice(block.key_start + block.item_start, block.key_stop)
+        full[block.row_start : block.row_stop, keys] = mask_of(block, 0)[0]
+    return full
+
+
 def test_mask_is_one_interval_of_slots_and_one_of_items():
     visible = visible_range([0, 1], [1, 2], [0, 2], [2, 2])
     block = Block(visible, 0, 2, 0, 5)
@@ -40,11 +49,63 @@ def test_mask_broadcasts_rows_shared_by_the_batch():
 
 @pytest.mark.parametrize("rows", [1, 2, 3, 5, 128])
 def test_causal_blocks_cover_the_lower_triangle(rows):
-    full = np.zeros((5, 5), int)
-    for block in causal_blocks(5, 0, rows):
-        mask = np.asarray(mask_of(block, 0)[0])
-        full[block.row_start : block.row_stop, block.key_start : block.key_stop] = mask
     np.testing.assert_array_equal(
-        full,
+        whole_mask(causal_blocks(5, 0, rows), 5),
         [[1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [1, 1, 1, 0, 0], [1, 1, 1, 1, 0], [1, 1, 1, 1, 1]],
     )
+
+
+@pytest.mark.parametrize("rows", [2, 4, 128])
+@pytest.mark.parametrize(
+    ("segments", "expected"),
+    [
+        (
+            1,
+            [
+                [1, 0, 0, 0, 0, 0],
+                [1, 1, 0, 0, 0, 0],
+                [0, 0, 1, 0, 0, 0],
+                [0, 0, 1, 1, 0, 0],
+                [0, 0, 0, 0, 1, 0],
+                [0, 0, 0, 0, 1, 1],
+            ],
+        ),
+        (
+            2,
+            [
+                [1, 0, 0, 0, 0, 0],
+                [1, 1, 0, 0, 0, 0],
+                [1, 1, 1, 0, 0, 0],
+                [1, 1, 1, 1, 0, 0],
+                [0, 0, 1, 1, 1, 0],
+                [0, 0, 1, 1, 1, 1],
+            ],
+        ),
+    ],
+)
+def test_causal_blocks_of_segments(segments, expected, rows):
+    """Segments of two events; an event sees its own segment, and with 2 the one before."""
+    blocks = causal_blocks(6, 0, rows, segment=2, segments=segments)
+    np.testing.assert_array_equal(whole_mask(blocks, 6), expected)
+
+
+def test_a_segment_longer_than_two_blocks_is_cut():
+    blocks = causal_blocks(5, 0, rows=2, segment=5, segments=1)
+    assert [(b.row_start, b.row_stop) for b in blocks] == [(0, 2), (2, 4), (4, 5)]
+    np.testing.assert_array_equal(whole_mask(blocks, 5), np.tril(np.ones((5, 5))))
+
+
+def test_events_after_slots_see_no_slots():
+    [block] = causal_blocks(3, first=2)
+    assert (block.row_start, block.row_stop, block.key_start, block.key_stop) == (2, 5, 2, 5)
+    # keys: 3 items
+    np.testing.assert_array_equal(mask_of(block, 2)[0], [[1, 0, 0], [1, 1, 0], [1, 1, 1]])
+
+
+def test_cached_slots_are_keys_but_no_rows():
+    """Two cached slots, a query token and two events; rows are the query and the events."""
+    visible = visible_range([0, 1, 1], [3, 2, 2], [0, 0, 0], [2, 1, 2])
+    block = Block(visible, row_start=2, row_stop=5, key_start=0, key_stop=5)
+    # keys: 2 cached slots, 1 query | 2 items
+    expected = [[1, 1, 1, 1, 1], [0, 1, 0, 1, 0], [0, 1, 0, 1, 1]]
+    np.testing.assert_array_equal(mask_of(block, 3)[0], expected)

@@ -57,6 +57,17 @@ def test_intervals_against_a_literal_mask():
     np.testing.assert_array_equal(interval_mask(layout_intervals(layout), 5)[0], expected)
 
 
+def test_tiles_against_literal_masks():
+    """Two tiles of two rows, tiles of two keys: slots 0 to 2 | items 3 to 7."""
+    # rows: 1 1 1 | 1 1 0 0 0
+    #       0 0 1 | 1 1 1 0 0
+    #       0 0 0 | 0 0 0 1 1
+    #       0 0 0 | 0 0 0 0 1
+    intervals = jnp.array([[[0, 2, 0, 0], [3, 3, 0, 0], [3, 3, 6, 7], [5, 6, 8, 8]]], jnp.int32)
+    # The first rows read tiles 0, 1 for slots (tile 1 holds item 3 too), then tile 2 for items.
+    np.testing.assert_array_equal(visible_tiles(intervals, 2, 2)[0], [[0, 2, 2, 3], [0, 0, 3, 4]])
+
+
 @pytest.mark.parametrize("name", small_layouts())
 def test_intervals_are_the_mask_and_tiles_cover_it(name):
     layout = small_layouts()[name]()

@@ -14,9 +14,12 @@ from rec2pm_jax.methods import layout as layouts
 from rec2pm_jax.nn.attention import (
     AttentionDropout,
     AttentionSpec,
+    Layout,
     ScoreNormalizer,
+    VisibleRange,
     attend,
     causal_blocks,
+    mask_of,
     row_bands,
 )
 from rec2pm_jax.nn.attention.row_bands import group_blocks
@@ -73,6 +76,24 @@ def qkv(layout):
     rng = np.random.default_rng(0)
     shape = (USERS, layout.blocks[-1].row_stop, 2, 3)
     return tuple(rng.normal(0, 1, shape).astype(np.float32) for _ in range(3))
+
+
+def test_masks_of_a_band_against_literal_ones(monkeypatch):
+    """Segments of two events, blocks of one segment: each block reads two segments of items."""
+    monkeypatch.setattr(row_bands, "UNROLLED_BLOCKS", 0)
+    monkeypatch.setattr(row_bands, "MAX_PADDED_KEYS", 2)
+    blocks = causal_blocks(6, 0, rows=2, segment=2, segments=2)
+    [band] = group_blocks(Layout(blocks, None, None, None, None, num_slots=0))
+    assert band.width == 4 and band.starts.tolist() == [0, 0, 2]
+    expected = [
+        [[1, 0, 0, 0], [1, 1, 0, 0]],  # items 0 to 3
+        [[1, 1, 1, 0], [1, 1, 1, 1]],  # items 0 to 3
+        [[1, 1, 1, 0], [1, 1, 1, 1]],  # items 2 to 5
+    ]
+    ranges = band.relative_ranges(0)
+    for number, mask in enumerate(expected):
+        visible = VisibleRange(*(bound[number] for bound in ranges))
+        np.testing.assert_array_equal(mask_of(band.relative_block(visible, 0), 0)[0], mask)
 
 
 @pytest.mark.parametrize("norm", [0.0, 5.0])

@@ -11,7 +11,7 @@ import pytest
 
 from rec2pm_jax.config import ComputeConfig, LossConfig
 from rec2pm_jax.nn.catalogue import chunked_sums, losses
-from rec2pm_jax.nn.catalogue.losses import Positions, catalogue_logits, to_item_vectors
+from rec2pm_jax.nn.catalogue.losses import Positions, catalogue_logits, to_item_vectors, to_queries
 
 
 def loss_of(config, vectors, table, targets, weights, rng, numbers, chunk_bytes=1 << 21):
@@ -177,6 +177,18 @@ def test_zero_vectors_are_normalised_without_nan():
         jnp.zeros((T, D))
     )
     assert np.all(np.isfinite(gradient))
+
+
+@pytest.mark.parametrize("norm", [1e-2, 1e-4, 1e-6])
+def test_small_vectors_are_normalised_with_epsilon_1e_12(norm):
+    """At a norm of 1e-6 the epsilon halves the squared length; at 1e-4 and above it does not show."""
+    x = norm * np.array([[0.6, -0.8, 0.0], [0.0, 0.0, 1.0]])
+    expected = x / np.sqrt(np.sum(x * x, axis=-1, keepdims=True) + 1e-12)
+    config, single = LossConfig(normalize=True, temperature=0.5), jnp.asarray(x, jnp.float32)
+    np.testing.assert_allclose(to_item_vectors(config, single), expected, rtol=1e-5)
+    np.testing.assert_allclose(to_queries(config, single), expected / 0.5, rtol=1e-5)
+    length = np.linalg.norm(to_item_vectors(config, single), axis=-1)
+    np.testing.assert_allclose(length, 0.5**0.5 if norm == 1e-6 else 1.0, rtol=1e-4)
 
 
 def many(positions=23, items=17):
