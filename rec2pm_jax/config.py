@@ -100,24 +100,29 @@ class ModelConfig:
     Attributes:
       backbone: a name registered in `nn/registry.py`: sasrec or hstu.
       layers: layers of the backbone.
-      heads: attention heads; must divide `dim`.
+      heads: attention heads.
       dim: D, width of tokens and of an item's vector.
+      head_dim: features of a query, key or value per head. None: dim / heads.
       dropout: rate of dropout, rounded to a multiple of 1/256.
-      identity_init: sasrec: values and memory start as copies of their input; see `nn/sasrec.py`.
+      ffn_dim: sasrec: hidden width of the feed-forward part. None: dim.
+      identity_init: sasrec: values and memory start as copies of their input; see
+        `nn/layers/sasrec.py`.
       relative_bias: hstu: none, position, or position_time (needs a dataset with times).
       score_norm: hstu: N, the constant that divides attention scores. None: the training window.
       event_types: event types that are embedded. 0: types are not used.
       dtype: compute dtype, float32 or bfloat16. Parameters are float32.
       table: whole (each device holds the item table) or sharded (each device holds some rows).
 
-    Rarely changed: identity_init, score_norm, dtype, table.
+    Rarely changed: head_dim, ffn_dim, identity_init, score_norm, dtype, table.
     """
 
     backbone: str = "sasrec"
     layers: int = 2
     heads: int = 2
     dim: int = 64
+    head_dim: int | None = None
     dropout: float = 0.1
+    ffn_dim: int | None = None
     identity_init: bool = True
     relative_bias: str = "none"
     score_norm: float | None = None
@@ -129,26 +134,23 @@ class ModelConfig:
         _one_of(self.relative_bias, ("none", "position", "position_time"), "model.relative_bias")
         _one_of(self.dtype, ("float32", "bfloat16"), "model.dtype")
         _one_of(self.table, ("whole", "sharded"), "model.table")
-        _require_at_least(1, "model", self, ("layers", "heads", "dim"))
+        _require_at_least(1, "model", self, ("layers", "heads", "dim", "head_dim", "ffn_dim"))
         _require(0 <= self.dropout < 1, "model.dropout", "in [0, 1)", self.dropout)
         _require_at_least(0, "model", self, ("event_types",))
         if self.score_norm is not None:
             _require(self.score_norm > 0, "model.score_norm", "> 0", self.score_norm)
-        _require(
-            self.dim % self.heads == 0,
-            "model.heads",
-            f"a divisor of model.dim={self.dim}",
-            self.heads,
-        )
+        if self.head_dim is None:
+            rule = f"a divisor of model.dim={self.dim} (or set model.head_dim)"
+            _require(self.dim % self.heads == 0, "model.heads", rule, self.heads)
 
     @property
-    def head_dim(self) -> int:
+    def key_dim(self) -> int:
         """Features of a query, key or value per head."""
-        return self.dim // self.heads
+        return self.head_dim or self.dim // self.heads
 
 
 # Fields of `ModelConfig` that only some backbones read; a backbone names its own when it registers.
-BACKBONE_FIELDS = ("identity_init", "relative_bias", "score_norm")
+BACKBONE_FIELDS = ("ffn_dim", "identity_init", "relative_bias", "score_norm")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -199,19 +201,16 @@ class LossConfig:
     """The next-item loss over the catalogue. Logits are cosines of outputs and item vectors.
 
     Attributes:
-      kind: full_softmax (all items) or sampled_softmax (the target and `negatives` sampled items).
-      negatives: uniform negatives of sampled_softmax.
+      negatives: uniform negatives of a sampled softmax. None: the full softmax over all items.
       sharing: shared (one set of negatives per step) or per_position (a set for each position).
       temperature: divides the cosines.
     """
 
-    kind: str = "full_softmax"
-    negatives: int = 128
+    negatives: int | None = None
     sharing: str = "shared"
     temperature: float = 0.05
 
     def __post_init__(self) -> None:
-        _one_of(self.kind, ("full_softmax", "sampled_softmax"), "loss.kind")
         _one_of(self.sharing, ("shared", "per_position"), "loss.sharing")
         _require_at_least(1, "loss", self, ("negatives",))
         _require(self.temperature > 0, "loss.temperature", "> 0", self.temperature)
@@ -290,22 +289,20 @@ class ComputeConfig:
     """How results are computed, not what they are: they agree up to rounding.
 
     Attributes:
-      attention: auto, dense, blockwise, pallas or cudnn; see `nn/attention/attend.py`.
+      attention: auto, dense, blockwise, pallas or cudnn; see `nn/attention/dispatch.py`.
       platform: platform that programs are compiled for: cpu, gpu or tpu. auto: the one in use.
       accumulate: micro-batches per step. More of them take less memory, and stay in a CPU's cache.
-      scan_layers: compile one layer and loop over it. False unrolls all layers.
       recompute: what a backward pass recomputes: auto, layer or none; see `nn/recompute.py`.
       devices: devices that share a step. 0: all devices of the job.
       bucket_rows: rows of a sharded table that a device may request from another per step. None:
         derived from the batch.
 
-    Rarely changed: platform, scan_layers, recompute, bucket_rows.
+    Rarely changed: platform, recompute, bucket_rows.
     """
 
     attention: str = "auto"
     platform: str = "auto"
     accumulate: int = 1
-    scan_layers: bool = True
     recompute: str = "auto"
     devices: int = 1
     bucket_rows: int | None = None
@@ -350,8 +347,12 @@ class Config:
 
     def _check_sharded(self) -> None:
         """Check that a step needs no more rows of the table than its batch and its negatives."""
+        if self.loss.negatives is None:
+            raise UserError(
+                "config.model.table=sharded needs config.loss.negatives, the number of sampled "
+                "negatives: no device sees the whole catalogue."
+            )
         needed = {
-            "loss.kind": "sampled_softmax",
             "loss.sharing": "shared",
             "optim.table": "rowwise_adagrad",
             "train.partition": "jit",

@@ -17,8 +17,8 @@ from rec2pm_jax.errors import UserError
 from rec2pm_jax.methods import sharded_serving
 from rec2pm_jax.methods.method import Method
 from rec2pm_jax.methods.registry import make_method
+from rec2pm_jax.nn.catalogue.sharded_table import check_shards, packed_shape, table_rows
 from rec2pm_jax.nn.embedding import TABLE
-from rec2pm_jax.nn.item_rows import check_shards, packed_shape, table_rows
 from rec2pm_jax.train.partition import AXIS, make_program, specs_of
 from rec2pm_jax.typing import Events, Params
 

@@ -1,12 +1,10 @@
 """The catalogue of a sharded item table, for evaluation: rows on request, ranks and the best items.
 
-The table is a global array over a mesh (see `nn.item_rows`). Every process of the job has to make the
+The table is a global array over a mesh (see `nn.catalogue`). Every process of the job has to make the
 same calls, each with arguments of its own where that is said.
 """
 
 from __future__ import annotations
-
-import functools
 
 import jax
 import jax.numpy as jnp
@@ -16,10 +14,10 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from rec2pm_jax.config import LossConfig
-from rec2pm_jax.nn.exchange import fetch, plan_exchange
-from rec2pm_jax.nn.item_rows import rows_of
-from rec2pm_jax.nn.losses import prepare
-from rec2pm_jax.nn.sharded_scoring import sharded_ranks, sharded_top_k
+from rec2pm_jax.nn.catalogue.losses import to_item_vectors, to_queries
+from rec2pm_jax.nn.catalogue.row_exchange import fetch, plan_exchange
+from rec2pm_jax.nn.catalogue.sharded_scoring import sharded_ranks, sharded_top_k
+from rec2pm_jax.nn.catalogue.sharded_table import ids_to_rows
 from rec2pm_jax.typing import Array
 
 _IDS = 1024  # rows that a device asks for in one call
@@ -72,45 +70,36 @@ def best(
     return _best(table.sharding.mesh, loss, num_items, k, table, vectors)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
 def _fetch(mesh, dim, table, ids):
     [axis] = mesh.axis_names
 
     def body(table, ids):
         count, rows = ids.size, table.size // dim * mesh.size
-        at = rows_of(ids.reshape(-1), rows)
+        at = ids_to_rows(ids.reshape(-1), rows)
         exchange, places = plan_exchange(at, rows, mesh.size, count, axis)
         return fetch(table, exchange, count, dim, axis)[places][None]
 
     return _map(body, mesh, (P(axis), P(axis)), P(axis))(table, ids)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _ranks(mesh, loss, num_items, table, vectors, targets):
     [axis] = mesh.axis_names
 
     def body(table, vectors, targets):
-        queries, rows = _prepared(loss, vectors, table)
-        return sharded_ranks(queries, targets, table, num_items, rows, axis)
+        queries, transform = to_queries(loss, vectors), to_item_vectors
+        return sharded_ranks(queries, targets, table, num_items, transform, axis)
 
     return _map(body, mesh, (P(axis), P(), P()), P())(table, vectors, targets)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
 def _best(mesh, loss, num_items, k, table, vectors):
     [axis] = mesh.axis_names
 
     def body(table, vectors):
-        queries, rows = _prepared(loss, vectors, table)
-        return sharded_top_k(queries, table, k, num_items, rows, axis)
+        queries, transform = to_queries(loss, vectors), to_item_vectors
+        return sharded_top_k(queries, table, k, num_items, transform, axis)
 
     return _map(body, mesh, (P(axis), P()), (P(), P()))(table, vectors)
-
-
-def _prepared(loss: LossConfig, vectors: Array, table: Array):
-    """Queries, and the function that prepares rows: their dot products are the logits."""
-    queries, _ = prepare(loss, vectors, table[:1, : vectors.shape[1]])
-    return queries, lambda rows: prepare(loss, vectors, rows)[1]
 
 
 def _map(body, mesh, in_specs, out_specs):

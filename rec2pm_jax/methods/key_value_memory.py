@@ -37,7 +37,7 @@ class KeyValueMemory(Memory):
     @property
     def slot_dim(self) -> int:
         model = self.config.model
-        return 2 * model.layers * model.heads * model.head_dim
+        return 2 * model.layers * model.heads * model.key_dim
 
     @property
     def dtype(self) -> jnp.dtype:
@@ -96,6 +96,6 @@ class KeyValueMemory(Memory):
     def _unpack(self, memory: Array) -> KeyValues:
         """Undo `_pack`."""
         model = self.config.model
-        both = memory.reshape(*memory.shape[:2], model.layers, 2, model.heads, model.head_dim)
+        both = memory.reshape(*memory.shape[:2], model.layers, 2, model.heads, model.key_dim)
         both = jnp.moveaxis(both, (0, 1), (2, 3))
         return KeyValues(both[:, 0], both[:, 1])

@@ -14,10 +14,17 @@ from rec2pm_jax.methods.sketch import item_parts
 from rec2pm_jax.nn.attention import KeyValues, Layout
 from rec2pm_jax.nn.backbone import Backbone
 from rec2pm_jax.nn.cache import InPlaceCache, Rows
+from rec2pm_jax.nn.catalogue.losses import (
+    Positions,
+    catalogue_logits,
+    loss_chunk_bytes,
+    next_item_loss,
+    to_item_vectors,
+    to_queries,
+)
+from rec2pm_jax.nn.catalogue.topk import top_k
 from rec2pm_jax.nn.embedding import TABLE, EventEmbedding
-from rec2pm_jax.nn.losses import catalogue_logits, chunk_bytes, next_item_loss, prepare
 from rec2pm_jax.nn.registry import LayerSpec
-from rec2pm_jax.nn.topk import top_k
 from rec2pm_jax.typing import Array, Events, Params, PRNGKey
 
 _NEGATIVES = "negatives"  # in params, see `with_step_rows`
@@ -129,8 +136,7 @@ class Network:
 
         The dot product of a row with a prepared output is a logit.
         """
-        table = self.table(params)
-        return prepare(self.config.loss, table[:1], table)[1]
+        return to_item_vectors(self.table(params))
 
     def score(self, params: Params, vectors: Array, catalogue: Array | None = None) -> Array:
         """Score all items: [..., W] -> float32 logits [..., V]; the padding column is -inf.
@@ -147,13 +153,10 @@ class Network:
         self, params: Params, vectors: Array, k: int, catalogue: Array | None = None
     ) -> tuple[Array, Array]:
         """Return the k highest scores and their items, best first; see `Method.best`."""
-        loss, table = self.config.loss, self.table(params)
-        queries, _ = prepare(loss, vectors, table[:1])
+        queries, table = to_queries(self.config.loss, vectors), self.table(params)
         if catalogue is not None:
             return top_k(queries, catalogue, k, first=1)
-        return top_k(
-            queries, table, k, first=1, prepare=lambda rows: prepare(loss, vectors, rows)[1]
-        )
+        return top_k(queries, table, k, first=1, transform=to_item_vectors)
 
     def table(self, params: Params) -> Array:
         """Return the item vectors [V, W]."""
@@ -187,15 +190,18 @@ class Network:
         """
         rng = jax.random.key(0) if rng is None else rng
         length = targets.shape[1]
-        positions = rows[:, None] * length + jnp.arange(length, dtype=jnp.int32)
-        return next_item_loss(
-            self.config.loss,
+        numbers = rows[:, None] * length + jnp.arange(length, dtype=jnp.int32)
+        positions = Positions(
             vectors.reshape(-1, vectors.shape[-1]),
-            self.table(params),
             targets.reshape(-1),
             weights.reshape(-1),
+            numbers.reshape(-1),
+        )
+        return next_item_loss(
+            self.config.loss,
+            self.table(params),
+            positions,
             rng,
-            positions.reshape(-1),
-            chunk_bytes(self.config.compute),
+            loss_chunk_bytes(self.config.compute),
             params.get(_NEGATIVES),
         )

@@ -15,11 +15,11 @@ import jax.numpy as jnp
 from rec2pm_jax.config import Config
 from rec2pm_jax.methods.method import Method
 from rec2pm_jax.methods.registry import make_method
+from rec2pm_jax.nn.catalogue.losses import to_item_vectors, to_queries
+from rec2pm_jax.nn.catalogue.row_exchange import bucket_capacity, fetch, plan_exchange
+from rec2pm_jax.nn.catalogue.sharded_scoring import top_k_per_device
+from rec2pm_jax.nn.catalogue.sharded_table import ids_to_rows, table_rows
 from rec2pm_jax.nn.embedding import TABLE
-from rec2pm_jax.nn.exchange import bucket_capacity, fetch, plan_exchange
-from rec2pm_jax.nn.item_rows import rows_of, table_rows
-from rec2pm_jax.nn.losses import prepare
-from rec2pm_jax.nn.sharded_scoring import top_k_for_each
 from rec2pm_jax.typing import PADDING_ID, Array, Events, Params, State
 
 
@@ -63,12 +63,10 @@ class ShardedServing:
         table = params["embedding"][TABLE]
         method, own, events, needed, fits = self._with_rows(params, events)
         vectors = method.read(own, state, events, valid, time)
-        queries, _ = prepare(self.config.loss, vectors, own["embedding"][TABLE][:1])
-
-        def rows(part: Array) -> Array:
-            return prepare(self.config.loss, vectors, part)[1]
-
-        scores, ids = top_k_for_each(queries, table, k, self.num_items, rows, self.axis_name)
+        queries = to_queries(self.config.loss, vectors)
+        scores, ids = top_k_per_device(
+            queries, table, k, self.num_items, to_item_vectors, self.axis_name
+        )
         return jnp.where(fits, scores, jnp.nan), ids, needed
 
     def update(
@@ -95,7 +93,9 @@ class ShardedServing:
         # Padding has the lowest row, so it stays id 0.
         ids = jnp.append(jnp.int32(PADDING_ID), events.ids)
         capacity = self.config.compute.bucket_rows or bucket_capacity(len(ids), shards)
-        exchange, places = plan_exchange(rows_of(ids, rows), rows, shards, capacity, self.axis_name)
+        exchange, places = plan_exchange(
+            ids_to_rows(ids, rows), rows, shards, capacity, self.axis_name
+        )
         fetched = fetch(table, exchange, len(ids), dim, self.axis_name)
         needed = jax.lax.pmax(exchange.needed, self.axis_name)
         own = {**params, "embedding": {**params["embedding"], TABLE: fetched}}

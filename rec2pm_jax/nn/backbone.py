@@ -16,6 +16,8 @@ from rec2pm_jax.nn.recompute import layer_pass
 from rec2pm_jax.nn.registry import BACKBONES, LayerSpec
 from rec2pm_jax.typing import Array, Params, PRNGKey
 
+SCAN_LAYERS = True  # False unrolls all layers: XLA's cost reports count the body of a loop once
+
 
 @dataclasses.dataclass(frozen=True)
 class Backbone:
@@ -61,7 +63,7 @@ class Backbone:
         """
         config, compute = self.spec.config, self.spec.compute
         layer = _new_layer(self.spec, parent=None)
-        unroll = unroll or not compute.scan_layers
+        unroll = unroll or not SCAN_LAYERS
         kept, first = cache if isinstance(cache, InPlaceCache) else (cache, None)
         keys = None
         if rng is not None:

@@ -26,8 +26,8 @@ from rec2pm_jax import config_dict
 from rec2pm_jax.config import Config
 from rec2pm_jax.errors import UserError
 from rec2pm_jax.methods.registry import make_method
+from rec2pm_jax.nn.catalogue.sharded_table import ids_to_rows, packed_shape, table_rows, take_rows
 from rec2pm_jax.nn.embedding import TABLE
-from rec2pm_jax.nn.item_rows import packed_shape, rows_of, table_rows, take_rows
 from rec2pm_jax.train.step import TrainState
 from rec2pm_jax.typing import Params
 
@@ -202,7 +202,7 @@ def load_for_inference(workdir: str | Path, which: str = "best") -> tuple[Config
     params = restored["params"]
     if config.model.table == "sharded":  # back to the order of ids
         ids = jnp.arange(meta["num_items"] + 1, dtype=jnp.int32)
-        rows = rows_of(ids, table_rows(meta["num_items"]))
+        rows = ids_to_rows(ids, table_rows(meta["num_items"]))
         params = _with_table(params, lambda table: take_rows(table, rows, config.item_dim))
     return config, params, meta
 

@@ -11,8 +11,14 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from rec2pm_jax.methods.method import Method
+from rec2pm_jax.nn.catalogue.sharded_table import (
+    SLICES,
+    insert_new_rows,
+    packed_shape,
+    rows_to_ids,
+    table_rows,
+)
 from rec2pm_jax.nn.embedding import ITEM_SCALE, TABLE
-from rec2pm_jax.nn.item_rows import SLICES, deepened, ids_at, packed_shape, table_rows
 from rec2pm_jax.train.sharded_step import fresh_rows
 from rec2pm_jax.train.step import TrainState
 from rec2pm_jax.typing import Array, Params
@@ -61,7 +67,7 @@ def grow_state(state: TrainState, method: Method, seed: int) -> TrainState:
 
 
 def _grow_sharded(state: TrainState, method: Method, seed: int) -> TrainState:
-    """New rows are those that a run over all the items begins with. See `item_rows.deepened`."""
+    """New rows are those that a run over all the items begins with, see `insert_new_rows`."""
     dim, rows = method.config.item_dim, table_rows(method.num_items)
     table, adagrad = state.params["embedding"][TABLE], state.opt_state["table"]
     mesh = table.sharding.mesh
@@ -74,9 +80,11 @@ def _grow_sharded(state: TrainState, method: Method, seed: int) -> TrainState:
     def grow(table: Array, accumulator: Array) -> tuple[Array, Array]:
         own = slices * jax.lax.axis_index(axis) + jnp.arange(slices, dtype=jnp.int32)
         index = own[:, None] * depth + depth - more + jnp.arange(more, dtype=jnp.int32)
-        fresh = fresh_rows(seed, ids_at(index.reshape(-1), rows), dim).reshape(slices, more, dim)
-        table = deepened(table.reshape(-1, dim), rows, fresh)
-        accumulator = deepened(accumulator, rows, jnp.zeros((slices, more)))
+        fresh = fresh_rows(seed, rows_to_ids(index.reshape(-1), rows), dim).reshape(
+            slices, more, dim
+        )
+        table = insert_new_rows(table.reshape(-1, dim), rows, fresh)
+        accumulator = insert_new_rows(accumulator, rows, jnp.zeros((slices, more)))
         return table.reshape(packed_shape(len(table), dim)), accumulator
 
     by_rows = PartitionSpec(axis)

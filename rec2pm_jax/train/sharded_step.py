@@ -15,17 +15,22 @@ from rec2pm_jax.config import Config
 from rec2pm_jax.methods.method import Method
 from rec2pm_jax.methods.network import with_step_rows
 from rec2pm_jax.methods.registry import make_method
-from rec2pm_jax.nn.embedding import TABLE
-from rec2pm_jax.nn.exchange import bucket_capacity, fetch, plan_exchange, return_gradients
-from rec2pm_jax.nn.item_rows import (
+from rec2pm_jax.nn.catalogue.row_exchange import (
+    bucket_capacity,
+    fetch,
+    plan_exchange,
+    return_gradients,
+)
+from rec2pm_jax.nn.catalogue.sharded_table import (
     add_to_rows,
     check_shards,
-    ids_at,
+    ids_to_rows,
     initial_rows,
     packed_shape,
-    rows_of,
+    rows_to_ids,
     table_rows,
 )
+from rec2pm_jax.nn.embedding import TABLE
 from rec2pm_jax.train.optimizer import make_dense_optimizer, make_table_schedule
 from rec2pm_jax.train.rowwise_adagrad import RowwiseAdagradState, scaled_rows
 from rec2pm_jax.train.step import (
@@ -53,7 +58,7 @@ def init_sharded_state(
 ) -> TrainState:
     """This device's part of the state before the first step; the whole table is never made.
 
-    `params` is as `Method.init` returns it but for this part of the table, see `nn.item_rows`;
+    `params` is as `Method.init` returns it but for this part of the table, see `sharded_table`;
     `opt_state` is {"dense": of `optimizer`, "table": RowwiseAdagradState}.
 
     Raises:
@@ -66,7 +71,9 @@ def init_sharded_state(
     count = table_rows(method.num_items) // shards
     first = count * (jax.lax.axis_index(axis_name) if axis_name else 0)
     index = first + jnp.arange(count, dtype=jnp.int32)
-    table = fresh_rows(seed, ids_at(index, count * shards), dim).reshape(packed_shape(count, dim))
+    table = fresh_rows(seed, rows_to_ids(index, count * shards), dim).reshape(
+        packed_shape(count, dim)
+    )
     adagrad = RowwiseAdagradState(jnp.zeros((), jnp.int32), jnp.zeros(count))
     opt_state = {"dense": optimizer.init(dense), "table": adagrad}
     return TrainState(jnp.zeros((), jnp.int32), _join(dense, table), opt_state)
@@ -108,7 +115,7 @@ def make_sharded_step(
         padding = jnp.full(1, PADDING_ID, jnp.int32)  # has the lowest row, so it stays id 0
         ids = jnp.concatenate([padding, drawn, batch["ids"].reshape(-1)])
         capacity = config.compute.bucket_rows or bucket_capacity(len(ids), shards)
-        exchange, places = plan_exchange(rows_of(ids, rows), rows, shards, capacity, axis_name)
+        exchange, places = plan_exchange(ids_to_rows(ids, rows), rows, shards, capacity, axis_name)
         fetched = fetch(table, exchange, len(ids), dim, axis_name)
         own = batch | {"ids": places[1 + negatives :].reshape(batch["ids"].shape)}
 

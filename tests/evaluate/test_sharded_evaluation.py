@@ -13,7 +13,7 @@ from rec2pm_jax.evaluate.evaluator import evaluate
 from rec2pm_jax.evaluate.metrics import target_ranks
 from rec2pm_jax.evaluate.validation import validate
 from rec2pm_jax.methods.registry import make_method
-from rec2pm_jax.nn.losses import catalogue_logits, prepare
+from rec2pm_jax.nn.catalogue.losses import catalogue_logits, to_item_vectors
 from rec2pm_jax.train.partition import local_replica
 from tests.helpers.data import make_dataset
 from tests.helpers.methods import large_parameters
@@ -33,8 +33,8 @@ def catalogue():
 
 
 def all_logits(table, queries):
-    _, prepared = prepare(LOSS, queries, jnp.asarray(table))
-    return catalogue_logits(LOSS, queries, prepared)
+    item_vectors = to_item_vectors(jnp.asarray(table))
+    return catalogue_logits(LOSS, queries, item_vectors)
 
 
 @pytest.mark.parametrize("devices", [1, 8])

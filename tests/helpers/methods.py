@@ -9,7 +9,6 @@ import numpy as np
 import optax
 
 from rec2pm_jax.config import (
-    ComputeConfig,
     Config,
     DataConfig,
     LossConfig,
@@ -35,12 +34,11 @@ def make(
     max_groups=2,
     model=(),
     loss=(),
-    compute=(),
     **method,
 ):
     """(method, params): S = 3, K = 3, C = 2, two layers of width 8, no dropout.
 
-    `model`, `loss` and `compute` are tuples of (field, value); other keywords are fields of MethodConfig.
+    `model` and `loss` are tuples of (field, value); other keywords are fields of MethodConfig.
     """
     model = dict(
         backbone=backbone, layers=2, heads=2, dim=DIM, dropout=0.0, relative_bias=bias
@@ -50,7 +48,6 @@ def make(
         model=ModelConfig(**model),
         method=MethodConfig(name=name, memory=memory, slots=SLOTS, max_groups=max_groups, **method),
         loss=LossConfig(**dict(loss)),
-        compute=ComputeConfig(**dict(compute)),
     )
     made = make_method(config, ITEMS)
     return made, large_parameters(made)

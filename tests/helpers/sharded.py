@@ -23,8 +23,8 @@ from rec2pm_jax.config import (
 )
 from rec2pm_jax.methods.network import with_step_rows
 from rec2pm_jax.methods.registry import make_method
+from rec2pm_jax.nn.catalogue.sharded_table import ids_to_rows, packed_shape, table_rows
 from rec2pm_jax.nn.embedding import TABLE
-from rec2pm_jax.nn.item_rows import packed_shape, rows_of, table_rows
 from rec2pm_jax.train import partition as partition_lib
 from rec2pm_jax.train.optimizer import make_optimizer
 from rec2pm_jax.train.partition import AXIS, make_mesh
@@ -37,7 +37,7 @@ CONFIG = Config(
     data=DataConfig(segment=3, segments=3),
     model=ModelConfig(layers=1, heads=2, dim=8, dropout=0.0, table="sharded"),
     method=MethodConfig(slots=2),
-    loss=LossConfig(kind="sampled_softmax", negatives=32),
+    loss=LossConfig(negatives=32),
     optim=OptimConfig(
         learning_rate=0.02, warmup_steps=3, schedule="constant", table="rowwise_adagrad"
     ),
@@ -76,7 +76,7 @@ def by_id(params, config: Config = CONFIG):
     """Params with the table [V, W] in the order of ids."""
     embedding = params["embedding"]
     table = embedding[TABLE].reshape(-1, config.item_dim)
-    table = table[rows_of(np.arange(ITEMS + 1), len(table))]
+    table = table[ids_to_rows(np.arange(ITEMS + 1), len(table))]
     return {**params, "embedding": {**embedding, TABLE: table}}
 
 
@@ -107,6 +107,6 @@ def shard_table(by_id: np.ndarray, devices: int):
     """The table [V, D] in the order of ids -> its rows over the first devices; unused rows are NaN."""
     rows = table_rows(len(by_id) - 1)
     table = np.full((rows, by_id.shape[1]), np.nan, np.float32)
-    table[rows_of(np.arange(len(by_id)), rows)] = by_id
+    table[ids_to_rows(np.arange(len(by_id)), rows)] = by_id
     table = table.reshape(packed_shape(*table.shape))
     return jax.device_put(table, NamedSharding(make_mesh(jax.devices()[:devices]), P(AXIS)))

@@ -23,7 +23,7 @@ def full_mask(layout, tokens, user=0):
         assert (rows == -1).all()  # blocks are disjoint
         rows[:] = 0
         mask = np.asarray(mask_of(block, layout.num_slots))
-        keys = block.keys(np.arange(tokens)[None], layout.num_slots)[0]
+        keys = block.select_keys(np.arange(tokens)[None], layout.num_slots)[0]
         rows[:, keys] = mask[min(user, len(mask) - 1)]
     return matrix
 

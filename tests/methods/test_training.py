@@ -278,7 +278,7 @@ def test_dropout_needs_a_key_and_changes_the_loss():
 
 
 def test_sampled_softmax_in_training():
-    method, params = make(loss=(("kind", "sampled_softmax"), ("negatives", 5)))
+    method, params = make(loss=(("negatives", 5)))
     terms = terms_of(method, params, batch_of([10, 5], 10), jax.random.key(0))
     assert all(np.isfinite(total) for total, _ in terms.values())
     assert terms["ar"][1] == 9 + 4
@@ -295,7 +295,7 @@ def test_sampled_softmax_in_training():
 )
 def test_randomness_does_not_depend_on_the_division_of_the_batch(name, sharing):
     """An example draws dropout, live memories and negatives whatever its batch mates are."""
-    loss = (("kind", "sampled_softmax"), ("negatives", 4), ("sharing", sharing))
+    loss = (("negatives", 4), ("sharing", sharing))
     method, params = make(name=name, model=(("dropout", 0.5),), loss=loss, live_memory_prob=0.5)
     batch = batch_of([10, 8, 10], 10)
     whole = terms_of(method, params, batch, jax.random.key(3))

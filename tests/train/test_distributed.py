@@ -24,7 +24,6 @@ OVERRIDES = {
     "compute.devices": 0,
     "data.segment": 5,
     "data.segments": 3,
-    "loss.kind": "sampled_softmax",
     "loss.negatives": 16,
     "method.name": "recent",
     "model.dim": 16,

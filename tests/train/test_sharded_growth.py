@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from rec2pm_jax.methods.registry import make_method
-from rec2pm_jax.nn.item_rows import rows_of, table_rows
+from rec2pm_jax.nn.catalogue.sharded_table import ids_to_rows, table_rows
 from rec2pm_jax.train.growth import grow_state, with_items
 from rec2pm_jax.train.loop import train_on
 from rec2pm_jax.train.partition import make_partition
@@ -25,7 +25,7 @@ def partition_of(items: int, devices: int = 4):
 
 def by_id(state, items: int):
     """(table [V, D], accumulator [V]) in the order of ids."""
-    rows = rows_of(np.arange(items + 1), table_rows(items))
+    rows = ids_to_rows(np.arange(items + 1), table_rows(items))
     table = np.asarray(state.params["embedding"]["item_embedding"])
     accumulator = np.asarray(state.opt_state["table"].accumulator)
     return table.reshape(len(accumulator), -1)[rows], accumulator[rows]
@@ -70,7 +70,7 @@ def test_a_run_goes_on_with_more_items_on_other_devices(tmp_path):
 
     before = run(ITEMS, 4, 2, "data")[-1]
     after, *_ = run(MORE, 2, 4, "grown", grown_from=("data",))  # validated at once
-    rows = [rows_of(np.arange(ITEMS + 1), table_rows(n)) for n in (ITEMS, MORE)]
+    rows = [ids_to_rows(np.arange(ITEMS + 1), table_rows(n)) for n in (ITEMS, MORE)]
     tables = [p["embedding"]["item_embedding"].reshape(-1, SMALL.item_dim) for p in (before, after)]
     np.testing.assert_array_equal(tables[0][rows[0]], tables[1][rows[1]])
 

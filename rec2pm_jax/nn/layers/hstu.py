@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from rec2pm_jax.nn.attend import attend, watcher
-from rec2pm_jax.nn.attention import Block, KeyValues, Layout, ScoreNormalizer
+from rec2pm_jax.nn.attention import (
+    AttentionSpec,
+    Block,
+    KeyValues,
+    Layout,
+    ScoreNormalizer,
+    attend,
+    weight_recorder,
+)
 from rec2pm_jax.nn.cache import InPlaceCache, Rows
 from rec2pm_jax.nn.dropout import Dropout
 from rec2pm_jax.nn.registry import LayerSpec, register_backbone
@@ -64,7 +70,7 @@ class HSTULayer(nn.Module):
             nn.LayerNorm, epsilon=EPSILON, use_bias=False, use_scale=False, dtype=dtype
         )
         uvqk = nn.DenseGeneral(
-            (4, config.heads, config.head_dim),
+            (4, config.heads, config.key_dim),
             use_bias=False,
             kernel_init=nn.initializers.normal(0.02),
             dtype=dtype,
@@ -77,11 +83,8 @@ class HSTULayer(nn.Module):
         own = KeyValues(k, v)
         k, v = own if cache is None else cache.before(own)
 
-        a = attend(
-            *(q, k, v, layout, ScoreNormalizer(self.spec.score_norm), self._bias(layout)),
-            compute=self.spec.compute,
-            watch=watcher(self),
-        )
+        spec = AttentionSpec(ScoreNormalizer(self.spec.score_norm), self._biases(layout))
+        a = attend(q, k, v, layout, spec, self.spec.compute, record=weight_recorder(self))
         a = a.reshape(*a.shape[:2], -1)
         gated = u.reshape(a.shape) * layer_norm(name="output_norm")(a)
         gated = Dropout(config.dropout)(gated, rows)
@@ -90,8 +93,8 @@ class HSTULayer(nn.Module):
         )
         return x + out(gated), own
 
-    def _bias(self, layout: Layout) -> Callable[[Block], Array] | None:
-        """Return a function block -> bias [1 or B, rows, keys], or None without a relative bias."""
+    def _biases(self, layout: Layout) -> tuple[Array, ...] | None:
+        """Return a bias [1 or B, rows, keys] for each block, or None without a relative bias."""
         kind = self.spec.config.relative_bias
         if kind == "none":
             return None
@@ -114,4 +117,4 @@ class HSTULayer(nn.Module):
             memory = jnp.broadcast_to(by_slot[layout.slot_ids], (*items.shape[:2], slots))
             return jnp.concatenate([memory, items], axis=-1)
 
-        return bias
+        return tuple(bias(block) for block in layout.blocks)

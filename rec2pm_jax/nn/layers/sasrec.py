@@ -8,8 +8,14 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from rec2pm_jax.errors import UserError
-from rec2pm_jax.nn.attend import attend, watcher
-from rec2pm_jax.nn.attention import AttentionDropout, KeyValues, Layout, ScoreNormalizer
+from rec2pm_jax.nn.attention import (
+    AttentionDropout,
+    AttentionSpec,
+    KeyValues,
+    Layout,
+    attend,
+    weight_recorder,
+)
 from rec2pm_jax.nn.cache import InPlaceCache, Rows
 from rec2pm_jax.nn.dropout import Dropout, dropped_of_256
 from rec2pm_jax.nn.initializers import scaled_identity
@@ -21,12 +27,12 @@ COPY_GAIN = 6.0
 EPSILON = 1e-8  # of both layer norms
 
 
-@register_backbone("sasrec", reads=("identity_init",))
+@register_backbone("sasrec", reads=("ffn_dim", "identity_init"))
 class SASRecLayer(nn.Module):
     """q = LN(x); z = LN(q + MHA(q, x, x)); y = z + Drop(W2 Drop(relu(W1 z))).
 
     LN has no affine part. Keys and values come from x itself, as in generative-recommenders' `SASREC`.
-    The hidden width of the feed-forward part is D. Attention weights are dropped at the same rate.
+    Attention weights are dropped at the same rate.
 
     With `identity_init`, values times output projection start as a multiple of the identity. Attention
     then begins by summing the embeddings of the items it sees, so that, with tied item embeddings,
@@ -69,7 +75,7 @@ class SASRecLayer(nn.Module):
         layer_norm = partial(
             nn.LayerNorm, epsilon=EPSILON, use_bias=False, use_scale=False, dtype=dtype
         )
-        heads = partial(nn.DenseGeneral, features=(config.heads, config.head_dim), dtype=dtype)
+        heads = partial(nn.DenseGeneral, features=(config.heads, config.key_dim), dtype=dtype)
 
         def drop(x: Array) -> Array:
             return Dropout(config.dropout)(x, rows)
@@ -79,22 +85,18 @@ class SASRecLayer(nn.Module):
             value_init, out_init = scaled_identity(COPY_GAIN), scaled_identity(1.0)
 
         query_input = layer_norm(name="attention_norm")(x if wanted is None else wanted.of(x))
-        q = heads(name="query")(query_input) * config.head_dim**-0.5
+        q = heads(name="query")(query_input) * config.key_dim**-0.5
         own = KeyValues(heads(name="key")(x), heads(kernel_init=value_init, name="value")(x))
         k, v = own if cache is None else cache.before(own)
 
         dropped = dropped_of_256(config.dropout)
         dropout = None
         if rows is not None and dropped:
-            dropout = AttentionDropout(self.make_rng("dropout"), rows)
-        a = attend(
-            *(q, k, v, layout, ScoreNormalizer(dropped=dropped)),
-            dropout=dropout,
-            compute=self.spec.compute,
-            watch=watcher(self),
-        )
+            dropout = AttentionDropout(self.make_rng("dropout"), rows, dropped)
+        spec = AttentionSpec(dropout=dropout)
+        a = attend(q, k, v, layout, spec, self.spec.compute, record=weight_recorder(self))
         project = partial(nn.DenseGeneral, config.dim, dtype=dtype)
         a = project(axis=(-2, -1), kernel_init=out_init, name="out")(a)
         z = layer_norm(name="ffn_norm")(query_input + a)
-        f = drop(nn.relu(nn.Dense(config.dim, dtype=dtype, name="ffn_in")(z)))
+        f = drop(nn.relu(nn.Dense(config.ffn_dim or config.dim, dtype=dtype, name="ffn_in")(z)))
         return z + drop(nn.Dense(config.dim, dtype=dtype, name="ffn_out")(f)), own
