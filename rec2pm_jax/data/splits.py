@@ -1,49 +1,126 @@
-"""Evaluation protocols: which events of a user are trained on and which are targets.
+"""Evaluation protocols: the events of a user to train on, and the events to predict (targets).
 
-Every target at position p (from 0) is predicted from the user's whole own prefix [0, p). A rule is
-taken from `split_rule` by name and bound to a dataset before use, as some look at times or at who the
-user is:
+Every target at position p (from 0) is predicted from the user's whole prefix [0, p).
 
-    leave_one_out, last_10          the newest events of everybody
+    leave_one_out, last_10          the newest events of every user
+    temporal                        all events from one time on, as in production
+    holdout_leave_one_out, .._10    the newest events of users that training never sees
     genrec                          as generative-recommenders evaluates
-    temporal                        everybody's events from one moment on, as in production
-    holdout_leave_one_out, .._10    the newest events of people the model never saw
+
+`bound_rule` returns the rule of a protocol for a dataset. Some rules depend on times or on user ids,
+so `SplitRule.bind` completes them with what they need of a dataset.
 """
 
 from __future__ import annotations
 
+import abc
 import dataclasses
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from rec2pm_jax.config import DataConfig
+from rec2pm_jax.data.dates import format_time, parse_time
 from rec2pm_jax.data.hashing import hash_strings, mix
-from rec2pm_jax.data.moments import parse_moment, show_moment
 from rec2pm_jax.errors import UserError, nearest
+
+if TYPE_CHECKING:
+    from rec2pm_jax.data.dataset import Dataset
 
 SPLITS = ("validation", "test")
 _HOLDOUT_SEED = 0x686F6C64  # fixed: who is held out depends on the user's id and the fraction only
 
 
-@dataclasses.dataclass(frozen=True)
-class LastEvents:
-    """Test = the last `count` events, validation = the `count` before, training = all before those.
-
-    Without `validation` there is none: training takes all but the last `count` events, and both splits
-    name these. A user with fewer than `min_events` events has no targets (callers count these users):
-    it would leave the first target without any prefix.
+class SplitRule(abc.ABC):
+    """The rule of one protocol.
 
     Attributes:
-      mask_seen: items of the events that a model reads raw are left out of the ranking.
+      name: the protocol, as `--config.data.protocol` names it.
+      validation: whether validation has targets that differ from those of the test.
+      mask_seen: whether the ranking leaves out the items of the events that a model reads raw.
+    """
+
+    name: str
+    validation: bool
+    mask_seen: bool
+
+    def bind(self, data: DataConfig, dataset: Dataset) -> SplitRule:
+        """Return the rule with what it needs to know of a dataset.
+
+        Args:
+          data: the settings of the protocol.
+          dataset: the dataset.
+
+        Raises:
+          UserError: the protocol does not fit the dataset.
+        """
+        return self
+
+    def settings(self, data: DataConfig) -> dict[str, object]:
+        """Return the fields of `data` that this protocol reads, for records."""
+        return {}
+
+    @abc.abstractmethod
+    def train_ends(self, lengths: np.ndarray) -> np.ndarray:
+        """Return where each user's training events end: [0, train_end) may be trained on.
+
+        Args:
+          lengths: int [U], events of every user of the dataset.
+
+        Returns:
+          int64 [U].
+        """
+
+    @abc.abstractmethod
+    def eligible(self, lengths: np.ndarray, split: str) -> np.ndarray:
+        """Return which users of a dataset have targets.
+
+        Args:
+          lengths: int [U], events of every user of the dataset.
+          split: validation or test.
+
+        Returns:
+          bool [U].
+        """
+
+    @abc.abstractmethod
+    def needs(self, split: str) -> str:
+        """Return what a user needs to have targets, as a phrase for errors."""
+
+    @abc.abstractmethod
+    def targets(self, n: int, split: str, user: int = -1) -> np.ndarray:
+        """Return the positions of a user's targets.
+
+        Args:
+          n: the number of the user's events.
+          split: validation or test.
+          user: index of the user in the dataset; rules that treat all users alike ignore it.
+
+        Returns:
+          int64, ascending; empty for a user without targets.
+
+        Raises:
+          UserError: unknown split.
+        """
+
+
+@dataclasses.dataclass(frozen=True)
+class LastEvents(SplitRule):
+    """Test on the last `count` events, validate on the `count` before, train on all before those.
+
+    With `validation` false, training takes all but the last `count` events, and both splits have the
+    same targets. A user with fewer than `min_events` events has no targets, because the first target
+    would have no prefix. Callers count these users.
+
+    >>> rule = split_rule("leave_one_out")
+    >>> rule.targets(5, "validation"), rule.targets(5, "test"), rule.train_ends(np.array([5]))
+    (array([3]), array([4]), array([3]))
     """
 
     name: str
     count: int
     validation: bool = True
     mask_seen: bool = False
-
-    def bind(self, data: DataConfig, dataset) -> LastEvents:
-        return self
 
     @property
     def held_out(self) -> int:
@@ -52,33 +129,27 @@ class LastEvents:
 
     @property
     def min_events(self) -> int:
+        """Fewest events of a user with targets."""
         return self.held_out + 1
 
-    def train_end(self, n):
-        """Events [0, train_end) may be trained on; `n` is an int or an int array of lengths."""
+    def train_end(self, n: int | np.ndarray) -> np.ndarray:
+        """Return where training events end in histories of `n` events."""
         return np.maximum(np.asarray(n) - self.held_out, 0)
 
     def train_ends(self, lengths: np.ndarray) -> np.ndarray:
-        """`train_end` of all users of a dataset, int64 [U], from their lengths [U]."""
+        """Return `train_end` of all users."""
         return self.train_end(np.asarray(lengths, np.int64))
 
     def eligible(self, lengths: np.ndarray, split: str) -> np.ndarray:
-        """Which users of a dataset have targets: bool [U]."""
+        """Return which users have `min_events` events."""
         return np.asarray(lengths) >= self.min_events
 
     def needs(self, split: str) -> str:
-        """What a user needs to have targets, for errors."""
+        """Return the number of events that the protocol needs."""
         return f"the {self.min_events} events this protocol needs"
 
     def targets(self, n: int, split: str, user: int = -1) -> np.ndarray:
-        """int64 [count] target positions of a user with `n` events; empty below `min_events`.
-
-        Args:
-          user: index of the user in the dataset; the same for everybody here.
-
-        Raises:
-          UserError: `split` is neither "validation" nor "test".
-        """
+        """Return the last positions, the same for all users of `n` events."""
         _check_split(split)
         if n < self.min_events:
             return np.empty(0, np.int64)
@@ -87,15 +158,15 @@ class LastEvents:
 
 
 @dataclasses.dataclass(frozen=True)
-class Temporal:
-    """Test = events from `split_time` T on, validation = the `validation_days` before T.
+class Temporal(SplitRule):
+    """Test on the events from `split_time` T on, validate on the `validation_days` before T.
 
-    Training takes what is older than both. A user's first event is never a target; people who come
+    Training takes what is older than both. A user's first event is never a target. Users who begin
     after T are evaluated from their second event on.
 
     Attributes:
       starts: int64 [U], first event that is not trained on; None until bound.
-      tests: int64 [U], first event at T or later.
+      tests: int64 [U], first event at T or later; None until bound.
     """
 
     name: str = "temporal"
@@ -104,11 +175,11 @@ class Temporal:
     starts: np.ndarray | None = None
     tests: np.ndarray | None = None
 
-    def bind(self, data: DataConfig, dataset) -> Temporal:
-        """Counts each user's events before the two moments.
+    def bind(self, data: DataConfig, dataset: Dataset) -> Temporal:
+        """Count each user's events before the two times.
 
         Raises:
-          UserError: no real times, an unreadable T, or nothing before or after the moments.
+          UserError: no real times, an unreadable T, or no events before or after the two times.
         """
         if dataset.relative_times is None:
             raise UserError(
@@ -116,95 +187,124 @@ class Temporal:
                 "last_10."
             )
         times = dataset.relative_times.astype(np.int64) + dataset.time_origin
-        test = parse_moment(data.split_time)
+        test = parse_time(data.split_time)
         start = test - round(data.validation_days * 86_400)
         if not times.min() < start or not test <= times.max():
             raise UserError(
                 f"config.data.split_time={data.split_time} with {data.validation_days:g} days of "
-                f"validation before it leaves no events to train on or to test: {dataset.path} visible "
-                f"{show_moment(times.min())} to {show_moment(times.max())}."
+                f"validation before it leaves no events to train on or to test: {dataset.path} spans "
+                f"{format_time(times.min())} to {format_time(times.max())}."
             )
         offsets = dataset.histories.offsets
-        before = [np.concatenate([[0], np.cumsum(times < moment)]) for moment in (start, test)]
+        before = [np.concatenate([[0], np.cumsum(times < time)]) for time in (start, test)]
         starts, tests = (np.diff(count[offsets]) for count in before)
         return dataclasses.replace(self, starts=starts, tests=tests)
 
+    def settings(self, data: DataConfig) -> dict[str, object]:
+        """Return T and the length of validation."""
+        return {"split_time": data.split_time, "validation_days": data.validation_days}
+
     def train_ends(self, lengths: np.ndarray) -> np.ndarray:
-        return self.starts
+        """Return the first event of each user that is not trained on."""
+        return self._bound()[0]
 
     def eligible(self, lengths: np.ndarray, split: str) -> np.ndarray:
-        first, stop = (self.starts, self.tests) if split == "validation" else (self.tests, lengths)
+        """Return which users have an event in the interval of `split`, their first one apart."""
+        starts, tests = self._bound()
+        first, stop = (starts, tests) if split == "validation" else (tests, lengths)
         return np.maximum(first, 1) < stop
 
     def needs(self, split: str) -> str:
+        """Return the interval in which a user needs an event."""
         return f"an event to predict in the {split} interval of config.data.split_time"
 
     def targets(self, n: int, split: str, user: int = -1) -> np.ndarray:
-        """int64 positions of the events of user `user` in the interval of `split`."""
+        """Return the positions of the events of user `user` in the interval of `split`."""
         _check_split(split)
-        first, test = int(self.starts[user]), int(self.tests[user])
+        starts, tests = self._bound()
+        first, test = int(starts[user]), int(tests[user])
         first, stop = (first, test) if split == "validation" else (test, n)
         return np.arange(max(first, 1), stop)
 
+    def _bound(self) -> tuple[np.ndarray, np.ndarray]:
+        if self.starts is None or self.tests is None:
+            raise ValueError("Bind this rule to a dataset first.")
+        return self.starts, self.tests
+
 
 @dataclasses.dataclass(frozen=True)
-class HoldOut:
-    """Targets of `base`, for a share of users of whom nothing is trained on; all of all others is.
+class HoldOut(SplitRule):
+    """Predict the targets of `base` for held-out users, and train on all events of the others.
 
     Attributes:
+      base: the rule for the targets of held-out users.
       held: bool [U], who is held out; None until bound.
     """
 
+    name: str
     base: LastEvents
     held: np.ndarray | None = None
     validation: bool = True
     mask_seen: bool = False
 
-    @property
-    def name(self) -> str:
-        return f"holdout_{self.base.name}"
-
-    def bind(self, data: DataConfig, dataset) -> HoldOut:
-        """Divides the users by a hash of their raw ids: the same people in every dataset."""
+    def bind(self, data: DataConfig, dataset: Dataset) -> HoldOut:
+        """Divide the users by a hash of their raw ids: the same users in every dataset."""
         users = hash_strings(dataset.user(i) for i in range(dataset.num_users))
         share = mix(_HOLDOUT_SEED, users) / 2.0**64
         return dataclasses.replace(self, held=share < data.holdout_fraction)
 
+    def settings(self, data: DataConfig) -> dict[str, object]:
+        """Return the share of held-out users."""
+        return {"holdout_fraction": data.holdout_fraction}
+
     def train_ends(self, lengths: np.ndarray) -> np.ndarray:
-        return np.where(self.held, 0, np.asarray(lengths, np.int64))
+        """Return 0 for held-out users and the whole length for the others."""
+        return np.where(self._bound(), 0, np.asarray(lengths, np.int64))
 
     def eligible(self, lengths: np.ndarray, split: str) -> np.ndarray:
-        return self.held & self.base.eligible(lengths, split)
+        """Return which users are held out and have targets under `base`."""
+        return self._bound() & self.base.eligible(lengths, split)
 
     def needs(self, split: str) -> str:
+        """Return the needs of `base`, and being held out."""
         return f"{self.base.needs(split)} and is held out (config.data.holdout_fraction)"
 
     def targets(self, n: int, split: str, user: int = -1) -> np.ndarray:
-        """int64 positions as `base` names them; empty for users who are trained on."""
+        """Return the positions that `base` names; empty for users who are trained on."""
         positions = self.base.targets(n, split)
-        return positions if self.held[user] else positions[:0]
+        return positions if self._bound()[user] else positions[:0]
+
+    def _bound(self) -> np.ndarray:
+        if self.held is None:
+            raise ValueError("Bind this rule to a dataset first.")
+        return self.held
 
 
-SplitRule = LastEvents | Temporal | HoldOut
-
-_LEAVE_ONE_OUT, _LAST_10 = LastEvents("leave_one_out", 1), LastEvents("last_10", 10)
+LEAVE_ONE_OUT, LAST_10 = LastEvents("leave_one_out", 1), LastEvents("last_10", 10)
 SPLIT_RULES: dict[str, SplitRule] = {
     rule.name: rule
     for rule in (
-        _LEAVE_ONE_OUT,
-        _LAST_10,
-        # As generative-recommenders evaluates, only to compare with its published tables: whatever is
-        # chosen on "validation", the best step above all, is chosen on the test targets.
+        LEAVE_ONE_OUT,
+        LAST_10,
+        # Only to compare with the published tables of generative-recommenders: whatever is chosen on
+        # "validation", the best step above all, is chosen on the test targets.
         LastEvents("genrec", 1, validation=False, mask_seen=True),
         Temporal(),
-        HoldOut(_LEAVE_ONE_OUT),
-        HoldOut(_LAST_10),
+        HoldOut("holdout_leave_one_out", LEAVE_ONE_OUT),
+        HoldOut("holdout_last_10", LAST_10),
     )
 }
 
 
 def split_rule(name: str) -> SplitRule:
-    """Returns the protocol called `name`, not bound to a dataset; UserError when there is none."""
+    """Return the rule of a protocol, not bound to a dataset.
+
+    Args:
+      name: a key of `SPLIT_RULES`.
+
+    Raises:
+      UserError: unknown protocol.
+    """
     if name not in SPLIT_RULES:
         raise UserError(
             f"Unknown protocol {name!r}; choose one of {', '.join(SPLIT_RULES)}."
@@ -213,19 +313,31 @@ def split_rule(name: str) -> SplitRule:
     return SPLIT_RULES[name]
 
 
-def bound_rule(data: DataConfig, dataset, protocol: str = "") -> SplitRule:
-    """The rule of `protocol` (empty: of `data.protocol`) for a dataset; UserError as its `bind`."""
+def bound_rule(data: DataConfig, dataset: Dataset, protocol: str = "") -> SplitRule:
+    """Return the rule of a protocol, bound to a dataset.
+
+    Args:
+      data: the protocol and its settings.
+      dataset: the dataset.
+      protocol: takes the place of `data.protocol` if not empty.
+
+    Raises:
+      UserError: unknown protocol, or one that does not fit the dataset.
+    """
     return split_rule(protocol or data.protocol).bind(data, dataset)
 
 
-def settings(data: DataConfig, protocol: str = "") -> dict[str, object]:
-    """What beside its name tells one use of a protocol from another, for records."""
-    match split_rule(protocol or data.protocol):
-        case Temporal():
-            return {"split_time": data.split_time, "validation_days": data.validation_days}
-        case HoldOut():
-            return {"holdout_fraction": data.holdout_fraction}
-    return {}
+def protocol_settings(data: DataConfig, protocol: str = "") -> dict[str, object]:
+    """Return the settings that distinguish two uses of one protocol, for records.
+
+    Args:
+      data: the protocol and its settings.
+      protocol: takes the place of `data.protocol` if not empty.
+
+    >>> protocol_settings(DataConfig(protocol="holdout_last_10", holdout_fraction=0.2))
+    {'holdout_fraction': 0.2}
+    """
+    return split_rule(protocol or data.protocol).settings(data)
 
 
 def _check_split(split: str) -> None:

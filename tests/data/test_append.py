@@ -10,12 +10,9 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from rec2pm_jax.data import compact as compact_lib
-from rec2pm_jax.data.append import append
-from rec2pm_jax.data.compact import compact
 from rec2pm_jax.data.dataset import open_dataset
 from rec2pm_jax.data.options import PrepareOptions
-from rec2pm_jax.data.prepare import summary
+from rec2pm_jax.data.prepare import append, compact, compaction, summary
 from rec2pm_jax.errors import UserError
 from rec2pm_jax.train.growth import grow_items
 from tests.helpers.data import prepare_log, random_log
@@ -225,7 +222,7 @@ def test_a_killed_compaction_goes_on(tmp_path, monkeypatch):
     shutil.copytree(tmp_path / "data", tmp_path / "twin")
     expected = compact(str(tmp_path / "twin"), "60kB", progress=False)
     before = sequences(open_dataset(tmp_path / "data"))
-    write, made = compact_lib.write_ordered, []
+    write, made = compaction.write_ordered, []
 
     def dying(directory, *args, **kwargs):
         made.append(directory.name)
@@ -233,7 +230,7 @@ def test_a_killed_compaction_goes_on(tmp_path, monkeypatch):
             raise Killed
         write(directory, *args, **kwargs)
 
-    monkeypatch.setattr(compact_lib, "write_ordered", dying)
+    monkeypatch.setattr(compaction, "write_ordered", dying)
     kills = 0
     while True:
         try:
@@ -260,7 +257,7 @@ def test_what_compaction_refuses_leaves_the_dataset(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch, pytest.raises(UserError, match="No space left"):
-        patch.setattr(compact_lib, "write_ordered", full)
+        patch.setattr(compaction, "write_ordered", full)
         compact(str(tmp_path / "data"), progress=False)
     assert sorted(p.name for p in tmp_path.iterdir() if p.is_dir()) == ["data"]
     before = sequences(open_dataset(tmp_path / "data"))

@@ -11,11 +11,9 @@ import numpy as np
 import polars as pl
 import pytest
 
-from rec2pm_jax.data.append import append
-from rec2pm_jax.data.compact import compact
 from rec2pm_jax.data.dataset import open_dataset
 from rec2pm_jax.data.options import PrepareOptions
-from rec2pm_jax.data.prepare import prepare
+from rec2pm_jax.data.prepare import append, compact, prepare
 from rec2pm_jax.errors import UserError
 from tests.helpers.data import prepare_log, random_log
 

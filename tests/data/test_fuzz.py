@@ -14,10 +14,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from rec2pm_jax.data.append import append
 from rec2pm_jax.data.dataset import open_dataset
 from rec2pm_jax.data.options import PrepareOptions
-from rec2pm_jax.data.prepare import prepare
+from rec2pm_jax.data.prepare import append, prepare
 from rec2pm_jax.data.sources import SOURCES
 from rec2pm_jax.errors import UserError
 from tests.helpers import raw_files as raw_files

@@ -11,8 +11,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from rec2pm_jax.data.dataset import open_dataset
+from rec2pm_jax.data.event_order import argsort
 from rec2pm_jax.data.options import PrepareOptions
-from rec2pm_jax.data.ordering import argsort
 from rec2pm_jax.data.prepare import prepare
 from rec2pm_jax.errors import UserError
 from tests.helpers.data import prepare_frames, prepare_log, random_log
@@ -203,7 +203,7 @@ def test_a_failure_leaves_nothing_behind(tmp_path, monkeypatch):
     def fail(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("rec2pm_jax.data.writer.write_tables", fail)
+    monkeypatch.setattr("rec2pm_jax.data.prepare.write.write_users", fail)
     with pytest.raises(UserError, match="No space left"):
         prepare_log(random_log(), tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["data.parquet"]

@@ -8,7 +8,7 @@ import pytest
 from rec2pm_jax.data.dataset import open_dataset
 from rec2pm_jax.data.options import PrepareOptions
 from rec2pm_jax.data.prepare import prepare
-from rec2pm_jax.data.sources import SOURCES, listing, scan
+from rec2pm_jax.data.sources import SOURCES, describe_sources, scan
 from rec2pm_jax.errors import UserError
 from tests.helpers import raw_files as fixtures
 
@@ -236,7 +236,7 @@ def test_damaged_files_are_named(tmp_path):
 
 
 def test_the_listing_names_every_source_its_licence_and_page():
-    text = listing()
+    text = describe_sources()
     for source in SOURCES.values():
         assert f"--source={source.name}" in text
         assert source.licence in text and source.page in text

@@ -11,7 +11,7 @@ import polars as pl
 from rec2pm_jax.data.dataset import Dataset, open_dataset
 from rec2pm_jax.data.options import PrepareOptions
 from rec2pm_jax.data.prepare import prepare
-from rec2pm_jax.data.schema import Interactions, no_items
+from rec2pm_jax.data.schema import Interactions, empty_items
 from rec2pm_jax.data.sources import SOURCES
 
 
@@ -46,7 +46,7 @@ def prepare_log(log: pl.DataFrame, directory: Path, name: str = "data", **option
 
 def prepare_frames(frames: list[pl.DataFrame], directory: Path, **options) -> dict:
     """Prepares canonical events, a frame at a time, into `directory / data`; returns the info."""
-    source = {"frames": lambda _options: Interactions(iter(frames), no_items())}
+    source = {"frames": lambda _options: Interactions(iter(frames), empty_items())}
     with patch.dict(SOURCES, source):
         info, _ = prepare(
             PrepareOptions("frames", str(directory / "data"), progress=False, **options)

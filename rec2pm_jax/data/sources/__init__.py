@@ -1,4 +1,9 @@
-"""The registry: what `launch.prepare` can read, by name. A new source is a file and a line here."""
+"""The registry of what `launch.prepare` can read. A new source is one file here and one line below.
+
+A source file reads the layout of one publisher into `schema.Interactions`, and exports a `Source`. The
+helpers: `source.py` (an entry of the registry), `download.py` (downloads), `scan.py` (large files of
+publishers, in batches), `log_files.py`, `column_checks.py` and `times.py` (your own logs).
+"""
 
 from __future__ import annotations
 
@@ -60,18 +65,6 @@ SOURCES: dict[str, Source] = {
 }
 
 
-def listing() -> str:
-    """The registry for a terminal: what, how to get it, licence, an example."""
-    blocks = []
-    for source in SOURCES.values():
-        get = "downloads with --download_dir=DIR" if source.downloads else source.by_hand
-        command = f"python -m launch.prepare --source={source.name} {source.example}"
-        lines = {
-            "get": get,
-            "licence": source.licence,
-            "page": source.page,
-            "example": f"{command.strip()} --output_dir=data/{source.name}",
-        }
-        details = "".join(f"\n  {label:<9}{text}" for label, text in lines.items() if text)
-        blocks.append(f"{source.name}: {source.description}{details}")
-    return "\n\n".join(blocks)
+def describe_sources() -> str:
+    """Return the registry for a terminal."""
+    return "\n\n".join(source.describe() for source in SOURCES.values())
