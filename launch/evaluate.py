@@ -18,7 +18,8 @@ from launch import cli
 from rec2pm_jax.config import Config, DataConfig
 from rec2pm_jax.config_dict import config_hash, to_dict
 from rec2pm_jax.data.dataset import open_dataset
-from rec2pm_jax.data.splits import SPLITS, protocol_settings
+from rec2pm_jax.data.splits import SPLITS
+from rec2pm_jax.data.splits import settings as protocol_settings
 from rec2pm_jax.errors import UserError
 from rec2pm_jax.evaluate.diagnostics import memory_diagnostics
 from rec2pm_jax.evaluate.evaluator import evaluate, own_memory

@@ -102,8 +102,9 @@ def main(_: list[str]) -> None:
     if args.compact:
         print(summary(compact(args.output_dir, args.max_memory, args.progress)))
         return
-    names = [field.name for field in dataclasses.fields(PrepareOptions)]
-    options = PrepareOptions(**{name: args[name].value for name in names})
+    fields = [field.name for field in dataclasses.fields(PrepareOptions)]
+    values: dict[str, Any] = {name: args[name].value for name in fields}
+    options = PrepareOptions(**values)
     if args.append:
         print(summary(append(options)))
     elif args.beam:

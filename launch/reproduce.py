@@ -33,7 +33,7 @@ from launch.suites import DATASETS, SUITES, Run, runs_of
 from rec2pm_jax.config import Config
 from rec2pm_jax.config_dict import config_hash
 from rec2pm_jax.data.dataset import open_dataset
-from rec2pm_jax.data.splits import protocol_settings
+from rec2pm_jax.data.splits import settings as protocol_settings
 from rec2pm_jax.errors import UserError
 from rec2pm_jax.evaluate.record import write_records
 from rec2pm_jax.evaluate.report import display_name

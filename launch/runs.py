@@ -11,7 +11,7 @@ import jax
 from rec2pm_jax.config import Config
 from rec2pm_jax.config_dict import config_hash, to_dict
 from rec2pm_jax.data.dataset import Dataset
-from rec2pm_jax.data.splits import protocol_settings
+from rec2pm_jax.data.splits import settings as protocol_settings
 from rec2pm_jax.evaluate.evaluator import evaluate
 from rec2pm_jax.evaluate.heuristic import evaluate_heuristic
 from rec2pm_jax.evaluate.record import Evaluation

@@ -10,6 +10,7 @@
 The other files serve these:
 
     schema.py           the canonical interactions that every source returns
+    split_rules.py      the rules behind the protocols of `splits.py`
     options.py          `PrepareOptions`, the flags of `launch.prepare`
     histories.py        whole user sequences in flat arrays, and the content hash
     record_files.py     user sequences as ArrayRecord files

@@ -113,7 +113,7 @@ def hash_content(
     columns = {"ids": "<i4", "times": "<i8"} | ({"types": "i1"} if event_types else {})
     for name, dtype in columns.items():
         for part in column(name):
-            digest.update(np.ascontiguousarray(part, dtype))
+            digest.update(np.ascontiguousarray(part, dtype).data)
     for field in ("id", "raw_id", "count", "title", "category"):
         digest.update(json.dumps(items[field].to_list()).encode())
     return digest.hexdigest()

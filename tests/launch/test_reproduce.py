@@ -29,7 +29,7 @@ from launch.suites import (
     runs_of,
 )
 from rec2pm_jax.config_dict import config_hash
-from rec2pm_jax.data.splits import protocol_settings
+from rec2pm_jax.data.splits import settings as protocol_settings
 from rec2pm_jax.errors import UserError
 from rec2pm_jax.evaluate.record import write_records
 

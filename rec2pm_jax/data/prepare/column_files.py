@@ -55,7 +55,7 @@ class ColumnFiles:
         for name, dtype in self.dtypes.items():
             # Not ndarray.tofile, whose error on a full disk does not say that it is full.
             with open(self._file(name), "ab") as file:
-                file.write(np.ascontiguousarray(arrays[name], dtype))
+                file.write(np.ascontiguousarray(arrays[name], dtype).data)
 
     def chunks(self, rows: int, names: Iterable[str] = ()) -> Iterator[Arrays]:
         """Yield all rows in order.

@@ -99,10 +99,10 @@ class EncodedLog:
         return pl.read_parquet(self._directory / "titles.parquet")
 
     @property
-    def ground_truth(self) -> dict[str, np.ndarray] | None:
-        """The arrays of a synthetic source, or None."""
+    def ground_truth(self) -> Path | None:
+        """The file with the arrays of a synthetic source, or None."""
         file = self._directory / "ground_truth.npz"
-        return dict(np.load(file)) if file.is_file() else None
+        return file if file.is_file() else None
 
 
 def encode_log(interactions: Interactions, directory: Path, rows: int, progress: bool) -> None:
@@ -144,7 +144,8 @@ def encode_log(interactions: Interactions, directory: Path, rows: int, progress:
         write_parquet(codes[name].texts.to_frame(), directory / f"{name}s.parquet")
     write_parquet(interactions.items, directory / "titles.parquet")
     if interactions.ground_truth is not None:
-        np.savez(directory / "ground_truth.npz", **dict(interactions.ground_truth))
+        arrays: dict[str, Any] = dict(interactions.ground_truth)
+        np.savez(directory / "ground_truth.npz", **arrays)
     facts = SourceFacts(
         interactions.item_level,
         interactions.has_times,

@@ -94,9 +94,8 @@ class PreparedLog:
         users = log.users
         write.write_users(directory, users.names, users.counts, log.newest_times())
         write.write_items(directory, self.partitioned.items)
-        truth = self.encoded.ground_truth
-        if truth is not None:
-            np.savez(directory / "ground_truth.npz", **truth)  # type: ignore[arg-type]
+        if self.encoded.ground_truth:
+            shutil.copy(self.encoded.ground_truth, directory)
         if self.partitioned.dropped_events:
             kept = directory / dropped_events.DIRECTORY
             shutil.copytree(self.partitioned.dropped_events, kept)

@@ -15,6 +15,7 @@ An event is a review, whatever its rating. The publisher states no checksums.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import polars as pl
@@ -68,7 +69,7 @@ def load(options: PrepareOptions) -> Interactions:
     return Interactions(events, _read_titles(path), item_level="product", dropped=dropped)
 
 
-def _scan(path: Path, columns: dict[str, type[pl.DataType]]) -> pl.LazyFrame:
+def _scan(path: Path, columns: Mapping[str, type[pl.DataType]]) -> pl.LazyFrame:
     if ".jsonl" in path.suffixes:
         return scan.scan_files(pl.scan_ndjson, [path], columns, schema=columns)
     return scan.scan_files(pl.scan_csv, [path], columns, schema_overrides=columns)

@@ -127,10 +127,10 @@ def _append_rest(url: str, part: Path, progress: bool) -> bool:
     try:
         response = urllib.request.urlopen(request, timeout=TIMEOUT)
     except urllib.error.HTTPError as error:
-        total = re.search(r"/(\d+)$", error.headers.get("Content-Range") or "")
+        size_of_file = re.search(r"/(\d+)$", error.headers.get("Content-Range") or "")
         if error.code != 416 or not have:
             raise
-        if total and int(total[1]) == have:
+        if size_of_file and int(size_of_file[1]) == have:
             return True
         part.unlink()  # longer than the file, so no beginning of it
         return _append_rest(url, part, progress)

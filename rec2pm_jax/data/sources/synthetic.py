@@ -173,18 +173,18 @@ def _place_triples(
     last = length - size
     # At least E events of noise between triples keep an earlier one out of a window of E events.
     gap = taste_events + size
-    start = 2 * taste_events + rng.integers(gap, size=users)
-    positions = []
+    start = np.asarray(2 * taste_events + rng.integers(gap, size=users))
+    answers = []
     while (start <= last).any():
         start = np.where(start > last - gap, last, start)  # the last triple
         rows = np.flatnonzero(start <= last)
         items[rows, start[rows]] = CUE
         for department in range(DEPARTMENTS):
             items[rows, start[rows] + 1 + department] = _draw_items(rng, tastes[rows], department)
-            positions.append(np.where(start <= last, start + 1 + department, -1))
+            answers.append(np.where(start <= last, start + 1 + department, -1))
         done = start == last
         start = np.where(done, length, start + gap + rng.integers(taste_events // 2, size=users))
-    positions = np.stack(positions, axis=1)
+    positions = np.stack(answers, axis=1)
     # Users have different numbers of triples: answers first, -1 after them.
     order = np.argsort(positions < 0, axis=1, kind="stable")
     return np.take_along_axis(positions, order, axis=1)
@@ -205,7 +205,8 @@ def _find_item_kinds(items: int) -> tuple[np.ndarray, np.ndarray]:
     taste = np.arange(items) - 1
     inside = (taste >= 0) & (taste < _TASTE_ITEMS)
     department, kind = np.divmod(taste // ITEMS_PER_KIND, KINDS)
-    return tuple(np.where(inside, x, -1).astype(np.int32) for x in (department, kind))
+    department, kind = np.where(inside, department, -1), np.where(inside, kind, -1)
+    return department.astype(np.int32), kind.astype(np.int32)
 
 
 def _make_item_table(names: np.ndarray, department: np.ndarray, kind: np.ndarray) -> pl.DataFrame:
