@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import polars as pl
 import pytest
 
@@ -233,6 +235,13 @@ def test_damaged_files_are_named(tmp_path):
     path.write_bytes(path.read_bytes()[:-20])
     with pytest.raises(UserError, match="Software.csv.gz cannot be read"):
         run("amazon", tmp_path, path)
+
+
+def test_the_documentation_has_the_command_of_every_source():
+    page = (Path(__file__).parents[2] / "docs/data.md").read_text()
+    for source in SOURCES.values():
+        flags = f"--source={source.name} {source.example}".strip()
+        assert flags in " ".join(page.replace("\\\n", " ").split()), flags
 
 
 def test_the_listing_names_every_source_its_licence_and_page():
