@@ -244,7 +244,7 @@ def test_a_killed_compaction_goes_on(tmp_path, monkeypatch):
     (tmp_path / "data").rename(tmp_path / "data.preparing" / "retired")
     with pytest.raises(UserError, match="has no deltas"):
         compact(str(tmp_path / "data"), progress=False)
-    assert kills > 1 and len(made) == len(set(made)) + kills  # finished parts are not made again
+    assert kills > 1 and len(made) == len(set(made)) + kills  # finished parts are not recomputed
     assert sequences(open_dataset(tmp_path / "data")) == before
 
 

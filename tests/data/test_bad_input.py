@@ -160,7 +160,7 @@ def test_one_user_with_most_of_the_events(tmp_path):
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A directory on a file system of its own of 4 MB."""
+    """A directory on a separate file system of 4 MB."""
     place = tmp_path / "disk"
     place.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(place)]

@@ -114,7 +114,7 @@ def test_a_window_longer_than_any_history_says_what_to_lower(dataset):
         select_training_users(dataset, DataConfig(segment=9, segments=5))
 
 
-def test_nobody_to_train_on(tmp_path):
+def test_no_user_to_train_on(tmp_path):
     with pytest.raises(UserError, match="no user has 2 training events"):
         select_training_users(make_dataset(tmp_path, [3, 2]), DATA)
 

@@ -135,7 +135,7 @@ def test_who_is_held_out_depends_on_the_id_alone():
     assert some < held(users, 0.2)  # a larger share holds out the same people, and more
 
 
-def test_a_rule_trains_on_no_target_and_nobody_twice(dataset):
+def test_a_rule_trains_on_no_target(dataset):
     data = DataConfig(segment=3, segments=2, protocol="holdout_leave_one_out", holdout_fraction=0.5)
     trained = set(select_training_users(dataset, data).users.tolist())
     users, skipped = select_users(dataset.lengths, bound_rule(data, dataset), "test", 0, 0)
@@ -213,7 +213,7 @@ def test_split_times_without_data_are_refused(dataset, time, days, message):
         bound_rule(DataConfig(protocol="temporal", split_time=time, validation_days=days), dataset)
 
 
-def test_nobody_has_targets(dataset):
+def test_no_user_has_targets(dataset):
     data = DataConfig(protocol="holdout_last_10", holdout_fraction=1e-9)
     with pytest.raises(UserError, match="8 users has the 21 events .* and is held out"):
         select_users(dataset.lengths, bound_rule(data, dataset), "test", 0, 0)
