@@ -9,6 +9,7 @@
 
 The other files serve these:
 
+    reading/            helpers of the sources: downloads, large files, ids and times
     schema.py           the canonical interactions that every source returns
     split_rules.py      the rules behind the protocols of `splits.py`
     options.py          `PrepareOptions`, the flags of `launch.prepare`

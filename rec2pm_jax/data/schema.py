@@ -1,4 +1,4 @@
-"""Canonical interactions: the one shape that every source maps its own schema to."""
+"""Canonical interactions: the common schema that every source returns."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from rec2pm_jax.errors import UserError
 
 EVENT_COLUMNS = {"user": pl.String, "item": pl.String, "timestamp": pl.Int64}
 OPTIONAL_EVENT_COLUMNS = {"event_type": pl.String, "order": pl.Int64}
+LATEST_TIMESTAMP = 100_000_000_000  # seconds, the year 5138; milliseconds passed it in 1973
 ITEM_COLUMNS = {"item": pl.String, "title": pl.String, "category": pl.String}
 
 

@@ -1,4 +1,4 @@
-"""append + compact == a rebuild from all logs, up to ids."""
+"""append and compact give what a preparation of all logs gives, except for the order of ids."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.helpers.data import prepare_log, random_log
 
 
 def sequences(dataset) -> dict:
-    """Every user's (item, time, type), oldest first, in raw names."""
+    """Return every user's (item, time, type), oldest first, in raw names."""
     result = {}
     for i in range(len(dataset)):
         user, ids, times, types = dataset[i]
@@ -43,7 +43,7 @@ def append_log(log: pl.DataFrame, directory, name: str, **options) -> dict:
 
 
 def count_late(days: list[pl.DataFrame]) -> int:
-    """Events older than the newest one of their user on the days before; slow and obvious."""
+    """Count the events older than their user's newest on the days before; slow and obvious."""
     newest, late = {}, 0
     for day in days:
         rows = day.select("user", "timestamp").rows()
@@ -129,7 +129,7 @@ def test_frozen_filters_and_damage(tmp_path):
 
 
 def at_many_moments(log: pl.DataFrame) -> pl.DataFrame:
-    """Users, items and times of many distinct moments, so that no order of ties is asked for."""
+    """Return the log with distinct times, so that there are no ties."""
     return log.with_columns(timestamp=pl.int_range(pl.len()) * 7919 % pl.len() + 1000)
 
 
@@ -214,10 +214,10 @@ def with_two_deltas(tmp_path):
 
 
 class Killed(BaseException):
-    """Not an Exception, as no clean-up may see it."""
+    """A kill; not an Exception, so that no clean-up code runs."""
 
 
-def test_a_killed_compaction_goes_on(tmp_path, monkeypatch):
+def test_a_killed_compaction_resumes(tmp_path, monkeypatch):
     with_two_deltas(tmp_path)
     shutil.copytree(tmp_path / "data", tmp_path / "twin")
     expected = compact(str(tmp_path / "twin"), "60kB", progress=False)

@@ -13,8 +13,9 @@ import pytest
 from rec2pm_jax.data.dataset import open_dataset
 from rec2pm_jax.data.options import PrepareOptions
 from rec2pm_jax.data.prepare import prepare
-from rec2pm_jax.data.sources import amazon, download, kuairand, lastfm, movielens, yambda
-from rec2pm_jax.data.sources.download import Download, fetch
+from rec2pm_jax.data.reading import download
+from rec2pm_jax.data.reading.download import Download, fetch
+from rec2pm_jax.data.sources import amazon, kuairand, lastfm, movielens, yambda
 from rec2pm_jax.errors import UserError
 from tests.helpers import raw_files
 from tests.helpers.archives import make_movielens_zip, make_targz
@@ -72,7 +73,7 @@ def get(server, tmp_path, **fields):
 MD5 = hashlib.md5(DATA).hexdigest()
 
 
-def test_a_dropped_connection_is_taken_up_where_it_stopped(server, tmp_path):
+def test_a_dropped_connection_resumes(server, tmp_path):
     server.files["/a.bin"], server.limit = DATA, 400_000
     assert get(server, tmp_path, md5=MD5).read_bytes() == DATA
     assert [r for _, r in server.asked] == [None, "bytes=400000-", "bytes=800000-"]
@@ -81,7 +82,7 @@ def test_a_dropped_connection_is_taken_up_where_it_stopped(server, tmp_path):
     assert len(server.asked) == 3  # nothing is fetched twice
 
 
-def test_a_stopped_command_goes_on(server, tmp_path):
+def test_a_stopped_command_resumes(server, tmp_path):
     server.files["/a.bin"] = DATA
     (tmp_path / "a.bin.part").write_bytes(DATA[:300_000])
     assert get(server, tmp_path, md5=MD5).read_bytes() == DATA
@@ -146,7 +147,7 @@ def test_not_found(server, tmp_path):
 
 
 def prepared(server, monkeypatch, tmp_path, module, archive, data, variant, **options):
-    """Prepares from the module's own download, sent to the local server."""
+    """Prepare from the module's download, redirected to the local server."""
     server.files[f"/{archive}"] = data
 
     def downloads(name):

@@ -1,4 +1,4 @@
-"""Damaged and strange inputs: a dataset or one UserError, and never half of a dataset."""
+"""Damaged and strange inputs give a whole dataset or one UserError."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SUFFIXES = ("csv", "tsv", "jsonl", "parquet", "csv.gz")
 
 
 def check(source: str, directory: Path, path: Path, **options) -> bool:
-    """Prepares; whether it succeeded. Anything but a whole dataset or a clean UserError raises."""
+    """Prepare; return whether it succeeded. Fail unless there is a whole dataset or a UserError."""
     out = directory / "out"
     try:
         prepare(PrepareOptions(source, str(out), input=str(path), progress=False, **options))
@@ -167,7 +167,7 @@ def test_every_source_of_files_has_a_layout_that_is_read(tmp_path):
 
 
 def retyped(path: Path, column: int, change: int) -> None:
-    """Rewrites a Parquet file with one column of another type, or with nulls."""
+    """Rewrite a Parquet file with one column of another type, or with nulls."""
     frame = pl.read_parquet(path)
     name = frame.columns[column % frame.width]
     values = pl.col(name)
@@ -241,7 +241,7 @@ def test_damaged_datasets(tmp_path_factory, file, damage, deltas):
 
 
 def pages(data: bytes) -> tuple[int, int]:
-    """Where the pages of a Parquet file begin and end."""
+    """Return where the pages of a Parquet file begin and end."""
     return 4, len(data) - 8 - int.from_bytes(data[-8:-4], "little")
 
 

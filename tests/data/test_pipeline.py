@@ -1,3 +1,5 @@
+"""Training batches: crops, epochs, processes and restored iterators."""
+
 from __future__ import annotations
 
 import numpy as np

@@ -1,3 +1,5 @@
+"""Preparation against a row-by-row reference, and datasets that are damaged or replaced."""
+
 from __future__ import annotations
 
 import json
@@ -31,7 +33,7 @@ FROZEN = {
 
 
 def test_content_hashes_are_frozen(tmp_path):
-    """Records of finished runs name them, and a new tie order would reorder every old basket."""
+    """Records of finished runs name these hashes, and a new tie order would reorder baskets."""
     thresholds = {"min_item_count": 30, "min_user_events": 20}
     for name, options in {"shuffle": {}, "keep": {"ties": "keep"}, "filtered": thresholds}.items():
         info = prepare_log(random_log(), tmp_path, name=name, type_column="kind", **options)

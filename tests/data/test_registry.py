@@ -10,7 +10,8 @@ import pytest
 from rec2pm_jax.data.dataset import open_dataset
 from rec2pm_jax.data.options import PrepareOptions
 from rec2pm_jax.data.prepare import prepare
-from rec2pm_jax.data.sources import SOURCES, describe_sources, scan
+from rec2pm_jax.data.reading import scan
+from rec2pm_jax.data.sources import SOURCES, describe_sources
 from rec2pm_jax.errors import UserError
 from tests.helpers import raw_files
 

@@ -1,3 +1,5 @@
+"""Protocols against loops over events."""
+
 from __future__ import annotations
 
 import dataclasses
@@ -100,7 +102,7 @@ def test_temporal_matches_loops(dataset, time, seconds):
 
 @pytest.mark.parametrize("base", ["leave_one_out", "last_10"])
 @pytest.mark.parametrize("fraction", [0.2, 0.5, 0.8])
-def test_holdout_divides_people_and_leaves_their_targets_alone(dataset, base, fraction):
+def test_holdout_divides_users_and_keeps_their_targets(dataset, base, fraction):
     data = DataConfig(protocol=f"holdout_{base}", holdout_fraction=fraction)
     rule, plain = bound_rule(data, dataset), split_rule(base)
     for user, n in enumerate(dataset.lengths):

@@ -1,4 +1,4 @@
-"""What is left of a preparation that is killed, fails or meets another one."""
+"""Preparations that are killed, fail, or run twice at once."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ ROOT = Path(__file__).parents[2]
 
 
 class Killed(BaseException):
-    """Not an Exception, as no clean-up may see it."""
+    """A kill; not an Exception, so that no clean-up code runs."""
 
 
-def test_a_killed_start_goes_on_with_its_finished_stages(tmp_path, monkeypatch):
+def test_a_killed_start_resumes_from_its_finished_stages(tmp_path, monkeypatch):
     expected = prepare_log(random_log(), tmp_path, name="clean", max_memory="50kB")
     encode_log, made = encode_stage.encode_log, []
 

@@ -32,6 +32,7 @@ from rec2pm_jax.data.prepare.describe import Content, describe
 from rec2pm_jax.data.prepare.encode import SourceFacts
 from rec2pm_jax.data.prepare.run import check_options, check_target, make_identity
 from rec2pm_jax.data.prepare.workspace import open_workspace
+from rec2pm_jax.data.reading import log_files
 from rec2pm_jax.data.record_files import (
     encode_records,
     read_histories,
@@ -39,7 +40,7 @@ from rec2pm_jax.data.record_files import (
     write_records,
 )
 from rec2pm_jax.data.schema import empty_items
-from rec2pm_jax.data.sources import interactions, log_files
+from rec2pm_jax.data.sources import interactions
 from rec2pm_jax.errors import UserError
 
 _FILE_BITS = 40  # bits of a row number below the number of its file

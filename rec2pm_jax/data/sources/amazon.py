@@ -21,9 +21,9 @@ from pathlib import Path
 import polars as pl
 
 from rec2pm_jax.data.options import PrepareOptions
+from rec2pm_jax.data.reading import scan
+from rec2pm_jax.data.reading.download import Download
 from rec2pm_jax.data.schema import Interactions, empty_items
-from rec2pm_jax.data.sources import scan
-from rec2pm_jax.data.sources.download import Download
 from rec2pm_jax.data.sources.source import Source
 
 CATEGORIES = tuple(

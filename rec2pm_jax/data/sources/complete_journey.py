@@ -18,9 +18,9 @@ import polars as pl
 
 from rec2pm_jax.data.options import PrepareOptions
 from rec2pm_jax.data.polars_io import READ_ERRORS
+from rec2pm_jax.data.reading import scan
+from rec2pm_jax.data.reading.log_files import unreadable_error
 from rec2pm_jax.data.schema import Interactions
-from rec2pm_jax.data.sources import scan
-from rec2pm_jax.data.sources.log_files import unreadable_error
 from rec2pm_jax.data.sources.source import Source, choose_item_level
 from rec2pm_jax.errors import UserError
 

@@ -23,10 +23,11 @@ from pathlib import Path
 import polars as pl
 
 from rec2pm_jax.data.options import PrepareOptions
+from rec2pm_jax.data.reading.column_checks import to_ids, to_whole_numbers
+from rec2pm_jax.data.reading.log_files import find_input_files, read_batches
+from rec2pm_jax.data.reading.times import TimeReader
 from rec2pm_jax.data.schema import Interactions, empty_items
-from rec2pm_jax.data.sources.column_checks import to_ids, to_whole_numbers
-from rec2pm_jax.data.sources.log_files import find_input_files, read_batches
-from rec2pm_jax.data.sources.times import TimeReader
+from rec2pm_jax.data.sources.source import Source
 from rec2pm_jax.errors import UserError
 
 
@@ -93,3 +94,13 @@ def _to_canonical(
     if "type_column" in flags:
         columns["event_type"] = ids("type_column")
     return pl.DataFrame(columns)
+
+
+SOURCE = Source(
+    name="interactions",
+    description="Your own log: CSV, TSV, Parquet or JSON-lines",
+    licence="Yours.",
+    load=load,
+    by_hand="name the columns",
+    example="--input=log.csv --user_column=uid --item_column=sku --time_column=ts",
+)

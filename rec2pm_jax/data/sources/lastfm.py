@@ -18,9 +18,9 @@ from pathlib import Path
 import polars as pl
 
 from rec2pm_jax.data.options import PrepareOptions
+from rec2pm_jax.data.reading import scan
+from rec2pm_jax.data.reading.download import Download
 from rec2pm_jax.data.schema import Interactions
-from rec2pm_jax.data.sources import scan
-from rec2pm_jax.data.sources.download import Download
 from rec2pm_jax.data.sources.source import Source, choose_item_level
 
 TABLE = "userid-timestamp-artid-artname-traid-traname.tsv"

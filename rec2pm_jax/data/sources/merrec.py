@@ -19,8 +19,8 @@ from pathlib import Path
 import polars as pl
 
 from rec2pm_jax.data.options import PrepareOptions
+from rec2pm_jax.data.reading import scan
 from rec2pm_jax.data.schema import Interactions, empty_items
-from rec2pm_jax.data.sources import scan
 from rec2pm_jax.data.sources.source import Source, choose_item_level
 from rec2pm_jax.errors import UserError
 

@@ -1,4 +1,4 @@
-"""MovieLens in its own layouts.
+"""MovieLens, in the layouts of its archives.
 
 Schema: Harper and Konstan, "The MovieLens Datasets: History and Context" (TiiS 2015) and the README
 files at grouplens.org; checksums: the .md5 files beside the archives. --input is a file, or the
@@ -23,11 +23,11 @@ from pathlib import Path
 import polars as pl
 
 from rec2pm_jax.data.options import PrepareOptions
+from rec2pm_jax.data.reading import scan
+from rec2pm_jax.data.reading.column_checks import get_column, to_ids, to_seconds
+from rec2pm_jax.data.reading.download import Download
+from rec2pm_jax.data.reading.log_files import read_whole, unreadable_error
 from rec2pm_jax.data.schema import ITEM_COLUMNS, Interactions, empty_items
-from rec2pm_jax.data.sources import scan
-from rec2pm_jax.data.sources.column_checks import get_column, to_ids, to_seconds
-from rec2pm_jax.data.sources.download import Download
-from rec2pm_jax.data.sources.log_files import read_whole, unreadable_error
 from rec2pm_jax.data.sources.source import Source
 from rec2pm_jax.errors import UserError
 

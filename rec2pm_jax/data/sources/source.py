@@ -8,9 +8,9 @@ from pathlib import Path
 
 from rec2pm_jax.data.options import PrepareOptions
 from rec2pm_jax.data.polars_io import READ_ERRORS
+from rec2pm_jax.data.reading.download import Download, fetch
+from rec2pm_jax.data.reading.log_files import unreadable_error
 from rec2pm_jax.data.schema import Interactions
-from rec2pm_jax.data.sources.download import Download, fetch
-from rec2pm_jax.data.sources.log_files import unreadable_error
 from rec2pm_jax.errors import UserError, nearest
 
 

@@ -38,6 +38,7 @@ import polars as pl
 
 from rec2pm_jax.data.options import PrepareOptions
 from rec2pm_jax.data.schema import Interactions
+from rec2pm_jax.data.sources.source import Source
 from rec2pm_jax.errors import UserError
 
 DEPARTMENTS = 2
@@ -217,3 +218,12 @@ def _make_item_table(names: np.ndarray, department: np.ndarray, kind: np.ndarray
         titles.append(category + detail)
         categories.append(category)
     return pl.DataFrame({"item": names, "title": titles, "category": categories})
+
+
+SOURCE = Source(
+    name="synthetic",
+    description="Generated users whose taste shows in their first events only: a test of memory",
+    licence="None needed: nothing is read.",
+    load=load,
+    by_hand="generated",
+)

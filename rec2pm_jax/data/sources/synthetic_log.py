@@ -20,6 +20,7 @@ import polars as pl
 from rec2pm_jax.data.hashing import mix
 from rec2pm_jax.data.options import PrepareOptions
 from rec2pm_jax.data.schema import Interactions, empty_items
+from rec2pm_jax.data.sources.source import Source
 from rec2pm_jax.errors import UserError
 
 EXPONENT = 1.5
@@ -88,3 +89,12 @@ def frames(
 def _uniform(seed: int, user: np.ndarray, number: np.ndarray, what: int) -> np.ndarray:
     """Return a number in [0, 1) for each (user, number), float64 [n]; `what` is a purpose."""
     return (mix(seed, user, number, np.full(len(user), what)) >> np.uint64(11)) * 2.0**-53
+
+
+SOURCE = Source(
+    name="synthetic_log",
+    description="A generated log of any size with heavy-tailed users: a test of preparation",
+    licence="None needed: nothing is read.",
+    load=load,
+    by_hand="generated",
+)

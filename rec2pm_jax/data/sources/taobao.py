@@ -14,8 +14,8 @@ from pathlib import Path
 import polars as pl
 
 from rec2pm_jax.data.options import PrepareOptions
+from rec2pm_jax.data.reading import scan
 from rec2pm_jax.data.schema import Interactions
-from rec2pm_jax.data.sources import scan
 from rec2pm_jax.data.sources.source import Source
 
 _SCHEMA = {

@@ -13,18 +13,21 @@ from typing import Any
 import polars as pl
 
 from rec2pm_jax.data.polars_io import READ_ERRORS
-from rec2pm_jax.data.schema import EVENT_COLUMNS, ITEM_COLUMNS, OPTIONAL_EVENT_COLUMNS
-from rec2pm_jax.data.sources.log_files import unreadable_error
+from rec2pm_jax.data.reading.log_files import BATCH, unreadable_error
+from rec2pm_jax.data.schema import (
+    EVENT_COLUMNS,
+    ITEM_COLUMNS,
+    LATEST_TIMESTAMP,
+    OPTIONAL_EVENT_COLUMNS,
+)
 from rec2pm_jax.errors import UserError, nearest
 
-BATCH = 1_000_000  # rows
-_LATEST = 100_000_000_000  # seconds, the year 5138
 _PROBLEMS = {
     "no user": pl.col("user").is_null() | (pl.col("user") == ""),
     "no item": pl.col("item").is_null() | (pl.col("item") == ""),
     "no readable timestamp": pl.col("timestamp").is_null(),
     "a negative timestamp": pl.col("timestamp") < 0,
-    "a timestamp beyond the year 5000 (another unit?)": pl.col("timestamp") > _LATEST,
+    "a timestamp beyond the year 5000 (another unit?)": pl.col("timestamp") > LATEST_TIMESTAMP,
 }
 _NO_TYPE = {"no event type": pl.col("event_type").is_null() | (pl.col("event_type") == "")}
 

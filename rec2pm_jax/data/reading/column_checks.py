@@ -6,9 +6,8 @@ from pathlib import Path
 
 import polars as pl
 
+from rec2pm_jax.data.schema import LATEST_TIMESTAMP
 from rec2pm_jax.errors import UserError, nearest
-
-_LATEST = 100_000_000_000  # seconds; milliseconds since 1970 passed it in 1973
 
 
 def get_column(frame: pl.DataFrame, name: str, path: Path) -> pl.Series:
@@ -94,7 +93,7 @@ def to_seconds(values: pl.Series, path: Path, first_row: int = 1) -> pl.Series:
     refuse_rows(times.is_null(), values, path, first_row, "a missing or too large timestamp")
     refuse_rows(times < 0, values, path, first_row, "a negative timestamp")
     refuse_rows(
-        times > _LATEST,
+        times > LATEST_TIMESTAMP,
         values,
         path,
         first_row,

@@ -100,12 +100,12 @@ def _download(item: Download, target: Path, page: str, progress: bool) -> None:
         failures = 1 if size > furthest else failures + 1  # progress renews the attempts
         furthest = max(furthest, size)
         if failures >= ATTEMPTS or not size:
-            kept = f"{size:,} bytes are kept in {part}; run the command again to resume, or " * (
-                size > 0
-            )
+            advice = "Check the network"
+            if size:
+                advice = f"{size:,} bytes are kept in {part}; run the command again to resume"
             raise UserError(
-                f"Cannot download {item.url}: {reason}. {kept or 'Check the network, or '}fetch it "
-                f"by hand ({page}) and give --input."
+                f"Cannot download {item.url}: {reason}. {advice}, or fetch it by hand ({page}) and "
+                "give --input."
             )
         time.sleep(min(2**failures, 30) / 10)
     if expected:

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import polars as pl
 
-from rec2pm_jax.data.sources.column_checks import refuse_rows
+from rec2pm_jax.data.reading.column_checks import refuse_rows
+from rec2pm_jax.data.schema import LATEST_TIMESTAMP
 from rec2pm_jax.errors import UserError
 
 _PER_SECOND = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
-_LIMIT = 10**11  # seconds; a larger number is of a smaller unit
 _NAMES = {"s": "seconds", "ms": "milliseconds", "us": "microseconds", "ns": "nanoseconds"}
 _ISO = (
     r"^(?<date>\d{4}-\d{2}-\d{2})(?:[T ](?<time>\d{2}:\d{2}(?::\d{2})?)(?:[.,](?<fraction>\d+))?)?"
@@ -97,7 +97,7 @@ class TimeReader:
         self._refuse(numbers < 0, values, first_row, "a negative timestamp")
         other = "milliseconds" if self._unit == "s" else "another unit"
         self._refuse(
-            numbers > min(_LIMIT * scale, 2**63 - 1),
+            numbers > min(LATEST_TIMESTAMP * scale, 2**63 - 1),
             values,
             first_row,
             f"a timestamp beyond the year 5000 in {name} (are these {other}? see --time_unit; "
@@ -106,7 +106,7 @@ class TimeReader:
         if scale == 1:
             return {"timestamp": numbers}
         self._refuse(
-            (numbers > 0) & (numbers <= _LIMIT * scale // 1000),
+            (numbers > 0) & (numbers <= LATEST_TIMESTAMP * scale // 1000),
             values,
             first_row,
             f"a timestamp before 1973 in {name}, the unit of the column (seconds among them? a "
@@ -185,4 +185,6 @@ def _detect_unit(values: pl.Series, numbers: pl.Series) -> str:
     if not len(known) and values.dtype == pl.String:
         return "iso"
     largest = int(numbers.max() or 0)  # type: ignore[arg-type]
-    return next((u for u, scale in _PER_SECOND.items() if largest <= _LIMIT * scale), "ns")
+    return next(
+        (u for u, scale in _PER_SECOND.items() if largest <= LATEST_TIMESTAMP * scale), "ns"
+    )
