@@ -1,7 +1,7 @@
 """Preparation: from the interactions of a source to a dataset directory.
 
 A row of a log passes these stages. Each one leaves its result in the workspace, a temporary directory
-beside the target, so that the same command resumes after a kill:
+beside the target. So the same command resumes after a kill.
 
     1  encode.py       users, items and types get numbers; columns of integers on disk
     2  partition.py    filters (`filters.py`), item ids, and partitions of users that fit in memory

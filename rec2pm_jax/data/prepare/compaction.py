@@ -1,8 +1,9 @@
 """Compaction: rewrite a dataset with deltas as plain shards, within `max_memory`.
 
 As in preparation, users belong to partitions that fit in memory. The events of the deltas are divided
-among the partitions, and each partition is merged with the base, whose users are in order already. Ids
-stay as they are. After a kill the dataset is unchanged, and the next start uses finished partitions.
+among the partitions. Then each partition is merged with the base, whose users are in order already.
+Ids stay as they are. After a kill the dataset is unchanged, and the next start uses finished
+partitions.
 """
 
 from __future__ import annotations

@@ -110,8 +110,8 @@ class PartitionedLog:
     def events(self, part: int) -> ColumnFiles:
         """Return the events of a partition.
 
-        The columns are user (from 0 within the partition), item (id - 1), time, and, if the source
-        has them, type and order.
+        The columns are user (from 0 within the partition), item (id - 1) and time. Sources may add
+        type and order.
         """
         return ColumnFiles(self._directory / str(part))
 
