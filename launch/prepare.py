@@ -60,9 +60,7 @@ flags.DEFINE_boolean("append", False, "Add the log to the dataset in output_dir,
 flags.DEFINE_boolean(
     "beam", False, "Run as Apache Beam pipelines (pip install 'rec2pm_jax[beam]')."
 )
-flags.DEFINE_string(
-    "beam_options", "", "Options of Beam's runner, as its documentation writes them."
-)
+flags.DEFINE_string("beam_options", "", "Options of Beam's runner: --runner=FlinkRunner ..")
 flags.DEFINE_boolean("compact", False, "Rewrite the dataset in output_dir without deltas.")
 
 
