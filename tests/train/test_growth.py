@@ -13,11 +13,10 @@ import polars as pl
 import pytest
 
 from rec2pm_jax.config_dict import from_dict
-from rec2pm_jax.data.append import append
-from rec2pm_jax.data.compact import compact
 from rec2pm_jax.data.dataset import open_dataset
 from rec2pm_jax.data.options import PrepareOptions
 from rec2pm_jax.data.pipeline import train_iterator
+from rec2pm_jax.data.prepare import append, compact
 from rec2pm_jax.errors import UserError
 from rec2pm_jax.methods.registry import make_method
 from rec2pm_jax.train.checkpoint import Checkpoints, abstract_with_sharding, load_for_inference

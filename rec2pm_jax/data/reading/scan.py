@@ -1,40 +1,49 @@
-"""Reading large files in batches: bounded memory, named problems instead of a traceback.
+"""Reading a publisher's large files in batches, with errors that name the file and the problem.
 
-polars streams CSV and JSON-lines, plain or gzipped, and Parquet; nothing here holds more than a few
-batches of `BATCH` rows.
+polars streams CSV and JSON-lines, plain or gzipped, and Parquet. Memory holds a few batches of `BATCH`
+rows.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 
-from rec2pm_jax.data.columns import UNREADABLE
-from rec2pm_jax.data.schema import EVENT_COLUMNS, ITEM_COLUMNS, OPTIONAL_EVENT_COLUMNS
-from rec2pm_jax.data.sources import tables
+from rec2pm_jax.data.polars_io import READ_ERRORS
+from rec2pm_jax.data.reading.log_files import BATCH, unreadable_error
+from rec2pm_jax.data.schema import (
+    EVENT_COLUMNS,
+    ITEM_COLUMNS,
+    LATEST_TIMESTAMP,
+    OPTIONAL_EVENT_COLUMNS,
+)
 from rec2pm_jax.errors import UserError, nearest
 
-BATCH = 1_000_000  # rows
-_LATEST = 100_000_000_000  # seconds, the year 5138
 _PROBLEMS = {
     "no user": pl.col("user").is_null() | (pl.col("user") == ""),
     "no item": pl.col("item").is_null() | (pl.col("item") == ""),
     "no readable timestamp": pl.col("timestamp").is_null(),
     "a negative timestamp": pl.col("timestamp") < 0,
-    "a timestamp beyond the year 5000 (another unit?)": pl.col("timestamp") > _LATEST,
+    "a timestamp beyond the year 5000 (another unit?)": pl.col("timestamp") > LATEST_TIMESTAMP,
 }
 _NO_TYPE = {"no event type": pl.col("event_type").is_null() | (pl.col("event_type") == "")}
 
 
-def files(
+def find_files(
     directory: Path, patterns: Iterable[str], missing: Callable[[str], UserError]
 ) -> list[Path]:
-    """The files below `directory` (or `directory` itself, a file), in order of their names.
+    """Return the files below a directory, in order of their names.
+
+    Args:
+      directory: where to look; a file is returned as it is.
+      patterns: each needs at least one file.
+      missing: makes the error for a pattern without a file from a sentence.
 
     Raises:
-      UserError: `missing(...)`, when a pattern has no file.
+      UserError: a pattern has no file.
     """
     if directory.is_file():
         return [directory]
@@ -47,15 +56,25 @@ def files(
     return found
 
 
-def open_lazily(
-    scan: Callable[..., pl.LazyFrame], paths: list[Path], columns: Iterable[str], **options
+def scan_files(
+    scan: Callable[..., pl.LazyFrame], paths: list[Path], columns: Iterable[str], **options: Any
 ) -> pl.LazyFrame:
-    """Scans files that have the same columns; UserError when one is absent or a file is damaged."""
+    """Open files that have the same columns.
+
+    Args:
+      scan: polars' function for the kind of file.
+      paths: the files.
+      columns: the columns that will be read.
+      **options: of `scan`.
+
+    Raises:
+      UserError: a column is absent, or a file is damaged.
+    """
     try:
         frame = scan(paths, **options)
         known = frame.collect_schema().names()
-    except UNREADABLE as error:
-        raise tables.unreadable(paths[0], error) from error
+    except READ_ERRORS as error:
+        raise unreadable_error(paths[0], error) from error
     for column in columns:
         if column not in known:
             raise UserError(
@@ -65,27 +84,27 @@ def open_lazily(
     return frame
 
 
-def events(
+def read_events(
     frame: pl.LazyFrame,
     paths: list[Path],
     dropped: dict[str, int],
     drop: Mapping[str, pl.Expr] | None = None,
     ordered: bool = False,
 ) -> Iterator[pl.DataFrame]:
-    """Batches of canonical events, without the rows that `drop` names.
+    """Yield batches of canonical events, without the rows that `drop` names.
 
     Args:
-      frame: canonical columns, plus any that `drop` looks at.
+      frame: canonical columns, plus those that `drop` reads.
       paths: the files, for errors.
-      dropped: counts the rows left out by reason; complete after the last batch.
-      drop: reason -> condition (null counts as false); a row counts for the first that it meets.
-      ordered: rows in the order of the files, for sources whose ties are kept.
+      dropped: counts the dropped rows by reason; complete after the last batch.
+      drop: reason -> condition (null counts as false). A row counts for the first one that it meets.
+      ordered: keep the order of the files, for sources whose ties are kept.
 
     Raises:
-      UserError: damaged file, columns of another kind, or null or empty ids, null or negative times
-        among what stays.
+      UserError: a damaged file, columns of another type, or, among the rows that remain, null or empty
+        ids and null or negative times.
     """
-    where = _named(paths)
+    where = _name_files(paths)
     drop = drop or {}
     dropped.update(dict.fromkeys(drop, 0))
     try:
@@ -112,29 +131,33 @@ def events(
                         f"{where}: rows with {problem}, the first {bad.row(0, named=True)}."
                     )
             yield batch.select(list(canonical))
-    except UNREADABLE as error:
-        raise tables.unreadable(_damaged(paths) or where, error) from error
+    except READ_ERRORS as error:
+        raise unreadable_error(_find_damaged_file(paths) or where, error) from error
 
 
-def items(frame: pl.LazyFrame, paths: list[Path]) -> pl.DataFrame:
-    """An item table of `frame`'s item, title and category, as text; rows without an item go.
+def read_items(frame: pl.LazyFrame, paths: list[Path]) -> pl.DataFrame:
+    """Return the item table: item, title and category as text, without rows that have no item.
+
+    Args:
+      frame: columns item, title and category; item is unique.
+      paths: the files that `frame` reads, for errors.
 
     Raises:
-      UserError: one of `paths`, the files behind it, is damaged.
+      UserError: a file is damaged.
     """
     frame = frame.select(pl.col(name).cast(dtype) for name, dtype in ITEM_COLUMNS.items())
     try:
         return frame.filter(pl.col("item").is_not_null()).collect(engine="streaming")
-    except UNREADABLE as error:
-        raise tables.unreadable(_damaged(paths) or _named(paths), error) from error
+    except READ_ERRORS as error:
+        raise unreadable_error(_find_damaged_file(paths) or _name_files(paths), error) from error
 
 
-def _named(paths: list[Path]) -> str:
+def _name_files(paths: list[Path]) -> str:
     return str(paths[0]) + (f" and {len(paths) - 1} more" if len(paths) > 1 else "")
 
 
-def _damaged(paths: list[Path]) -> Path | None:
-    """The first of many Parquet files that cannot be read to its end."""
+def _find_damaged_file(paths: list[Path]) -> Path | None:
+    """Return the first of several Parquet files that cannot be read to its end."""
     for path in paths if len(paths) > 1 else []:
         if path.suffix == ".parquet":
             try:
@@ -142,6 +165,6 @@ def _damaged(paths: list[Path]) -> Path | None:
                     chunk_size=BATCH, engine="streaming"
                 ):
                     pass
-            except UNREADABLE:
+            except READ_ERRORS:
                 return path
     return None

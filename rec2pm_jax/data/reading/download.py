@@ -1,8 +1,8 @@
-"""Downloads that go on where they stopped, are checked, and appear under their name only when whole.
+"""Downloads that resume after an interruption and are checked against published checksums.
 
-A file is written as NAME.part and renamed once its size and checksum are right. Checksums are those
-that the publisher states: here, or in a small file beside the data (`checksum_url`: GroupLens' .md5
-files, the Git LFS pointers of a repository of datasets).
+A file is written as NAME.part and renamed once its size and checksum are right. The publisher states
+the checksum. It is copied into the source, or read from a small file beside the data (`checksum_url`:
+GroupLens' .md5 files, the Git LFS pointers of a repository of datasets).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import urllib.error
 import urllib.request
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
@@ -35,11 +35,13 @@ _DIGEST = re.compile(r"\b(?:[0-9a-fA-F]{64}|[0-9a-fA-F]{32})\b")
 
 @dataclasses.dataclass(frozen=True)
 class Download:
-    """Attributes:
-    url: where the file is.
-    md5: its checksum, as its publisher states it; "" where none is stated.
-    checksum_url: a text that holds its md5 or sha256, asked for where `md5` is not known here.
-    unpack: patterns of file names to take out of a .zip or .tar.gz; folders inside are ignored.
+    """A file to download.
+
+    Attributes:
+      url: of the file.
+      md5: its checksum, as its publisher states it; "" if unknown.
+      checksum_url: a text that holds its md5 or sha256, read if `md5` is unknown.
+      unpack: patterns of file names to extract from a .zip or .tar.gz; folders inside are ignored.
     """
 
     url: str
@@ -49,16 +51,18 @@ class Download:
 
     @property
     def name(self) -> str:
+        """The name of the file."""
         return PurePosixPath(self.url).name
 
 
 def fetch(item: Download, directory: Path, page: str, progress: bool = True) -> Path:
-    """Downloads and unpacks; does nothing for what is already whole.
+    """Download and unpack a file, unless that is done already.
 
     Args:
-      item: what to fetch.
+      item: the file.
       directory: where to put it; made if needed.
-      page: where a person can find the file, for errors.
+      page: a page with the file for people, for errors.
+      progress: show a progress bar.
 
     Returns:
       The path of the downloaded file.
@@ -81,29 +85,31 @@ def fetch(item: Download, directory: Path, page: str, progress: bool = True) -> 
 
 def _download(item: Download, target: Path, page: str, progress: bool) -> None:
     part = target.with_name(target.name + ".part")
-    expected = item.md5 or (_published_digest(item.checksum_url, page) if item.checksum_url else "")
+    expected = item.md5 or (
+        _read_published_digest(item.checksum_url, page) if item.checksum_url else ""
+    )
     failures = furthest = 0
     while True:
         try:
-            if _append(item.url, part, progress):
+            if _append_rest(item.url, part, progress):
                 break
             reason = "the connection was closed early"
         except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
             reason = str(getattr(error, "reason", error)) or type(error).__name__
         size = part.stat().st_size if part.exists() else 0
-        failures = 1 if size > furthest else failures + 1  # whoever makes progress may go on
+        failures = 1 if size > furthest else failures + 1  # progress renews the attempts
         furthest = max(furthest, size)
         if failures >= ATTEMPTS or not size:
-            kept = f"{size:,} bytes are kept in {part}; run the command again to go on, or " * (
-                size > 0
-            )
+            advice = "Check the network"
+            if size:
+                advice = f"{size:,} bytes are kept in {part}; run the command again to resume"
             raise UserError(
-                f"Cannot download {item.url}: {reason}. {kept or 'Check the network, or '}fetch it "
-                f"by hand ({page}) and give --input."
+                f"Cannot download {item.url}: {reason}. {advice}, or fetch it by hand ({page}) and "
+                "give --input."
             )
         time.sleep(min(2**failures, 30) / 10)
     if expected:
-        found = _digest(part, "md5" if len(expected) == 32 else "sha256")
+        found = _compute_digest(part, "md5" if len(expected) == 32 else "sha256")
         if found != expected:
             part.unlink()
             raise UserError(
@@ -113,23 +119,23 @@ def _download(item: Download, target: Path, page: str, progress: bool) -> None:
     part.rename(target)
 
 
-def _append(url: str, part: Path, progress: bool) -> bool:
-    """Asks for what `part` still lacks and appends it; whether the file is whole now."""
+def _append_rest(url: str, part: Path, progress: bool) -> bool:
+    """Request what `part` lacks and append it; return whether the file is complete now."""
     have = part.stat().st_size if part.exists() else 0
     headers = _HEADERS | ({"Range": f"bytes={have}-"} if have else {})
     request = urllib.request.Request(url, headers=headers)
     try:
         response = urllib.request.urlopen(request, timeout=TIMEOUT)
     except urllib.error.HTTPError as error:
-        total = re.search(r"/(\d+)$", error.headers.get("Content-Range") or "")
+        size_of_file = re.search(r"/(\d+)$", error.headers.get("Content-Range") or "")
         if error.code != 416 or not have:
             raise
-        if total and int(total[1]) == have:
+        if size_of_file and int(size_of_file[1]) == have:
             return True
-        part.unlink()  # longer than the file: not a beginning of it
-        return _append(url, part, progress)
+        part.unlink()  # longer than the file, so no beginning of it
+        return _append_rest(url, part, progress)
     with response:
-        if response.status != 206:  # the server sends everything again
+        if response.status != 206:  # the server ignores ranges and sends the whole file
             have = 0
         length = response.headers.get("Content-Length")
         total = have + int(length) if length else None
@@ -151,7 +157,7 @@ def _append(url: str, part: Path, progress: bool) -> bool:
     return total is None or size == total
 
 
-def _published_digest(url: str, page: str) -> str:
+def _read_published_digest(url: str, page: str) -> str:
     try:
         request = urllib.request.Request(url, headers=_HEADERS)
         with urllib.request.urlopen(request, timeout=TIMEOUT) as response:
@@ -169,23 +175,23 @@ def _published_digest(url: str, page: str) -> str:
     return found[0].lower()
 
 
-def _digest(path: Path, algorithm: str) -> str:
+def _compute_digest(path: Path, algorithm: str) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, algorithm).hexdigest()
 
 
 def _unpack(archive: Path, directory: Path, patterns: tuple[str, ...]) -> None:
-    """Takes files out of an archive, unless that was done before."""
+    """Extract files from an archive, unless that is done already."""
     done = archive.with_name(archive.name + ".unpacked")
     if done.exists():
         return
     found = set()
-    with _members(archive) as members:
+    with _open_archive(archive) as members:
         for name, open_member in members:
             matched = [p for p in patterns if fnmatch.fnmatch(PurePosixPath(name).name, p)]
             if not matched:
                 continue
-            # Only the name is used: a path inside an archive could point anywhere.
+            # Only the name is used, because a path inside an archive could point anywhere.
             target = directory / PurePosixPath(name).name
             part = target.with_name(target.name + ".part")
             with open_member() as source, part.open("wb") as file:
@@ -199,8 +205,8 @@ def _unpack(archive: Path, directory: Path, patterns: tuple[str, ...]) -> None:
 
 
 @contextmanager
-def _members(archive: Path) -> Iterator[Iterator]:
-    """Yields (name, function that opens it) of the files of a .zip or .tar.gz."""
+def _open_archive(archive: Path) -> Iterator[Iterator[tuple[str, Callable]]]:
+    """Yield (name, function that opens the file) of the files in a .zip or .tar.gz."""
     try:
         if archive.suffix == ".zip":
             with zipfile.ZipFile(archive) as file:

@@ -1,4 +1,4 @@
-"""How the events of users are put in order."""
+"""The order of a user's events, equal times included."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from rec2pm_jax.data.columns import Arrays
 from rec2pm_jax.data.hashing import mix
 
+# Part of every dataset.json, so these texts must not change.
 TIE_RULES = {
     "shuffle": "events of a user with equal timestamps are ordered by a hash of "
     "(seed, user, time, item, occurrence), independent of the order of the input",
@@ -16,10 +16,12 @@ TIE_RULES = {
 }
 
 
-class Ordered(NamedTuple):
-    """Attributes:
-    rows: int64 [n], the events in order.
-    duplicates: events that repeat another in every column.
+class EventOrder(NamedTuple):
+    """The order of events.
+
+    Attributes:
+      rows: int64 [n], indices of the events in their order.
+      duplicates: how many events repeat another one in every column.
     """
 
     rows: np.ndarray
@@ -27,26 +29,34 @@ class Ordered(NamedTuple):
 
 
 def order_events(
-    events: Arrays, ties: str, seed: int, user_hash: np.ndarray, item_hash: np.ndarray
-) -> Ordered:
-    """Orders events by user, time, order (where there is one), then by the rule for ties.
+    events: dict[str, np.ndarray],
+    ties: str,
+    seed: int,
+    user_hash: np.ndarray,
+    item_hash: np.ndarray,
+) -> EventOrder:
+    """Order events by user, time and order (if present), then by the rule for ties.
 
     Args:
-      events: columns user, item, time and optionally type and order, [n] each.
+      events: columns user, item and time, and optionally type and order, [n] each.
       ties: a key of `TIE_RULES`.
       seed: seed of the tie hash.
-      user_hash, item_hash: uint64, hashes of the raw ids that `user` and `item` are indices of.
+      user_hash: uint64, hashes of the raw ids that the column user indexes.
+      item_hash: uint64, hashes of the raw ids that the column item indexes.
+
+    Returns:
+      The order and the number of duplicates.
     """
     keys = [events[name] for name in ("user", "time", "order") if name in events]
     rest = [events[name] for name in ("item", "type") if name in events]
-    # Rows that agree on everything sorted by here are interchangeable, so the occurrence number (and
-    # with it the hash) does not depend on the order of the input.
+    # Rows that agree in all columns are interchangeable. So the occurrence number, and with it the
+    # hash, does not depend on the order of the input.
     rows = argsort(*keys, *rest)
-    same = _repeats(keys, rows)  # equal to the row before in user, time and order
-    same_item = same & _repeats(rest[:1], rows)
-    duplicates = int(np.sum(same_item & _repeats(rest[1:], rows)))
+    same = _equals_previous(keys, rows)  # in user, time and order
+    same_item = same & _equals_previous(rest[:1], rows)
+    duplicates = int(np.sum(same_item & _equals_previous(rest[1:], rows)))
     if ties == "keep":
-        return Ordered(argsort(*keys), duplicates)
+        return EventOrder(argsort(*keys), duplicates)
     tied = same.copy()
     tied[:-1] |= same[1:]
     places = np.flatnonzero(tied)
@@ -54,7 +64,7 @@ def order_events(
         positions = np.arange(len(rows))
         occurrence = positions - np.maximum.accumulate(np.where(same_item, 0, positions))
         moved = rows[places]
-        tie = mix(
+        tie_hash = mix(
             seed,
             user_hash[events["user"][moved]],
             events["time"][moved],
@@ -62,15 +72,24 @@ def order_events(
             occurrence[places],
         )
         group = np.cumsum(~same)[places]
-        rows[places] = moved[np.lexsort((tie, group))]
-    return Ordered(rows, duplicates)
+        rows[places] = moved[np.lexsort((tie_hash, group))]
+    return EventOrder(rows, duplicates)
 
 
 def argsort(*keys: np.ndarray) -> np.ndarray:
-    """A stable argsort by several integer keys, the first one first; int64 [n].
+    """Return a stable argsort by several integer keys, the first one first.
 
-    Keys are packed into as few 64-bit numbers as their ranges allow: one sort takes a fifth of the
-    time of `np.lexsort` over three.
+    Keys are packed into as few 64-bit numbers as their ranges allow. One sort takes a fifth of the
+    time of `np.lexsort` over three keys.
+
+    Args:
+      *keys: integer arrays [n].
+
+    Returns:
+      int64 [n].
+
+    >>> argsort(np.array([2, 1, 1]), np.array([0, 5, 4]))
+    array([2, 1, 0])
     """
     packed: list[np.ndarray] = []
     room = 0
@@ -89,8 +108,8 @@ def argsort(*keys: np.ndarray) -> np.ndarray:
     return np.lexsort(packed[::-1])
 
 
-def _repeats(columns: list[np.ndarray], rows: np.ndarray) -> np.ndarray:
-    """bool [n]: the row equals the one before it in all `columns`."""
+def _equals_previous(columns: list[np.ndarray], rows: np.ndarray) -> np.ndarray:
+    """Return whether each row equals the one before it in all `columns`: bool [n]."""
     same = np.ones(len(rows), bool)
     same[:1] = False
     for column in columns:

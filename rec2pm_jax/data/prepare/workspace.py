@@ -1,4 +1,4 @@
-"""The temporary directory of a preparation: one at a time, in stages that outlive a kill."""
+"""The temporary directory of a preparation: one process at a time, in stages that survive a kill."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ _RETIRED = "retired"
 
 
 class Workspace:
-    """`<target>.preparing`, on the disk of the target so that its result can be renamed into place.
+    """The directory `<target>.preparing`, on the disk of the target.
+
+    Because they share a disk, the result can be renamed into place.
 
     Attributes:
       path: the directory.
@@ -27,7 +29,12 @@ class Workspace:
         self.path = path
 
     def stage(self, name: str, make: Callable[[Path], None]) -> Path:
-        """The directory that `make` fills, unless an earlier start with this identity has filled it."""
+        """Return the directory of a finished stage, and run the stage unless that is done already.
+
+        Args:
+          name: of the stage.
+          make: fills an empty directory.
+        """
         final = self.path / name
         if not final.is_dir():
             partial = self.path / f"{name}.partial"
@@ -38,62 +45,71 @@ class Workspace:
         return final
 
     def publish(self, stage: Path) -> None:
-        """Renames a finished stage to the target; what was there goes."""
+        """Rename a finished stage to the target, in the place of what was there."""
         if self._target.exists():
             self._target.rename(self.path / _RETIRED)
         stage.rename(self._target)
 
 
 @contextmanager
-def workspace(target: Path, identity: dict) -> Iterator[Workspace]:
-    """Opens the workspace of `target`.
+def open_workspace(target: Path, identity: dict) -> Iterator[Workspace]:
+    """Open the workspace of a target.
 
-    Finished stages of a start that was killed are found again if its `identity` (options and inputs)
-    was the same, and removed if not. Everything is removed after success and after an error; a kill
-    or an interrupt leaves it for the next start.
+    Success and errors remove the workspace. A kill or an interrupt leaves it, and the next start with
+    the same `identity` uses its finished stages. A start with another identity removes them.
+
+    Args:
+      target: the directory to prepare.
+      identity: the options and input files that determine the result; JSON.
+
+    Yields:
+      The workspace.
 
     Raises:
-      UserError: another preparation of this target is running, or the disk is full or read-only.
+      UserError: another process prepares this target, or the disk is full or read-only.
     """
-    path = _path(target)
+    path = _workspace_path(target)
     with alone_in(path):
         try:
-            _put_back(target, path)
+            _undo_half_publication(target, path)
             _claim(path, json.dumps(identity, sort_keys=True))
             yield Workspace(target, path)
         except OSError as error:
-            _put_back(target, path)
+            _undo_half_publication(target, path)
             shutil.rmtree(path, ignore_errors=True)
             raise UserError(
                 f"Cannot prepare {target}: {error}. Nothing was changed there and the temporary files "
                 "are removed."
             ) from error
         except Exception:
-            # Stages of an input that is refused are of no use. A kill or ^C does not come here.
+            # The stages of a refused input are of no use. A kill or ^C does not come here.
             shutil.rmtree(path, ignore_errors=True)
             raise
         shutil.rmtree(path, ignore_errors=True)
 
 
-def recover(target: Path) -> None:
-    """Undoes half of a publication that a kill has left, for who reads `target` before its workspace.
+def restore_target(target: Path) -> None:
+    """Restore a target that a kill left between the two renames of `Workspace.publish`.
+
+    Call it before reading `target` without opening its workspace.
 
     Raises:
-      UserError: another preparation of this target is running.
+      UserError: another process prepares this target.
     """
-    path = _path(target)
+    path = _workspace_path(target)
     if (path / _RETIRED).exists():
         with alone_in(path):
-            if target.exists():  # killed after the second rename: all that is left is of no use
+            if target.exists():  # killed after the second rename: only the old version is left
                 shutil.rmtree(path, ignore_errors=True)
-            _put_back(target, path)
+            _undo_half_publication(target, path)
 
 
-def _path(target: Path) -> Path:
+def _workspace_path(target: Path) -> Path:
     return target.with_name(f"{target.name}.preparing")
 
 
 def _claim(path: Path, identity: str) -> None:
+    """Remove the stages of another identity."""
     file = path / _IDENTITY
     if file.is_file() and file.read_text() == identity:
         return
@@ -103,7 +119,7 @@ def _claim(path: Path, identity: str) -> None:
     file.write_text(identity)
 
 
-def _put_back(target: Path, path: Path) -> None:
-    """Undoes half of `publish`, between its two renames."""
+def _undo_half_publication(target: Path, path: Path) -> None:
+    """Undo the first of the two renames of `Workspace.publish` unless the second has happened."""
     if (path / _RETIRED).exists() and not target.exists():
         (path / _RETIRED).rename(target)
