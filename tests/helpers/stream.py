@@ -51,7 +51,7 @@ def make_config(
 
 
 def make_data(directory: Path):
-    """12 users with 4 to 60 events over 30 items, two event types, times with many ties."""
+    """Return a log of 12 users with 4 to 60 events over 30 items, two event types and many ties."""
     log = random_log(users=12, items=30, events=300, seed=3)
     prepare_log(log, directory, type_column="kind")
     return open_dataset(directory / "data")
@@ -64,11 +64,11 @@ def random_params(method):
 
 def make_recommender(dataset, config) -> Recommender:
     method = make_method(config, dataset.num_items)
-    return Recommender(method, random_params(method), Catalogue.of(dataset, config.model))
+    return Recommender(method, random_params(method), Catalogue.from_dataset(dataset, config.model))
 
 
 def save_run(workdir: Path, dataset, config) -> None:
-    """A workdir with one checkpoint of the random parameters, best and latest at once."""
+    """Write a workdir with one checkpoint of the random parameters, best and latest at once."""
     method = make_method(config, dataset.num_items)
     state = init_train_state(method, make_optimizer(config.optim, 10), 0)
     state = state._replace(params=random_params(method))
@@ -91,7 +91,7 @@ def save_run(workdir: Path, dataset, config) -> None:
 
 
 def raw_events(dataset, index: int, stop: int | None = None) -> list[dict]:
-    """The first `stop` events of a user as a stream would bring them."""
+    """Return the first `stop` events of a user as a stream would bring them."""
     sequence = dataset.sequence(index)
     return [
         {
@@ -104,7 +104,7 @@ def raw_events(dataset, index: int, stop: int | None = None) -> list[dict]:
 
 
 def offline_logits(recommender: Recommender, dataset, positions: list[tuple[int, int]]):
-    """Evaluation's logits [T, V] for targets (user, n), each predicted from events [0, n)."""
+    """Return evaluation's logits [T, V] for targets (user, n), each predicted from events [0, n)."""
     method, params = recommender.method, recommender.params
     histories = load_histories(dataset, np.arange(dataset.num_users))
     user, position = np.array(positions, np.int64).T
@@ -116,18 +116,18 @@ def offline_logits(recommender: Recommender, dataset, positions: list[tuple[int,
 
 
 class ListSource:
-    """Lines that are all there from the start; see `stream.sources.Source`."""
+    """Lines that are all available from the start; see `stream.lines.sources.Source`."""
 
     def __init__(self, lines):
         self.lines, self.next, self.done = list(lines), 0, False
 
-    def read(self, most, wait):
-        taken = self.lines[self.next : self.next + most]
+    def read(self, max_lines, timeout_s):
+        taken = self.lines[self.next : self.next + max_lines]
         self.next += len(taken)
         self.done = not taken
         return taken
 
-    def marks(self):
+    def positions(self):
         return {}
 
     def close(self):

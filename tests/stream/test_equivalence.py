@@ -13,11 +13,12 @@ from hypothesis import strategies as st
 from rec2pm_jax.data.dataset import open_dataset
 from rec2pm_jax.evaluate.evaluator import evaluate
 from rec2pm_jax.methods.segments import archived
-from rec2pm_jax.stream import batches
-from rec2pm_jax.stream.engine import Engine, Options
-from rec2pm_jax.stream.events import Event
+from rec2pm_jax.stream.compute import batches
+from rec2pm_jax.stream.engine import Engine
+from rec2pm_jax.stream.lines.events import Event
+from rec2pm_jax.stream.options import EngineOptions
 from rec2pm_jax.stream.runner import run_stream
-from rec2pm_jax.stream.store import MemoryStore
+from rec2pm_jax.stream.stores.base import MemoryStore
 from tests.helpers.data import prepare_log, random_log
 from tests.helpers.stream import (
     RECENT,
@@ -150,10 +151,10 @@ def test_what_is_kept(dataset, name):
         if groups:
             assert kept == n - archived(n, SEGMENT, RECENT)
             assert n < RECENT or RECENT <= kept <= SEGMENT + RECENT - 1
-            assert recommender.updates(user) == archived(n, SEGMENT, RECENT) // SEGMENT
+            assert recommender.count_updates(user) == archived(n, SEGMENT, RECENT) // SEGMENT
         else:
             assert kept == min(n, method.read_length)
-            assert recommender.updates(user) == 0
+            assert recommender.count_updates(user) == 0
         newest = dataset.sequence(0).ids[n - kept : n]
         np.testing.assert_array_equal(user.pending.ids, newest)
 
@@ -185,7 +186,7 @@ def test_chunking_and_interleaving_change_nothing(dataset, data):
     engine = engine_of(recommender, [stream[a:b] for a, b in bounds])
     for index, n in lengths.items():
         alone = recommender.observe(recommender.new_user(), raw_events(dataset, index, n))
-        assert_same_user(engine.user(f"u{index}"), alone)
+        assert_same_user(engine.get_user(f"u{index}"), alone)
 
 
 def test_more_users_than_a_batch_and_nothing_compiled_twice(dataset, monkeypatch):
@@ -200,10 +201,10 @@ def test_more_users_than_a_batch_and_nothing_compiled_twice(dataset, monkeypatch
     for u in range(29):
         answer = engine.recommend(f"u{u}", 4)
         alone = recommender.observe(recommender.new_user(), history[: 12 + u % 29])
-        assert_same_user(engine.user(f"u{u}"), alone)
+        assert_same_user(engine.get_user(f"u{u}"), alone)
         expected = recommender.recommend(alone, 4)
         assert [r.item for r in answer.items] == [r.item for r in expected]
-        assert (answer.events, answer.updates) == (alone.events, recommender.updates(alone))
+        assert (answer.events, answer.updates) == (alone.events, recommender.count_updates(alone))
 
     for users in (1, 2, 4, 8):  # every bucket
         engine_of(recommender, [stream(users)]).recommend("u0", 4)
@@ -225,7 +226,7 @@ def test_more_users_than_a_batch_and_nothing_compiled_twice(dataset, monkeypatch
 def test_hot_sessions_answer_as_whole_reads(dataset, name, kind):
     """Requests after 0 to 12 further events, at various times, of more users than stay hot."""
     recommender = make_recommender(dataset, CONFIGS[name])
-    engine = Engine(recommender, MemoryStore(), Options(memory=kind, sessions=2))
+    engine = Engine(recommender, MemoryStore(), EngineOptions(memory=kind, sessions=2))
     rng = np.random.default_rng(0)
     waiting = {f"u{i}": raw_events(dataset, i) for i in (0, 1, 4)}
     for turn in range(60):
@@ -233,7 +234,7 @@ def test_hot_sessions_answer_as_whole_reads(dataset, name, kind):
         count = int(rng.choice([0, 0, 1, 1, 1, 2, 12], p=[0.2, 0.1, 0.2, 0.2, 0.1, 0.15, 0.05]))
         engine.ingest([Event(user, **e) for e in waiting[user][:count]])
         waiting[user] = waiting[user][count:]
-        state = engine.user(user)
+        state = engine.get_user(user)
         if not state.events:
             continue
         later = None if turn % 3 else state.last_time + 1000 * turn
@@ -242,7 +243,7 @@ def test_hot_sessions_answer_as_whole_reads(dataset, name, kind):
         np.testing.assert_allclose(
             [r.score for r in answer.items], [r.score for r in expected], rtol=0, atol=2e-4
         )
-        assert answer.updates == recommender.updates(state) == int(state.state.segments)
+        assert answer.updates == recommender.count_updates(state) == int(state.state.segments)
     assert engine.sessions.hits > 5 and engine.sessions.misses > 5
 
 
