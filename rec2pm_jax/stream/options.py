@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from typing import NamedTuple
 
@@ -11,7 +12,8 @@ from rec2pm_jax.errors import UserError
 DAY_S = 86_400
 
 
-class Worker(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Worker:
     """One of several workers; each reads all lines and serves its own users.
 
     Attributes:
@@ -32,7 +34,7 @@ class Worker(NamedTuple):
 
         Example:
           >>> [Worker(index, 2).owns("7") for index in range(2)]
-          [True, False]
+          [False, True]
         """
         return int(hash_strings([user])[0]) % self.count == self.index
 

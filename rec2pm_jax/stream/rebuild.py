@@ -26,7 +26,6 @@ from rec2pm_jax.stream.recommender import Recommender
 from rec2pm_jax.stream.stores.base import MAX_USER_BYTES, Store, open_store
 from rec2pm_jax.stream.stores.record import RecordFormat
 from rec2pm_jax.stream.users.mutable_user import MutableUser
-from rec2pm_jax.typing import State
 
 USERS_PER_COMMIT = 4 * batches.MAX_BATCH
 _SOURCE, _COMPLETE = "rebuilt_from", "rebuilt"  # keys of the store's metadata
@@ -157,7 +156,7 @@ def compute_users(
         next_time = None
         if segment.times is not None:  # R >= 1: an event follows each archived segment
             next_time = np.array([events.times[end] for events in active], np.int32)  # type: ignore[index]
-        old = State(memory[rows], groups[rows], segments[rows])
+        old = batches.make_state(memory[rows], groups[rows], segments[rows])
         new = batches.update_memories(method, recommender.params, old, segment, next_time)
         encoded[rows] = encode(np.asarray(new.memory), kind)
         memory[rows] = decode(encoded[rows], kind, dim)

@@ -89,10 +89,7 @@ def assert_same(model, store, clean):
     wanted = dict(clean.store.items())
     assert found.keys() == wanted.keys()
     for user in wanted:
-        a, b = (
-            clean.record_format.decode(user, found[user]),
-            clean.record_format.decode(user, wanted[user]),
-        )
+        a, b = (clean.record_format.decode(user, records[user]) for records in (found, wanted))
         assert (a.events, a.last_time, a.pending) == (b.events, b.last_time, b.pending)
         if b.memory is not None:
             memories = [np.frombuffer(x.memory, np.float32) for x in (a, b)]

@@ -79,18 +79,15 @@ def assert_same_user(engine, user, events):
 
 def test_events_come_while_a_memory_is_computed(engine, events, gate):
     apply(engine, events[:FIRST_UPDATE])
-    engine.update_queue.start_batch(8)
-    assert (
-        engine.update_queue.num_running,
-        engine.update_queue.num_waiting,
-        engine.update_queue.is_ready,
-    ) == (1, 0, False)
+    queue = engine.update_queue
+    queue.start_batch(8)
+    assert (queue.num_running, queue.num_waiting, queue.is_ready) == (1, 0, False)
     apply(engine, events[FIRST_UPDATE:40])  # several segments more
-    assert engine.update_queue.num_waiting == 0  # one at a time, in order
+    assert queue.num_waiting == 0  # one at a time, in order
     gate.set()
-    engine.update_queue.finish_batch()
-    assert engine.update_queue.num_waiting == 1
-    engine.update_queue.finish_all()
+    queue.finish_batch()
+    assert queue.num_waiting == 1
+    queue.finish_all()
     assert_same_user(engine, "u", events[:40])
 
 
@@ -102,9 +99,7 @@ def test_a_commit_while_a_memory_is_computed_is_as_good(engine, events, gate):
         engine.commit_writer.advance(1)
     engine.options = engine.options._replace(max_cached_users=0)
     engine.evict(100)
-    assert (
-        engine.gauges().cached_users == 1
-    )  # not released while its memory is computed, though committed
+    assert engine.gauges().cached_users == 1  # kept while its memory is computed
     apply(engine, events[FIRST_UPDATE:20])
     again = Engine(engine.recommender, engine.store)
     gate.set()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import jax
 import numpy as np
@@ -125,6 +125,11 @@ def pad_events(events: Sequence[Events], width: int) -> tuple[Events, np.ndarray
 
 
 # --- many users ---
+
+
+def make_state(memory: np.ndarray, groups: np.ndarray, segments: np.ndarray) -> State:
+    """Return a state of numpy arrays, see `State` for their shapes."""
+    return State(cast(Array, memory), cast(Array, groups), cast(Array, segments))
 
 
 def update_memories(

@@ -13,7 +13,7 @@ from rec2pm_jax.stream.compute import batches
 from rec2pm_jax.stream.recommender import Recommender
 from rec2pm_jax.stream.stores.record import RecordFormat
 from rec2pm_jax.stream.users.mutable_user import MutableUser
-from rec2pm_jax.typing import Array, Events, State
+from rec2pm_jax.typing import Events, State
 
 
 class UpdateInputs(NamedTuple):
@@ -91,7 +91,7 @@ class MemoryUpdater:
             memory[rows] = decode(encoded.reshape(len(rows), -1), form.kind, form.dim)
         groups = np.array([user.groups for user in users], np.int32)
         segments = np.array([user.segments for user in users], np.int32)
-        return State(cast(Array, memory), cast(Array, groups), cast(Array, segments))
+        return batches.make_state(memory, groups, segments)
 
     def pending_events(self, user: MutableUser) -> Events:
         """Return the pending events of a user: numpy fields int32 [p]."""

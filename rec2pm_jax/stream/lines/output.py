@@ -7,7 +7,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import IO, Any
 
 from rec2pm_jax.errors import UserError
 from rec2pm_jax.stream.engine import Answer
@@ -88,6 +88,7 @@ def _open_lines(flag: str, path: str, mode: str) -> Iterator[WriteLine]:
         except OSError as error:
             raise unwritable(error) from error
 
+    file: IO[bytes]
     try:
         if path == "-":
             file = open(sys.stdout.fileno(), "wb", buffering=0, closefd=False)

@@ -11,6 +11,7 @@ stop, and a restart reads that second from their inputs again.
 
 from __future__ import annotations
 
+import functools
 import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -138,11 +139,10 @@ class RedisStore:
     def items(self) -> Iterator[tuple[str, bytes]]:
         cursor, seen = 0, set[bytes]()
         while True:
-            cursor, keys = self._retry(
-                lambda at=cursor: self._server.scan(
-                    at, match=_USER_PREFIX + b"*", count=_SCAN_COUNT
-                )
+            scan = functools.partial(
+                self._server.scan, cursor, match=_USER_PREFIX + b"*", count=_SCAN_COUNT
             )
+            cursor, keys = self._retry(scan)
             new = [key for key in keys if key not in seen]  # a scan may return a key twice
             seen.update(new)
             users = [key[len(_USER_PREFIX) :].decode() for key in new]
