@@ -59,7 +59,7 @@ class Answer(NamedTuple):
 class Engine:
     """Keeps the users of one model in one store.
 
-    Not thread-safe: one thread calls it, and it has two of its own for updates and commits.
+    Not thread-safe: one thread calls it. Two private threads compute updates and write commits.
 
     Attributes:
       recommender, store, options: as given.

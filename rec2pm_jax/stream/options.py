@@ -1,4 +1,4 @@
-"""Settings of a process that serves, and which users are its own."""
+"""Settings of a process that serves, and which users it serves."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ DAY_S = 86_400
 
 @dataclasses.dataclass(frozen=True)
 class Worker:
-    """One of several workers; each reads all lines and serves its own users.
+    """One of several workers; each reads all lines and serves a part of the users.
 
     Attributes:
       index: 0 <= index < count.
