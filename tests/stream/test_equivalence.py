@@ -79,7 +79,7 @@ def test_streamed_scores_are_those_of_evaluation(dataset, name):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["rec2pm_o hstu, times and types", "kv_mask_a sasrec"])
 def test_a_thousand_streamed_users_are_answered_as_evaluated(tmp_path, name):
-    """All events before the test targets in one stream, folded beside it; then one request each."""
+    """Stream all events before the test targets, then one request per user."""
     log = random_log(users=1010, items=30, events=16_000, seed=5)
     prepare_log(log, tmp_path, type_column="kind")
     dataset = open_dataset(tmp_path / "data")
@@ -136,7 +136,7 @@ def test_a_request_without_time_asks_at_the_last_event(dataset, name):
 
 
 @pytest.mark.parametrize("name", ["rec2pm_o sasrec", "kv_mask_a sasrec", "recent sasrec", "full"])
-def test_what_is_kept(dataset, name):
+def test_memory_and_pending_events_of_a_user(dataset, name):
     config = CONFIGS.get(name, make_config("full"))
     recommender = make_recommender(dataset, config)
     method, slots = recommender.method, config.method.slots
@@ -189,7 +189,7 @@ def test_chunking_and_interleaving_change_nothing(dataset, data):
         assert_same_user(engine.get_user(f"u{index}"), alone)
 
 
-def test_more_users_than_a_batch_and_nothing_compiled_twice(dataset, monkeypatch):
+def test_many_users_compile_nothing_while_serving(dataset, monkeypatch):
     monkeypatch.setattr(batches, "MAX_BATCH", 8)
     recommender = make_recommender(dataset, CONFIGS["rec2pm_o sasrec"])
     history = raw_events(dataset, 0, 40)
@@ -223,8 +223,8 @@ def test_more_users_than_a_batch_and_nothing_compiled_twice(dataset, monkeypatch
 @pytest.mark.parametrize(
     "name", ["rec2pm_a hstu", "kv_mask_o hstu, times and types", "recent sasrec"]
 )
-def test_hot_sessions_answer_as_whole_reads(dataset, name, kind):
-    """Requests after 0 to 12 further events, at various times, of more users than stay hot."""
+def test_open_sessions_answer_as_whole_reads(dataset, name, kind):
+    """Requests after 0 to 12 further events, at various times, of more users than sessions."""
     recommender = make_recommender(dataset, CONFIGS[name])
     engine = Engine(recommender, MemoryStore(), EngineOptions(memory=kind, sessions=2))
     rng = np.random.default_rng(0)

@@ -1,4 +1,4 @@
-"""Exported programs give what the model gives, whatever the batch, and say what they take."""
+"""Exported programs equal the model for any batch, and the manifest describes them."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def dataset(tmp_path_factory):
 
 
 def load(folder):
-    """(manifest, weights, functions by name) as a server without this package loads them."""
+    """Return (manifest, weights, functions by name), loaded as a server without this package does."""
     manifest = json.loads((folder / "manifest.json").read_text())
     weights = dict(np.load(folder / "weights.npz"))
     functions = {
@@ -76,7 +76,7 @@ CASES = [
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_exported_functions_equal_the_live_model(case, dataset, tmp_path):
+def test_exported_functions_equal_the_model(case, dataset, tmp_path):
     recommender = make_recommender(dataset, make_config(*case))
     method, params = recommender.method, recommender.params
     write_export(recommender, META, tmp_path / "out", K)
@@ -141,7 +141,7 @@ def check_described(described, arrays, batch):
         assert described[name]["meaning"]
 
 
-def test_manifest_says_what_is_there(dataset, tmp_path):
+def test_manifest_describes_the_files(dataset, tmp_path):
     config = make_config()
     recommender = make_recommender(dataset, config)
     returned = write_export(recommender, META, tmp_path / "out", 1000)
@@ -188,7 +188,7 @@ def test_parameters_that_diverged_are_refused(dataset, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_catalogue_too_large_to_sort_is_exported_for_any_batch():
+def test_a_large_catalogue_is_exported_for_any_batch():
     method = make_method(make_config(), 70_000)
     params = random_params(method)
     catalogue = Catalogue(Numbered(method.num_items), (), 0, uses_times=False, uses_types=False)

@@ -1,4 +1,4 @@
-"""Lines in, answers out: what is skipped, what is counted, what is said."""
+"""Lines in, answers out: what is answered, skipped, counted and reported."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_parse_line():
         (b'{"user": "u", "recommend": 3, "exclude": [null]}', '"exclude" must hold'),
     ],
 )
-def test_malformed_lines_say_what_is_wrong(line, message):
+def test_malformed_lines_name_the_error(line, message):
     with pytest.raises(RejectedInput, match=message) as error:
         parse_line(line)
     assert error.value.reason == "malformed"

@@ -1,4 +1,4 @@
-"""A rebuilt store holds what a stream of the same events would have left, also after a stop."""
+"""A rebuilt store equals that of a stream of the same events, also if it was stopped."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def dataset(tmp_path_factory):
 
 
 def streamed(recommender, dataset, memory) -> MemoryStore:
-    """The store after a stream of every user's events."""
+    """Return the store after a stream of every user's events."""
     store = MemoryStore()
     engine = Engine(recommender, store, EngineOptions(memory=memory))
     for index in range(dataset.num_users):
@@ -80,7 +80,7 @@ class Stopped(Exception):
     pass
 
 
-def test_a_stopped_rebuild_goes_on_and_never_mixes(dataset, tmp_path, monkeypatch):
+def test_a_stopped_rebuild_resumes_and_never_mixes(dataset, tmp_path, monkeypatch):
     monkeypatch.setattr(rebuilding, "USERS_PER_COMMIT", 5)
     recommender = make_recommender(dataset, make_config())
     whole = MemoryStore()

@@ -1,4 +1,4 @@
-"""The shared store against a real server: several workers, a server that goes away, lost data."""
+"""The shared store on a real server: several workers, a server that goes away, lost data."""
 
 from __future__ import annotations
 
@@ -165,7 +165,7 @@ class Slow:
         return self._source.read(40, timeout_s)
 
 
-def test_a_server_that_forgot_is_refused(server, tmp_path):
+def test_a_server_that_lost_commits_is_refused(server, tmp_path):
     store = RedisStore(server.url)
     store.put({"u": b"1"}, {"input:a": b"5"})
     server.kill()

@@ -1,4 +1,4 @@
-"""Exactly-once effect: restarts, replays, kills and growing files give what one clean pass gives."""
+"""Every event counts once: restarts, replays and kills give the states of one clean pass."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def model(dataset):
 
 
 class Killed(Exception):
-    """The process is gone: nothing after this instant happens."""
+    """Stands for the end of the process: nothing after this instant happens."""
 
 
 class Connection:
@@ -66,7 +66,7 @@ def open_engine(model, store, **options):
 
 
 def interleaved(dataset, turns, seq=False):
-    """Events of users u0, u1, .. in the order of `turns`."""
+    """Return events of users u0, u1, .. in the order of `turns`."""
     waiting = {i: enumerate(raw_events(dataset, i)) for i in set(turns)}
     events = []
     for i in turns:
@@ -97,7 +97,7 @@ def draw_turns(data, dataset, users=(0, 1, 4)):
 @settings(max_examples=15, deadline=None)
 @given(data=st.data())
 def test_any_restarts_of_a_file(dataset, model, tmp_path_factory, data):
-    """Killed between any two steps of the loop; commits may be begun, half encoded, or done."""
+    """Kill the stream between any two steps of the loop, before, in and after commits."""
     turns = draw_turns(data, dataset)
     path = tmp_path_factory.mktemp("any") / "events.jsonl"
     path.write_bytes(b"".join(json.dumps(e).encode() + b"\n" for e in interleaved(dataset, turns)))
@@ -132,7 +132,7 @@ def test_any_restarts_of_a_file(dataset, model, tmp_path_factory, data):
 @settings(max_examples=15, deadline=None)
 @given(data=st.data())
 def test_any_replays_of_numbered_events(dataset, model, data):
-    """At-least-once delivery without offsets: any stretch is sent again, and restarts lose nothing."""
+    """Without positions: any part is sent again, and restarts lose nothing."""
     turns = draw_turns(data, dataset)
     events = [Event(**e) for e in interleaved(dataset, turns, seq=True)]
     clean = open_engine(model, MemoryStore())
@@ -187,7 +187,7 @@ def test_far_future_events_do_not_lock_a_user_out(dataset, model):
     assert engine.get_user("u").last_time == event.time
 
 
-def test_ids_that_no_store_takes_are_malformed(dataset, model):
+def test_ids_too_long_for_a_store_are_malformed(dataset, model):
     event = Event("é" * 300, **raw_events(dataset, 0, 1)[0])
     done = open_engine(model, MemoryStore()).ingest([event])
     assert done.events == 0 and [why.reason for _, why in done.rejected] == ["malformed"]
@@ -207,7 +207,7 @@ def test_another_file_of_the_same_name_is_refused(tmp_path):
             FileSource(path, positions)
 
 
-def test_a_directory_is_read_in_order_and_lines_when_whole(tmp_path):
+def test_a_directory_is_read_in_order_and_in_whole_lines(tmp_path):
     (tmp_path / "b.jsonl").write_bytes(b"3\n")
     (tmp_path / "a.jsonl").write_bytes(b"1\n2")
     (tmp_path / "other.txt").write_bytes(b"no\n")
@@ -246,7 +246,7 @@ def start_cli(workdir, events, store, *more):
 @pytest.mark.slow
 @pytest.mark.parametrize("kills", [int(os.environ.get("STREAM_KILLS", "8"))])
 def test_kill_9_under_load(dataset, tmp_path, kills):
-    """At any instant, from the start of the process to the middle of a commit."""
+    """Kill processes at any instant, from their start to the middle of a commit."""
     config, rng = make_config(), random.Random(0)
     save_run(tmp_path / "run", dataset, config)
     model = make_recommender(dataset, config)

@@ -1,4 +1,4 @@
-"""Records and stores: what comes back, what is refused, what survives."""
+"""Records and stores: contents come back, foreign and damaged ones are refused."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def same(a: MutableUser, b: MutableUser) -> bool:
         make_user(last_time=0),
     ],
 )
-def test_records_give_back_what_they_were_made_of(user):
+def test_decoding_a_record_gives_back_the_user(user):
     record = RECORDS.encode("Zoë", user)
     assert same(RECORDS.decode("Zoë", record), user)
     assert len(record) == HEADER_BYTES + 272 * bool(user.segments) + 4 * len(user.pending)
@@ -118,10 +118,10 @@ def test_protocol(reopened):
     assert store.size() > 0
 
 
-def test_another_meaning_is_refused(reopened):
-    meaning = {"model": "m1", "memory": "int8"}
-    claim_store(reopened(), meaning)
-    claim_store(reopened(), meaning)
+def test_other_settings_are_refused(reopened):
+    settings = {"model": "m1", "memory": "int8"}
+    claim_store(reopened(), settings)
+    claim_store(reopened(), settings)
     with pytest.raises(UserError, match="states of model 'm1', not 'm2'.* rebuild the memories"):
         claim_store(reopened(), {"model": "m2", "memory": "int8"})
 

@@ -91,7 +91,7 @@ def test_events_come_while_a_memory_is_computed(engine, events, gate):
     assert_same_user(engine, "u", events[:40])
 
 
-def test_a_commit_while_a_memory_is_computed_is_as_good(engine, events, gate):
+def test_a_commit_while_a_memory_is_computed_loses_nothing(engine, events, gate):
     apply(engine, events[:FIRST_UPDATE])
     engine.update_queue.start_batch(8)
     engine.begin_commit({})
@@ -122,7 +122,7 @@ def test_a_request_waits_for_its_own_user_only(engine, events, gate):
 
 
 def test_batches_do_not_depend_on_how_fast_the_thread_is(dataset, events, monkeypatch):
-    """Nor on how fast the input is: same cuts, same batches, and so the same memories to the bit."""
+    """Nor on the speed of the input: equal cuts give equal batches, and so bit-equal memories."""
     compute, delays = MemoryUpdater.compute, np.random.default_rng(0)
     seen = []
 

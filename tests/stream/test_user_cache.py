@@ -11,7 +11,7 @@ from rec2pm_jax.stream.users.user_cache import UserCache
 
 
 @given(st.lists(st.one_of(st.integers(0, 300), st.none())))
-def test_it_holds_what_a_dictionary_would(turns):
+def test_the_cache_equals_a_dictionary(turns):
     """A number adds a user, None removes one."""
     cache, expected = UserCache(), {}
     for turn in turns:

@@ -82,7 +82,7 @@ class UpdateQueue:
             self._result = self._thread.submit(self._compute_timed, inputs)
 
     def finish_batch(self) -> None:
-        """Wait for the running batch and give its users their new states; return at once if none runs."""
+        """Wait for the running batch, and give its users their new states."""
         if self._result is None:
             return
         updated, seconds = self._result.result()
