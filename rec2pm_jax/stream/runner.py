@@ -110,6 +110,7 @@ class _Loop:
         self._worker = worker if worker.count > 1 else None
 
     def run(self, stopped: Callable[[], bool]) -> Summary:
+        """See `run_stream`."""
         engine, summary, intervals = self._engine, self._summary, self._intervals
         queue, commits = engine.update_queue, engine.commit_writer
         queue.update_ms.clear()

@@ -135,6 +135,20 @@ def test_a_request_without_time_asks_at_the_last_event(dataset, name):
     assert (later == now) == ("times" not in name)
 
 
+def test_many_users_are_answered_as_one_by_one(dataset):
+    recommender = make_recommender(dataset, CONFIGS["rec2pm_o hstu, times and types"])
+    users = [recommender.new_user()]
+    for index, n in ((0, 3), (1, 14), (4, 26)):
+        users.append(recommender.observe(users[0], raw_events(dataset, index, n)))
+    users.insert(2, users[0])
+    together = recommender.recommend_many(users, 4, exclude=["i1"])
+    for user, answer in zip(users, together, strict=True):
+        expected = recommender.recommend(user, 4, exclude=["i1"])
+        assert [r.item for r in answer] == [r.item for r in expected]
+        scores = [[r.score for r in found] for found in (answer, expected)]
+        np.testing.assert_allclose(*scores, rtol=0, atol=2e-4)
+
+
 @pytest.mark.parametrize("name", ["rec2pm_o sasrec", "kv_mask_a sasrec", "recent sasrec", "full"])
 def test_memory_and_pending_events_of_a_user(dataset, name):
     config = CONFIGS.get(name, make_config("full"))
