@@ -1,7 +1,7 @@
-"""The embedded store: LMDB, a memory-mapped B-tree that a crash cannot tear.
+"""The embedded store: LMDB, a memory-mapped B-tree that survives crashes.
 
-A commit writes changed pages to unused places and then one page that refers to them, with an fsync
-before and after; a process killed or a machine without power at any instant leaves the last commit.
+A commit writes changed pages to free places and then one page that refers to them, with an fsync
+before and after. A process killed or a machine without power at any instant leaves the last commit.
 One process writes, others may read.
 """
 
@@ -21,25 +21,28 @@ try:
     import lmdb
 except ImportError as error:
     raise UserError(
-        "The embedded store needs the package lmdb: pip install -r requirements-stream.txt"
+        "The embedded store needs the package lmdb: pip install 'rec2pm_jax[stream]'"
     ) from error
 
 _MAP_BYTES = 1 << 40  # address space, not disk
-_TURN = 16  # records handed over at a time: other threads wait for a tenth of a millisecond
+_RECORDS_PER_CALL = 16  # LMDB holds the interpreter for 0.1 ms then, and other threads wait
 
 
 class LmdbStore:
-    """See `store.Store`.
+    """A store in a directory, see `stores.base.Store`.
 
     Attributes:
       path: the directory.
     """
 
     def __init__(self, path: str | Path, *, map_bytes: int = _MAP_BYTES):
-        """Opens a store, or makes one.
+        """Open a store, or create it.
+
+        Args:
+          map_bytes: the largest size of the store.
 
         Raises:
-          UserError: it cannot be read or written, it is damaged, or another process writes to it.
+          UserError: it cannot be read or written, is damaged, or another process writes to it.
         """
         self.path = Path(path)
         self._map_bytes = map_bytes
@@ -52,15 +55,16 @@ class LmdbStore:
             raise
 
     def _open(self) -> None:
-        with self._told("opened"):
+        with self._explain_errors("opened"):
             self._env = lmdb.open(
                 str(self.path), map_size=self._map_bytes, max_dbs=2, readahead=False
             )
             self._users = self._env.open_db(b"users")
-            self._marks = self._env.open_db(b"marks")
+            self._metadata = self._env.open_db(b"marks")
 
     @contextlib.contextmanager
-    def _told(self, done: str) -> Iterator[None]:
+    def _explain_errors(self, action: str) -> Iterator[None]:
+        """Turn errors of LMDB into UserErrors that say what to do."""
         try:
             yield
         except (lmdb.Error, OSError) as error:
@@ -72,38 +76,47 @@ class LmdbStore:
                 if full
                 else "if it is damaged, restore it from a backup"
             )
-            raise UserError(f"Store {self.path} cannot be {done} ({reason}): {advice}.") from error
+            raise UserError(
+                f"Store {self.path} cannot be {action} ({reason}): {advice}."
+            ) from error
 
     def get(self, users: Sequence[str]) -> list[bytes | None]:
-        with self._told("read"), self._env.begin(db=self._users) as transaction:
+        with self._explain_errors("read"), self._env.begin(db=self._users) as transaction:
             return [transaction.get(user.encode()) for user in users]
 
-    def put(self, records: Mapping[str, bytes], marks: Mapping[str, bytes]) -> None:
-        rows = ((user, records[user]) for user in sorted(records))  # half as long as in any order
-        with self._told("written"), self._env.begin(write=True) as transaction:
+    def put(self, records: Mapping[str, bytes], metadata: Mapping[str, bytes]) -> None:
+        # In the order of keys a commit takes half as long as in any other.
+        rows = ((user, records[user]) for user in sorted(records))
+        with self._explain_errors("written"), self._env.begin(write=True) as transaction:
             cursor = transaction.cursor(self._users)
-            while turn := [(user.encode(), record) for user, record in islice(rows, _TURN)]:
-                cursor.putmulti(turn)
-            for name, mark in marks.items():
-                transaction.put(name.encode(), mark, db=self._marks)
+            while part := [
+                (user.encode(), record) for user, record in islice(rows, _RECORDS_PER_CALL)
+            ]:
+                cursor.putmulti(part)
+            for name, value in metadata.items():
+                transaction.put(name.encode(), value, db=self._metadata)
 
-    def marks(self) -> dict[str, bytes]:
-        with self._told("read"), self._env.begin(db=self._marks) as transaction:
-            return {name.decode(): mark for name, mark in transaction.cursor()}
+    def metadata(self) -> dict[str, bytes]:
+        with self._explain_errors("read"), self._env.begin(db=self._metadata) as transaction:
+            return {name.decode(): value for name, value in transaction.cursor()}
 
     def delete(self, users: Sequence[str]) -> int:
-        with self._told("written"), self._env.begin(write=True, db=self._users) as transaction:
+        with (
+            self._explain_errors("written"),
+            self._env.begin(write=True, db=self._users) as transaction,
+        ):
             return sum(transaction.delete(user.encode()) for user in users)
 
     def items(self) -> Iterator[tuple[str, bytes]]:
-        with self._told("read"), self._env.begin(db=self._users) as transaction:
+        with self._explain_errors("read"), self._env.begin(db=self._users) as transaction:
             for user, record in transaction.cursor():
                 yield user.decode(), record
 
     def compact(self) -> None:
+        """Copy the store without its holes and rename the copy, which takes room for both."""
         copy = self.path / "compact"
         copy.mkdir(exist_ok=True)
-        with self._told("compacted"):
+        with self._explain_errors("compacted"):
             (copy / "data.mdb").unlink(missing_ok=True)  # of a compaction that was stopped
             self._env.copy(str(copy), compact=True)
             with open(copy / "data.mdb", "rb+") as file:
@@ -117,7 +130,7 @@ class LmdbStore:
         self._open()
 
     def size(self) -> int:
-        """Bytes of disk, not the length of a file with holes."""
+        """Return the bytes on disk, which are fewer than the length of a file with holes."""
         return (self.path / "data.mdb").stat().st_blocks * 512
 
     def close(self) -> None:
