@@ -17,7 +17,7 @@ from launch.configs.base import base_config
 from rec2pm_jax.config import Config, DataConfig
 from rec2pm_jax.config_dict import as_stored, config_hash, from_dict, to_dict
 from rec2pm_jax.errors import UserError
-from rec2pm_jax.train.identity import check_same_run
+from rec2pm_jax.train.run_checks import check_same_run
 
 ROOT = Path(__file__).parents[1]
 BASE = str(ROOT / "launch/configs/base.py")

@@ -13,8 +13,9 @@ import numpy as np
 
 from rec2pm_jax.config import DataConfig
 from rec2pm_jax.data.splits import split_rule
-from rec2pm_jax.evaluate.heuristic import evaluate_heuristic
-from rec2pm_jax.evaluate.targets import Histories, load_histories
+from rec2pm_jax.evaluate.heuristic import Heuristic, evaluate_heuristic
+from rec2pm_jax.evaluate.histories import Histories, load_histories
+from rec2pm_jax.evaluate.spec import EvalSpec
 
 WINDOWS = (10, 25, 50, 100, 200, 400, 800)
 RECENT = 50  # events that a short window reads
@@ -149,7 +150,7 @@ def window_gain(dataset, seed: int = 0) -> WindowGain | None:
     some, data = SomeUsers(dataset, chosen), DataConfig(protocol=protocol)
 
     def score(name: str, **setting) -> float:
-        found = evaluate_heuristic(name, some, split="validation", data=data, **setting)
+        found = evaluate_heuristic(Heuristic(name, **setting), some, EvalSpec("validation"), data)
         return found.metrics["ndcg@10"]
 
     ndcg = tuple(score("personal_frequency", window=window) for window in windows)

@@ -11,6 +11,7 @@ from rec2pm_jax.config import LossConfig
 from rec2pm_jax.evaluate import sharded_catalogue
 from rec2pm_jax.evaluate.evaluator import evaluate
 from rec2pm_jax.evaluate.metrics import target_ranks
+from rec2pm_jax.evaluate.spec import EvalSpec
 from rec2pm_jax.evaluate.validation import validate
 from rec2pm_jax.methods.registry import make_method
 from rec2pm_jax.nn.losses import catalogue_logits, prepare
@@ -91,7 +92,7 @@ def test_validation_equals_evaluation_on_one_device(tmp_path):
     method = make_method(config, dataset.num_items)
     params = large_parameters(method)
     table = np.asarray(method.network.table(params))
-    whole = evaluate(method, params, dataset, split="validation", swap=False).metrics
+    whole = evaluate(method, params, dataset, EvalSpec("validation", swap=False)).metrics
     assert 0 < whole["mrr"] < 1
     for devices in (1, 8):
         # As the training loop hands them over.

@@ -21,8 +21,8 @@ from rec2pm_jax.data.pipeline import train_iterator
 from rec2pm_jax.errors import UserError
 from rec2pm_jax.methods.registry import make_method
 from rec2pm_jax.train.checkpoint import Checkpoints, abstract_with_sharding, load_for_inference
-from rec2pm_jax.train.growth import grow_items, grow_state
 from rec2pm_jax.train.loop import train_and_evaluate
+from rec2pm_jax.train.new_items import grow_items, grow_state
 from rec2pm_jax.train.optimizer import make_optimizer
 from rec2pm_jax.train.step import init_train_state, make_train_step
 from tests.helpers.data import prepare_log

@@ -1,4 +1,4 @@
-"""Is this workdir's checkpoint part of the run that was asked for, and are these its data?"""
+"""Check that a checkpoint, a configuration and a dataset belong to the same run."""
 
 from __future__ import annotations
 
@@ -12,9 +12,11 @@ from rec2pm_jax.config_dict import as_stored, config_hash, to_dict
 from rec2pm_jax.data.dataset import Dataset, open_dataset
 from rec2pm_jax.errors import UserError
 
-# Of `config.train`, the fields that decide which batches and random numbers a step sees. The others
-# (how long, how often logged, validated and saved) may change between starts.
-_FIXED = ("train.seed", "train.batch_size")
+# Sections that may change between starts: how long, how often and on what a run is computed. Apart
+# from rounding the run stays the same.
+_FREE_SECTIONS = ("train.", "compute.")
+# Of these, the fields that decide which batches and random numbers a step sees.
+_FIXED_FIELDS = ("train.seed", "train.batch_size")
 
 _log = logging.getLogger(__name__)
 
@@ -26,21 +28,25 @@ def check_same_run(
     workdir: str | Path,
     grown_from: Collection[str] = (),
 ) -> None:
-    """Compares a checkpoint's meta with what is about to be trained.
+    """Check that training may continue from a checkpoint.
 
     Args:
-      grown_from: content hashes of the data before logs were appended; a run on these goes on.
+      meta: the meta of the checkpoint.
+      config: the configuration to train with.
+      data_hash: content hash of the data to train on.
+      workdir: named in messages.
+      grown_from: content hashes that the data had before logs were appended to them.
 
     Raises:
-      UserError: another config, other data, or a complete run with data that have grown; the message
-        names what differs.
+      UserError: the configuration or the data differ, or the run is complete although its data have
+        grown. The message names what differs.
     """
     changed = _differences(as_stored(meta["config"]), to_dict(config))
-    free = (
-        "train.",
-        "compute.",
-    )  # how long, how often, and how: rounding apart the run is the same
-    fatal = {n: v for n, v in changed.items() if not n.startswith(free) or n in _FIXED}
+    fatal = {
+        name: values
+        for name, values in changed.items()
+        if not name.startswith(_FREE_SECTIONS) or name in _FIXED_FIELDS
+    }
     if fatal or meta["config_hash"] != config_hash(config):
         listing = "; ".join(f"config.{n} was {a!r}, now {b!r}" for n, (a, b) in fatal.items())
         raise UserError(
@@ -72,12 +78,18 @@ def check_same_run(
 def open_training_data(
     data: str | Path | None, workdir: str | Path, meta: Mapping[str, Any]
 ) -> Dataset:
-    """Opens `data`, or what the run was trained on where that is empty.
+    """Open the dataset a run was trained on.
 
-    Events may have been appended since: ids stay, and `growth.grow_items` makes room for new items.
+    Events may have been appended since then: ids stay, and `new_items.grow_items` makes room for
+    new items.
+
+    Args:
+      data: directory of the dataset; None or empty for the place that the checkpoint names.
+      workdir: directory of the run, named in messages.
+      meta: the meta of the checkpoint.
 
     Raises:
-      UserError: nothing to open, or a dataset with another content.
+      UserError: the place is unknown, or the dataset there has another content.
     """
     path = data or meta.get("data_path")
     if not path:
@@ -93,13 +105,19 @@ def open_training_data(
 
 
 def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """{"section.field": (old, new)} where nested dicts of one level differ."""
-    old, new = (
-        {f"{s}.{f}": value for s, fields in c.items() for f, value in fields.items()}
-        for c in (old, new)
-    )
+    """Return {"section.field": (old, new)} for the fields that differ."""
+    before, after = _flatten(old), _flatten(new)
     return {
-        name: (old.get(name), new.get(name))
-        for name in {**old, **new}
-        if old.get(name) != new.get(name)
+        name: (before.get(name), after.get(name))
+        for name in {**before, **after}
+        if before.get(name) != after.get(name)
+    }
+
+
+def _flatten(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return {"section.field": value} of a nested configuration."""
+    return {
+        f"{section}.{field}": value
+        for section, fields in config.items()
+        for field, value in fields.items()
     }
