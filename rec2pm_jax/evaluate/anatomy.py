@@ -79,7 +79,7 @@ class _Examined:
         rows: Rows,
         chosen: np.ndarray,
         batch_size: int,
-    ):
+    ) -> None:
         self.method, self.params, self.histories = method, params, histories
         self.rows, self.chosen, self.batch_size = rows, chosen, batch_size
         self.user, self.start = rows.user[chosen], rows.start[chosen]

@@ -72,7 +72,7 @@ class Histories(NamedTuple):
         valid = column < length[:, None]
         index = np.where(valid, (self.offsets[user] + start)[:, None] + column, 0)
 
-        def gather(flat):
+        def gather(flat: np.ndarray | None) -> Any:
             return None if flat is None else np.where(valid, flat[index], 0).astype(np.int32)
 
         return Events(gather(self.ids), gather(self.times), gather(self.types)), valid

@@ -8,7 +8,7 @@ chunks of `_CHUNK` segments over a fixed number of users.
 from __future__ import annotations
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -232,17 +232,17 @@ def _fold_chunk(
     """
     segment = method.config.data.segment
 
-    def by_segment(x):  # B n*S -> n B S
+    def by_segment(x: Array) -> Array:  # B n*S -> n B S
         return jnp.swapaxes(x.reshape(x.shape[0], -1, segment), 0, 1)
 
-    def body(fold, inputs):
+    def body(fold: _Fold, inputs: Any) -> tuple[_Fold, None]:
         (events, valid), next_time = inputs
         state = method.update(params, fold.state, events, valid, next_time)
         state = _round_memory(state, memory_format)
         done = fold.done + 1
         hit = fold.wanted == done
 
-        def keep(old, new):
+        def keep(old: Array, new: Array) -> Array:
             return jnp.where(hit.reshape(hit.shape + (1,) * (new.ndim - 1)), new[:, None], old)
 
         return _Fold(state, jax.tree.map(keep, fold.kept, state), fold.wanted, done), None

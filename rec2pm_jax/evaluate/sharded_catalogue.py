@@ -105,7 +105,7 @@ def best(
 def _fetch(mesh: Mesh, dim: int, table: Array, ids: Array) -> Array:
     [axis] = mesh.axis_names
 
-    def body(table, ids):
+    def body(table: Array, ids: Array) -> Array:
         count, rows = ids.size, table.size // dim * mesh.size
         at = rows_of(ids.reshape(-1), rows)
         exchange, places = plan_exchange(at, rows, mesh.size, count, axis)
@@ -120,7 +120,7 @@ def _ranks(
 ) -> Array:
     [axis] = mesh.axis_names
 
-    def body(table, vectors, targets):
+    def body(table: Array, vectors: Array, targets: Array) -> Array:
         queries, rows = _prepare_queries(loss, vectors, table)
         return sharded_ranks(queries, targets, table, num_items, rows, axis)
 
@@ -133,7 +133,7 @@ def _best(
 ) -> tuple[Array, Array]:
     [axis] = mesh.axis_names
 
-    def body(table, vectors):
+    def body(table: Array, vectors: Array) -> tuple[Array, Array]:
         queries, rows = _prepare_queries(loss, vectors, table)
         return sharded_top_k(queries, table, k, num_items, rows, axis)
 

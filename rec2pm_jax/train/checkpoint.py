@@ -55,7 +55,7 @@ class Checkpoints:
     (the Grain iterator) and `meta`.
     """
 
-    def __init__(self, workdir: str | Path, keep: int):
+    def __init__(self, workdir: str | Path, keep: int) -> None:
         self._directory = checkpoint_directory(workdir)
         self._keep = keep
         try:

@@ -18,7 +18,7 @@ from rec2pm_jax.typing import Params
 class ProgressBar:
     """One line with the step, the remaining time, tokens/s, each loss and the last validation."""
 
-    def __init__(self, total: int, step: int, show: bool):
+    def __init__(self, total: int, step: int, show: bool) -> None:
         # If the output is a file, every redrawing is a new line of it.
         interval = 0.5 if sys.stderr.isatty() else 30
         self._bar = tqdm(

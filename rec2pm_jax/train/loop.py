@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Mapping
 from pathlib import Path
 
 import jax
@@ -14,6 +15,7 @@ from rec2pm_jax.errors import UserError
 from rec2pm_jax.evaluate.validation import validate
 from rec2pm_jax.methods.base import Method
 from rec2pm_jax.train.training_run import EvaluateFn, Summary, TrainingData, TrainingRun
+from rec2pm_jax.typing import Params
 
 # A full or read-only disk, or a missing permission: users can fix these.
 _CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG)
@@ -68,7 +70,7 @@ def train_and_evaluate(
     >>> directory.cleanup()
     """
 
-    def validate_default(params):
+    def validate_default(params: Params) -> Mapping[str, float]:
         return validate(method, params, dataset, max_users=config.train.eval_users)
 
     batches = train_iterator(

@@ -25,7 +25,9 @@ class MetricWriter:
     times go to TensorBoard alone.
     """
 
-    def __init__(self, directory: Path, step: int = 0, positions: Mapping[str, int] | None = None):
+    def __init__(
+        self, directory: Path, step: int = 0, positions: Mapping[str, int] | None = None
+    ) -> None:
         """Continue after `step`: cut each file at its checkpointed position.
 
         Warns if a file is shorter than its position, because it was edited or removed.

@@ -6,6 +6,7 @@ The item table may have a separate optimizer, see `rowwise_adagrad`.
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import jax
 import optax
@@ -13,7 +14,7 @@ import optax
 from rec2pm_jax.config import OptimConfig
 from rec2pm_jax.nn.embedding import TABLE
 from rec2pm_jax.train.rowwise_adagrad import rowwise_adagrad
-from rec2pm_jax.typing import Params
+from rec2pm_jax.typing import Array, Params
 
 FINAL_FRACTION = 0.01  # the cosine ends at this share of the peak learning rate
 
@@ -38,7 +39,7 @@ def is_decayed(path: str, ndim: int) -> bool:
 def decay_mask(params: Params) -> Params:
     """Return a pytree of bools like `params`, true for parameters with weight decay."""
 
-    def decayed(path, leaf):
+    def decayed(path: Any, leaf: Array) -> bool:
         return is_decayed(jax.tree_util.keystr(path, simple=True, separator="/"), leaf.ndim)
 
     return jax.tree_util.tree_map_with_path(decayed, params)
@@ -109,7 +110,7 @@ def make_table_schedule(optim: OptimConfig, total_steps: int) -> optax.Schedule:
 def _label_parameters(params: Params) -> Params:
     """Return the label of the optimizer of every parameter: "table" or "dense"."""
 
-    def label(path, leaf):
+    def label(path: Any, leaf: Array) -> str:
         return "table" if path and path[-1] == jax.tree_util.DictKey(TABLE) else "dense"
 
     return jax.tree_util.tree_map_with_path(label, params)

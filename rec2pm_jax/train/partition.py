@@ -99,7 +99,7 @@ def partition_specs(tree: Any) -> Any:
       tree: {"params": ..} or a `TrainState`.
     """
 
-    def spec(path, _):
+    def spec(path: Any, _: Any) -> P:
         name = jax.tree_util.keystr(path, simple=True, separator="/")
         return next((spec for rule, spec in RULES if re.search(rule, name)), P())
 
@@ -135,8 +135,8 @@ def make_program(config: Config, method: Method, mesh: Mesh) -> Program:
         out_specs=(specs, P()),
     )
 
-    def placed(shapes, specs):
-        def place(leaf, spec):
+    def placed(shapes: Any, specs: Any) -> Any:
+        def place(leaf: jax.ShapeDtypeStruct, spec: P) -> jax.ShapeDtypeStruct:
             sharding = NamedSharding(mesh, spec)
             return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
@@ -182,7 +182,7 @@ def local_replica(params: Params) -> Params:
     are.
     """
 
-    def copy(leaf):
+    def copy(leaf: jax.Array) -> jax.Array:
         cut = isinstance(leaf.sharding, NamedSharding) and any(leaf.sharding.spec)
         return leaf if cut else leaf.addressable_data(0)
 

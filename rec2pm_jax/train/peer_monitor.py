@@ -34,7 +34,7 @@ class PeerMonitor:
     vanished (its connection broke, or it was silent) or has left with an error (`what` is FAILED).
     """
 
-    def __init__(self, index: int, on_lost: OnLost):
+    def __init__(self, index: int, on_lost: OnLost) -> None:
         self._name = f"process {index} ({socket.gethostname()}, pid {os.getpid()})"
         self._on_lost = on_lost
         self._connections: dict[socket.socket, _Peer] = {}
@@ -172,7 +172,7 @@ class PeerMonitor:
 class _Peer:
     """Another process: its name, when it was last heard, and the unfinished line it has sent."""
 
-    def __init__(self, name: str):
+    def __init__(self, name: str) -> None:
         self.name, self.heard, self.rest = name, time.monotonic(), ""
 
 

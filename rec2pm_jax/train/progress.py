@@ -83,7 +83,7 @@ class Progress:
 class Stopwatch:
     """Keeps the times of a `Progress`."""
 
-    def __init__(self, progress: Progress):
+    def __init__(self, progress: Progress) -> None:
         self._progress = progress
         self._wall = self._lap = time.perf_counter()
         self._timing = False

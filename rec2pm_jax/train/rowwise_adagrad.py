@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from rec2pm_jax.typing import Array
+from rec2pm_jax.typing import Array, Params
 
 _EPSILON = 1e-8
 
@@ -54,11 +54,13 @@ def rowwise_adagrad(schedule: optax.Schedule) -> optax.GradientTransformation:
       schedule: learning rate by step.
     """
 
-    def init(params):
+    def init(params: Params) -> RowwiseAdagradState:
         accumulators = jax.tree.map(lambda table: jnp.zeros(table.shape[:-1], table.dtype), params)
         return RowwiseAdagradState(jnp.zeros((), jnp.int32), accumulators)
 
-    def update(gradients, state, params=None):
+    def update(
+        gradients: Params, state: RowwiseAdagradState, params: Params | None = None
+    ) -> tuple[Params, RowwiseAdagradState]:
         both = jax.tree.map(scaled_rows, gradients, state.accumulator)
         accumulators, directions = jax.tree.transpose(
             jax.tree.structure(gradients), jax.tree.structure((0, 0)), both

@@ -7,7 +7,7 @@ totals over the whole batch, however it is divided into micro-batches and device
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -144,7 +144,7 @@ def batch_gradient(
     coefficients = method.loss_weights(step)
     micro = jax.tree.map(lambda x: x.reshape(accumulate, -1, *x.shape[1:]), batch)
 
-    def total(tree):
+    def total(tree: Params) -> Params:
         """Sum over micro-batches (leading axis) and devices."""
         return sum_over_devices(jax.tree.map(lambda x: x.sum(axis=0), tree), axis_name)
 
@@ -155,12 +155,12 @@ def batch_gradient(
         for name, weight in weights.items()
     }
 
-    def objective(variables: Params, part: Batch):
+    def objective(variables: Params, part: Batch) -> tuple[Any, Metrics]:
         terms = method.loss(assemble(variables), part, rng, step=step)
         sums = {name: value for name, (value, _) in terms.items()}
         return sum(scales[name] * value for name, value in sums.items()), sums
 
-    def accumulate_gradient(gradient: Params, part: Batch):
+    def accumulate_gradient(gradient: Params, part: Batch) -> tuple[Params, Metrics]:
         (_, sums), new = jax.value_and_grad(objective, has_aux=True)(variables, part)
         return jax.tree.map(jnp.add, gradient, new), sums
 
@@ -179,7 +179,7 @@ def _scan_weights(
 ) -> dict[str, Array]:
     """Return the weight of each loss term in each micro-batch: float32 [accumulate], no gradient."""
 
-    def weigh(carry, part: Batch):
+    def weigh(carry: tuple[()], part: Batch) -> tuple[tuple[()], Metrics]:
         terms = method.loss(params, part, rng, step=step)
         return carry, {name: jax.lax.stop_gradient(weight) for name, (_, weight) in terms.items()}
 

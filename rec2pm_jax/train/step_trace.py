@@ -19,7 +19,7 @@ class StepTrace:
     traced step is the tracing itself.
     """
 
-    def __init__(self, directory: str = ""):
+    def __init__(self, directory: str = "") -> None:
         """Trace into `directory`; an empty name means no trace."""
         self.directory, self.done, self.active = directory, 0, False
 

@@ -61,7 +61,7 @@ class TrainingRun:
         workdir: Path,
         evaluate_fn: EvaluateFn,
         profile: str = "",
-    ):
+    ) -> None:
         """Prepare a run; arguments as in `loop.train_on`."""
         self.config, self.data, self.method = config, data, method
         self.workdir, self.evaluate_fn = workdir, evaluate_fn

@@ -74,11 +74,11 @@ def test_a_score_that_is_not_finite_has_rank_zero(catalogue):
 
 
 @pytest.mark.parametrize("count", [1, 5000])
-def test_lookup(catalogue, count):
+def test_fetch_rows(catalogue, count):
     table, _ = catalogue
     ids = np.random.default_rng(2).integers(0, ITEMS + 1, count)
     np.testing.assert_array_equal(
-        sharded_catalogue.lookup(shard_table(table, 8), ids, DIM), table[ids]
+        sharded_catalogue.fetch_rows(shard_table(table, 8), ids, DIM), table[ids]
     )
 
 
