@@ -42,18 +42,20 @@ def evaluate(method: Method, params: Params, dataset: EvaluationData, spec: Eval
 
     >>> import tempfile
     >>> import jax
-    >>> from rec2pm_jax.config import Config, DataConfig
+    >>> from rec2pm_jax.config import Config, DataConfig, MethodConfig, ModelConfig
     >>> from rec2pm_jax.data.dataset import open_dataset
     >>> from rec2pm_jax.data.options import PrepareOptions
     >>> from rec2pm_jax.data.prepare import prepare
     >>> from rec2pm_jax.methods.registry import make_method
     >>> directory = tempfile.TemporaryDirectory()
     >>> _ = prepare(PrepareOptions("synthetic", directory.name + "/data", progress=False,
-    ...     synthetic_users=20, synthetic_items=30, synthetic_length=40))
+    ...     synthetic_users=20, synthetic_items=60, synthetic_length=40))
     >>> dataset = open_dataset(directory.name + "/data")
-    >>> method = make_method(Config(data=DataConfig(segment=5)), dataset.num_items)
-    >>> params = method.init(jax.random.key(0))
-    >>> result = evaluate(method, params, dataset, EvalSpec("test", swap=False))
+    >>> config = Config(data=DataConfig(segment=5), model=ModelConfig(layers=1, dim=8),
+    ...     method=MethodConfig(name="recent"))
+    >>> method = make_method(config, dataset.num_items)
+    >>> params = jax.jit(method.init)(jax.random.key(0))
+    >>> result = evaluate(method, params, dataset, EvalSpec("test"))
     >>> result.users, len(result.rank), sorted(result.metrics)
     (20, 200, ['hr@1', 'hr@10', 'hr@50', 'mrr', 'ndcg@10', 'ndcg@50'])
     >>> directory.cleanup()

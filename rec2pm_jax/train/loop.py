@@ -57,7 +57,7 @@ def train_and_evaluate(
     >>> from rec2pm_jax.methods.registry import make_method
     >>> directory = tempfile.TemporaryDirectory()
     >>> _ = prepare(PrepareOptions("synthetic", directory.name + "/data", progress=False,
-    ...     synthetic_users=20, synthetic_items=30, synthetic_length=40))
+    ...     synthetic_users=20, synthetic_items=60, synthetic_length=40))
     >>> dataset = open_dataset(directory.name + "/data")
     >>> config = Config(
     ...     data=DataConfig(segment=5, segments=2), model=ModelConfig(layers=1, dim=8),
