@@ -135,7 +135,7 @@ def _end_after_loss(process: str, what: str) -> None:
     if what == FAILED:
         advice = "Once that is put right, the same command on all machines"
     print(
-        f"error: {process} {what}, so this job cannot go on. {advice} continues from the newest "
+        f"error: {process} {what}, so this job cannot continue. {advice} continues from the newest "
         "checkpoint, with as many processes as you like.",
         file=sys.stderr,
     )

@@ -121,11 +121,8 @@ def make_program(config: Config, method: Method, mesh: Mesh) -> Program:
     _check_divides(config, shards, "config.compute.devices")
     functions = _make_functions(config, method, shards)
     local = jax.eval_shape(functions.init)
-    specs = (
-        partition_specs(local)
-        if config.model.table == "sharded"
-        else jax.tree.map(lambda _: P(), local)
-    )
+    sharded = config.model.table == "sharded"
+    specs = partition_specs(local) if sharded else jax.tree.map(lambda _: P(), local)
     # Replicated results are equal on all devices by construction: sums over the axis.
     mapped = functools.partial(jax.shard_map, mesh=mesh, check_vma=False)
     init = mapped(functools.partial(functions.init, axis_name=AXIS), in_specs=(), out_specs=specs)
@@ -135,20 +132,17 @@ def make_program(config: Config, method: Method, mesh: Mesh) -> Program:
         out_specs=(specs, P()),
     )
 
-    def placed(shapes: Any, specs: Any) -> Any:
-        def place(leaf: jax.ShapeDtypeStruct, spec: P) -> jax.ShapeDtypeStruct:
-            sharding = NamedSharding(mesh, spec)
-            return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+    def place(leaf: jax.ShapeDtypeStruct, spec: P) -> jax.ShapeDtypeStruct:
+        sharding = NamedSharding(mesh, spec)
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
-        return jax.tree.map(place, shapes, specs)
-
-    state, batch = placed(jax.eval_shape(init), specs), _abstract_batch(config)
+    state = jax.tree.map(place, jax.eval_shape(init), specs)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
     return Program(
         jax.jit(step, donate_argnums=0, out_shardings=(shardings, NamedSharding(mesh, P()))),
         jax.jit(init, out_shardings=shardings),
         state,
-        placed(batch, jax.tree.map(lambda _: P(AXIS), batch)),
+        jax.tree.map(lambda leaf: place(leaf, P(AXIS)), _abstract_batch(config)),
         mesh,
     )
 

@@ -302,7 +302,7 @@ def test_record_has_the_keys_of_the_contract_and_is_json(tmp_path):
     assert (record["users"], record["targets"], record["skipped_users"]) == (7, 70, 2)
     assert record["state_bytes_per_user"] == 3 * 2 * 8 * 4  # groups x slots x dim x float32
     assert record["state_bookkeeping_bytes"] == 8
-    # Everybody has had the three updates that fill the capacity.
+    # Every user has had the three updates that fill the capacity.
     assert record["state_used_bytes"] == record["state_bytes_per_user"]
     low, high = record["intervals"]["ndcg@10"]
     assert low <= record["metrics"]["ndcg@10"] <= high

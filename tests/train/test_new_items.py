@@ -1,4 +1,4 @@
-"""Training goes on when logs were appended to its data: larger tables, batches of the grown data."""
+"""Training continues with appended logs: larger tables, batches of the grown data."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def state_before(directory, num_items: int):
         checkpoints.close()
 
 
-def test_goes_on_as_steps_over_the_grown_data_would(grown):
+def test_continues_as_plain_steps_over_the_grown_data_would(grown):
     config, dataset = config_of(END), open_dataset(grown / "data")
     before = open_dataset(grown / "unrelated").num_items
     state = state_before(grown, before)

@@ -53,7 +53,7 @@ def test_old_rows_stay_and_new_ones_are_those_of_a_new_run(devices, stops):
     np.testing.assert_array_equal(accumulator[unused:], 0)
 
 
-def test_a_run_goes_on_with_more_items_on_other_devices(tmp_path):
+def test_a_run_continues_with_more_items_on_other_devices(tmp_path):
     """Through a checkpoint of 4 devices, read by 2: no row has changed before the first step."""
 
     def run(items, devices, steps, data, grown_from=()):
