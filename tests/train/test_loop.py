@@ -132,7 +132,7 @@ def test_resumes_exactly_after_a_crash(undisturbed, tmp_path, name, step):
 
 
 def test_sigterm_saves_and_the_rerun_is_exact(undisturbed, tmp_path):
-    """It comes during the validation of step 4: the step after it is saved, although no checkpoint was scheduled."""
+    """It arrives during the validation of step 4; the step after it is saved."""
 
     def validate(params):
         os.kill(os.getpid(), signal.SIGTERM)
