@@ -74,6 +74,11 @@ class Method:
         return self.memory.capacity > 0
 
     @property
+    def memory_kind(self) -> str:
+        """How a state follows a history: overwrite, append, or none."""
+        return self.config.method.memory if self.stores_memory else "none"
+
+    @property
     def can_compress(self) -> bool:
         """Whether `compress` makes the memory of a whole history in one pass."""
         return self.compressor is not None

@@ -10,6 +10,7 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Callable
+from typing import Any
 
 from rec2pm_jax.config import BACKBONE_FIELDS, Config
 from rec2pm_jax.methods.method import Method
@@ -23,7 +24,6 @@ register_method = METHODS.register
 def make_method(config: Config, num_items: int) -> Method:
     """Build the configured method.
 
-    >>> from rec2pm_jax.config import Config
     >>> make_method(Config(), num_items=100).read_length
     25
 
@@ -37,20 +37,28 @@ def make_method(config: Config, num_items: int) -> Method:
     return METHODS[config.method.name].build(config, num_items)
 
 
-def config_hash(config: Config) -> str:
-    """Return 12 hex digits that identify what a run computes.
+def run_identity(config: Config) -> dict[str, dict[str, Any]]:
+    """Return the fields, by section, that decide what a run computes.
 
-    The hash covers data, loss and optim, and the fields of model and method that the backbone and the
+    They are all of data, loss and optim, and the fields of model and method that the backbone and the
     method read. Sections train and compute may change when a run is resumed.
+
+    >>> "consistency" in run_identity(Config(method=MethodConfig(name="full")))["method"]
+    False
     """
     sections = dataclasses.asdict(config)
     read = METHODS[config.method.name].reads | {"name"}
     unread = set(BACKBONE_FIELDS) - BACKBONES[config.model.backbone].reads
-    identity = {
+    return {
         "data": sections["data"],
         "loss": sections["loss"],
         "optim": sections["optim"],
         "method": {name: value for name, value in sections["method"].items() if name in read},
         "model": {name: value for name, value in sections["model"].items() if name not in unread},
     }
-    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def config_hash(config: Config) -> str:
+    """Return 12 hex digits over `run_identity`."""
+    identity = json.dumps(run_identity(config), sort_keys=True)
+    return hashlib.sha256(identity.encode()).hexdigest()[:12]

@@ -17,8 +17,10 @@ from rec2pm_jax.data.pipeline import select_training_users
 from rec2pm_jax.data.splits import bound_rule, split_rule
 from rec2pm_jax.errors import UserError
 from rec2pm_jax.evaluate.evaluator import evaluate
-from rec2pm_jax.evaluate.heuristic import evaluate_heuristic
-from rec2pm_jax.evaluate.targets import load_histories, make_targets, select_users
+from rec2pm_jax.evaluate.heuristic import Heuristic, evaluate_heuristic
+from rec2pm_jax.evaluate.histories import load_histories
+from rec2pm_jax.evaluate.spec import EvalSpec
+from rec2pm_jax.evaluate.targets import make_targets, select_users
 from tests.helpers.data import make_dataset, prepare_log, random_log
 from tests.helpers.evaluate_fakes import PARAMS, FakeMethod
 
@@ -166,7 +168,7 @@ def test_heuristics_under_a_protocol_that_depends_on_the_user(tmp_path, data):
         for position in rule.targets(int(n), "test", user):
             score = popularity[dataset.sequence(user).ids[position]]
             expected.append(int((popularity[1:] >= score).sum()))  # ties: the last place
-    found = evaluate_heuristic("popularity", dataset, split="test", data=data)
+    found = evaluate_heuristic(Heuristic("popularity"), dataset, EvalSpec("test"), data)
     assert found.rank.tolist() == expected and len(expected) > 10
     assert found.record(config={})["protocol"] == data.protocol
 
@@ -181,7 +183,7 @@ def test_heuristics_under_a_protocol_that_depends_on_the_user(tmp_path, data):
 def test_a_model_is_evaluated_on_these_targets_and_never_on_what_it_was_trained_on(dataset, data):
     method = FakeMethod(Config(data=data), dataset.num_items)
     rule = bound_rule(data, dataset)
-    found = evaluate(method, PARAMS, dataset, split="test", swap=False)
+    found = evaluate(method, PARAMS, dataset, EvalSpec("test", swap=False))
     expected = [
         (user, position)
         for user, n in enumerate(dataset.lengths)
@@ -190,7 +192,7 @@ def test_a_model_is_evaluated_on_these_targets_and_never_on_what_it_was_trained_
     assert list(zip(found.user, found.position, strict=True)) == expected
     # Some who were trained on to the end, or far enough, have last events too.
     with pytest.raises(UserError, match=f"targets were training events under .*{data.protocol}"):
-        evaluate(method, PARAMS, dataset, split="validation", protocol="last_10")
+        evaluate(method, PARAMS, dataset, EvalSpec("validation", protocol="last_10"))
 
 
 def test_times_may_be_dates():

@@ -17,9 +17,10 @@ from rec2pm_jax.data.dataset import open_dataset
 from rec2pm_jax.data.options import PrepareOptions
 from rec2pm_jax.data.prepare import prepare
 from rec2pm_jax.errors import UserError
-from rec2pm_jax.evaluate.heuristic import evaluate_heuristic
+from rec2pm_jax.evaluate.heuristic import Heuristic, evaluate_heuristic
 from rec2pm_jax.evaluate.inspection import find_problems, format_report, inspect_dataset
 from rec2pm_jax.evaluate.inspection.figures import PANELS, draw_figures
+from rec2pm_jax.evaluate.spec import EvalSpec
 from tests.helpers.data import prepare_log, random_log
 
 ROOT = Path(__file__).parents[2]
@@ -70,9 +71,9 @@ def test_the_window_curve_is_that_of_the_heuristic(tmp_path):
     curve = inspect_dataset(dataset).curve
     assert (curve.protocol, curve.users, curve.windows) == ("last_10", 120, (10, 25, 0))
     for window, value in zip(curve.windows, curve.ndcg, strict=True):
-        expected = evaluate_heuristic(
-            "personal_frequency", dataset, split="validation", protocol="last_10", window=window
-        )
+        heuristic = Heuristic("personal_frequency", window=window)
+        spec = EvalSpec("validation", protocol="last_10")
+        expected = evaluate_heuristic(heuristic, dataset, spec)
         assert value == pytest.approx(expected.metrics["ndcg@10"])
 
 

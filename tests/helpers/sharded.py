@@ -47,13 +47,13 @@ CONFIG = Config(
 
 
 def config_of(config: Config = CONFIG, **sections) -> Config:
-    """`config` with fields of some sections replaced: `compute={"devices": 2}`."""
+    """Return `config` with fields of some sections replaced, as in `compute={"devices": 2}`."""
     changed = {s: dataclasses.replace(getattr(config, s), **f) for s, f in sections.items()}
     return dataclasses.replace(config, **changed)
 
 
 def batches(config: Config, steps: int, items: int = ITEMS):
-    """Batches of popular and rare items, some histories short."""
+    """Yield batches of popular and rare items; some histories are short."""
     rng = np.random.default_rng(0)
     size, length = config.train.batch_size, config.data.window + 1
     for step in range(steps):
@@ -63,7 +63,7 @@ def batches(config: Config, steps: int, items: int = ITEMS):
 
 
 def train(config: Config, steps: int = 20):
-    """(final state gathered to numpy, metrics of every step)."""
+    """Return the final state, gathered to numpy, and the metrics of every step."""
     partition = partition_lib.make_partition(config, make_method(config, ITEMS))
     state, log = partition.init(), []
     for batch in batches(config, steps):
@@ -73,7 +73,7 @@ def train(config: Config, steps: int = 20):
 
 
 def by_id(params, config: Config = CONFIG):
-    """Params with the table [V, W] in the order of ids."""
+    """Return params with the table [V, W] in the order of ids."""
     embedding = params["embedding"]
     table = embedding[TABLE].reshape(-1, config.item_dim)
     table = table[ids_to_rows(np.arange(ITEMS + 1), len(table))]
@@ -81,7 +81,7 @@ def by_id(params, config: Config = CONFIG):
 
 
 def train_whole(config: Config, params, steps: int):
-    """The same training written plainly: one device, the whole table, its dense gradient."""
+    """Train in the plain way: one device, the whole table, its dense gradient."""
     method = make_method(config_of(config, model={"table": "whole"}), ITEMS)
     optimizer = make_optimizer(config.optim, config.train.steps)
 
@@ -104,7 +104,7 @@ def train_whole(config: Config, params, steps: int):
 
 
 def shard_table(by_id: np.ndarray, devices: int):
-    """The table [V, D] in the order of ids -> its rows over the first devices; unused rows are NaN."""
+    """Spread a table [V, D] in the order of ids over the first devices; unused rows are NaN."""
     rows = table_rows(len(by_id) - 1)
     table = np.full((rows, by_id.shape[1]), np.nan, np.float32)
     table[ids_to_rows(np.arange(len(by_id)), rows)] = by_id

@@ -13,9 +13,10 @@ import numpy as np
 from rec2pm_jax.config import Config
 from rec2pm_jax.config_dict import from_dict, to_dict
 from rec2pm_jax.data.dataset import Dataset, open_dataset
-from rec2pm_jax.evaluate.memories import iterated_memories
-from rec2pm_jax.evaluate.reading import read_targets
-from rec2pm_jax.evaluate.targets import Targets, load_histories, plan_rows
+from rec2pm_jax.evaluate.histories import load_histories
+from rec2pm_jax.evaluate.memory_states import fold_memories
+from rec2pm_jax.evaluate.ranking import read_targets
+from rec2pm_jax.evaluate.targets import Targets, plan_rows
 from rec2pm_jax.methods.method import Method
 from rec2pm_jax.methods.registry import config_hash, make_method
 from rec2pm_jax.stream.catalogue import Catalogue
@@ -122,7 +123,7 @@ def offline_logits(
     user, position = np.array(positions, np.int64).T
     targets = Targets(user, position)
     rows = plan_rows(targets, method, 0)
-    states = iterated_memories(method, params, histories, rows, batch_size=4)
+    states = fold_memories(method, params, histories, rows, batch_size=4)
     vectors = read_targets(method, params, histories, rows, states, batch_size=4)
     return np.asarray(method.score(params, vectors))
 

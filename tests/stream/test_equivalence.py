@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from rec2pm_jax.data.dataset import open_dataset
 from rec2pm_jax.evaluate.evaluator import evaluate
+from rec2pm_jax.evaluate.spec import EvalSpec
 from rec2pm_jax.methods.segments import archived
 from rec2pm_jax.stream.compute import batches
 from rec2pm_jax.stream.engine import Engine
@@ -85,10 +86,8 @@ def test_a_thousand_streamed_users_are_answered_as_evaluated(tmp_path, name):
     dataset = open_dataset(tmp_path / "data")
     recommender = make_recommender(dataset, CONFIGS[name])
     assert dataset.lengths.max() > 10 * SEGMENT
-    offline = evaluate(
-        recommender.method, recommender.params, dataset, split="test", protocol="leave_one_out",
-        swap=False,
-    )  # fmt: skip
+    spec = EvalSpec("test", protocol="leave_one_out", swap=False)
+    offline = evaluate(recommender.method, recommender.params, dataset, spec)
     users = len(offline.user)
     assert users == len(np.unique(offline.user)) >= 1000
 

@@ -14,8 +14,9 @@ import numpy as np
 from rec2pm_jax.config import DataConfig
 from rec2pm_jax.data.dataset import Dataset, UserSequence
 from rec2pm_jax.data.splits import LAST_10, LEAVE_ONE_OUT
-from rec2pm_jax.evaluate.heuristic import evaluate_heuristic
-from rec2pm_jax.evaluate.targets import Histories, load_histories
+from rec2pm_jax.evaluate.heuristic import Heuristic, evaluate_heuristic
+from rec2pm_jax.evaluate.histories import Histories, load_histories
+from rec2pm_jax.evaluate.spec import EvalSpec
 
 WINDOWS = (10, 25, 50, 100, 200, 400, 800)
 RECENT_EVENTS = 50  # events that a short window reads
@@ -178,7 +179,8 @@ def measure_windows(dataset: Dataset, seed: int = 0) -> WindowCurve | None:
     subset, data = DatasetSubset(dataset, chosen), DataConfig(protocol=rule.name)
 
     def score(name: str, **setting: Any) -> float:
-        found = evaluate_heuristic(name, subset, split="validation", data=data, **setting)
+        heuristic = Heuristic(name, **setting)
+        found = evaluate_heuristic(heuristic, subset, EvalSpec("validation"), data)
         return found.metrics["ndcg@10"]
 
     ndcg = tuple(score("personal_frequency", window=window) for window in windows)

@@ -6,8 +6,11 @@ import numpy as np
 import pytest
 
 from rec2pm_jax.errors import UserError
-from rec2pm_jax.evaluate.evaluator import evaluate, row_memories
-from rec2pm_jax.evaluate.targets import load_histories, memory_rows
+from rec2pm_jax.evaluate.evaluator import evaluate
+from rec2pm_jax.evaluate.histories import load_histories
+from rec2pm_jax.evaluate.memory_states import compute_memories
+from rec2pm_jax.evaluate.spec import EvalSpec
+from rec2pm_jax.evaluate.targets import memory_rows
 from rec2pm_jax.methods.codec import decode, encode
 from rec2pm_jax.methods.registry import make_method
 from rec2pm_jax.stream.compute.batches import update
@@ -18,7 +21,7 @@ from tests.helpers.stream import make_config, random_params
 SEGMENT, UPDATES = 5, 24
 
 
-def one_by_one(method, params, histories, user: int, stored: str) -> np.ndarray:
+def one_by_one(method, params, histories, user: int, memory_format: str) -> np.ndarray:
     """A user's memory after UPDATES updates, through the bytes of a store after each of them."""
     state = method.init_state(params, 1)
     for turn in range(UPDATES):
@@ -26,24 +29,24 @@ def one_by_one(method, params, histories, user: int, stored: str) -> np.ndarray:
         events, valid = histories.window(np.array([user]), start, np.array([SEGMENT]), SEGMENT)
         state = update(method, params, state, events, valid, None)
         memory = np.asarray(state.memory)
-        kept = decode(encode(memory, stored), stored, memory.shape[-1])
+        kept = decode(encode(memory, memory_format), memory_format, memory.shape[-1])
         state = State(kept, state.groups, state.segments)
     return np.asarray(state.memory[0])
 
 
 @pytest.mark.parametrize("memory", ["overwrite", "append"])
-@pytest.mark.parametrize("stored", ["bfloat16", "int8"])
-def test_error_is_fed_back_over_many_updates(stored, memory):
+@pytest.mark.parametrize("memory_format", ["bfloat16", "int8"])
+def test_error_is_fed_back_over_many_updates(memory_format, memory):
     dataset = FakeDataset([UPDATES * SEGMENT + 3, UPDATES * SEGMENT], times=False)
     method = make_method(make_config(memory=memory), dataset.num_items)
     params = random_params(method)
     histories = load_histories(dataset, np.arange(2))
     rows = memory_rows(np.arange(2), np.zeros(2, int), np.full(2, UPDATES), SEGMENT)
-    found = row_memories(method, params, histories, rows, memory, 2, stored).memory
-    exact = row_memories(method, params, histories, rows, memory, 2).memory
-    once = decode(encode(exact, stored), stored, exact.shape[-1])
+    found = compute_memories(method, params, histories, rows, memory, 2, memory_format).memory
+    exact = compute_memories(method, params, histories, rows, memory, 2).memory
+    once = decode(encode(exact, memory_format), memory_format, exact.shape[-1])
     for user in range(2):
-        expected = one_by_one(method, params, histories, user, stored)
+        expected = one_by_one(method, params, histories, user, memory_format)
         # A value at a rounding edge may fall on either side: then one quantum apart, nothing more.
         close = np.isclose(found[user], expected, atol=1e-4)
         assert close.mean() > 0.9
@@ -56,11 +59,14 @@ def test_bytes_are_those_of_the_format():
     dataset = FakeDataset([60, 40, 33])
     method = make_method(make_config(), dataset.num_items)  # 2 slots x 8
     bytes_ = {}
-    for stored in ("float32", "bfloat16", "int8"):
+    for memory_format in ("float32", "bfloat16", "int8"):
         found = evaluate(
-            method, random_params(method), dataset, split="test", stored=stored, swap=False
+            method,
+            random_params(method),
+            dataset,
+            EvalSpec("test", memory_format=memory_format, swap=False),
         )
-        bytes_[stored] = (found.state_bytes_per_user, found.state_bookkeeping_bytes)
+        bytes_[memory_format] = (found.state_bytes_per_user, found.state_bookkeeping_bytes)
     assert bytes_ == {"float32": (64, 8), "bfloat16": (32, 8), "int8": (24, 8)}
     with pytest.raises(UserError, match="float16"):
-        evaluate(method, random_params(method), dataset, split="test", stored="float16")
+        evaluate(method, random_params(method), dataset, EvalSpec("test", memory_format="float16"))

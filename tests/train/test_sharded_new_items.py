@@ -9,9 +9,10 @@ import pytest
 
 from rec2pm_jax.methods.registry import make_method
 from rec2pm_jax.nn.catalogue.sharded_table import ids_to_rows, table_rows
-from rec2pm_jax.train.growth import grow_state, with_items
 from rec2pm_jax.train.loop import train_on
+from rec2pm_jax.train.new_items import grow_state, resize_abstract
 from rec2pm_jax.train.partition import make_partition
+from rec2pm_jax.train.training_run import TrainingData
 from tests.helpers.sharded import CONFIG, ITEMS, config_of
 from tests.helpers.train_fakes import make_iterator
 
@@ -47,12 +48,12 @@ def test_old_rows_stay_and_new_ones_are_those_of_a_new_run(devices, stops):
     np.testing.assert_array_equal(table[: ITEMS + 1], old_table)
     np.testing.assert_array_equal(accumulator[: ITEMS + 1], old_accumulator)
     fresh_table, _ = by_id(partition.init(), MORE)
-    unused = table_rows(ITEMS)  # ids below have had rows before, which nobody asked for
+    unused = table_rows(ITEMS)  # ids below have had rows before, which no step asked for
     np.testing.assert_array_equal(table[unused:], fresh_table[unused:])
     np.testing.assert_array_equal(accumulator[unused:], 0)
 
 
-def test_a_run_goes_on_with_more_items_on_other_devices(tmp_path):
+def test_a_run_continues_with_more_items_on_other_devices(tmp_path):
     """Through a checkpoint of 4 devices, read by 2: no row has changed before the first step."""
 
     def run(items, devices, steps, data, grown_from=()):
@@ -64,8 +65,9 @@ def test_a_run_goes_on_with_more_items_on_other_devices(tmp_path):
             seen.append(jax.device_get(params))
             return {"ndcg@10": 0.5}
 
-        iterator = make_iterator(CONFIG.train.batch_size)
-        train_on(config, iterator, data, method, tmp_path, evaluate, grown_from=grown_from)
+        batches = make_iterator(CONFIG.train.batch_size)
+        found = TrainingData(batches, data, grown_from=grown_from)
+        train_on(config, found, method, tmp_path, evaluate)
         return seen
 
     before = run(ITEMS, 4, 2, "data")[-1]
@@ -77,5 +79,5 @@ def test_a_run_goes_on_with_more_items_on_other_devices(tmp_path):
 
 def test_the_shapes_before_are_those_of_the_run_before():
     for items in (MORE, ITEMS + 1):
-        found = with_items(partition_of(items).abstract, make_method(SMALL, items), ITEMS)
+        found = resize_abstract(partition_of(items).abstract, make_method(SMALL, items), ITEMS)
         assert found == partition_of(ITEMS).abstract

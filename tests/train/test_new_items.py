@@ -1,4 +1,4 @@
-"""Training goes on when logs were appended to its data: larger tables, batches of the grown data."""
+"""Training continues with appended logs: larger tables, batches of the grown data."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from rec2pm_jax.data.prepare import append, compact
 from rec2pm_jax.errors import UserError
 from rec2pm_jax.methods.registry import make_method
 from rec2pm_jax.train.checkpoint import Checkpoints, abstract_with_sharding, load_for_inference
-from rec2pm_jax.train.growth import grow_items, grow_state
 from rec2pm_jax.train.loop import train_and_evaluate
+from rec2pm_jax.train.new_items import grow_items, grow_state
 from rec2pm_jax.train.optimizer import make_optimizer
 from rec2pm_jax.train.step import init_train_state, make_train_step
 from tests.helpers.data import prepare_log
@@ -105,7 +105,7 @@ def state_before(directory, num_items: int):
         checkpoints.close()
 
 
-def test_goes_on_as_steps_over_the_grown_data_would(grown):
+def test_continues_as_plain_steps_over_the_grown_data_would(grown):
     config, dataset = config_of(END), open_dataset(grown / "data")
     before = open_dataset(grown / "unrelated").num_items
     state = state_before(grown, before)

@@ -1,4 +1,4 @@
-"""A model that meets items it was not trained with: the table grows, old rows stay."""
+"""Let a trained model take items it was not trained with: the item table grows, old rows stay."""
 
 from __future__ import annotations
 
@@ -23,18 +23,23 @@ from rec2pm_jax.train.sharded_step import fresh_rows
 from rec2pm_jax.train.step import TrainState
 from rec2pm_jax.typing import Array, Params
 
-_TABLE = ("embedding", TABLE)  # its path, in parameters and in moments of an optimizer
+_TABLE_PATH = ("embedding", TABLE)  # in parameters and in moments of an optimizer
 
 _log = logging.getLogger(__name__)
 
 
 def grow_items(params: Params, num_items: int, seed: int) -> Params:
-    """Gives the item table [V, W] a row for each of `num_items` items and padding.
+    """Return params whose item table has a row for each of `num_items` items and padding.
 
-    A new row depends on (seed, row) alone, so growing twice equals growing once. Such items can be read
-    and recommended, but nothing about them is learned.
+    A new row depends on (seed, row) only, so growing twice equals growing once. Such items can be
+    read and recommended, but nothing about them is learned.
+
+    Args:
+      params: with a whole item table [V, W].
+      num_items: number of items, without padding.
+      seed: seed of the training run.
     """
-    table = params["embedding"]["item_embedding"]
+    table = params["embedding"][TABLE]
     rows, dim = table.shape
     fresh = jnp.arange(rows, num_items + 1)
     if not len(fresh):
@@ -46,14 +51,22 @@ def grow_items(params: Params, num_items: int, seed: int) -> Params:
     keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), fresh)
     new = jax.vmap(lambda key: ITEM_SCALE * jax.random.truncated_normal(key, -2, 2, (dim,)))(keys)
     table = jnp.concatenate([table, new.astype(table.dtype)])
-    return {**params, "embedding": {**params["embedding"], "item_embedding": table}}
+    return {**params, "embedding": {**params["embedding"], TABLE: table}}
 
 
 def grow_state(state: TrainState, method: Method, seed: int) -> TrainState:
-    """As `grow_items` to the items of `method`, and the optimizer's moments of new rows are zero, as
-    those of rows without a gradient so far. A sharded table grows where it lies."""
+    """Return a training state with rows for all items of `method`.
 
-    def grown(path, moments):
+    The optimizer's moments of new rows are zero, as those of rows that had no gradient so far. A
+    sharded table grows on the devices that hold it.
+
+    Args:
+      state: as a checkpoint holds it.
+      method: over the larger catalogue.
+      seed: seed of the training run.
+    """
+
+    def grow(path: Any, moments: Array) -> Array:
         if not _is_table(path):
             return moments
         fresh = method.num_items + 1 - moments.shape[0]
@@ -62,19 +75,19 @@ def grow_state(state: TrainState, method: Method, seed: int) -> TrainState:
     if method.config.model.table == "sharded":
         return _grow_sharded(state, method, seed)
     params = grow_items(state.params, method.num_items, seed)
-    opt_state = jax.tree_util.tree_map_with_path(grown, state.opt_state)
+    opt_state = jax.tree_util.tree_map_with_path(grow, state.opt_state)
     return TrainState(state.step, params, opt_state)
 
 
 def _grow_sharded(state: TrainState, method: Method, seed: int) -> TrainState:
-    """New rows are those that a run over all the items begins with, see `insert_new_rows`."""
-    dim, rows = method.config.item_dim, table_rows(method.num_items)
+    """Grow a sharded table; new rows are those of a run over all items. See `insert_new_rows`."""
+    dim, rows = method.item_dim, table_rows(method.num_items)
     table, adagrad = state.params["embedding"][TABLE], state.opt_state["table"]
     mesh = table.sharding.mesh
     [axis] = mesh.axis_names
     slices, depth = SLICES // mesh.size, rows // SLICES
     more = depth - table.size // dim // SLICES
-    if not more:  # the new items have rows that nobody has asked for yet
+    if not more:  # the new items fit into rows that were not in use
         return state
 
     def grow(table: Array, accumulator: Array) -> tuple[Array, Array]:
@@ -95,14 +108,20 @@ def _grow_sharded(state: TrainState, method: Method, seed: int) -> TrainState:
     return TrainState(state.step, params, opt_state)
 
 
-def with_items(abstract: TrainState, method: Method, num_items: int) -> TrainState:
-    """The shapes `abstract` of a state of `method`, as they were with `num_items` items."""
+def resize_abstract(abstract: TrainState, method: Method, num_items: int) -> TrainState:
+    """Return the shapes that a state had with `num_items` items.
+
+    Args:
+      abstract: shapes, dtypes and shardings of a state of `method`.
+      method: over the catalogue of `abstract`.
+      num_items: number of items of the wanted shapes, for example those of a checkpoint.
+    """
     if num_items == method.num_items:
         return abstract
     sharded = method.config.model.table == "sharded"
     new, old = table_rows(method.num_items), table_rows(num_items)
 
-    def resized(path, leaf):
+    def resize(path: Any, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
         shape = leaf.shape
         if sharded and any(leaf.sharding.spec):  # cut along rows: packed, or one number for each
             shape = (shape[0] * old // new, *shape[1:])
@@ -110,19 +129,26 @@ def with_items(abstract: TrainState, method: Method, num_items: int) -> TrainSta
             shape = (num_items + 1, *shape[1:])
         return jax.ShapeDtypeStruct(shape, leaf.dtype, sharding=leaf.sharding)
 
-    return jax.tree_util.tree_map_with_path(resized, abstract)
+    return jax.tree_util.tree_map_with_path(resize, abstract)
 
 
-def growth_text(meta: Mapping[str, Any], data_hash: str, num_items: int) -> str:
-    """What it means that a run goes on with data that were appended to, for people."""
+def describe_growth(meta: Mapping[str, Any], data_hash: str, num_items: int) -> str:
+    """Return a message for users: training continues with data that were appended to.
+
+    Args:
+      meta: the meta of the checkpoint.
+      data_hash: content hash of the data now.
+      num_items: number of items now.
+    """
     return (
         f"The data were appended to since step {meta['step']} (content hash "
         f"{meta['data_hash'][:16]}, now {data_hash[:16]}): {meta['num_items']:,} items, now "
-        f"{num_items:,}, and training goes on with them. Batches stay a function of seed and step, of "
-        "the grown data from here on: the pass over the old users is not finished. The best "
-        "checkpoint is chosen anew, as validation has other targets now."
+        f"{num_items:,}. Training continues with all of them. Batches stay a function of seed and "
+        "step, of the grown data from here on: the pass over the old users is not finished. The "
+        "best checkpoint is chosen anew, as validation has other targets now."
     )
 
 
-def _is_table(path) -> bool:
-    return tuple(getattr(key, "key", None) for key in path[-2:]) == _TABLE
+def _is_table(path: Any) -> bool:
+    """Return whether a tree path ends at the item table, or at a moment of it."""
+    return tuple(getattr(key, "key", None) for key in path[-2:]) == _TABLE_PATH
