@@ -132,7 +132,7 @@ def _table(fields: list[FieldText]) -> str:
     """Return a Markdown table of fields."""
     rows = ["| field | default | meaning |", "|---|---|---|"]
     for field in fields:
-        default = f"`{field.default!r}`" if isinstance(field.default, str) else f"`{field.default}`"
+        default = "''" if field.default == "" else field.default
         text = field.text.replace("|", "\\|")
-        rows.append(f"| `{field.name}` | {default} | {text} |")
+        rows.append(f"| `{field.name}` | `{default}` | {text} |")
     return "\n".join(rows)

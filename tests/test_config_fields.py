@@ -72,7 +72,7 @@ def test_tables_group_the_rarely_changed_fields():
     text = to_markdown(Root())
     usual, rare = text.split("Rarely changed:")
     assert "| `train.steps` | `2000` | number of updates" in usual
-    assert '| `train.kind` | `\'a\'` | "a" \\| "b". |' in usual
+    assert '| `train.kind` | `a` | "a" \\| "b". |' in usual
     assert "| `train.b2` | `None` | second moment. |" in rare and "b1" not in usual
     assert rare.index("### `train.inner`") < rare.index("`train.inner.slots`")
 
