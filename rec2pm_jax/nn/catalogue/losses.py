@@ -17,6 +17,9 @@ MIN_CHUNK = 64  # positions; fewer would leave matrix products inefficient
 CPU_CHUNK_BYTES, DEVICE_CHUNK_BYTES = 1 << 21, 1 << 28
 MANY_ITEMS = 1 << 15  # logits of a chunk over more items leave the cache: split the catalogue too
 
+QueriesAndPositives = tuple[Array, Array]  # float32 [chunk, W] each
+IdsAndLogQ = tuple[Array, Array | None]  # int32 and float32 of the same shape
+
 
 class Positions(NamedTuple):
     """Positions whose next item is predicted.
@@ -118,43 +121,18 @@ def next_item_loss(
     >>> bool(jnp.isclose(total, jnp.log(8.0))), float(weight)
     (True, 1.0)
     """
-    vectors, targets, weights, _ = positions
-    weights = jax.lax.stop_gradient(weights)
+    positions = positions._replace(weights=jax.lax.stop_gradient(positions.weights))
     if config.kind == "full_softmax":
-        queries, table = to_queries(config, vectors), to_item_vectors(config, table)
-        positives, items = table[targets], table[1:]  # without the padding column
-        if items.shape[0] > MANY_ITEMS:
-            # A gradient of the whole table for every chunk of positions would cost more.
-            total = log_partition_sum(queries, items, weights, chunk_bytes)
-            return total - jnp.sum(queries * positives * weights[:, None]), jnp.sum(weights)
-        parts = (_full_softmax, items, (queries, positives), (), ())
-        width = items.shape[0]
+        total = _sum_full_softmax(config, table, positions, chunk_bytes)
     else:
         if negatives is None:
-            ids, log_q = sample_negatives(
-                config, table.shape[0] - 1, targets, weights, rng, positions.numbers
-            )
+            _, targets, weights, numbers = positions
+            num_items = table.shape[0] - 1
+            drawn = sample_negatives(config, num_items, targets, weights, rng, numbers)
         else:
-            ids, log_q = negatives, jnp.zeros(table.shape[0])  # uniform: any constant cancels
-
-        def with_log_q(ids: Array) -> tuple[Array, Array | None]:
-            return ids, log_q[ids] if config.log_q else None
-
-        if config.sharing == "shared":
-            # Gather first, then normalise: the cost does not grow with the catalogue.
-            queries, negatives = to_queries(config, vectors), to_item_vectors(config, table[ids])
-            positives = to_item_vectors(config, table[targets])
-            context, row_context = with_log_q(ids), with_log_q(targets)
-            parts = (_shared_negatives, negatives, (queries, positives), context, row_context)
-            width = config.negatives
-        else:
-            queries, items = to_queries(config, vectors), to_item_vectors(config, table)
-            context = (with_log_q(ids), with_log_q(targets))
-            parts = (_own_negatives, items, (queries, items[targets]), (), context)
-            width = config.negatives * table.shape[1]
-            chunk_bytes = max(chunk_bytes, items.size)  # each chunk adds to a gradient of all items
-    chunk = max(MIN_CHUNK, chunk_bytes // (4 * width))
-    return weighted_sum(*parts, weights, chunk), jnp.sum(weights)
+            drawn = negatives, jnp.zeros(table.shape[0])  # uniform: any constant cancels
+        total = _sum_sampled_softmax(config, table, positions, drawn, chunk_bytes)
+    return total, jnp.sum(positions.weights)
 
 
 def sample_negatives(
@@ -197,11 +175,55 @@ def sample_negatives(
     return ids, jnp.log(jnp.maximum(counts, 1.0) / total)
 
 
+def _sum_full_softmax(
+    config: LossConfig, table: Array, positions: Positions, chunk_bytes: int
+) -> Array:
+    vectors, targets, weights, _ = positions
+    queries, table = to_queries(config, vectors), to_item_vectors(config, table)
+    positives, items = table[targets], table[1:]  # without the padding column
+    if items.shape[0] > MANY_ITEMS:
+        # A gradient of the whole table for every chunk of positions would cost more.
+        total = log_partition_sum(queries, items, weights, chunk_bytes)
+        return total - jnp.sum(queries * positives * weights[:, None])
+    chunk = _chunk_positions(chunk_bytes, items.shape[0])
+    return weighted_sum(_full_softmax, items, (queries, positives), (), (), weights, chunk)
+
+
+def _sum_sampled_softmax(
+    config: LossConfig,
+    table: Array,
+    positions: Positions,
+    drawn: tuple[Array, Array],
+    chunk_bytes: int,
+) -> Array:
+    """Return the weighted sum; drawn: what `sample_negatives` returned."""
+    vectors, targets, weights, _ = positions
+    ids, log_q = drawn
+
+    def with_log_q(ids: Array) -> IdsAndLogQ:
+        return ids, log_q[ids] if config.log_q else None
+
+    sampled, own = with_log_q(ids), with_log_q(targets)
+    if config.sharing == "shared":
+        # Gather first, then normalise: the cost does not grow with the catalogue.
+        queries, negatives = to_queries(config, vectors), to_item_vectors(config, table[ids])
+        rows = queries, to_item_vectors(config, table[targets])
+        chunk = _chunk_positions(chunk_bytes, config.negatives)
+        return weighted_sum(_shared_negatives, negatives, rows, sampled, own, weights, chunk)
+    queries, items = to_queries(config, vectors), to_item_vectors(config, table)
+    chunk_bytes = max(chunk_bytes, items.size)  # each chunk adds to a gradient of all items
+    chunk = _chunk_positions(chunk_bytes, config.negatives * table.shape[1])
+    rows = queries, items[targets]
+    return weighted_sum(_own_negatives, items, rows, (), (sampled, own), weights, chunk)
+
+
+def _chunk_positions(chunk_bytes: int, numbers: int) -> int:
+    """Return the positions of a chunk; numbers: float32 of each position."""
+    return max(MIN_CHUNK, chunk_bytes // (4 * numbers))
+
+
 # Each of these is a `chunked_sums.RowLoss`: float32 [chunk] of (shared, rows, context, row_context).
 # Positives are looked up outside, so that their gradient is one scatter and not one for every chunk.
-
-QueriesAndPositives = tuple[Array, Array]  # float32 [chunk, W] each
-IdsAndLogQ = tuple[Array, Array | None]  # int32 and float32 of the same shape
 
 
 def _full_softmax(items: Array, rows: QueriesAndPositives, context: tuple, _: tuple) -> Array:
@@ -232,7 +254,8 @@ def _sampled_softmax(
     """
     (queries, positives), (ids, sampled_log_q), (target_ids, target_log_q) = rows, sampled, targets
     positive = jnp.sum(queries * positives, axis=-1)
-    if target_log_q is not None:  # Yi et al. 2019; for uniform negatives it cancels
+    if target_log_q is not None and sampled_log_q is not None:
+        # Yi et al. 2019; for uniform negatives it cancels.
         positive = positive - target_log_q
         logits = logits - sampled_log_q
     logits = jnp.where(ids == target_ids[:, None], -jnp.inf, logits)
