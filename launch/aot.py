@@ -19,10 +19,10 @@ from typing import Any
 
 import jax
 from absl import flags
-from ml_collections import config_flags
 
-from launch import cli
 from launch.compiled import chips, programs, report
+from launch.configs.flags import define_config, get_config, get_preset_file
+from rec2pm_jax import cli
 from rec2pm_jax.config import Config
 from rec2pm_jax.config_dict import to_dict
 from rec2pm_jax.evaluate.record import write_records
@@ -31,7 +31,7 @@ from rec2pm_jax.train.partition import make_mesh
 
 
 def define_flags() -> None:
-    cli.define_config()
+    define_config()
     flags.DEFINE_list("topology", None, "Generation and shape, such as v5e:16x16; or several.")
     flags.DEFINE_string(
         "json", None, "File for the record, or the list of those of all topologies."
@@ -62,7 +62,7 @@ def main(_) -> None:
     jax.config.update("jax_platforms", "cpu")
     # Entries for a TPU cannot be read without one, and the time reported is that of compiling.
     jax.config.update("jax_enable_compilation_cache", False)
-    config = programs.for_tpu(cli.get_config())
+    config = programs.for_tpu(get_config())
     described = [(name, *chips.describe(name)) for name in args.topology]
     records = []
     for name, chip, devices in described:
@@ -80,7 +80,7 @@ def _record(args, config: Config, topology: str, chip: chips.Chip, devices) -> d
         train = dataclasses.replace(config.train, batch_size=args.batch_per_chip * len(devices))
         config = dataclasses.replace(config, train=train)
     items = args.items or args.items_per_chip * len(devices)
-    items = items or _items_of_preset(config_flags.get_config_filename(args["config"]))
+    items = items or _items_of_preset()
     program = programs.BUILDERS[args.step](config, items, make_mesh(devices))
     compiled, seconds = report.compile_program(program)
     if args.hlo:
@@ -98,9 +98,9 @@ def _record(args, config: Config, topology: str, chip: chips.Chip, devices) -> d
     }
 
 
-def _items_of_preset(path: str) -> int:
-    """`ITEMS` of a preset's file: the size its catalogue has, which no dataset is here to say."""
-    return runpy.run_path(path).get("ITEMS", 20_000)
+def _items_of_preset() -> int:
+    """Return `ITEMS` of the preset's file, the size of its catalogue: no dataset is at hand."""
+    return runpy.run_path(str(get_preset_file())).get("ITEMS", 20_000)
 
 
 if __name__ == "__main__":

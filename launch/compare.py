@@ -19,8 +19,9 @@ from pathlib import Path
 import numpy as np
 from absl import flags
 
-from launch import cli
+from launch.configs.flags import define_config, get_config
 from launch.runs import Result, heuristics, train_and_test
+from rec2pm_jax import cli
 from rec2pm_jax.config import Config
 from rec2pm_jax.data.dataset import open_dataset
 from rec2pm_jax.errors import UserError
@@ -180,7 +181,7 @@ def _curve(axis, row: Result, colour: str) -> None:
 
 
 def define_flags() -> None:
-    cli.define_config()
+    define_config()
     flags.DEFINE_string("data", None, "Directory of a prepared dataset (see launch.prepare).")
     flags.DEFINE_string("workdir", None, "Directory that holds one run per method.")
     flags.DEFINE_string("json", "", "File for the list of records.")
@@ -195,7 +196,7 @@ def main(_) -> None:
     if unknown:
         raise UserError(f"--methods: {unknown[0]} is unknown; choose from {', '.join(METHODS)}.")
     began = time.time()
-    results = compare(cli.get_config(), args.data, args.workdir, args.methods)
+    results = compare(get_config(), args.data, args.workdir, args.methods)
     print(f"\n{report(results)}\n{time.time() - began:.0f} s in all")
     if args.json:
         write_records(args.json, [row.record for row in results])

@@ -12,8 +12,9 @@ from pathlib import Path
 
 from absl import flags
 
-from launch import cli, compare
+from launch import compare
 from launch.configs import demo as preset
+from rec2pm_jax import cli
 from rec2pm_jax.config_dict import from_dict
 from rec2pm_jax.data.options import PrepareOptions
 from rec2pm_jax.data.prepare import prepare, summary

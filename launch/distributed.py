@@ -18,7 +18,7 @@ import numpy as np
 from absl import flags
 from jax.experimental import multihost_utils
 
-from launch.cli import STOPPED
+from rec2pm_jax.cli import STOPPED
 from rec2pm_jax.errors import UserError
 from rec2pm_jax.train.preemption import Preempted
 from rec2pm_jax.train.roll_call import FAILED, RollCall

@@ -14,7 +14,7 @@ import dataclasses
 
 from absl import flags
 
-from launch import cli
+from rec2pm_jax import cli
 from rec2pm_jax.config import Config, DataConfig
 from rec2pm_jax.config_dict import config_hash, to_dict
 from rec2pm_jax.data.dataset import open_dataset

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from absl import flags
 
-from launch import cli
+from rec2pm_jax import cli
 from rec2pm_jax.stream.export import check_free, write_export
 from rec2pm_jax.stream.load import make_recommender
 from rec2pm_jax.train.checkpoint import load_for_inference

@@ -11,9 +11,9 @@ from pathlib import Path
 
 from absl import flags
 
-from launch import cli
 from launch.compare import pyplot
 from launch.overview import draw, report
+from rec2pm_jax import cli
 from rec2pm_jax.data.dataset import open_dataset
 from rec2pm_jax.evaluate.inspection import inspect
 from rec2pm_jax.evaluate.record import dataset_name

@@ -18,7 +18,7 @@ import shlex
 
 from absl import flags
 
-from launch import cli
+from rec2pm_jax import cli
 from rec2pm_jax.data.append import append
 from rec2pm_jax.data.compact import compact
 from rec2pm_jax.data.options import PrepareOptions

@@ -17,7 +17,7 @@ from pathlib import Path
 from absl import flags
 from tqdm import tqdm
 
-from launch import cli
+from rec2pm_jax import cli
 from rec2pm_jax.errors import UserError
 from rec2pm_jax.methods.codec import FORMATS
 from rec2pm_jax.stream.engine import Options

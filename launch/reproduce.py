@@ -26,10 +26,11 @@ from typing import Any
 from absl import flags
 from tqdm import tqdm
 
-from launch import cli, processes, summaries
+from launch import processes, summaries
 from launch.run_one import budget, outputs, write_users
 from launch.runs import heuristics
 from launch.suites import DATASETS, SUITES, Run, runs_of
+from rec2pm_jax import cli
 from rec2pm_jax.config import Config
 from rec2pm_jax.config_dict import config_hash
 from rec2pm_jax.data.dataset import open_dataset

@@ -16,10 +16,10 @@ import jax
 import numpy as np
 from absl import flags
 
-from launch import cli
 from launch.analyses import ANALYSES
 from launch.runs import Result, suited, train
 from launch.suites import Run, runs_of
+from rec2pm_jax import cli
 from rec2pm_jax.data.dataset import open_dataset
 from rec2pm_jax.errors import UserError, nearest
 from rec2pm_jax.evaluate.metrics import ndcg

@@ -44,7 +44,7 @@ from typing import Any, BinaryIO
 from absl import flags
 
 import rec2pm_jax
-from launch import cli
+from rec2pm_jax import cli
 from rec2pm_jax.errors import UserError
 from rec2pm_jax.methods.codec import FORMATS
 from rec2pm_jax.stream.engine import DAY, Engine, Options

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from absl import flags
 
-from launch import cli
+from rec2pm_jax import cli
 from rec2pm_jax.errors import UserError
 from rec2pm_jax.stream.record import has_expired
 from rec2pm_jax.stream.store import open_store, sweep

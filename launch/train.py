@@ -13,13 +13,15 @@ from __future__ import annotations
 
 from absl import flags
 
-from launch import cli, distributed
+from launch import distributed
+from launch.configs.flags import define_config, get_config
+from rec2pm_jax import cli
 from rec2pm_jax.data.dataset import open_dataset
 from rec2pm_jax.evaluate.validation import validate
 from rec2pm_jax.methods.registry import make_method
 from rec2pm_jax.train.loop import train_and_evaluate
 
-cli.define_config()
+define_config()
 flags.DEFINE_string("data", None, "Directory of a prepared dataset (see launch.prepare).")
 flags.DEFINE_string("workdir", None, "Directory of the run: checkpoints, logs and summary.")
 flags.DEFINE_string("profile", "", "Directory for a trace of a few steps after the warm-up.")
@@ -32,7 +34,7 @@ def main(_) -> None:
 
 
 def _train() -> None:
-    config = cli.get_config()
+    config = get_config()
     dataset = open_dataset(flags.FLAGS.data)
     method = make_method(config, dataset.num_items)
 

@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 from absl import flags
 
-from launch import cli
 from launch.configs.base import base_config
+from launch.configs.flags import define_config, get_config, presets
+from rec2pm_jax import cli
 from rec2pm_jax.config import Config, DataConfig
 from rec2pm_jax.config_dict import as_stored, config_hash, from_dict, to_dict
 from rec2pm_jax.errors import UserError
@@ -69,10 +70,7 @@ def test_hash_covers_all_but_train():
         assert config_hash(from_dict({section: {field: value}})) != base
 
 
-PRESETS = sorted(p.stem for p in (ROOT / "launch/configs").glob("*.py") if p.stem != "__init__")
-
-
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("name", presets())
 def test_presets_are_valid(name):
     module = importlib.import_module(f"launch.configs.{name}")
     from_dict(module.get_config().to_dict())
@@ -87,11 +85,44 @@ def parse(monkeypatch):
 
     def parse(*arguments):
         argv = ["program", *arguments]
-        cli.define_config(flag_values=values, sys_argv=argv)
-        cli._parse(argv)
-        return cli.get_config()
+        define_config(flag_values=values, sys_argv=argv)
+        cli.parse_flags(argv)
+        return get_config()
 
     return parse
+
+
+def test_presets_are_found_by_name_from_any_directory(parse, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert "base" in presets() and "flags" not in presets()
+    assert parse("--config=base", "--config.data.segment=7").data.segment == 7
+
+
+def test_presets_are_found_by_their_path_in_a_checkout_from_any_directory(
+    parse, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    assert parse("--config", "launch/configs/base.py") == Config()
+
+
+def test_a_preset_may_be_any_python_file(parse, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("mine.py").write_text(
+        "from launch.configs.base import base_config\n\n\n"
+        "def get_config():\n"
+        "    config = base_config()\n"
+        "    config.data.segment = 7\n"
+        "    return config\n"
+    )
+    assert parse("--config=mine.py", "--config.data.segments=2").data.segment == 7
+
+
+def test_a_preset_needs_get_config(parse, tmp_path, capsys):
+    path = tmp_path / "mine.py"
+    path.write_text("config = 3\n")
+    with pytest.raises(SystemExit):
+        parse(f"--config={path}")
+    assert "defines no get_config()" in capsys.readouterr().err
 
 
 def test_overrides(parse):
@@ -115,7 +146,8 @@ def test_overrides(parse):
         ),
         ([f"--config={BASE}", "--config.modl.dim", "3"], 'modl.dim. Did you mean "model.dim"'),
         ([f"--config={BASE}", "--config.data.segment=x"], "config.data.segment"),
-        (["--config=launch/configs/bas.py"], 'no such file. Did you mean "base"'),
+        (["--config=developement"], 'Did you mean "development"? Presets: base, demo, development'),
+        (["--config=launch/configs/bas.py"], 'no such preset or file. Did you mean "base"'),
         ([], "--config must have a value"),
         (
             [f"--config={BASE}", "--confg=3"],

@@ -21,8 +21,8 @@ from typing import Any
 
 import jax
 
-from launch import cli
 from launch.benchmarks.case import Work
+from rec2pm_jax import cli
 
 _REPETITION_S = 0.3  # short calls are repeated until a repetition takes about this long
 
