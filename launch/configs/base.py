@@ -1,4 +1,9 @@
-"""Every field with its default; other presets start from `base_config()` and change some."""
+"""Every field with its default; other presets start from `base_config()` and change some.
+
+Command: none of its own; `--config=base` with overrides gives a run of the defaults.
+Hardware, time: as its overrides need.
+Metrics: none.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +14,7 @@ from rec2pm_jax.config_dict import to_dict
 
 
 def base_config() -> ml_collections.ConfigDict:
-    """The defaults of `rec2pm_jax.config.Config` as a ConfigDict, which absl flags can override."""
+    """Return the defaults of `rec2pm_jax.config.Config` as a ConfigDict, which flags can override."""
     return ml_collections.ConfigDict(to_dict(Config()))
 
 

@@ -6,13 +6,13 @@ Command:
     python -m launch.reproduce --suite=genrec --data=data --workdir=runs/reproduce
 Hardware: one CPU core per run.
 Time: about 45 minutes.
-Metrics: published, HR@10 .2853 and NDCG@10 .1603; ours in results/genrec.md.
+Metrics: published, HR@10 .2853 and NDCG@10 .1603; ours in results/v0.1/genrec.md.
 
 As theirs: no validation split, the best of all evaluated steps on the test targets, items of the last
 200 events left out of the ranking. AdamW (.9, .98) at a constant 1e-3, no weight decay, no clipping;
-128 uniform negatives per position, cosine / .05. Otherwise than theirs: windows of 201 events are cut
-anywhere in a history, not only at its end, and an epoch of 6,040 users in batches of 128 is 47 steps,
-evaluated every five epochs.
+128 uniform negatives per position, cosine / .05. Unlike theirs: windows of 201 events are cut anywhere
+in a history, not only at its end; an epoch of 6,040 users in batches of 128 counts as 47 steps;
+evaluation takes place every five epochs.
 """
 
 from __future__ import annotations
