@@ -1,9 +1,9 @@
 """Compiles a step for TPUs that are not there and says what it needs.
 
-    python -m launch.aot --topology=v5e:1x1 --config=launch/configs/paper_merrec_hstu.py \\
+    python -m launch.aot --topology=v5e:1x1 --config=paper_merrec_hstu \\
         --json=aot.json --step=train --items=20000
     python -m launch.aot --topology=v5e:2x4,v5e:8x8,v5e:16x16 --items_per_chip=2148438 \\
-        --batch_per_chip=8 --config=launch/configs/industrial.py --json=scaling.json
+        --batch_per_chip=8 --config=industrial --json=scaling.json
 
 The real TPU compiler (libtpu) compiles on any Linux host. The report is of one chip: memory, work,
 collectives, and how long products, memory and interconnect would take at their nominal speeds.

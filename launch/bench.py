@@ -18,8 +18,18 @@ import re
 
 from absl import flags
 
-from launch import processes
-from launch.benchmarks import driver, infer, inputs, prepare, report, scale, stream, topk, train
+from launch.benchmarks import (
+    driver,
+    infer,
+    inputs,
+    prepare,
+    processes,
+    report,
+    scale,
+    stream,
+    topk,
+    train,
+)
 from rec2pm_jax import cli
 from rec2pm_jax.errors import UserError
 from rec2pm_jax.evaluate.record import write_records

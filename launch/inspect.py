@@ -11,12 +11,12 @@ from pathlib import Path
 
 from absl import flags
 
-from launch.compare import pyplot
 from launch.overview import draw, report
 from rec2pm_jax import cli
 from rec2pm_jax.data.dataset import open_dataset
 from rec2pm_jax.evaluate.inspection import inspect
 from rec2pm_jax.evaluate.record import dataset_name
+from rec2pm_jax.plotting import pyplot
 
 flags.DEFINE_string("data", None, "Directory made by launch.prepare.")
 flags.DEFINE_string("output", "", "Directory for PNGs; empty: none.")

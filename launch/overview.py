@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
-from launch.compare import pyplot, save
 from rec2pm_jax.data.moments import show_day
 from rec2pm_jax.evaluate.inspection import RECENT, Inspection
 from rec2pm_jax.evaluate.problems import problems
+from rec2pm_jax.plotting import pyplot, save
 
 _UNITS = (("min", 60), ("h", 60), ("d", 24), ("y", 365))
 _DECADES = {1: "1 s", 60: "1 min", 3600: "1 h", 86_400: "1 d", 604_800: "1 w", 31_536_000: "1 y"}

@@ -1,10 +1,10 @@
-"""One training run of a comparison, and what its evaluation found."""
+"""Train a configuration and evaluate what came out: the steps behind every row of a comparison."""
 
 from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 
@@ -27,7 +27,7 @@ from rec2pm_jax.typing import Params
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """One row of a comparison: the evaluation and its JSON record.
+    """One row of a comparison: an evaluation and its JSON record.
 
     Attributes:
       by_target: whether tables need every target's value, not only every user's mean.
@@ -38,23 +38,8 @@ class Result:
     by_target: bool = False
 
 
-def heuristics(config: Config, dataset: Dataset, split: str = "test") -> list[Result]:
-    """What every table must beat: popularity, personal frequency (recent window, whole, decayed)."""
-    settings: list[tuple[str, dict[str, float]]] = [
-        ("popularity", {}),
-        ("personal_frequency", {"window": config.data.read_length}),
-        ("personal_frequency", {}),
-        ("personal_frequency", {"half_life": 200.0}),
-    ]
-    results = []
-    for name, setting in settings:
-        evaluation = evaluate_heuristic(name, dataset, split=split, data=config.data, **setting)
-        shown = {"window": None, "half_life": None} | setting | protocol_settings(config.data)
-        results.append(Result(evaluation, evaluation.record(config=shown, git_commit=git_commit())))
-    return results
-
-
-class Trained(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class TrainedModel:
     """The best checkpoint of a complete run.
 
     Attributes:
@@ -71,15 +56,48 @@ class Trained(NamedTuple):
     device: str
 
 
-def suited(config: Config) -> Config:
-    """Micro-batches of comparisons are for the caches of CPU cores; accelerators take whole batches."""
+def evaluate_heuristics(config: Config, dataset: Dataset, split: str = "test") -> list[Result]:
+    """Evaluate the heuristics that every table shows: popularity and personal frequency.
+
+    Args:
+      config: names the protocol and, by its read length, the recent window.
+      dataset: a prepared dataset.
+      split: which targets to rank.
+
+    Returns:
+      Popularity, then personal frequency over the recent window, the whole history, and with decay.
+    """
+    settings: list[tuple[str, dict[str, float]]] = [
+        ("popularity", {}),
+        ("personal_frequency", {"window": config.data.read_length}),
+        ("personal_frequency", {}),
+        ("personal_frequency", {"half_life": 200.0}),
+    ]
+    results = []
+    for name, setting in settings:
+        evaluation = evaluate_heuristic(name, dataset, split=split, data=config.data, **setting)
+        shown = {"window": None, "half_life": None} | setting | protocol_settings(config.data)
+        results.append(Result(evaluation, evaluation.record(config=shown, git_commit=git_commit())))
+    return results
+
+
+def fit_to_backend(config: Config) -> Config:
+    """Return `config` without micro-batches unless JAX runs on a CPU.
+
+    Micro-batches of comparisons exist for the caches of CPU cores; accelerators take whole batches.
+    """
     if jax.default_backend() == "cpu":
         return config
     return dataclasses.replace(config, compute=dataclasses.replace(config.compute, accumulate=1))
 
 
-def train(config: Config, dataset: Dataset, workdir: str | Path) -> Trained:
-    """Trains, or goes on, or does nothing where the run is complete.
+def train_model(config: Config, dataset: Dataset, workdir: str | Path) -> TrainedModel:
+    """Train a model, or resume, or only load it if the run is complete.
+
+    Args:
+      config: the whole configuration.
+      dataset: the prepared dataset to train on.
+      workdir: directory of the run.
 
     Raises:
       UserError: as training does.
@@ -91,35 +109,42 @@ def train(config: Config, dataset: Dataset, workdir: str | Path) -> Trained:
 
     summary = train_and_evaluate(config, dataset, method, workdir, on_validation)
     _, params, meta = load_for_inference(workdir)
-    return Trained(config, method, params, meta, summary["wall_s"], summary["device"])
+    return TrainedModel(config, method, params, meta, summary["wall_s"], summary["device"])
 
 
-def assess(trained: Trained, dataset: Dataset, **options: Any) -> Result:
-    """Evaluates a trained model; options as `evaluator.evaluate` takes them.
+def evaluate_model(model: TrainedModel, dataset: Dataset, **options: Any) -> Result:
+    """Evaluate a trained model and record how it was trained.
+
+    Args:
+      model: of `train_model`.
+      dataset: the dataset it was trained on.
+      options: as `evaluator.evaluate` takes them.
 
     Raises:
       UserError: as evaluation does.
     """
-    print(f"evaluating {trained.config.method.name} ...", flush=True)
-    evaluation = evaluate(trained.method, trained.params, dataset, **options)
+    print(f"evaluating {model.config.method.name} ...", flush=True)
+    evaluation = evaluate(model.method, model.params, dataset, **options)
     record = evaluation.record(
-        config=to_dict(trained.config),
-        config_hash=config_hash(trained.config),
-        seed=trained.config.train.seed,
-        step=trained.meta["step"],
-        git_commit=trained.meta["git_commit"],
+        config=to_dict(model.config),
+        config_hash=config_hash(model.config),
+        seed=model.config.train.seed,
+        step=model.meta["step"],
+        git_commit=model.meta["git_commit"],
     )
-    training = {"train_wall_s": round(trained.wall_s, 1), "train_device": trained.device}
+    training = {"train_wall_s": round(model.wall_s, 1), "train_device": model.device}
     return Result(evaluation, record | training)
 
 
 def train_and_test(config: Config, dataset: Dataset, workdir: str | Path) -> Result:
-    """Trains and evaluates on the test split; the record has `update_ms` and `read_ms` (B = 1) too.
+    """Train a model and evaluate it on the test split; measure `update_ms` and `read_ms` (B = 1) too.
+
+    Args: as `train_model`.
 
     Raises:
       UserError: as training and evaluation do.
     """
-    trained = train(config, dataset, workdir)
-    result = assess(trained, dataset, split="test")
-    result.record.update(measure(trained.method, trained.params))
+    model = train_model(config, dataset, workdir)
+    result = evaluate_model(model, dataset, split="test")
+    result.record.update(measure(model.method, model.params))
     return result

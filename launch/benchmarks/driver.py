@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import jax
 from tqdm import tqdm
 
-from launch import processes
+from launch.benchmarks import processes
 from launch.benchmarks.case import FIELDS, Case
 from rec2pm_jax.provenance import git_commit
 
@@ -47,7 +47,7 @@ class Settings(NamedTuple):
 
     @property
     def cores(self) -> list[int]:
-        return processes.usable_cores()[: self.threads or None]
+        return processes.list_usable_cores()[: self.threads or None]
 
 
 class RowError(Exception):
@@ -66,7 +66,7 @@ class Child:
         self.case, self.settings = case, settings
         self.repetitions: list[dict[str, float]] = []
         self.stderr = tempfile.TemporaryFile()
-        env = processes.environment(settings.allocator, single_thread=settings.threads == 1)
+        env = processes.make_environment(settings.allocator, single_thread=settings.threads == 1)
         self.process = subprocess.Popen(
             [sys.executable, "-m", "launch.benchmarks.child"],
             stdin=subprocess.PIPE,

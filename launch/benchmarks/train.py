@@ -11,12 +11,12 @@ import jax.numpy as jnp
 from launch.benchmarks import settings
 from launch.benchmarks.case import Case, Work, model_case
 from launch.benchmarks.flops import matmul_flops
-from launch.runs import suited
 from rec2pm_jax.config import Config
 from rec2pm_jax.config_dict import from_dict
 from rec2pm_jax.methods.base import Method
 from rec2pm_jax.methods.network import Network
 from rec2pm_jax.methods.registry import make_method
+from rec2pm_jax.runs import fit_to_backend
 from rec2pm_jax.train.partition import make_partition
 from rec2pm_jax.typing import Batch
 
@@ -77,7 +77,7 @@ def step_case(config: Config, items: int, group: str, name: str = "", **fields) 
 
 def step(config: dict[str, Any], items: int) -> Work:
     """The step as `launch.train` compiles it, state donated; batches come from the host."""
-    config = suited(from_dict(config))
+    config = fit_to_backend(from_dict(config))
     method, train = make_method(config, items), config.train
     partition = make_partition(config, method)
     batch = settings.random_batch(config, items)

@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 
-from launch.runs import Result, Trained, assess
+from launch.experiments.run import Run
 from rec2pm_jax.data.dataset import Dataset
 from rec2pm_jax.data.splits import bound_rule
 from rec2pm_jax.evaluate.anatomy import attention, dominant, nearest_items, neighbour_agreement
 from rec2pm_jax.evaluate.evaluator import final_rows, own_memory, row_memories
 from rec2pm_jax.evaluate.targets import load_histories, make_targets, plan_rows, select_users
+from rec2pm_jax.runs import Result, TrainedModel, evaluate_model
 
-if TYPE_CHECKING:
-    from launch.suites import Run
-
-CATEGORIES = 8  # by which users are told apart
+CATEGORIES = 8  # the largest ones, by which users are told apart
+PORTRAITS = 4
 
 
-def anatomy(run: Run, trained: Trained, dataset: Dataset) -> list[Result]:
-    """One record with `anatomy`: attention, the plane of memories, and nearest items of some users."""
-    method, params = trained.method, trained.params
-    result = assess(trained, dataset, split=run.split, swap=False)
+def examine_anatomy(run: Run, model: TrainedModel, dataset: Dataset) -> list[Result]:
+    """Return one evaluation whose record has `anatomy`.
+
+    That is attention on memory, the plane of users' memories, and the nearest items of some users.
+    """
+    method, params = model.method, model.params
+    result = evaluate_model(model, dataset, split=run.split, swap=False)
     rule = bound_rule(method.config.data, dataset)
     users, _ = select_users(dataset.lengths, rule, run.split, 0, 0)
     histories = load_histories(dataset, users)
@@ -32,23 +34,30 @@ def anatomy(run: Run, trained: Trained, dataset: Dataset) -> list[Result]:
     memories = states.memory[final][:, -method.config.method.slots :].astype(np.float64)
     flat = memories.reshape(len(memories), -1)
 
-    names, groups = _largest_categories(dataset)
+    names, groups = _group_by_category(dataset)
     labels = dominant(groups, histories, rows.user[final], rows.start[final], len(names))
     _, _, axes = np.linalg.svd(flat - flat.mean(axis=0), full_matrices=False)
     plane = (flat - flat.mean(axis=0)) @ axes[:2].T
-    shown = np.argsort(-rows.updates[final], kind="stable")[:: max(1, len(final) // 4)][:4]
+    by_updates = np.argsort(-rows.updates[final], kind="stable")
+    shown = by_updates[:: max(1, len(final) // PORTRAITS)][:PORTRAITS]
+    table = np.asarray(method.network.table(params), np.float64)
+    portraits = []
+    for user, items in zip(shown, nearest_items(memories, table)[shown], strict=True):
+        first, end = histories.offsets[rows.user[final[user]]], rows.start[final[user]]
+        archived = histories.ids[first : first + end]
+        portraits.append(_portray(archived, items, dataset.items.titles))
     result.record["anatomy"] = {
         "attention": attention(method, params, histories, rows),
         "plane": np.round(plane, 3).tolist(),
         "labels": [names[label] for label in labels],
         "neighbours": neighbour_agreement(flat, labels),
-        "users": _portraits(trained, dataset, histories, rows, final, memories, shown),
+        "users": portraits,
     }
     return [result]
 
 
-def _largest_categories(dataset: Dataset) -> tuple[list[str], np.ndarray]:
-    """The CATEGORIES categories with most events, and each item's index among them [V]."""
+def _group_by_category(dataset: Dataset) -> tuple[list[str], np.ndarray]:
+    """Return the categories with most events, and each item's index among them [V]."""
     categories = np.array([str(name) for name in dataset.items.categories])
     names, index = np.unique(categories[1:], return_inverse=True)
     weight = np.bincount(index, weights=dataset.items.counts[1:])
@@ -58,20 +67,17 @@ def _largest_categories(dataset: Dataset) -> tuple[list[str], np.ndarray]:
     return [str(names[i]) for i in largest], np.concatenate([[CATEGORIES], place[index]])
 
 
-def _portraits(trained, dataset, histories, rows, final, memories, shown) -> list[dict]:
-    """For some users: what they bought most before the raw window, and the items of each slot."""
-    table = np.asarray(trained.method.network.table(trained.params), np.float64)
-    near = nearest_items(memories, table)[shown]
-    titles = dataset.items.titles
-    portraits = []
-    for user, items in zip(shown, near, strict=True):
-        first, end = histories.offsets[rows.user[final[user]]], rows.start[final[user]]
-        bought = np.bincount(histories.ids[first : first + end], minlength=len(titles))
-        portraits.append(
-            {
-                "archived_events": int(end),
-                "bought_most": [titles[i] for i in np.argsort(-bought, kind="stable")[:5]],
-                "slots": [[titles[i] for i in slot] for slot in items],
-            }
-        )
-    return portraits
+def _portray(archived: np.ndarray, items: np.ndarray, titles: Any) -> dict[str, Any]:
+    """Describe a user by the most frequent archived items and the items nearest to each slot.
+
+    Args:
+      archived: item ids, int [events].
+      items: nearest items of every slot, int [slots, items].
+      titles: of all items.
+    """
+    frequent = np.argsort(-np.bincount(archived, minlength=len(titles)), kind="stable")[:5]
+    return {
+        "archived_events": len(archived),
+        "bought_most": [titles[i] for i in frequent],
+        "slots": [[titles[i] for i in slot] for slot in items],
+    }

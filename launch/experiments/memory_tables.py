@@ -1,4 +1,4 @@
-"""Tables of what storing a memory costs and how it ages, from records and per-user values alone."""
+"""Tables of what storing a memory costs and how it ages, made from rows alone."""
 
 from __future__ import annotations
 
@@ -7,19 +7,22 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from launch import tables
-from launch.tables import Row, markdown
+from launch.experiments.rows import Row, TargetValues
+from launch.experiments.tables import format_markdown, tabulate_drift
 from rec2pm_jax.evaluate.bootstrap import Interval, paired_bootstrap
 from rec2pm_jax.evaluate.metrics import user_means
 from rec2pm_jax.methods.codec import FORMATS
 from rec2pm_jax.methods.segments import archived
 
-MANY_UPDATES = 20  # the error of a stored memory has been fed back this often at least
+MANY_UPDATES = 20  # of users in whom the error of a stored memory was fed back at least so often
 
 
-def quantised(rows: Sequence[Row]) -> list[str]:
-    """Methods down, of all users and of those with many updates, on test targets and with those of
-    validation; formats of the memory across. Below it how far rounded memories stray."""
+def tabulate_quantised(rows: Sequence[Row]) -> list[str]:
+    """Return NDCG@10 by format of the stored memory, and how far rounded memories drift.
+
+    Methods stand down, each for all users and for those with many updates, on test targets alone and
+    together with those of validation; formats stand across.
+    """
     found: dict[str, dict[tuple[str, str], Row]] = {}
     for row in rows:
         key = row.records[0]["stored"], row.records[0]["split"]
@@ -47,25 +50,29 @@ def quantised(rows: Sequence[Row]) -> list[str]:
             cells.append(f"{100 * values[base].mean():.3f}")
             for kind in others:
                 paired = paired_bootstrap(values[kind], values[base])
-                cells += [_points(paired.difference), _ratio(paired.ratio, 4)]
+                cells += [_format_points(paired.difference), _format_ratio(paired.ratio, 4)]
             body.append(cells + sizes)
-    lines = markdown(header, body)
-    strayed = tables.drift(rows)
-    if strayed:
+    lines = format_markdown(header, body)
+    drift = tabulate_drift(rows)
+    if drift:
         lines += [
             "",
-            "Squared distance from the float32 memory after so many updates, as a share of ",
+            "Squared distance from the float32 memory after so many updates, as a share of "
+            "the variance between users (number of users):",
+            "",
+            *drift,
         ]
-        lines[-1] += "the variance between users (number of users):"
-        lines += ["", *strayed]
     return lines
 
 
-def since_archive(rows: Sequence[Row], reference: str = "full") -> list[str]:
-    """Methods down; NDCG@10 over all targets and, by raw events read, what that is of `full`'s over
-    the same targets. Of a method without a memory: as if it had one, with its S and R."""
+def tabulate_since_archive(rows: Sequence[Row], reference: str = "full") -> list[str]:
+    """Return NDCG@10 by the number of raw events that a read sees, as ratios to a reference.
+
+    Methods stand down: NDCG@10 over all targets, and ratios over the same targets. Methods without a
+    memory are grouped as if they had one, with their S and R.
+    """
     base = next((row for row in rows if row.variant == reference), None)
-    raw = {row.variant: _raw_events(row) for row in rows}
+    raw = {row.variant: _count_raw_events(row) for row in rows}
     width = max(1, rows[0].records[0]["config"]["data"]["segment"] // 5)
     longest = max(int(events.max()) for events in raw.values())
     bins = [(low, low + width - 1) for low in range(1, longest + 1, width)]
@@ -77,37 +84,47 @@ def since_archive(rows: Sequence[Row], reference: str = "full") -> list[str]:
         cells = [row.label, f"{data['segment']}, {data['recent']}", f"{100 * row.mean():.2f}"]
         for low, high in [(1, longest), *bins]:
             chosen = (raw[row.variant] >= low) & (raw[row.variant] <= high)
-            cells.append(_at(row, base, chosen))
+            cells.append(_format_at(row, base, chosen))
         body.append(cells)
-    return markdown(header, body)
+    return format_markdown(header, body)
 
 
-def _raw_events(row: Row) -> np.ndarray:
-    """Events that each target's read sees raw, int [targets]: those since the last archive."""
-    data, position = row.records[0]["config"]["data"], row.targets.position
+def _count_raw_events(row: Row) -> np.ndarray:
+    """Return how many raw events each read sees, int [targets]: those since the last archive."""
+    data, position = row.records[0]["config"]["data"], _targets(row).position
     return position - archived(position, data["segment"], data["recent"])
 
 
-def _at(row: Row, base: Row | None, chosen: np.ndarray) -> str:
-    """The ratio to `base` over the chosen targets, or NDCG@10 in % where there is none."""
+def _format_at(row: Row, base: Row | None, chosen: np.ndarray) -> str:
+    """Return the ratio to `base` over the chosen targets, or NDCG@10 in % without a base."""
     if not chosen.any():
         return "-"
-    user = row.targets.user[chosen]
-    values = user_means(row.targets.ndcg[chosen], user)
+    targets = _targets(row)
+    user = targets.user[chosen]
+    values = user_means(targets.ndcg[chosen], user)
     if base is None:
         return f"{100 * values.mean():.2f}"
     if row is base:
         return "1"
-    if not np.array_equal(row.targets.position, base.targets.position):
+    reference = _targets(base)
+    if not np.array_equal(targets.position, reference.position):
         raise ValueError(f"{row.variant} and {base.variant} were evaluated on different targets.")
-    return _ratio(paired_bootstrap(values, user_means(base.targets.ndcg[chosen], user)).ratio, 3)
+    return _format_ratio(
+        paired_bootstrap(values, user_means(reference.ndcg[chosen], user)).ratio, 3
+    )
 
 
-def _points(interval: Interval) -> str:
+def _targets(row: Row) -> TargetValues:
+    if row.targets is None:
+        raise ValueError(f"{row.variant} has no values of single targets.")
+    return row.targets
+
+
+def _format_points(interval: Interval) -> str:
     estimate, low, high = (100 * value for value in interval)
     return f"{estimate:+.4f} ({low:+.4f}..{high:+.4f})"
 
 
-def _ratio(interval: Interval, digits: int) -> str:
+def _format_ratio(interval: Interval, digits: int) -> str:
     estimate, low, high = (f"{value:.{digits}f}" for value in interval)
     return f"{estimate} ({low}..{high})"
