@@ -1,4 +1,4 @@
-"""Compiles a step for TPUs that are not there and says what it needs.
+"""Compile a step for TPUs that need not exist and report what it needs.
 
     python -m launch.aot --topology=v5e:1x1 --config=paper_merrec_hstu \\
         --json=aot.json --step=train --items=20000
@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import runpy
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -63,19 +64,22 @@ def main(_) -> None:
     # Entries for a TPU cannot be read without one, and the time reported is that of compiling.
     jax.config.update("jax_enable_compilation_cache", False)
     config = programs.for_tpu(get_config())
-    described = [(name, *chips.describe(name)) for name in args.topology]
+    described = [(name, *chips.describe_topology(name)) for name in args.topology]
     records = []
     for name, chip, devices in described:
-        records.append(_record(args, config, name, chip, devices))
-        print(report.text(records[-1]), flush=True)
+        records.append(_compile(config, name, chip, devices))
+        print(report.format_text(records[-1]), flush=True)
         write_records(args.json, records if len(described) > 1 else records[0])
     if len(records) > 1:
-        print(report.table(records))
+        print(report.format_table(records))
     print(f"written to {args.json}")
 
 
-def _record(args, config: Config, topology: str, chip: chips.Chip, devices) -> dict[str, Any]:
-    """Compiles the step for one topology."""
+def _compile(
+    config: Config, topology: str, chip: chips.Chip, devices: list[jax.Device]
+) -> dict[str, Any]:
+    """Compile the step for one topology and return its record."""
+    args = flags.FLAGS
     if args.batch_per_chip:
         train = dataclasses.replace(config.train, batch_size=args.batch_per_chip * len(devices))
         config = dataclasses.replace(config, train=train)
@@ -84,14 +88,13 @@ def _record(args, config: Config, topology: str, chip: chips.Chip, devices) -> d
     program = programs.BUILDERS[args.step](config, items, make_mesh(devices))
     compiled, seconds = report.compile_program(program)
     if args.hlo:
-        with open(args.hlo, "w") as file:
-            file.write(compiled.as_text())
+        Path(args.hlo).write_text(str(compiled.as_text()))
     return {
         "topology": topology,
         "step": args.step,
         "items": items,
         **seconds,
-        **report.record(compiled, chip, len(devices)),
+        **report.make_record(compiled, chip, len(devices)),
         "config": to_dict(config),
         "env": chips.environment(),
         "git_commit": git_commit(),

@@ -67,7 +67,7 @@ def evaluate_heuristics(config: Config, dataset: Dataset, split: str = "test") -
     Returns:
       Popularity, then personal frequency over the recent window, the whole history, and with decay.
     """
-    settings: list[tuple[str, dict[str, float]]] = [
+    settings: list[tuple[str, dict[str, Any]]] = [
         ("popularity", {}),
         ("personal_frequency", {"window": config.data.read_length}),
         ("personal_frequency", {}),
@@ -104,7 +104,7 @@ def train_model(config: Config, dataset: Dataset, workdir: str | Path) -> Traine
     """
     method = make_method(config, dataset.num_items)
 
-    def on_validation(params):
+    def on_validation(params: Params) -> Any:
         return validate(method, params, dataset, max_users=config.train.eval_users)
 
     summary = train_and_evaluate(config, dataset, method, workdir, on_validation)

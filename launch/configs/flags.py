@@ -7,6 +7,7 @@ import runpy
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import ml_collections
 from absl import flags
@@ -79,7 +80,8 @@ def get_config() -> Config:
     Raises:
       UserError: a field is unknown, of the wrong type or out of range.
     """
-    return from_dict(flags.FLAGS["config"].value.to_dict())
+    values: Any = flags.FLAGS["config"].value
+    return from_dict(values.to_dict())
 
 
 def get_preset_file() -> Path:

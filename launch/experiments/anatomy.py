@@ -23,7 +23,8 @@ def examine_anatomy(run: Run, model: TrainedModel, dataset: Dataset) -> list[Res
 
     That is attention on memory, the plane of users' memories, and the nearest items of some users.
     """
-    method, params = model.method, model.params
+    method: Any = model.method  # one with a network and a memory of slots
+    params = model.params
     result = evaluate_model(model, dataset, split=run.split, swap=False)
     rule = bound_rule(method.config.data, dataset)
     users, _ = select_users(dataset.lengths, rule, run.split, 0, 0)
@@ -31,7 +32,7 @@ def examine_anatomy(run: Run, model: TrainedModel, dataset: Dataset) -> list[Res
     rows = plan_rows(make_targets(histories, rule, run.split), method, 0)
     states = row_memories(method, params, histories, rows, own_memory(method.config), 128)
     final = final_rows(rows)
-    memories = states.memory[final][:, -method.config.method.slots :].astype(np.float64)
+    memories = np.asarray(states.memory[final][:, -method.config.method.slots :], np.float64)
     flat = memories.reshape(len(memories), -1)
 
     names, groups = _group_by_category(dataset)

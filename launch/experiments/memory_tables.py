@@ -23,31 +23,18 @@ def tabulate_quantised(rows: Sequence[Row]) -> list[str]:
     Methods stand down, each for all users and for those with many updates, on test targets alone and
     together with those of validation; formats stand across.
     """
-    found: dict[str, dict[tuple[str, str], Row]] = {}
-    for row in rows:
-        key = row.records[0]["stored"], row.records[0]["split"]
-        found.setdefault(row.variant.split("/")[0], {})[key] = row
     base, *others = FORMATS
     header = ["method", "targets", "users", base]
     header += [f"{kind}: {what}" for kind in others for what in ("difference", "ratio")]
     header += [f"bytes, {kind}" for kind in FORMATS]
     body = []
-    for method, by_kind in found.items():
-        exact = by_kind[base, "test"]
-        data = exact.records[0]["config"]["data"]
-        many = archived(exact.lengths, data["segment"], data["recent"]) // data["segment"]
-        many = many >= MANY_UPDATES
-        groups = [("all", np.ones_like(many)), (f">= {MANY_UPDATES} updates", many)]
+    for method, by_kind in _group_by_format(rows).items():
         sizes = [f"{by_kind[k, 'test'].records[0]['state_bytes_per_user']:,}" for k in FORMATS]
-        for splits, (name, users) in itertools.product((("test",), ("test", "validation")), groups):
-            if not users.any():
-                continue
-            values = {
-                kind: np.mean([by_kind[kind, s].ndcg.mean(axis=0)[users] for s in splits], axis=0)
-                for kind in FORMATS
-            }
-            cells = [method, " and ".join(splits), f"{name} ({users.sum()})"]
-            cells.append(f"{100 * values[base].mean():.3f}")
+        for splits, (name, users) in itertools.product(
+            (("test",), ("test", "validation")), _group_users(by_kind[base, "test"])
+        ):
+            values = _average_splits(by_kind, splits, users)
+            cells = [method, " and ".join(splits), name, f"{100 * values[base].mean():.3f}"]
             for kind in others:
                 paired = paired_bootstrap(values[kind], values[base])
                 cells += [_format_points(paired.difference), _format_ratio(paired.ratio, 4)]
@@ -63,6 +50,49 @@ def tabulate_quantised(rows: Sequence[Row]) -> list[str]:
             *drift,
         ]
     return lines
+
+
+def tabulate_kept(rows: Sequence[Row]) -> list[str]:
+    """Return which share of the float32 memory's NDCG@10 each format keeps, on test targets."""
+    base, *others = FORMATS
+    body = []
+    for method, by_kind in _group_by_format(rows).items():
+        for name, users in _group_users(by_kind[base, "test"]):
+            values = _average_splits(by_kind, ("test",), users)
+            ratios = (paired_bootstrap(values[kind], values[base]).ratio for kind in others)
+            body.append([method, name, *(_format_ratio(ratio, 4) for ratio in ratios)])
+    return format_markdown(["method", "users", *others], body)
+
+
+ByFormat = dict[tuple[str, str], Row]  # (format, split) -> row
+
+
+def _group_by_format(rows: Sequence[Row]) -> dict[str, ByFormat]:
+    """Return the rows of each method."""
+    found: dict[str, ByFormat] = {}
+    for row in rows:
+        key = row.records[0]["stored"], row.records[0]["split"]
+        found.setdefault(row.variant.split("/")[0], {})[key] = row
+    return found
+
+
+def _group_users(row: Row) -> list[tuple[str, np.ndarray]]:
+    """Return (name, bool [users]) of all users, and of those with many updates if there are any."""
+    data = row.records[0]["config"]["data"]
+    updates = archived(row.lengths, data["segment"], data["recent"]) // data["segment"]
+    many = updates >= MANY_UPDATES
+    groups = [("all", np.ones_like(many)), (f">= {MANY_UPDATES} updates", many)]
+    return [(f"{name} ({users.sum()})", users) for name, users in groups if users.any()]
+
+
+def _average_splits(
+    by_kind: ByFormat, splits: Sequence[str], users: np.ndarray
+) -> dict[str, np.ndarray]:
+    """Return by format the mean over splits of some users' NDCG@10."""
+    return {
+        kind: np.mean([by_kind[kind, split].user_values()[users] for split in splits], axis=0)
+        for kind in FORMATS
+    }
 
 
 def tabulate_since_archive(rows: Sequence[Row], reference: str = "full") -> list[str]:

@@ -107,7 +107,10 @@ class SuiteResults:
         """
         dataset = open_dataset(path)
         kept = [r for r in self.records if r["run"].startswith(f"{name}/heuristics/")]
-        setting = {"data_hash": dataset.content_hash, "protocol": config.data.protocol}
+        setting: dict[str, Any] = {
+            "data_hash": dataset.content_hash,
+            "protocol": config.data.protocol,
+        }
         setting |= protocol_settings(config.data)
         windows = {r["config"]["window"] for r in kept} - {None}
         same = all(setting.items() <= (r["config"] | r).items() for r in kept)
@@ -146,7 +149,7 @@ def write_user_values(path: Path, results: Sequence[Result]) -> None:
     lengths = np.zeros(users.max() + 1, np.int32)
     np.maximum.at(lengths, users, evaluation.position.astype(np.int32))
     per_user = np.stack([result.evaluation.user_ndcg for result in results])
-    arrays = {"ndcg": per_user.astype(np.float32), "lengths": lengths}
+    arrays: dict[str, Any] = {"ndcg": per_user.astype(np.float32), "lengths": lengths}
     if results[0].by_target:
         per_target = np.stack([ndcg(result.evaluation.rank, 10) for result in results])
         arrays["target_ndcg"] = per_target.astype(np.float32)

@@ -95,7 +95,7 @@ def _run_all(
     deadline: float,
 ) -> int:
     """Run one run at a time per core until all are done or time is up; return how many are missing."""
-    waiting, active = list(todo), []
+    waiting, active = list(todo), list[Worker]()
     bar = tqdm(total=sum(r.config.train.steps for r in todo), unit="step", smoothing=0.02)
     finished = 0
     try:

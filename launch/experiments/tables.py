@@ -38,14 +38,15 @@ def tabulate_comparison(
     header = ["method", *columns, *(f"/ {base.label}" for base in paired), *costs]
     body = []
     for row in sorted(rows, key=lambda row: row.user_values(long).mean(), reverse=True):
-        cells = [row.label, *(_format_cell(name, row, long) for name in columns)]
-        cells += [_format_ratio(row, base, long) for base in paired]
-        body.append(cells + [_format_cell(name, row, long) for name in costs])
+        cells = [row.label, *(format_cell(name, row, long) for name in columns)]
+        cells += [format_ratio(row, base, long) for base in paired]
+        body.append(cells + [format_cell(name, row, long) for name in costs])
     body[0] = [f"**{cell}**" for cell in body[0]]
     return format_markdown(header, body)
 
 
-def _format_cell(column: str, row: Row, long: bool) -> str:
+def format_cell(column: str, row: Row, long: bool = False) -> str:
+    """Return the cell of a row in one of the columns of `tabulate_comparison`."""
     record = row.records[0]
     if column == "seeds":
         return str(len(row.records)) if row.trained else "-"
@@ -72,7 +73,8 @@ def _format_ndcg(row: Row, long: bool) -> str:
     return f"{values.mean():.2f}"
 
 
-def _format_ratio(row: Row, base: Row, long: bool) -> str:
+def format_ratio(row: Row, base: Row, long: bool = False) -> str:
+    """Return the ratio of two rows' NDCG@10 with its paired interval, "1" for a row and itself."""
     if row is base:
         return "1"
     ratio = paired_bootstrap(row.user_values(long), base.user_values(long)).ratio
