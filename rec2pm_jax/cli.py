@@ -87,6 +87,8 @@ def define_only(what: str) -> None:
 
     flags.DEFINE_string("only", "", f"Regular expression that names of {what} must contain.")
     flags.register_validator("only", compiles)
+    # So that --help of the command shows it, although this module defines it.
+    flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS["only"])
 
 
 def use_compilation_cache(directory: str) -> None:

@@ -1,4 +1,4 @@
-"""The setting of all rows: B = 8, L = 1000, D = 64, 20,000 items, 128 negatives per position."""
+"""Models and sizes of rows: B = 8, L = 1000, D = 64, 20,000 items, 128 negatives per position."""
 
 from __future__ import annotations
 
@@ -30,14 +30,23 @@ MANY_SEGMENTS = {
     "loss": {"kind": "full_softmax"},
     "train": {"batch_size": 16},
 }
-# For tests of the suites: seconds in all.
+# For --smoke: a suite takes seconds.
 SMOKE_ITEMS = 200
 SMOKE_SASREC = {"backbone": "sasrec", "layers": 2, "heads": 2, "dim": 8}
 SMOKE_HSTU = {"backbone": "hstu", "layers": 2, "heads": 2, "dim": 8}
 
 
-def setting(method: str, model: dict[str, Any], *, smoke: bool = False, **changes) -> Config:
-    """The configuration of a row; method: a key of METHODS; changes: section={field: value}."""
+def make_config(
+    method: str, model: dict[str, Any], *, smoke: bool = False, **changes: dict[str, Any]
+) -> Config:
+    """Return the configuration of a row.
+
+    Args:
+      method: a key of `METHODS`.
+      model: fields of the section `model`.
+      smoke: whether sizes are tiny.
+      changes: further fields by section, as in `data={"segment": 10}`.
+    """
     values: dict[str, dict[str, Any]] = {
         "data": {"segment": 200, "segments": 5},
         "model": model,
@@ -55,7 +64,7 @@ def setting(method: str, model: dict[str, Any], *, smoke: bool = False, **change
 
 
 def random_batch(config: Config, items: int, seed: int = 0) -> Batch:
-    """A training batch without padding, see `Method.loss`; items are drawn uniformly."""
+    """Return a training batch without padding, see `Method.loss`; items are drawn uniformly."""
     rng = np.random.default_rng(seed)
     rows, window = config.train.batch_size, config.data.window
     return {

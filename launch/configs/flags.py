@@ -66,11 +66,14 @@ def define_config(
     config_flags.DEFINE_config_file(
         "config",
         None,
-        "Preset: a name, for example development, or a Python file.",
+        f"Preset, one of {', '.join(presets())}, or a Python file; --config.section.field=value "
+        "overrides a field.",
         flag_values=flag_values,
         sys_argv=sys_argv,
     )
     flag_values["config"].parser = _PresetParser(sys_argv)
+    # So that --help of the command shows it, although this module defines it.
+    flag_values.register_key_flag_for_module(sys.argv[0], flag_values["config"])
     flags.mark_flag_as_required("config", flag_values=flag_values)
 
 
