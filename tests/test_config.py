@@ -13,11 +13,12 @@ import pytest
 from absl import flags
 
 from launch.configs.base import base_config
-from launch.configs.flags import define_config, get_config, presets
+from launch.configs.flags import define_config, get_config
 from rec2pm_jax import cli
 from rec2pm_jax.config import Config, DataConfig
 from rec2pm_jax.config_dict import as_stored, config_hash, from_dict, to_dict
 from rec2pm_jax.errors import UserError
+from rec2pm_jax.presets import presets
 from rec2pm_jax.train.identity import check_same_run
 
 ROOT = Path(__file__).parents[1]
@@ -85,7 +86,7 @@ def parse(monkeypatch):
 
     def parse(*arguments):
         argv = ["program", *arguments]
-        define_config(flag_values=values, sys_argv=argv)
+        define_config(values)
         cli.parse_flags(argv)
         return get_config()
 
@@ -117,12 +118,16 @@ def test_a_preset_may_be_any_python_file(parse, tmp_path, monkeypatch):
     assert parse("--config=mine.py", "--config.data.segments=2").data.segment == 7
 
 
-def test_a_preset_needs_get_config(parse, tmp_path, capsys):
+def test_a_preset_needs_get_config(parse, tmp_path):
     path = tmp_path / "mine.py"
     path.write_text("config = 3\n")
-    with pytest.raises(SystemExit):
+    with pytest.raises(UserError, match="mine.py defines no get_config()"):
         parse(f"--config={path}")
-    assert "defines no get_config()" in capsys.readouterr().err
+
+
+def test_overrides_may_come_before_the_preset_and_the_last_one_counts(parse):
+    config = parse("--config.data.segment=7", "--config=base", "--config.data.segment=9")
+    assert config.data.segment == 9
 
 
 def test_overrides(parse):
@@ -142,9 +147,9 @@ def test_overrides(parse):
     [
         (
             [f"--config={BASE}", "--config.data.segmnt=3"],
-            'data.segmnt. Did you mean "data.segment"',
+            "flag 'config.data.segmnt'. Did you mean: config.data.segment",
         ),
-        ([f"--config={BASE}", "--config.modl.dim", "3"], 'modl.dim. Did you mean "model.dim"'),
+        ([f"--config={BASE}", "--config.modl.dim", "3"], "Did you mean: config.model.dim"),
         ([f"--config={BASE}", "--config.data.segment=x"], "config.data.segment"),
         (["--config=developement"], 'Did you mean "development"? Presets: base, demo, development'),
         (["--config=launch/configs/bas.py"], 'no such preset or file. Did you mean "base"'),
@@ -169,7 +174,7 @@ def test_bad_flags_are_one_line(parse, capsys, arguments, message):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--config.data.segmnt=3"], 'Did you mean "data.segment"'),
+        (["--config.data.segmnt=3"], "Did you mean: config.data.segment"),
         (["--config.data.segment=-1"], "config.data.segment must be >= 1, got -1"),
         (["--data=missing"], "missing"),
         (["--dta=x"], "Unknown command line flag 'dta'"),

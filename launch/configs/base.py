@@ -1,6 +1,6 @@
 """Every field with its default; other presets start from `base_config()` and change some.
 
-Command: none of its own; `--config=base` with overrides gives a run of the defaults.
+Command: any; `--config=base` with overrides is a run of the defaults.
 Hardware, time: as its overrides need.
 Metrics: none.
 """

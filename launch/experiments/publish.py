@@ -25,7 +25,7 @@ _TABLE = re.compile(r"(<!-- table: (\S+) -->\n)(.*?)(<!-- /table -->)", re.DOTAL
 
 
 def fill(text: str, tables: Mapping[str, Callable[[], list[str]]]) -> str:
-    """Return a page with its tables generated anew.
+    """Return a page with its tables generated from the records.
 
     Args:
       text: the page.

@@ -57,14 +57,14 @@ def _format_lifelong(rows: Sequence[Row]) -> list[str]:
 SUMMARIES = {
     "main": Summary(
         "All methods with the same backbone, data, budget and optimiser; learning rate and dropout "
-        "as found in [tuning.md](tuning.md). Best first: where a heuristic wins, it stands on top.",
+        "as found in [tuning.md](tuning.md). The best comes first, heuristics included.",
         _format_main,
         figures.draw_main,
     ),
     "tuning": Summary(
         "NDCG@10 of the same small search for every family of methods, on validation targets; "
-        "overwrite and append of a family share their setting. One seed, and another one moves a value "
-        "by about .05: a setting of main stands unless another is better by more than .1.",
+        "overwrite and append of a family share their setting. One seed; another seed moves a value by "
+        "about .05, so a setting of main is replaced only by one that is better by more than .1.",
         tables.tabulate_search,
     ),
     "ablation": Summary(
@@ -72,10 +72,10 @@ SUMMARIES = {
         partial(tables.tabulate_comparison, baselines=("ablation/recipe",)),
     ),
     "denoise": Summary(
-        "The models of the main suite, read through a noisy archive: a share of the events that memory "
-        "holds for every target is replaced at evaluation, for all methods, by items drawn uniformly "
-        "(random) or by frequency (popular); `recent` reads some of them raw. NDCG@10, and what of the "
-        "clean value is left.",
+        "The models of the main suite with a noisy archive. At evaluation a share of the events that "
+        "memory holds for every target is replaced, for all methods, by items drawn uniformly (random) "
+        "or by frequency (popular); `recent` reads some of them raw. NDCG@10, and its share of the "
+        "clean value.",
         tables.tabulate_noise,
         figures.draw_denoise,
     ),
@@ -84,20 +84,20 @@ SUMMARIES = {
     ),
     "anatomy": Summary(
         "What the slots hold. Attention: mean over heads and users, share of each query's (or the last "
-        "raw event's) attention. Nearest items: by cosine with what sets a slot apart from the mean "
+        "raw event's) attention. Nearest items: by cosine with the difference of a slot from its mean "
         "over users.",
         tables.describe_anatomy,
         figures.draw_anatomy,
     ),
     "quantised": Summary(
-        "Memories of the main suite's models, kept in fewer bytes in between updates: rounded after "
-        "every update, so that the error is fed back. int8 has a float32 scale per slot. Differences "
+        "Memories of the main suite's models, stored in fewer bytes between updates: rounded after "
+        "every update, so that errors feed back. int8 has a float32 scale per slot. Differences "
         "(in points of NDCG@10) and ratios are to the float32 memory of the same weights; validation "
         "targets, the 10 events before, make intervals narrower.",
         memory_tables.tabulate_quantised,
     ),
     "since_archive": Summary(
-        "NDCG@10 by raw events read, S + R - 1 at most: those since the last archive. Ratios are to "
+        "NDCG@10 by the number of raw events that a read sees, S + R - 1 at most. Ratios are to "
         "`full` on the same targets. The ablation suite's models, trained at several R, have half of "
         "the steps: compare them with each other.",
         memory_tables.tabulate_since_archive,

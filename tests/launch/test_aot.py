@@ -59,7 +59,7 @@ def test_an_unknown_topology_is_a_user_error(topology, said):
         chips.describe_topology(topology)
 
 
-def test_without_the_compiler_it_says_what_to_install(monkeypatch):
+def test_without_the_compiler_the_error_names_what_to_install(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match="TPU compiler is not installed: pip install"):
         chips.describe_topology("v5e:1x1")

@@ -56,7 +56,7 @@ def test_bytes_of_a_shape_with_its_tiles(text, size):
     assert instruction.shape.bytes == size
 
 
-def test_costs_of_a_loop_count_by_its_turns():
+def test_the_body_of_a_loop_counts_by_its_trip_count():
     costs = count_costs(hlo.parse(MODULE), mxu=128)
     tile = 8 * 128 * 4
     assert costs.flops == 16 * (
@@ -71,7 +71,7 @@ def test_costs_of_a_loop_count_by_its_turns():
     assert costs.wire_bytes == 2 * tile * 3 / 4
 
 
-def test_a_loop_whose_turns_the_data_decide_is_said_to_count_once():
+def test_a_loop_whose_trip_count_depends_on_data_counts_once_and_is_reported():
     known, unknown = "s32[]{:T(128)} constant(16)", "s32[] get-tuple-element(%arg.1), index=0"
     text = MODULE.replace(known, unknown)
     costs = count_costs(hlo.parse(text), mxu=128)

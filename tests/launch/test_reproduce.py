@@ -103,7 +103,7 @@ def test_long_histories_have_a_table_of_their_own(found):
     assert found.path.with_suffix(".png").stat().st_size > 10_000
 
 
-def test_a_suite_says_which_of_mains_runs_it_trained_anew(found):
+def test_a_suite_names_the_runs_of_main_that_it_trained_again(found):
     write_records(found.path, found.records)
     other = SuiteResults(found.path.parent, "denoise")
     for one in found.records[:2]:
@@ -123,7 +123,7 @@ def row(variant, ndcg, lengths=(30, 200, 500, 1000), **fields):
     return Row(variant, [one], np.array([ndcg]), np.array(lengths))
 
 
-def test_noise_table_says_what_is_left_of_the_clean_value():
+def test_noise_table_shows_the_share_of_the_clean_value():
     levels = [("popular", 0.5, 0.1), ("random", 0.5, 0.2), ("random", 0.0, 0.4)]
     rows = [
         row(f"full/{kind} {share:g}", [value] * 4, noise={"kind": kind, "fraction": share})
@@ -347,13 +347,13 @@ def test_smoke_suite_is_stopped_goes_on_and_skips_what_is_done(tmp_path):
     assert all(r["git_commit"] and r["data_hash"] and r["targets"] for r in records)
     table = (tmp_path / "results/smoke.md").read_text()
 
-    # Neither a run's directory nor time is needed for what is in the results.
+    # Runs with results need neither their directory nor time.
     (tmp_path / "runs").rename(tmp_path / "elsewhere")
     again = reproduce(tmp_path)
     assert again.returncode == 0 and "3 runs, 3 done, 0 to do" in again.stdout
     assert (tmp_path / "results/smoke.md").read_text() == table
 
-    # A lost run is made again, alone.
+    # Only a lost run is repeated.
     write_records(tmp_path / "results/smoke.json", [r for r in records if r["variant"] != "recent"])
     once_more = reproduce(tmp_path, only="recent", workers=1)
     assert once_more.returncode == 0 and "1 runs, 0 done" in once_more.stdout
