@@ -1,8 +1,9 @@
-"""Strict settings for every test: several CPU devices, strict dtypes, own warnings are errors."""
+"""Strict settings for every test and example: simulated devices, strict dtypes, own warnings fail."""
 
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 # Before JAX starts: eight simulated CPU devices, for the tests that divide a batch.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -25,3 +26,13 @@ def pytest_configure(config: pytest.Config) -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
     for module in ("rec2pm_jax", "launch"):
         config.addinivalue_line("filterwarnings", f"error:::{module}(\\.|$)")
+
+
+@pytest.fixture(autouse=True)
+def _examples_write_elsewhere(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Run every doctest in an empty directory."""
+    if isinstance(request.node, pytest.DoctestItem):
+        directory: Path = request.getfixturevalue("tmp_path")
+        monkeypatch.chdir(directory)
