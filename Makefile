@@ -29,7 +29,7 @@ test: install lint
 
 # A test or two of every room, in two minutes.
 smoke: install
-	$(FAST) $(PYTEST) -m smoke $(PARALLEL)
+	$(FAST) $(PYTEST) -m "smoke and not slow" $(PARALLEL)
 
 # The TPU compiler, for tests of what it makes of our programs; no TPU is needed.
 $(VENV)/installed-tpu: $(VENV)/installed

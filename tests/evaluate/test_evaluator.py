@@ -103,6 +103,7 @@ class OneByOne:
         return np.array(found)
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize(
     ("setting", "memory", "times"),
     [

@@ -203,6 +203,7 @@ def test_overwritten_memory_reaches_back_layers_minus_one_segments(layers, memor
     assert np.all(gradient["memory"]["query_embedding"])
 
 
+@pytest.mark.smoke
 def test_scan_equals_a_python_loop_and_unrolled_layers():
     method, params = kv_mask("hstu", "position", "append")
     unrolled, _ = kv_mask("hstu", "position", "append", model=(("scan_layers", False),))

@@ -72,6 +72,7 @@ def apply(module, params, x, layout):
     return jax.jit(lambda *args: module.apply(*args, None)[0])({"params": params}, x, layout)
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("act", ["relu", "gelu"])
 def test_sasrec_layer_is_its_equation(act):
     config = ModelConfig(dim=DIM, heads=2, ffn_dim=12, activation=act, dropout=0.5)
@@ -82,6 +83,7 @@ def test_sasrec_layer_is_its_equation(act):
     np.testing.assert_allclose(out[0], expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("bias", ["none", "position", "position_time"])
 def test_hstu_layer_is_its_equation(bias):
     config = ModelConfig(backbone="hstu", dim=DIM, heads=2, head_dim=3, relative_bias=bias)

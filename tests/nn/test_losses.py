@@ -48,6 +48,7 @@ def logsumexp(x):
 COSINE = dict(normalize=True, temperature=0.05)
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("how", [{}, {"temperature": 0.5}, COSINE])
 def test_full_softmax_is_cross_entropy_over_real_items(how):
     config = LossConfig(**how)

@@ -1,6 +1,6 @@
 """Print the lowest versions that requirements.txt and some extras allow, as constraints for pip.
 
-    python tests/package/lowest.py test > constraints.txt
+python tests/package/lowest.py test > constraints.txt
 """
 
 from __future__ import annotations

@@ -141,6 +141,7 @@ def check_described(described, arrays, batch):
         assert described[name]["meaning"]
 
 
+@pytest.mark.smoke
 def test_manifest_says_what_is_there(dataset, tmp_path):
     config = make_config()
     recommender = make_recommender(dataset, config)
