@@ -20,7 +20,6 @@ from rec2pm_jax.evaluate.evaluator import evaluate as evaluate_method
 from rec2pm_jax.evaluate.record import Evaluation
 from rec2pm_jax.evaluate.validation import validate
 from rec2pm_jax.methods.registry import make_method
-from rec2pm_jax.presets import load_preset
 from rec2pm_jax.stream.load import load_recommender, make_recommender
 from rec2pm_jax.stream.recommender import Recommender
 from rec2pm_jax.train.checkpoint import load_for_inference
