@@ -113,7 +113,7 @@ def pyplot():
     try:
         import matplotlib
     except ImportError as error:
-        raise UserError("Figures need matplotlib: pip install 'rec2pm_jax[demo]'.") from error
+        raise UserError("Figures need matplotlib: pip install -r requirements-demo.txt.") from error
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 

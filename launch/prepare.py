@@ -58,9 +58,7 @@ flags.DEFINE_integer("synthetic_taste_events", 10, "synthetic: first events that
 flags.DEFINE_string("variant", "", "Which of the downloads of a source, e.g. movielens: 25m.")
 flags.DEFINE_string("download_dir", "", "Download what the licence allows into this directory.")
 flags.DEFINE_boolean("append", False, "Add the log to the dataset in output_dir, as a delta.")
-flags.DEFINE_boolean(
-    "beam", False, "Run as Apache Beam pipelines (pip install 'rec2pm_jax[beam]')."
-)
+flags.DEFINE_boolean("beam", False, "Run as Apache Beam pipelines (requirements-beam.txt).")
 flags.DEFINE_string(
     "beam_options", "", "Options of Beam's runner, as its documentation writes them."
 )
@@ -91,7 +89,7 @@ def _with_beam(options: PrepareOptions, runner: str) -> dict:
         from rec2pm_jax.data.beam import prepare_with_beam
     except ImportError as error:
         raise UserError(
-            f"--beam needs Apache Beam ({error}); run `pip install 'rec2pm_jax[beam]'`."
+            f"--beam needs Apache Beam ({error}); run `pip install -r requirements-beam.txt`."
         ) from error
     return prepare_with_beam(options, PipelineOptions(shlex.split(runner)))
 

@@ -72,7 +72,6 @@ def test_hash_covers_all_but_train():
 PRESETS = sorted(p.stem for p in (ROOT / "launch/configs").glob("*.py") if p.stem != "__init__")
 
 
-@pytest.mark.smoke
 @pytest.mark.parametrize("name", PRESETS)
 def test_presets_are_valid(name):
     module = importlib.import_module(f"launch.configs.{name}")

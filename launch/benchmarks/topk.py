@@ -1,6 +1,6 @@
 """--suite=topk: the exact best 100 of ten million items, against faiss.
 
-faiss-cpu comes with the extra bench; without it its row says so.
+faiss-cpu is in requirements-bench.txt; without it its row says so.
 """
 
 from __future__ import annotations

@@ -44,7 +44,7 @@ _NO_HOST = {
     "TPU_WORKER_HOSTNAMES": "localhost",
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
 }
-INSTALL = "pip install 'rec2pm_jax[tpu]', or just 'libtpu==0.0.42.*' beside jax 0.10"
+INSTALL = "pip install -r requirements-tpu.txt, or just 'libtpu==0.0.42.*' beside jax 0.10"
 
 
 def describe(topology: str) -> tuple[Chip, list[jax.Device]]:

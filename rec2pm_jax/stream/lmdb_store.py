@@ -21,7 +21,7 @@ try:
     import lmdb
 except ImportError as error:
     raise UserError(
-        "The embedded store needs the package lmdb: pip install 'rec2pm_jax[stream]'"
+        "The embedded store needs the package lmdb: pip install -r requirements-stream.txt"
     ) from error
 
 _MAP_BYTES = 1 << 40  # address space, not disk

@@ -20,7 +20,7 @@ try:
     import redis
 except ImportError as error:
     raise UserError(
-        "A store at redis://.. needs the package redis: pip install 'rec2pm_jax[stream]'"
+        "A store at redis://.. needs the package redis: pip install -r requirements-stream.txt"
     ) from error
 
 _T = TypeVar("_T")

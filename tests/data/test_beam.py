@@ -12,7 +12,7 @@ from rec2pm_jax.data.prepare import prepare
 from tests.helpers.data import random_log
 
 pytestmark = pytest.mark.slow
-pytest.importorskip("apache_beam", reason="needs pip install 'rec2pm_jax[beam]'")
+pytest.importorskip("apache_beam", reason="needs pip install -r requirements-beam.txt")
 
 
 @pytest.mark.parametrize(

@@ -172,7 +172,7 @@ def test_figures_need_matplotlib(monkeypatch, tmp_path):
         return real(name, *args, **kwargs)
 
     monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(UserError, match="rec2pm_jax.demo"):
+    with pytest.raises(UserError, match="requirements-demo.txt"):
         overview.pyplot()
 
 

