@@ -11,6 +11,7 @@ import contextlib
 import io
 import json
 import os
+import re
 import runpy
 import sys
 import warnings
@@ -18,6 +19,10 @@ import warnings
 from absl import app, flags
 
 import rec2pm_jax.api  # noqa: F401  (imported once here, not in every fork)
+from rec2pm_jax.config import Config
+from rec2pm_jax.config_dict import to_dict
+
+_PLACEHOLDER = re.compile(r"--([\w.]+)=([A-Z_]+|.*[$<].*)")
 
 
 def parse(module: str, arguments: list[str], complete: bool) -> str | None:
@@ -25,19 +30,24 @@ def parse(module: str, arguments: list[str], complete: bool) -> str | None:
 
     Args:
       module: of the command, for example launch.train.
-      arguments: its flags.
+      arguments: its flags. Of a flag with a placeholder, such as --suite=NAME or --seed=$seed, only
+        the name is checked.
       complete: whether required flags must be there.
     """
+    placeholders = [m[1] for m in map(_PLACEHOLDER.fullmatch, arguments) if m]
 
     def stop_before_main(main, argv=None, flags_parser=None) -> None:
         rest = (flags_parser or flags.FLAGS)(sys.argv)
         if rest[1:]:
             sys.exit(f"unexpected argument {rest[1]!r}")
+        for name in placeholders:
+            if not _is_flag(name):
+                sys.exit(f"unknown flag --{name}")
 
     app.run = stop_before_main
-    if not complete:
+    if not complete or placeholders:
         flags.FlagValues.validate_all_flags = lambda self: None
-    sys.argv = [module, *arguments]
+    sys.argv = [module, *(a for a in arguments if not _PLACEHOLDER.fullmatch(a))]
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
@@ -48,6 +58,13 @@ def parse(module: str, arguments: list[str], complete: bool) -> str | None:
     except Exception as error:
         return f"{type(error).__name__}: {error}"
     return None
+
+
+def _is_flag(name: str) -> bool:
+    if not name.startswith("config."):
+        return name in flags.FLAGS
+    _, section, field = name.split(".")
+    return field in to_dict(Config()).get(section, {})
 
 
 def in_fork(line: dict) -> str | None:

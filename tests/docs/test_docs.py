@@ -1,4 +1,4 @@
-"""The documents are true: blocks of Python run, command lines parse, links resolve, tables are current."""
+"""The documents hold: Python runs, command lines parse, links resolve, generated tables are current."""
 
 from __future__ import annotations
 
