@@ -90,7 +90,8 @@ def train(config: Config, dataset: Dataset, workdir: str | Path) -> Recommender:
     Example:
       >>> import rec2pm_jax
       >>> dataset = rec2pm_jax.prepare("", "data", source="synthetic", synthetic_users=20)
-      >>> config = rec2pm_jax.load_preset("synthetic", {"train.steps": 2, "train.batch_size": 4})
+      >>> changes = {"method.name": "recent", "train.steps": 2, "train.batch_size": 4}
+      >>> config = rec2pm_jax.load_preset("synthetic", changes)
       >>> model = rec2pm_jax.train(config, dataset, "run")
       workdir ...
     """

@@ -17,5 +17,5 @@ def make_demo_run(directory: Path) -> None:
     data = directory / "data/types"
     options = PrepareOptions("complete_journey", str(data), item="product_type", progress=False)
     prepare(dataclasses.replace(options, min_user_events=600))
-    changes = {"model.layers": 1, "model.dim": 16, "method.sketch": 1}
+    changes = {"model.layers": 1, "model.dim": 16}
     save_run(directory / "runs/demo/rec2pm", open_dataset(data), load_preset("demo", changes))
