@@ -14,9 +14,9 @@ from launch.runs import Result, Trained, assess
 from rec2pm_jax.data.dataset import Dataset
 from rec2pm_jax.data.splits import bound_rule
 from rec2pm_jax.evaluate.denoise import KINDS, Noise
-from rec2pm_jax.evaluate.diagnostics import drift, rounding
 from rec2pm_jax.evaluate.heuristic import dataset_popularity
-from rec2pm_jax.evaluate.targets import load_histories
+from rec2pm_jax.evaluate.histories import load_histories
+from rec2pm_jax.evaluate.memory_drift import measure_drift, measure_rounding_drift
 from rec2pm_jax.methods.codec import FORMATS
 
 if TYPE_CHECKING:
@@ -48,7 +48,9 @@ def lifelong(run: Run, trained: Trained, dataset: Dataset) -> list[Result]:
     """One record, with `drift` of iterated from one-time memory where the method has both."""
     result = assess(trained, dataset, split=run.split, swap=False)
     histories = load_histories(dataset, np.arange(dataset.num_users))
-    result.record["drift"] = drift(trained.method, trained.params, histories, updates=DRIFT_UPDATES)
+    result.record["drift"] = measure_drift(
+        trained.method, trained.params, histories, updates=DRIFT_UPDATES
+    )
     return [result]
 
 
@@ -58,11 +60,13 @@ def quantised(run: Run, trained: Trained, dataset: Dataset) -> list[Result]:
     histories = load_histories(dataset, np.arange(dataset.num_users))
     results = []
     for split, kind in itertools.product(("test", "validation"), FORMATS):
-        result = assess(trained, dataset, split=split, stored=kind, swap=False)
+        result = assess(trained, dataset, split=split, memory_format=kind, swap=False)
         result.record["stored"] = kind
         results.append(result)
         if split == "test" and kind != "float32":
-            steps = rounding(trained.method, trained.params, histories, kind, updates=DRIFT_UPDATES)
+            steps = measure_rounding_drift(
+                trained.method, trained.params, histories, kind, updates=DRIFT_UPDATES
+            )
             result.record["drift"] = steps
     return results
 

@@ -9,9 +9,15 @@ import numpy as np
 from launch.runs import Result, Trained, assess
 from rec2pm_jax.data.dataset import Dataset
 from rec2pm_jax.data.splits import bound_rule
-from rec2pm_jax.evaluate.anatomy import attention, dominant, nearest_items, neighbour_agreement
-from rec2pm_jax.evaluate.evaluator import final_rows, own_memory, row_memories
-from rec2pm_jax.evaluate.targets import load_histories, make_targets, plan_rows, select_users
+from rec2pm_jax.evaluate.anatomy import (
+    attention_shares,
+    dominant_groups,
+    nearest_items,
+    neighbour_agreement,
+)
+from rec2pm_jax.evaluate.memory_kinds import default_memory
+from rec2pm_jax.evaluate.memory_states import compute_memories
+from rec2pm_jax.evaluate.targets import final_rows, plan_rows, select_targets
 
 if TYPE_CHECKING:
     from launch.suites import Run
@@ -24,21 +30,21 @@ def anatomy(run: Run, trained: Trained, dataset: Dataset) -> list[Result]:
     method, params = trained.method, trained.params
     result = assess(trained, dataset, split=run.split, swap=False)
     rule = bound_rule(method.config.data, dataset)
-    users, _ = select_users(dataset.lengths, rule, run.split, 0, 0)
-    histories = load_histories(dataset, users)
-    rows = plan_rows(make_targets(histories, rule, run.split), method, 0)
-    states = row_memories(method, params, histories, rows, own_memory(method.config), 128)
+    _, _, histories, targets = select_targets(dataset, rule, run.split)
+    rows = plan_rows(targets, method, None)
+    memory = default_memory(method.config)
+    states = compute_memories(method, params, histories, rows, memory, batch_size=128)
     final = final_rows(rows)
     memories = states.memory[final][:, -method.config.method.slots :].astype(np.float64)
     flat = memories.reshape(len(memories), -1)
 
     names, groups = _largest_categories(dataset)
-    labels = dominant(groups, histories, rows.user[final], rows.start[final], len(names))
+    labels = dominant_groups(groups, histories, rows.user[final], rows.start[final], len(names))
     _, _, axes = np.linalg.svd(flat - flat.mean(axis=0), full_matrices=False)
     plane = (flat - flat.mean(axis=0)) @ axes[:2].T
     shown = np.argsort(-rows.updates[final], kind="stable")[:: max(1, len(final) // 4)][:4]
     result.record["anatomy"] = {
-        "attention": attention(method, params, histories, rows),
+        "attention": attention_shares(method, params, histories, rows),
         "plane": np.round(plane, 3).tolist(),
         "labels": [names[label] for label in labels],
         "neighbours": neighbour_agreement(flat, labels),

@@ -16,9 +16,7 @@ from ml_collections import config_flags
 from rec2pm_jax.config import Config
 from rec2pm_jax.config_dict import from_dict, to_dict
 from rec2pm_jax.errors import UserError, nearest
-from rec2pm_jax.train.preemption import Preempted
-
-STOPPED = 75  # exit code of a run that was asked to stop, has saved, and can be continued
+from rec2pm_jax.train.preemption import EXIT_PREEMPTED, Preempted
 
 _CACHES = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
 
@@ -48,7 +46,7 @@ def run(main: Callable[[list[str]], None]) -> None:
             return main(argv)
         except Preempted as stopped:
             print(stopped, flush=True)
-            sys.exit(STOPPED)
+            sys.exit(EXIT_PREEMPTED)
         except UserError as error:
             _fail(error)
 

@@ -1,4 +1,4 @@
-"""Evaluates a trained model, or a heuristic, on the full catalogue and writes evaluation records.
+"""Evaluate a trained model, or a heuristic, on the full catalogue and write evaluation records.
 
     python -m launch.evaluate --workdir=runs/x --split=test --json=runs/x/test.json
     python -m launch.evaluate --workdir=runs/x --memory=one_time --diagnostics
@@ -10,27 +10,25 @@ Memory is folded over every archived segment of a user's history, as streaming d
 
 from __future__ import annotations
 
-import dataclasses
+from typing import Any
 
 from absl import flags
 
 from launch import cli
-from rec2pm_jax.config import Config, DataConfig
+from rec2pm_jax.config import DataConfig
 from rec2pm_jax.config_dict import config_hash, to_dict
 from rec2pm_jax.data.dataset import open_dataset
 from rec2pm_jax.data.splits import SPLITS
 from rec2pm_jax.data.splits import settings as protocol_settings
 from rec2pm_jax.errors import UserError
 from rec2pm_jax.evaluate.diagnostics import memory_diagnostics
-from rec2pm_jax.evaluate.evaluator import evaluate, own_memory
-from rec2pm_jax.evaluate.heuristic import evaluate_heuristic
+from rec2pm_jax.evaluate.evaluator import evaluate
+from rec2pm_jax.evaluate.heuristic import Heuristic, evaluate_heuristic
 from rec2pm_jax.evaluate.record import write_records
 from rec2pm_jax.evaluate.report import diagnostics_table, metrics_table, setting_line
-from rec2pm_jax.methods.registry import make_method
+from rec2pm_jax.evaluate.spec import EvalSpec
 from rec2pm_jax.provenance import git_commit
-from rec2pm_jax.train.checkpoint import load_for_inference
-from rec2pm_jax.train.growth import grow_items
-from rec2pm_jax.train.identity import open_training_data
+from rec2pm_jax.train.trained_run import load_run
 
 flags.DEFINE_string("workdir", "", "Directory of a training run.")
 flags.DEFINE_string("heuristic", "", "Instead of a run: popularity or personal_frequency.")
@@ -51,87 +49,66 @@ flags.DEFINE_float("half_life", 0.0, "personal_frequency: decay in events; 0: no
 flags.DEFINE_string("json", "", "File for the list of records.")
 
 
-def evaluate_workdir(args) -> tuple[dict, dict | None]:
-    """The record of a trained model, and its memory diagnostics where they are asked for."""
+def evaluate_workdir(args: Any) -> dict[str, Any]:
+    """Return the record of a trained model, with its memory diagnostics if they are asked for."""
     if args.window or args.half_life:
         raise UserError("--window and --half_life belong to --heuristic=personal_frequency.")
     if args.split_time:
         raise UserError(
             "--split_time is for a heuristic; a run has its own config.data.split_time."
         )
-    config, params, meta = load_for_inference(args.workdir, args.checkpoint)
-    dataset = open_training_data(args.data, args.workdir, meta)
-    params = grow_items(params, dataset.num_items, config.train.seed)
-    method = make_method(serving_config(config, args.memory), dataset.num_items)
-    options = {
-        "split": args.split,
-        "memory": args.memory,
-        "protocol": args.protocol,
-        "batch_size": args.batch_size,
-        "max_users": args.max_users,
-        "max_segments": args.max_segments,
-    }
-    evaluation = evaluate(method, params, dataset, **options)
-    record = evaluation.record(
-        config=to_dict(config),
-        config_hash=config_hash(config),
-        seed=config.train.seed,
-        step=meta["step"],
+    run = load_run(
+        args.workdir, data=args.data or None, checkpoint=args.checkpoint, memory=args.memory or None
+    )
+    spec = EvalSpec(
+        args.split,
+        protocol=args.protocol or None,
+        memory=args.memory or None,
+        max_users=args.max_users or None,
+        max_segments=args.max_segments or None,
+        batch_size=args.batch_size,
+    )
+    record = evaluate(run.method, run.params, run.dataset, spec).record(
+        config=to_dict(run.config),
+        config_hash=config_hash(run.config),
+        seed=run.config.train.seed,
+        step=run.meta["step"],
         git_commit=git_commit(),
     )
-    if not args.diagnostics:
-        return record, None
-    diagnostics = memory_diagnostics(method, params, dataset, **options)
-    return record | {"diagnostics": diagnostics}, diagnostics
+    if args.diagnostics:
+        record["diagnostics"] = memory_diagnostics(run.method, run.params, run.dataset, spec)
+    return record
 
 
-def serving_config(config: Config, memory: str) -> Config:
-    """The run's configuration, serving the same weights with another fold where that is asked."""
-    if own_memory(config) == "none" or memory not in ("overwrite", "append"):
-        return config
-    return dataclasses.replace(config, method=dataclasses.replace(config.method, memory=memory))
-
-
-def evaluate_baseline(args) -> dict:
-    """The record of a heuristic."""
+def evaluate_baseline(args: Any) -> dict[str, Any]:
+    """Return the record of a heuristic."""
     for flag in ("memory", "max_segments", "diagnostics"):
         if getattr(args, flag):
             raise UserError(f"--{flag} needs a trained model (--workdir); heuristics have none.")
     if not args.data:
         raise UserError("A heuristic needs --data=DIR, a directory made by launch.prepare.")
+    heuristic = Heuristic(args.heuristic, args.window or None, args.half_life or None)
     data = DataConfig(
         protocol=args.protocol or "last_10",
         split_time=args.split_time,
         validation_days=args.validation_days,
         holdout_fraction=args.holdout_fraction,
     )
-    evaluation = evaluate_heuristic(
-        args.heuristic,
-        open_dataset(args.data),
-        split=args.split,
-        data=data,
-        window=args.window,
-        half_life=args.half_life,
-        max_users=args.max_users,
-    )
-    settings = {"window": args.window or None, "half_life": args.half_life or None}
-    settings |= protocol_settings(data)
-    return evaluation.record(config=settings, git_commit=git_commit())
+    spec = EvalSpec(args.split, max_users=args.max_users or None)
+    evaluation = evaluate_heuristic(heuristic, open_dataset(args.data), spec, data)
+    settings = {"window": heuristic.window, "half_life": heuristic.half_life}
+    return evaluation.record(config=settings | protocol_settings(data), git_commit=git_commit())
 
 
-def main(_) -> None:
+def main(_: list[str]) -> None:
     args = flags.FLAGS
     if bool(args.workdir) == bool(args.heuristic):
         raise UserError("Pass one of --workdir=DIR and --heuristic=NAME.")
-    diagnostics = None
-    if args.workdir:
-        record, diagnostics = evaluate_workdir(args)
-    else:
-        record = evaluate_baseline(args)
+    record = evaluate_workdir(args) if args.workdir else evaluate_baseline(args)
     print(setting_line(record))
     print(metrics_table([record]))
-    if diagnostics:
-        print(f"\n{diagnostics_table(diagnostics)}")
+    if "diagnostics" in record:
+        print(f"\n{diagnostics_table(record['diagnostics'])}")
     if args.json:
         write_records(args.json, [record])
         print(f"written to {args.json}")

@@ -1,10 +1,11 @@
-"""Exports a trained model: `update` and `read` as programs that need JAX alone, not this package.
+"""Export a trained model: `update` and `read` as programs that need JAX alone, not this package.
 
     python -m launch.export --workdir=runs/x --output=exported/x
     python examples/serve_exported.py exported/x < events.jsonl > answers.jsonl
 
-The directory (see `rec2pm_jax/stream/export.py`) runs on CPUs, NVIDIA GPUs and TPUs with any batch
-size. `read` returns the best `--k` items and the vectors that scored them.
+The directory runs on CPUs, NVIDIA GPUs and TPUs with any batch size; its layout is described in
+`rec2pm_jax/stream/export/directory.py`. `read` returns the best `--k` items and the vectors that score
+the catalogue.
 """
 
 from __future__ import annotations
@@ -14,22 +15,22 @@ from pathlib import Path
 from absl import flags
 
 from launch import cli
-from rec2pm_jax.stream.export import check_free, write_export
+from rec2pm_jax.stream.export.directory import check_not_existing, write_export
 from rec2pm_jax.stream.load import make_recommender
 from rec2pm_jax.train.checkpoint import load_for_inference
-from rec2pm_jax.train.identity import open_training_data
+from rec2pm_jax.train.run_checks import open_training_data
 
 flags.DEFINE_string("workdir", None, "Directory of a training run.")
-flags.DEFINE_string("output", None, "Directory to write; it must not be there yet.")
+flags.DEFINE_string("output", None, "Directory to write, which must not exist.")
 flags.DEFINE_string("data", "", "Prepared dataset; by default the one the run was trained on.")
 flags.DEFINE_enum("checkpoint", "best", ["best", "latest"], "Which checkpoint of the run.")
-flags.DEFINE_integer("k", 128, "Items that a read returns: those shown and those left out.", 1)
+flags.DEFINE_integer("k", 128, "Items that `read` returns: those shown and those excluded.", 1)
 flags.mark_flags_as_required(["workdir", "output"])
 
 
-def main(_) -> None:
+def main(_: list[str]) -> None:
     args = flags.FLAGS
-    check_free(Path(args.output))
+    check_not_existing(Path(args.output))
     config, params, meta = load_for_inference(args.workdir, args.checkpoint)
     dataset = open_training_data(args.data, args.workdir, meta)
     recommender = make_recommender(config, params, dataset)

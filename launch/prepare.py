@@ -1,4 +1,4 @@
-"""Turns interaction logs into a prepared dataset.
+"""Prepare a dataset from interaction logs, append logs to it, or compact it.
 
     python -m launch.prepare --list
     python -m launch.prepare --source=complete_journey --item=product_type --output_dir=data/types
@@ -15,15 +15,14 @@ from __future__ import annotations
 
 import dataclasses
 import shlex
+from typing import Any
 
 from absl import flags
 
 from launch import cli
-from rec2pm_jax.data.append import append
-from rec2pm_jax.data.compact import compact
 from rec2pm_jax.data.options import PrepareOptions
-from rec2pm_jax.data.prepare import prepare, summary
-from rec2pm_jax.data.sources import listing
+from rec2pm_jax.data.prepare import append, compact, prepare, summary
+from rec2pm_jax.data.sources import describe_sources
 from rec2pm_jax.errors import UserError
 
 flags.DEFINE_string("source", None, "What to read; see --list.")
@@ -36,9 +35,9 @@ flags.DEFINE_integer("min_user_events", 0, "Drop users with fewer events.")
 flags.DEFINE_boolean(
     "keep_dropped",
     False,
-    "Keep what these drop beside the dataset, so that --append counts it too.",
+    "Keep the events that these drop beside the dataset, so that --append counts them, too.",
 )
-flags.DEFINE_string("ties", "", "Equal timestamps of a user: shuffle or keep (default: by source).")
+flags.DEFINE_string("ties", "", "Equal timestamps of a user: shuffle or keep; empty: by source.")
 flags.DEFINE_integer("seed", 0, "Seed of the tie shuffle and of the synthetic source.")
 flags.DEFINE_integer("shards", 0, "Record files; 0 chooses by size.")
 flags.DEFINE_string("max_memory", "4GiB", "Memory to use for events, e.g. 500MB or 4GiB.")
@@ -58,10 +57,10 @@ flags.DEFINE_integer("synthetic_taste_events", 10, "synthetic: first events that
 flags.DEFINE_string("variant", "", "Which of the downloads of a source, e.g. movielens: 25m.")
 flags.DEFINE_string("download_dir", "", "Download what the licence allows into this directory.")
 flags.DEFINE_boolean("append", False, "Add the log to the dataset in output_dir, as a delta.")
-flags.DEFINE_boolean("beam", False, "Run as Apache Beam pipelines (requirements-beam.txt).")
-flags.DEFINE_string(
-    "beam_options", "", "Options of Beam's runner, as its documentation writes them."
+flags.DEFINE_boolean(
+    "beam", False, "Run as Apache Beam pipelines (pip install 'rec2pm_jax[beam]')."
 )
+flags.DEFINE_string("beam_options", "", "Options of Beam's runner: --runner=FlinkRunner ..")
 flags.DEFINE_boolean("compact", False, "Rewrite the dataset in output_dir without deltas.")
 
 
@@ -69,7 +68,7 @@ flags.DEFINE_boolean("compact", False, "Rewrite the dataset in output_dir withou
     ["source", "output_dir", "list", "compact"],
     message="Give --output_dir and --source (or --compact), or --list.",
 )
-def _enough(values) -> bool:
+def _names_a_task(values: dict[str, Any]) -> bool:
     if values["list"] or values["source"] == "help":
         return True
     return values["output_dir"] is not None and (values["compact"] or values["source"] is not None)
@@ -78,45 +77,42 @@ def _enough(values) -> bool:
 @flags.multi_flags_validator(
     ["append", "compact", "beam"], message="Give one of --append, --compact and --beam at a time."
 )
-def _one_way(values) -> bool:
+def _names_one_task(values: dict[str, Any]) -> bool:
     return sum(values.values()) <= 1
 
 
-def _with_beam(options: PrepareOptions, runner: str) -> dict:
+def _prepare_with_beam(options: PrepareOptions, runner: str) -> dict:
     try:
         from apache_beam.options.pipeline_options import PipelineOptions
 
-        from rec2pm_jax.data.beam import prepare_with_beam
+        from rec2pm_jax.data.prepare.beam import prepare_with_beam
     except ImportError as error:
         raise UserError(
-            f"--beam needs Apache Beam ({error}); run `pip install -r requirements-beam.txt`."
+            f"--beam needs Apache Beam ({error}); run `pip install 'rec2pm_jax[beam]'`."
         ) from error
     return prepare_with_beam(options, PipelineOptions(shlex.split(runner)))
 
 
-def main(_) -> None:
-    if flags.FLAGS["list"].value or flags.FLAGS["source"].value == "help":
-        print(listing())
+def main(_: list[str]) -> None:
+    """Run the task that the flags name, and print a summary of the dataset."""
+    args = flags.FLAGS
+    if args["list"].value or args.source == "help":
+        print(describe_sources())
         return
-    if flags.FLAGS.compact:
-        args = flags.FLAGS
+    if args.compact:
         print(summary(compact(args.output_dir, args.max_memory, args.progress)))
         return
-    options = PrepareOptions(
-        **{
-            field.name: flags.FLAGS[field.name].value
-            for field in dataclasses.fields(PrepareOptions)
-        }
-    )
-    if flags.FLAGS.append:
+    fields = [field.name for field in dataclasses.fields(PrepareOptions)]
+    values: dict[str, Any] = {name: args[name].value for name in fields}
+    options = PrepareOptions(**values)
+    if args.append:
         print(summary(append(options)))
-        return
-    if flags.FLAGS.beam:
-        print(summary(_with_beam(options, flags.FLAGS.beam_options)))
-        return
-    info, written = prepare(options)
-    print(summary(info))
-    print(f"{'written to' if written else 'already prepared in'} {options.output_dir}")
+    elif args.beam:
+        print(summary(_prepare_with_beam(options, args.beam_options)))
+    else:
+        info, written = prepare(options)
+        print(summary(info))
+        print(f"{'written to' if written else 'already prepared in'} {options.output_dir}")
 
 
 if __name__ == "__main__":

@@ -13,10 +13,11 @@ from rec2pm_jax.config_dict import config_hash, to_dict
 from rec2pm_jax.data.dataset import Dataset
 from rec2pm_jax.data.splits import settings as protocol_settings
 from rec2pm_jax.evaluate.evaluator import evaluate
-from rec2pm_jax.evaluate.heuristic import evaluate_heuristic
+from rec2pm_jax.evaluate.heuristic import Heuristic, evaluate_heuristic
 from rec2pm_jax.evaluate.record import Evaluation
+from rec2pm_jax.evaluate.spec import EvalSpec
 from rec2pm_jax.evaluate.validation import validate
-from rec2pm_jax.methods.base import Method
+from rec2pm_jax.methods.method import Method
 from rec2pm_jax.methods.registry import make_method
 from rec2pm_jax.provenance import git_commit
 from rec2pm_jax.stream.latency import measure
@@ -48,7 +49,9 @@ def heuristics(config: Config, dataset: Dataset, split: str = "test") -> list[Re
     ]
     results = []
     for name, setting in settings:
-        evaluation = evaluate_heuristic(name, dataset, split=split, data=config.data, **setting)
+        evaluation = evaluate_heuristic(
+            Heuristic(name, **setting), dataset, EvalSpec(split), config.data
+        )
         shown = {"window": None, "half_life": None} | setting | protocol_settings(config.data)
         results.append(Result(evaluation, evaluation.record(config=shown, git_commit=git_commit())))
     return results
@@ -95,13 +98,13 @@ def train(config: Config, dataset: Dataset, workdir: str | Path) -> Trained:
 
 
 def assess(trained: Trained, dataset: Dataset, **options: Any) -> Result:
-    """Evaluates a trained model; options as `evaluator.evaluate` takes them.
+    """Evaluates a trained model; options as the fields of `EvalSpec`.
 
     Raises:
       UserError: as evaluation does.
     """
     print(f"evaluating {trained.config.method.name} ...", flush=True)
-    evaluation = evaluate(trained.method, trained.params, dataset, **options)
+    evaluation = evaluate(trained.method, trained.params, dataset, EvalSpec(**options))
     record = evaluation.record(
         config=to_dict(trained.config),
         config_hash=config_hash(trained.config),

@@ -1,16 +1,18 @@
-"""Forgets users of a store and gives unused space back, while no stream writes to it.
+"""Delete users of a store and return unused space, while no stream writes to it.
 
     python -m launch.tidy_store --store=users --expired --compact
     python -m launch.tidy_store --store=users --forget=7,8
 
-`--expired` deletes the users whose `launch.stream --expire_days` has passed (a stream takes them for
-new ones anyway), `--forget` the named ones. `--compact` rewrites a directory without its holes, which
-takes as much room again while it does; a server is told to rewrite its append-only file. A directory
-in use is refused; the workers of a server (redis://..) have to be stopped first.
+`--expired` deletes the users that had no event for the `--expire_days` of `launch.stream`, which takes
+them for new users anyway. `--forget` deletes users by their ids. `--compact` rewrites a directory
+without its holes, which needs room for a copy; a server rewrites its append-only file.
+
+A directory in use is refused. The workers of a server (redis://..) have to be stopped first.
 """
 
 from __future__ import annotations
 
+import contextlib
 import time
 from pathlib import Path
 
@@ -18,36 +20,34 @@ from absl import flags
 
 from launch import cli
 from rec2pm_jax.errors import UserError
-from rec2pm_jax.stream.record import has_expired
-from rec2pm_jax.stream.store import open_store, sweep
+from rec2pm_jax.stream.stores.base import delete_matching, open_store
+from rec2pm_jax.stream.stores.record import is_expired
 
 flags.DEFINE_string("store", None, "The store: a directory, or redis://HOST:PORT/NUMBER.")
-flags.DEFINE_bool("expired", False, "Delete users whose time is over.")
+flags.DEFINE_bool("expired", False, "Delete users that have expired.")
 flags.DEFINE_list("forget", [], "Ids of users to delete.")
-flags.DEFINE_bool("compact", False, "Give unused space back.")
+flags.DEFINE_bool("compact", False, "Return unused space to the system.")
 flags.mark_flag_as_required("store")
 
 
-def main(_) -> None:
+def main(_: list[str]) -> None:
     args = flags.FLAGS
     if not (args.expired or args.forget or args.compact):
         raise UserError("There is nothing to do: pass --expired, --forget=ID,.. or --compact.")
     if "://" not in args.store and not (Path(args.store) / "data.mdb").is_file():
         raise UserError(f"--store={args.store}: there is no store in this directory.")
-    store = open_store(args.store, worker="tidy_store")  # a name of no worker: their fences stay
-    try:
+    # The name is no worker's, so commits of workers are not refused afterwards.
+    with contextlib.closing(open_store(args.store, writer="tidy_store")) as store:
         before, now = store.size(), time.time()
         if args.forget:
             found = store.delete(args.forget)
             print(f"forgot {found} of {len(args.forget)} named users")
         if args.expired:
-            gone = sweep(store, lambda user, record: has_expired(user, record, now))
-            print(f"forgot {gone} expired users")
+            count = delete_matching(store, lambda user, record: is_expired(user, record, now))
+            print(f"forgot {count} expired users")
         if args.compact:
             store.compact()
         print(f"{args.store}: {before / 1e6:.2f} MB before, {store.size() / 1e6:.2f} MB now")
-    finally:
-        store.close()
 
 
 if __name__ == "__main__":

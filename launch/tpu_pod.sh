@@ -3,7 +3,7 @@
 #
 #   launch/tpu_pod.sh create | install | prepare --source=.. | train --config=.. | watch | stop | delete
 #
-# What it works on is in the environment; every worker mounts SHARED, where data and runs lie:
+# Settings come from the environment; every worker mounts SHARED, which holds data and runs:
 #   NAME=rec2pm ZONE=us-west4-a TYPE=v5litepod-256 VERSION=v2-alpha-tpuv5-lite
 #   SHARED=10.0.0.2:/share (an NFS export, for example Filestore)  RUN=industrial  SPOT=1
 set -euo pipefail
@@ -25,7 +25,7 @@ on() { # on WORKER COMMAND: on one worker (a number) or on all
   gcloud compute tpus tpu-vm ssh "$NAME" --zone="$ZONE" --worker="$1" --command="$2"
 }
 
-quoted() { # arguments as one string that the shells on the other side take apart again
+quoted() { # arguments as one string that the remote shells split again
   [ "$#" -eq 0 ] || printf '%q ' "$@"
 }
 
@@ -38,7 +38,7 @@ create() {
   case $(state) in
     READY) return 0 ;;
     "") ;;
-    *) delete ;; # a preempted slice is of no use but keeps its name
+    *) delete ;; # a preempted slice cannot be used, but keeps its name
   esac
   gcloud compute tpus tpu-vm create "$NAME" --zone="$ZONE" --accelerator-type="$TYPE" \
     --version="$VERSION" ${SPOT:+--spot}
@@ -70,10 +70,10 @@ train() {
       0) echo "complete: $MOUNT/runs/$RUN"; return 0 ;;
       1) echo "an error: $0 watch" >&2; return 1 ;;
     esac
-    # 75: SIGTERM, saved; 76: a process was lost; others: the connection, or the slice is gone.
+    # 75: SIGTERM, saved; 76: a process was lost; others: connection or slice lost.
     echo "ended with code $code, continues from the newest checkpoint" >&2
     if [ "$(state)" = READY ]; then
-      stop # whoever is still there
+      stop # the processes that still run
     else
       create && install
     fi

@@ -1,22 +1,22 @@
-"""Trains one method and validates it on the way; the same command continues a killed run exactly.
+"""Train one method and validate it on the way; the same command continues a stopped run exactly.
 
-Where logs were appended to --data since then, it goes on with these: new items get rows, and with
+If logs were appended to --data since then, training continues with them: new items get rows. With
 more --config.train.steps a complete run trains on.
 
     python -m launch.train --config=launch/configs/synthetic.py \\
         --data=data/synthetic --workdir=runs/synthetic --config.train.steps=2000
 
-A job of several processes: see launch/distributed.py for flags and exit codes.
+For a job of several processes see docs/distributed.md.
 """
 
 from __future__ import annotations
 
 from absl import flags
 
-from launch import cli, distributed
+from launch import cli
 from rec2pm_jax.data.dataset import open_dataset
-from rec2pm_jax.evaluate.validation import validate
 from rec2pm_jax.methods.registry import make_method
+from rec2pm_jax.train.distributed import distributed_job
 from rec2pm_jax.train.loop import train_and_evaluate
 
 cli.define_config()
@@ -24,23 +24,27 @@ flags.DEFINE_string("data", None, "Directory of a prepared dataset (see launch.p
 flags.DEFINE_string("workdir", None, "Directory of the run: checkpoints, logs and summary.")
 flags.DEFINE_string("profile", "", "Directory for a trace of a few steps after the warm-up.")
 flags.mark_flags_as_required(["data", "workdir"])
+flags.DEFINE_bool(
+    "distributed",
+    False,
+    "One process of a job on several hosts; on Cloud TPU, Slurm and Open MPI it finds the others.",
+)
+flags.DEFINE_string(
+    "coordinator_address", None, "HOST:PORT of process 0, elsewhere; implies --distributed."
+)
+flags.DEFINE_integer("num_processes", None, "Processes of the job, with --coordinator_address.")
+flags.DEFINE_integer("process_id", None, "This process's number, from 0, likewise.")
 
 
-def main(_) -> None:
-    with distributed.job():
-        _train()
-
-
-def _train() -> None:
-    config = cli.get_config()
-    dataset = open_dataset(flags.FLAGS.data)
-    method = make_method(config, dataset.num_items)
-
-    def on_validation(params):
-        return validate(method, params, dataset, max_users=config.train.eval_users)
-
+def main(_: list[str]) -> None:
     args = flags.FLAGS
-    train_and_evaluate(config, dataset, method, args.workdir, on_validation, args.profile)
+    with distributed_job(
+        args.distributed, args.coordinator_address, args.num_processes, args.process_id
+    ):
+        config = cli.get_config()
+        dataset = open_dataset(args.data)
+        method = make_method(config, dataset.num_items)
+        train_and_evaluate(config, dataset, method, args.workdir, profile=args.profile)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,19 @@ class UserError(Exception):
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """Returns ' Did you mean "x"?' for the closest of `known`, or '' when none is close."""
+    """Return a hint that names the known word closest to `name`.
+
+    Args:
+      name: the word that was given.
+      known: the words that are allowed.
+
+    Returns:
+      ' Did you mean "x"?', or '' when no known word is close.
+
+    >>> nearest("batchsize", ["batch_size", "steps"])
+    ' Did you mean "batch_size"?'
+    >>> nearest("colour", ["batch_size", "steps"])
+    ''
+    """
     match = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
     return f' Did you mean "{match[0]}"?' if match else ""

@@ -1,4 +1,4 @@
-"""A directory that one process at a time may work in."""
+"""An exclusive lock on a directory, so that one process at a time works in it."""
 
 from __future__ import annotations
 
@@ -12,10 +12,24 @@ from rec2pm_jax.errors import UserError
 
 @contextmanager
 def alone_in(directory: Path) -> Iterator[None]:
-    """Holds `directory`/.lock, made if need be, until the block or the process ends, however it ends.
+    """Lock a directory until the block ends.
+
+    The lock is `directory`/.lock. The operating system releases it when the process ends, also after a
+    kill.
+
+    Args:
+      directory: made if needed.
 
     Raises:
-      UserError: another process holds it, or the lock cannot be written.
+      UserError: another process holds the lock, or it cannot be written.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as name, alone_in(Path(name)):  # doctest: +ELLIPSIS
+    ...     with alone_in(Path(name)):
+    ...         pass
+    Traceback (most recent call last):
+      ...
+    rec2pm_jax.errors.UserError: ... is in use by another process: wait for it or end it.
     """
     try:
         directory.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Where a result came from: the commit of the code that made it."""
+"""The commit of the code that produced a result."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from pathlib import Path
 
 
 def git_commit() -> str | None:
-    """Commit of the checkout this package runs from; None when it is installed without one."""
+    """Return the commit of the checkout that holds this package, or None outside of a checkout."""
     root = Path(__file__).resolve().parents[1]
     if not (root / ".git").exists():
         return None
     command = ["git", "-C", str(root), "rev-parse", "HEAD"]
     try:
         result = subprocess.run(command, capture_output=True, text=True, check=False)
-    except FileNotFoundError:  # no git on this machine
+    except FileNotFoundError:  # git is not installed
         return None
     return result.stdout.strip() or None

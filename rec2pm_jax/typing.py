@@ -1,6 +1,7 @@
-"""Names shared by every signature, and the legend of axis letters.
+"""Types shared by every signature, and the legend of axis letters.
 
-Axis letters used in comments and docstrings:
+Shapes are trailing comments, as in `memory: Array  # B G*C D`; docstrings write [B, G * C, D] and add
+dtype and unit. `1|B` is an axis of length 1 or B: one row that serves all users, or one per user.
 
     B  users in a batch            T  events in a training window
     S  events per segment          K  segments per training window
@@ -8,6 +9,9 @@ Axis letters used in comments and docstrings:
     G  memory groups a state holds D  model width
     H  attention heads             V  catalogue size, padding row included
     P  parts of an item's vector   W  its numbers: P * D with a sketch, else D
+
+A pass of attention has axes of tokens (slots, then items), of rows (tokens that attend) and of keys
+(tokens that a block of rows can reach). A head has dqk features of queries and keys, dv of values.
 
 Item ids are contiguous from 1; id 0 is padding everywhere. Times are int32 seconds since the
 dataset's `time_origin` (x64 stays off). Sequences are padded on the right.
@@ -20,6 +24,7 @@ from typing import Any, NamedTuple
 import jax
 
 Array = jax.Array
+PyTree = Any  # nested containers with arrays as leaves
 Params = Any  # a pytree of arrays, as flax.linen returns it
 PRNGKey = jax.Array
 Batch = dict[str, Any]

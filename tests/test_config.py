@@ -14,10 +14,10 @@ from absl import flags
 
 from launch import cli
 from launch.configs.base import base_config
-from rec2pm_jax.config import Config, DataConfig
-from rec2pm_jax.config_dict import as_stored, config_hash, from_dict, to_dict
+from rec2pm_jax.config import Config, MethodConfig, ModelConfig
+from rec2pm_jax.config_dict import field_types, from_dict, to_dict
 from rec2pm_jax.errors import UserError
-from rec2pm_jax.train.identity import check_same_run
+from rec2pm_jax.methods.registry import config_hash, make_method
 
 ROOT = Path(__file__).parents[1]
 BASE = str(ROOT / "launch/configs/base.py")
@@ -42,12 +42,10 @@ def test_round_trip():
         ({"data": {"segment": 2.0}}, "data.segment must be int"),
         ({"train": {"batch_size": True}}, "train.batch_size must be int"),
         ({"data": {"recent": 26}}, "data.recent must be between 1 and"),
-        ({"model": {"backbone": "sasrek"}}, 'choose one of sasrec, hstu.*"sasrec"'),
         ({"model": {"heads": 3}}, "model.heads must be a divisor"),
-        ({"model": {"relative_bias": "position"}}, "relative_bias is for model.backbone=hstu"),
-        ({"method": {"name": "tokserial"}}, 'method.name.*"tok_serial"'),
-        ({"method": {"name": "kv_mask"}, "model": {"layers": 1}}, "kv_mask needs config.model.lay"),
-        ({"method": {"truncate": 1}}, "method.truncate must be 0 .never. or >= 2, got 1"),
+        ({"method": {"reference_window": 0}}, "method.reference_window must be >= 1, got 0"),
+        ({"method": {"slots": None}}, "method.slots must be int, got None"),
+        ({"train": {"seed": -1}}, "train.seed must be in"),
         ({"compute": {"accumulate": 5}}, "batch_size=32 must be a multiple"),
     ],
 )
@@ -56,17 +54,58 @@ def test_bad_values_name_the_field(values, message):
         from_dict(values)
 
 
-def test_hash_covers_all_but_train():
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"model": {"backbone": "sasrek"}}, 'choose one of hstu, sasrec.*"sasrec"'),
+        (
+            {"model": {"relative_bias": "position"}},
+            "relative_bias is for config.model.backbone=hst",
+        ),
+        ({"method": {"name": "tokserial"}}, 'method.name.*"tok_serial"'),
+        ({"method": {"name": "kv_mask"}, "model": {"layers": 1}}, "kv_mask needs config.model.lay"),
+    ],
+)
+def test_methods_and_backbones_check_what_they_read(values, message):
+    with pytest.raises(UserError, match=message):
+        make_method(from_dict(values), num_items=10)
+
+
+def test_none_is_a_value_of_optional_fields_alone():
+    assert from_dict({"optim": {"clip_norm": None}}).optim.clip_norm is None
+    optional = {name for name, (_, may_be_none) in field_types().items() if may_be_none}
+    assert "method.reference_window" in optional and "method.slots" not in optional
+
+
+def test_at_most_55_fields():
+    """A new field replaces an old one, or the limit is raised on purpose."""
+    assert len(field_types()) <= 55
+
+
+def test_hash_covers_what_a_run_computes():
     base = config_hash(Config())
-    assert config_hash(from_dict({"train": {"steps": 7}})) == base
+    for section, field, value in (("train", "steps", 7), ("compute", "accumulate", 2)):
+        assert config_hash(from_dict({section: {field: value}})) == base
     for section, field, value in (
         ("data", "segment", 7),
         ("model", "dim", 32),
         ("method", "slots", 2),
         ("loss", "negatives", 7),
-        ("optim", "b1", 0.8),
+        ("optim", "clip_norm", None),
     ):
         assert config_hash(from_dict({section: {field: value}})) != base
+
+
+def test_hash_leaves_out_fields_that_the_method_and_the_backbone_do_not_read():
+    full = Config(method=MethodConfig(name="full"))
+    other = Config(method=MethodConfig(name="full", slots=8, consistency=0.7))
+    assert config_hash(full) == config_hash(other)
+    assert config_hash(full) != config_hash(Config(method=MethodConfig(name="recent")))
+    hstu = ModelConfig(backbone="hstu")
+    copied = dataclasses.replace(hstu, identity_init=False)
+    biased = dataclasses.replace(hstu, relative_bias="position")
+    assert config_hash(Config(model=hstu)) == config_hash(Config(model=copied))
+    assert config_hash(Config(model=hstu)) != config_hash(Config(model=biased))
 
 
 PRESETS = sorted(p.stem for p in (ROOT / "launch/configs").glob("*.py") if p.stem != "__init__")
@@ -100,10 +139,12 @@ def test_overrides(parse):
         "--config.data.segment=7",
         "--config.optim.learning_rate=1",
         "--config.model.backbone=hstu",
-        "--noconfig.model.scan_layers",
+        "--config.method.reference_window=3",
+        "--config.optim.clip_norm=None",
     )
     assert (config.data.segment, config.optim.learning_rate) == (7, 1.0)
-    assert (config.model.backbone, config.model.scan_layers) == ("hstu", False)
+    assert config.model.backbone == "hstu"
+    assert (config.method.reference_window, config.optim.clip_norm) == (3, None)
 
 
 @pytest.mark.parametrize(
@@ -158,30 +199,3 @@ def test_launch_train_errors(tmp_path, arguments, message):
     assert len(lines) == 1, result.stderr
     assert lines[0].startswith("error: ")
     assert message in lines[0]
-
-
-def test_a_new_option_at_its_neutral_value_leaves_the_hash_alone():
-    @dataclasses.dataclass(frozen=True)
-    class Grown(DataConfig):
-        option: int = dataclasses.field(default=0, metadata={"neutral": 0})
-
-    before = config_hash(Config())
-    assert config_hash(dataclasses.replace(Config(), data=Grown())) == before
-    assert config_hash(dataclasses.replace(Config(), data=Grown(option=1))) != before
-
-
-def test_a_run_from_before_an_option_goes_on_with_its_neutral_value():
-    """Not with the default, which may be a newer recipe."""
-    config = from_dict({"method": {"recall": False, "reference_window": 0}})
-    stored = to_dict(config)
-    for section, field in (
-        ("method", "recall"),
-        ("method", "reference_window"),
-        ("model", "table"),
-    ):
-        del stored[section][field]
-    assert from_dict(as_stored(stored)) == config != from_dict(stored)
-    meta = {"config": stored, "config_hash": config_hash(config), "data_hash": "d", "step": 0}
-    check_same_run(meta, config, "d", "runs/old")
-    with pytest.raises(UserError, match=r"config\.method\.recall was False, now True"):
-        check_same_run(meta, Config(), "d", "runs/old")

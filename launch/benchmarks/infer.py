@@ -14,7 +14,7 @@ from launch.benchmarks.flops import matmul_flops
 from rec2pm_jax.config import Config
 from rec2pm_jax.config_dict import from_dict
 from rec2pm_jax.methods.registry import make_method
-from rec2pm_jax.stream.batches import prepared, top, update
+from rec2pm_jax.stream.compute.batches import prepare_catalogue, read_best, update
 from rec2pm_jax.typing import Events
 
 K = 10
@@ -71,7 +71,7 @@ def request(config: dict[str, Any], items: int, mode: str, history: int) -> Work
     """
     method = make_method(from_dict(config), items)
     data, params = method.config.data, jax.jit(method.init)(jax.random.key(0))
-    catalogue = prepared(method, params)  # as a stream does: once, not in every request
+    catalogue = prepare_catalogue(method, params)  # as a stream does: once, not in every request
     rng = np.random.default_rng(0)
 
     def events(count: int) -> tuple[Events, np.ndarray]:
@@ -102,7 +102,7 @@ def request(config: dict[str, Any], items: int, mode: str, history: int) -> Work
         run, call, first = _incremental(method, params, catalogue, state, events)
         tokens = 1
     else:
-        call = functools.partial(top, method, K, params, catalogue)
+        call = functools.partial(read_best, method, K, params, catalogue)
         first = (state, *events(method.read_length), asked)
         tokens = method.read_length
 

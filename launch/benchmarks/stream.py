@@ -32,13 +32,14 @@ from launch.benchmarks.stream_load import (
     make_recommender,
     write_history,
 )
-from rec2pm_jax.stream.engine import Engine, Options
-from rec2pm_jax.stream.lmdb_store import LmdbStore
+from rec2pm_jax.stream.engine import Engine
 from rec2pm_jax.stream.metrics import percentiles
+from rec2pm_jax.stream.options import EngineOptions
 from rec2pm_jax.stream.process import configure_interpreter
-from rec2pm_jax.stream.record import RecordFormat
-from rec2pm_jax.stream.runner import Pace, run_stream
-from rec2pm_jax.stream.store import Store
+from rec2pm_jax.stream.runner import Intervals, run_stream
+from rec2pm_jax.stream.stores.base import Store
+from rec2pm_jax.stream.stores.lmdb_store import LmdbStore
+from rec2pm_jax.stream.stores.record import RecordFormat
 
 TARGET_RATE = 30_000  # events/s
 POPULATION = Population(users=1_000_000, items=100_000, mean_history=300)
@@ -56,17 +57,17 @@ def rows(smoke: bool) -> Iterator[dict]:
     recommender = make_recommender(
         settings.setting("rec2pm_o", model, smoke=smoke), population.items
     )
-    options = Options(memory="int8")
+    options = EngineOptions(memory="int8")
     with tempfile.TemporaryDirectory() as directory:
         store = LmdbStore(directory)
-        form = Engine(recommender, store, options).form
+        form = Engine(recommender, store, options).record_format
         with_memory = write_history(store, form, recommender, population)
         store.close()
 
         began = time.perf_counter()
         store = LmdbStore(directory)
         engine = Engine(recommender, store, options)
-        engine.user("u0")
+        engine.get_user("u0")
         open_s = time.perf_counter() - began
 
         engine.warm_up()
@@ -84,7 +85,7 @@ def rows(smoke: bool) -> Iterator[dict]:
             rate,
         )
         before = _cpu_s()
-        answered = run_stream(engine, paced, paced.answered, pace=Pace())
+        answered = run_stream(engine, paced, paced.answered, intervals=Intervals())
         paced_cpu = _cpu_s() - before
         size = store.size()
         pending, record_bytes = _contents(store, form)

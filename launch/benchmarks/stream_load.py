@@ -14,10 +14,10 @@ from rec2pm_jax.config import Config
 from rec2pm_jax.methods.codec import encode
 from rec2pm_jax.methods.registry import make_method
 from rec2pm_jax.stream.catalogue import Catalogue
-from rec2pm_jax.stream.mutable_user import MutableUser
 from rec2pm_jax.stream.recommender import Recommender
-from rec2pm_jax.stream.record import RecordFormat
-from rec2pm_jax.stream.store import Store
+from rec2pm_jax.stream.stores.base import Store
+from rec2pm_jax.stream.stores.record import RecordFormat
+from rec2pm_jax.stream.users.mutable_user import MutableUser
 
 _PUT = 20_000  # records of a transaction
 _MEMORIES = 64  # distinct ones
@@ -95,19 +95,19 @@ def event_lines(population: Population, count: int, seed: int, first: int = 0) -
 
 
 class Listed:
-    """Lines that are all there from the start; see `stream.sources.Source`."""
+    """Lines that are all there from the start; see `stream.lines.sources.Source`."""
 
     def __init__(self, lines: list[bytes]):
         self.done = False
         self._lines, self._next = lines, 0
 
-    def read(self, most: int, wait: float) -> list[bytes]:
-        taken = self._lines[self._next : self._next + most]
+    def read(self, max_lines: int, timeout_s: float) -> list[bytes]:
+        taken = self._lines[self._next : self._next + max_lines]
         self._next += len(taken)
         self.done = not taken
         return taken
 
-    def marks(self) -> Mapping[str, bytes]:
+    def positions(self) -> Mapping[str, bytes]:
         return {"input:generated": str(self._next).encode()}
 
     def close(self) -> None:
@@ -127,15 +127,15 @@ class Paced(Listed):
         self._rate, self._began = rate, None
         self._asked = (n for n, line in enumerate(lines) if b'"recommend"' in line)
 
-    def read(self, most: int, wait: float) -> list[bytes]:
+    def read(self, max_lines: int, timeout_s: float) -> list[bytes]:
         now = time.perf_counter()
         if self._began is None:
             self._began = now
         there = int((now - self._began) * self._rate) - self._next
         if there <= 0 and self._next < len(self._lines):
-            time.sleep(min(wait, 1 / self._rate))
+            time.sleep(min(timeout_s, 1 / self._rate))
             return []
-        return super().read(min(most, max(there, 1)), wait)
+        return super().read(min(max_lines, max(there, 1)), timeout_s)
 
     def answered(self, line: str) -> None:
         """Takes the next answer."""

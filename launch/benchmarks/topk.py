@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from launch.benchmarks.case import Case, Work
-from rec2pm_jax.nn.topk import top_k
+from rec2pm_jax.nn.catalogue.topk import top_k
 
 SETTING = {"items": 10_000_000, "dim": 64, "queries": 64, "k": 100}
 SMOKE = {"items": 5_000, "dim": 8, "queries": 2, "k": 3}

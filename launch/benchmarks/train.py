@@ -14,7 +14,7 @@ from launch.benchmarks.flops import matmul_flops
 from launch.runs import suited
 from rec2pm_jax.config import Config
 from rec2pm_jax.config_dict import from_dict
-from rec2pm_jax.methods.base import Method
+from rec2pm_jax.methods.method import Method
 from rec2pm_jax.methods.network import Network
 from rec2pm_jax.methods.registry import make_method
 from rec2pm_jax.train.partition import make_partition

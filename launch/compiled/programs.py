@@ -15,11 +15,11 @@ from jax.sharding import PartitionSpec as P
 from rec2pm_jax.config import Config
 from rec2pm_jax.errors import UserError
 from rec2pm_jax.methods import sharded_serving
-from rec2pm_jax.methods.base import Method
+from rec2pm_jax.methods.method import Method
 from rec2pm_jax.methods.registry import make_method
+from rec2pm_jax.nn.catalogue.sharded_table import check_shards, packed_shape, table_rows
 from rec2pm_jax.nn.embedding import TABLE
-from rec2pm_jax.nn.item_rows import check_shards, packed_shape, table_rows
-from rec2pm_jax.train.partition import AXIS, make_program, specs_of
+from rec2pm_jax.train.partition import AXIS, make_program, partition_specs
 from rec2pm_jax.typing import Events, Params
 
 K = 10  # best items of a read
@@ -107,7 +107,7 @@ def _params(config: Config, method: Method, shards: int) -> tuple[Params, Params
     shape = packed_shape(table_rows(method.num_items), config.item_dim)
     table = jax.ShapeDtypeStruct(shape, params["embedding"][TABLE].dtype)
     params = {**params, "embedding": {**params["embedding"], TABLE: table}}
-    return params, specs_of({"params": params})["params"]
+    return params, partition_specs({"params": params})["params"]
 
 
 def _users_per_chip(config: Config, mesh: Mesh, parts: int) -> None:

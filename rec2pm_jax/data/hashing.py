@@ -13,14 +13,14 @@ _MULTIPLIER_2 = np.uint64(0x94D049BB133111EB)
 
 
 def hash_strings(strings: Iterable[str]) -> np.ndarray:
-    """uint64 [n]: the first 8 bytes of BLAKE2b of each string's UTF-8."""
+    """Return the first 8 bytes of BLAKE2b of each string's UTF-8 bytes: uint64 [n]."""
     digests = b"".join(hashlib.blake2b(s.encode(), digest_size=8).digest() for s in strings)
     return np.frombuffer(digests, "<u8")
 
 
 def splitmix64(x: np.ndarray) -> np.ndarray:
-    """The output function of SplitMix64 (Steele, Lea and Flood 2014), elementwise on uint64."""
-    with np.errstate(over="ignore"):  # arithmetic modulo 2^64 is meant
+    """Return the output function of SplitMix64 (Steele, Lea and Flood 2014) of each uint64."""
+    with np.errstate(over="ignore"):  # arithmetic modulo 2^64 is intended
         x = np.asarray(x, np.uint64) + _GOLDEN
         x = (x ^ (x >> np.uint64(30))) * _MULTIPLIER_1
         x = (x ^ (x >> np.uint64(27))) * _MULTIPLIER_2
@@ -28,11 +28,18 @@ def splitmix64(x: np.ndarray) -> np.ndarray:
 
 
 def mix(seed: int, *values: np.ndarray) -> np.ndarray:
-    """Hashes (seed, values[0][i], values[1][i], ...) for each i; int64 or uint64 arrays, one shape.
+    """Hash the tuple (seed, values[0][i], values[1][i], ..) for each i.
 
-    The order of the arguments matters, so (1, 2) and (2, 1) hash differently.
+    The order of the arguments matters: (1, 2) and (2, 1) have different hashes.
+
+    Args:
+      seed: any integer; its lowest 64 bits count.
+      *values: int64 or uint64 arrays of one shape.
+
+    Returns:
+      uint64, of the shape of the values.
     """
-    state = splitmix64(np.uint64(seed & 0xFFFFFFFFFFFFFFFF))
+    state = splitmix64(np.array(seed & 0xFFFFFFFFFFFFFFFF, np.uint64))
     for value in values:
         state = splitmix64(state ^ np.asarray(value).astype(np.uint64))
     return state

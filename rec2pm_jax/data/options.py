@@ -1,27 +1,50 @@
-"""What a user can ask of `launch.prepare`; every field is the flag of the same name."""
+"""Options of a preparation: every field is the flag of `launch.prepare` with the same name."""
 
 from __future__ import annotations
 
 import dataclasses
-import re
-
-from rec2pm_jax.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
 class PrepareOptions:
-    """Options of a preparation. Empty strings mean "not given"."""
+    """Options of a preparation. An empty string means "not given".
+
+    Attributes:
+      source: what to read, a name in `sources.SOURCES`.
+      output_dir: directory of the prepared dataset.
+      input: file, directory or pattern of the source.
+      item: what counts as an item, for sources that offer a choice (product or product_type).
+      min_item_count: drop items with fewer events.
+      min_user_events: drop users with fewer events.
+      keep_dropped: keep the events that these two filters drop, so that appended logs count them.
+      ties: order of a user's events of equal time: shuffle or keep; empty: the source's own rule.
+      seed: seed of the tie shuffle and of the synthetic sources.
+      shards: number of record files; 0: one per `write.SHARD_EVENTS` events.
+      overwrite: replace another prepared dataset in `output_dir`.
+      progress: show progress bars.
+      max_memory: memory for events, for example 4GiB or 500MB.
+      user_column, item_column, time_column: columns of `--source=interactions`.
+      type_column: its column of the event type; empty: none.
+      order_column: its column that orders events of equal time; empty: none.
+      time_unit: s, ms, us, ns or iso; empty: detected.
+      time_zone: zone of times that state none; empty: UTC.
+      synthetic_users, synthetic_items: sizes of the synthetic sources.
+      synthetic_length: events per user.
+      synthetic_taste_events: first events of a user that show the hidden taste.
+      variant: which download of a source, for example 25m for movielens.
+      download_dir: directory for downloads; empty: nothing is downloaded.
+    """
 
     source: str
     output_dir: str
     input: str = ""
-    item: str = ""  # what an item is, where a source has a choice
+    item: str = ""
     min_item_count: int = 0
     min_user_events: int = 0
-    keep_dropped: bool = False  # what these filters drop, for later --append
-    ties: str = ""  # shuffle | keep; empty: the source's own rule
+    keep_dropped: bool = False
+    ties: str = ""
     seed: int = 0
-    shards: int = 0  # 0: one per SHARD_EVENTS events
+    shards: int = 0
     overwrite: bool = False
     progress: bool = True
     max_memory: str = "4GiB"
@@ -30,25 +53,11 @@ class PrepareOptions:
     time_column: str = "timestamp"
     type_column: str = ""
     order_column: str = ""
-    time_unit: str = ""  # s | ms | us | ns | iso; empty: detected
-    time_zone: str = ""  # of times that state none; empty: UTC
+    time_unit: str = ""
+    time_zone: str = ""
     synthetic_users: int = 4000
     synthetic_items: int = 400
     synthetic_length: int = 80
     synthetic_taste_events: int = 10
-    variant: str = ""  # which of a source's downloads, e.g. movielens: 1m, 20m, 25m, 32m
-    download_dir: str = ""  # where to download to; empty: nothing is downloaded
-
-
-_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
-
-
-def parse_bytes(text: str) -> int:
-    """Bytes from a number with an optional suffix, e.g. 4GiB, 500MB or 1e9; UserError otherwise."""
-    match = re.fullmatch(r"([0-9.]+(?:e[0-9]+)?) *([kmg]i?)?b?", text.strip().lower())
-    try:
-        return int(float(match[1]) * _UNITS[match[2] or ""])
-    except (TypeError, ValueError):
-        raise UserError(
-            f"--max_memory={text} is not a number of bytes; write for example 4GiB or 500MB."
-        ) from None
+    variant: str = ""
+    download_dir: str = ""

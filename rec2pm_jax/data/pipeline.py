@@ -1,8 +1,8 @@
 """Training batches in Grain: shuffle and repeat all users, crop, then shard and batch.
 
-Batch = f(seed, step) for the whole job. Example g (the global example index, counted over the
-shuffled and repeated order of users) belongs to process g mod process_count, so the rows of the
-processes' batches, interleaved, are the rows of the one-process batch.
+A batch of the whole job depends on the seed and the step only. Example g is the g-th of the shuffled
+and repeated order of users. It belongs to process g mod process_count. So the rows of the processes'
+batches, interleaved, are the rows of the one-process batch.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ _INDEX_RANGE = 2**31  # the index in the batch is int32 and wraps
 
 
 class TrainingUsers(NamedTuple):
-    """Who is trained on.
+    """The users to train on.
 
     Attributes:
       users: int64 [n] user indices with at least MIN_TRAIN_EVENTS training events.
       train_ends: int64 [n], events [0, train_end) of each may be trained on.
-      skipped: users left out because they have fewer.
+      skipped: number of users with fewer training events.
     """
 
     users: np.ndarray
@@ -36,11 +36,11 @@ class TrainingUsers(NamedTuple):
     skipped: int
 
 
-def training_users(dataset: Dataset, data: DataConfig) -> TrainingUsers:
-    """Applies the protocol of `data`.
+def select_training_users(dataset: Dataset, data: DataConfig) -> TrainingUsers:
+    """Select the users to train on, and their training events, by the protocol of `data`.
 
     Raises:
-      UserError: the protocol does not fit the dataset, nobody is left, or the K * S events of a
+      UserError: the protocol does not fit the dataset, no user is left, or the K * S events of a
         window exceed every history.
     """
     ends = bound_rule(data, dataset).train_ends(dataset.lengths)
@@ -68,27 +68,47 @@ def train_iterator(
     process_index: int = 0,
     process_count: int = 1,
 ) -> grain.DatasetIterator:
-    """Endless batches of random crops of T + 1 events, T = data.window.
+    """Return endless batches of random crops of T + 1 events, where T = data.window.
 
     Each batch is a dict of numpy arrays with B = batch_size / process_count rows:
-      ids: int32 [B, T + 1], padded on the right with 0.
-      times: int32 [B, T + 1], with real times only; padding repeats the last time.
-      types: int32 [B, T + 1], with event types only; padding is 0.
-      index: int32 [B], the global example index (modulo 2^31).
 
-    A crop of n training events starts uniformly in [0, max(0, n - (T + 1))], a choice that depends
-    only on (seed, global example index). Users with fewer than 2 training events are left out
-    (`training_users` counts them). The iterator's state is the number of batches consumed.
+        ids      int32 [B, T + 1], padded on the right with 0
+        times    int32 [B, T + 1], with real times only; padding repeats the last time
+        types    int32 [B, T + 1], with event types only; padding is 0
+        index    int32 [B], the global example index (modulo 2^31)
+
+    A crop of n training events starts uniformly in [0, max(0, n - (T + 1))]. This choice depends on
+    (seed, global example index) only. The iterator's state is the number of batches consumed.
+
+    Args:
+      dataset: a prepared dataset.
+      data: the protocol and the sizes of a window.
+      batch_size: rows of a step over all processes.
+      seed: of the shuffle and of the crops.
+      process_index: this process.
+      process_count: all processes.
 
     Raises:
-      UserError: as `training_users`, or a batch size that the processes cannot share.
+      UserError: as `select_training_users`, or the processes cannot share a batch equally.
+
+    >>> import tempfile
+    >>> from rec2pm_jax.data.dataset import open_dataset
+    >>> from rec2pm_jax.data.options import PrepareOptions
+    >>> from rec2pm_jax.data.prepare import prepare
+    >>> with tempfile.TemporaryDirectory() as directory:
+    ...     path = f"{directory}/data"
+    ...     _ = prepare(PrepareOptions("synthetic", path, synthetic_users=20, progress=False))
+    ...     data = DataConfig(segment=10, segments=4)  # T = 40
+    ...     batch = next(train_iterator(open_dataset(path), data, batch_size=8, seed=0))
+    >>> batch["ids"].shape, batch["index"]
+    ((8, 41), array([0, 1, 2, 3, 4, 5, 6, 7], dtype=int32))
     """
     if batch_size < 1 or batch_size % process_count:
         raise UserError(
             f"batch_size={batch_size} must be a positive multiple of the number of processes "
             f"({process_count})."
         )
-    selection = training_users(dataset, data)
+    selection = select_training_users(dataset, data)
     crop = _Crop(dataset, selection, data.window + 1, seed)
     examples = grain.MapDataset.range(len(selection.users)).seed(seed).shuffle().repeat()
     mine = examples.map_with_index(_with_index)[process_index::process_count]
@@ -103,7 +123,7 @@ def _with_index(index: int, row: int) -> tuple[int, int]:
 
 
 class _Crop:
-    """Turns examples, int64 [B, 2] (global example index, row of the selection), into a batch."""
+    """Turn examples, int64 [B, 2] (global example index, row of the selection), into a batch."""
 
     def __init__(self, dataset: Dataset, selection: TrainingUsers, length: int, seed: int):
         histories = dataset.histories
@@ -121,7 +141,7 @@ class _Crop:
         start = (mix(self._seed, index) % choices.astype(np.uint64)).astype(np.int64)
         taken = np.minimum(events, self._length)[:, None]  # B 1
         offset = np.arange(self._length)  # T+1
-        # Padding reads the row's last event, then ids and types are blanked.
+        # Padding reads the row's last event. Then ids and types are blanked.
         source = (self._first[row] + start)[:, None] + np.minimum(offset, taken - 1)
         valid = offset < taken
         batch = {

@@ -1,4 +1,4 @@
-"""Canonical interactions: the one shape that every source maps its own schema to."""
+"""Canonical interactions: the common schema that every source returns."""
 
 from __future__ import annotations
 
@@ -12,35 +12,37 @@ from rec2pm_jax.errors import UserError
 
 EVENT_COLUMNS = {"user": pl.String, "item": pl.String, "timestamp": pl.Int64}
 OPTIONAL_EVENT_COLUMNS = {"event_type": pl.String, "order": pl.Int64}
+LATEST_TIMESTAMP = 100_000_000_000  # seconds, the year 5138; milliseconds passed it in 1973
 ITEM_COLUMNS = {"item": pl.String, "title": pl.String, "category": pl.String}
 
 
 @dataclasses.dataclass(frozen=True)
 class Interactions:
-    """What a source returns.
+    """Events and items that a source returns.
 
-    `events` is one frame or, for a log that may not fit in memory, an iterable of frames, which is
-    gone through once. One row is one interaction:
-      user, item: strings, never null or empty.
-      timestamp: int64 seconds since 1970, or any order key when `has_times` is false.
-      event_type: string, optional.
-      order: int64, optional; orders events of a user with equal timestamps, before `ties` does. It
-        carries what seconds cannot: milliseconds, or a line number the log itself states.
-    All frames have the same columns; some may be empty. Rows may come in any order: it has a meaning
-    only with `ties` = "keep", among events of a user equal in timestamp and order.
+    One row of `events` is one interaction, in these columns:
+
+        user, item    string, never null or empty
+        timestamp     int64 seconds since 1970; any order key when `has_times` is false
+        event_type    string, optional
+        order         int64, optional; orders a user's events of equal timestamp, before `ties` does
+
+    `order` carries what seconds cannot: milliseconds, or a line number that the log states. All
+    frames have the same columns; some may be empty. Rows may come in any order. The order of rows
+    matters only with `ties` = "keep", among a user's events of equal timestamp and order.
 
     Attributes:
-      events: see above.
-      items: item (string, unique), title and category (strings or null). Items that no event names
-        are ignored; items absent from here have neither title nor category.
-      item_level: what an item is, e.g. "product_type".
+      events: one frame, or an iterable of frames for a log that may not fit in memory. It is read
+        once.
+      items: item (string, unique), title and category (strings or null). Items without an event are
+        ignored. Items that are missing here have no title and no category.
+      item_level: what an item is, for example "product_type".
       has_times: whether timestamps are real seconds since 1970 rather than ranks.
-      ties: how this source wants equal timestamps of a user ordered, "shuffle" or "keep".
-      dropped: rows left out by the source, by reason.
-      notes: anything else about the source that a reader of `dataset.json` should know.
-        `dropped` and `notes` are read after the last frame, so that a source may fill them as it
-        goes.
-      ground_truth: arrays a synthetic source knows about its users; written to `ground_truth.npz`.
+      ties: the source's own rule for equal timestamps of a user, "shuffle" or "keep".
+      dropped: rows that the source left out, by reason. Read after the last frame, so that a source
+        may count while it reads.
+      notes: other facts about the source for `dataset.json`. Read after the last frame.
+      ground_truth: arrays that a synthetic source knows about its users, for `ground_truth.npz`.
     """
 
     events: pl.DataFrame | Iterable[pl.DataFrame]
@@ -52,13 +54,17 @@ class Interactions:
     notes: Mapping[str, object] = dataclasses.field(default_factory=dict)
     ground_truth: Mapping[str, np.ndarray] | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         _check_columns(self.items, ITEM_COLUMNS, "items")
         if self.items["item"].n_unique() != self.items.height:
             raise UserError("The item table has several rows for one item; keep one per item.")
 
     def frames(self) -> Iterator[pl.DataFrame]:
-        """The events, frame by frame, with exactly the canonical columns in one order."""
+        """Yield the events, frame by frame, with the canonical columns in one order.
+
+        Raises:
+          TypeError: a frame lacks a column, has one of another type, or differs from the first.
+        """
         frames = [self.events] if isinstance(self.events, pl.DataFrame) else self.events
         columns: list[str] | None = None
         for frame in frames:
@@ -78,6 +84,6 @@ def _check_columns(frame: pl.DataFrame, columns: Mapping, name: str) -> None:
             raise TypeError(f"canonical {name} need a column {column} of {dtype}, got {found}")
 
 
-def no_items() -> pl.DataFrame:
-    """An item table for sources that know nothing about their items."""
+def empty_items() -> pl.DataFrame:
+    """Return an item table without rows, for sources that know nothing about their items."""
     return pl.DataFrame(schema=ITEM_COLUMNS)

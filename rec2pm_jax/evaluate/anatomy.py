@@ -1,4 +1,4 @@
-"""What the slots of a preference memory hold, and who looks at them."""
+"""Examine a preference memory: what its slots hold, and which tokens attend to it."""
 
 from __future__ import annotations
 
@@ -9,135 +9,212 @@ import jax
 import numpy as np
 
 from rec2pm_jax.errors import UserError
-from rec2pm_jax.evaluate.evaluator import final_rows, own_memory, row_memories
-from rec2pm_jax.evaluate.targets import Histories, Rows, memory_rows
-from rec2pm_jax.methods.recurrent import TokenMemory
-from rec2pm_jax.typing import Events, State
+from rec2pm_jax.evaluate.histories import Histories
+from rec2pm_jax.evaluate.memory_states import compute_memories
+from rec2pm_jax.evaluate.targets import Rows, final_rows, memory_rows
+from rec2pm_jax.methods.memory import PassInputs
+from rec2pm_jax.methods.rec2pm import reference_inputs
+from rec2pm_jax.methods.token_memory import TokenMemory
+from rec2pm_jax.methods.windows import Window
+from rec2pm_jax.typing import Array, Events, Params, State
 
 NEIGHBOURS = 10
 
 
-def _all_rows(blocks: Sequence[np.ndarray]) -> np.ndarray:
-    """Weights of blocks whose keys start with the first token, [.., rows, keys], as one block."""
+def attention_shares(
+    method: Any,
+    params: Params,
+    histories: Histories,
+    rows: Rows,
+    *,
+    users: int = 64,
+    batch_size: int = 128,
+) -> dict[str, Any]:
+    """Measure where the queries and the reader attend, averaged over heads and users.
+
+    Args:
+      method: a method whose memory consists of tokens.
+      params: its parameters.
+      histories: the events of the users.
+      rows: rows of all users; the last row of each user is examined.
+      users: largest number of users to average over.
+      batch_size: largest number of users per compiled call.
+
+    Returns:
+      Shares of attention, as nested lists:
+
+      - "update": [layers][C][3], share of each query of the last update on the memory, on the
+        segment, and on the queries themselves.
+      - "read": [layers][2], share of the last raw event's row on the memory and on the raw events.
+      - "one_pass": [layers][C][K], share of each query of the one-time pass over the newest K
+        segments on each of them, newest first, without the queries; None for methods without a
+        one-time memory.
+
+      Softmax rows add up to one. HSTU's pointwise weights are divided by their sum of magnitudes.
+
+    Raises:
+      UserError: the memory is not made of tokens, or no user has K archived segments.
+    """
+    if not isinstance(method.memory, TokenMemory):
+        raise UserError(f"Method {method.config.method.name} keeps no memory tokens to look at.")
+    segments = method.config.data.segments
+    final = final_rows(rows)
+    chosen = final[rows.updates[final] >= segments][:users]
+    if not len(chosen):
+        raise UserError(f"No user has {segments} archived segments; lower data.segments.")
+    examined = _Examined(method, params, histories, rows, chosen, batch_size)
+    return {
+        "update": _sums(examined.update_weights()),
+        "read": _sums(examined.read_weights()),
+        "one_pass": examined.one_pass_shares(),
+    }
+
+
+class _Examined:
+    """The last rows of some users, and the attention weights of passes over them."""
+
+    def __init__(
+        self,
+        method: Any,
+        params: Params,
+        histories: Histories,
+        rows: Rows,
+        chosen: np.ndarray,
+        batch_size: int,
+    ) -> None:
+        self.method, self.params, self.histories = method, params, histories
+        self.rows, self.chosen, self.batch_size = rows, chosen, batch_size
+        self.user, self.start = rows.user[chosen], rows.start[chosen]
+        self.segment = method.config.data.segment
+
+    def update_weights(self) -> list[np.ndarray]:
+        """Return the weights of the last update's queries on memory, segment and queries."""
+        before = self._memories(self.rows.updates[self.chosen] - 1)
+        memory = before.memory.shape[1]
+        length = np.full(len(self.chosen), self.segment)
+        events, lengths, times = self._events(self.start - self.segment, length, self.segment)
+        window = Window(events, lengths, times)
+        inputs = self.method.memory.update_inputs(self.params, before, window, with_queries=True)
+        blocks, count = self._mean_weights(inputs)
+        weights = _join_blocks(blocks)
+        queries = weights[:, memory:count]
+        return [queries[..., :memory], queries[..., count:], queries[..., memory:count]]
+
+    def read_weights(self) -> list[np.ndarray]:
+        """Return the weights of each read's last row on the memory and on the raw events."""
+        states = self._memories(self.rows.updates[self.chosen])
+        memory, width = states.memory.shape[1], self.method.read_length
+        raw = np.minimum(self.rows.end - self.rows.start, width)[self.chosen]
+        events, lengths, times = self._events(self.start, raw, width)
+        window = Window(events, lengths, times)
+        inputs = self.method.memory.update_inputs(self.params, states, window, with_queries=False)
+        weights = np.abs(_join_blocks(self._weights(inputs)).astype(np.float64))
+        weights = weights.mean(axis=2)  # layers, users, rows, keys
+        last = weights[:, np.arange(len(self.chosen)), memory + lengths - 1]
+        last = _normalise(last).mean(axis=1)
+        return [last[:, :memory], last[:, memory:]]
+
+    def one_pass_shares(self) -> list | None:
+        """Return the shares of the one-time pass's queries on each segment, newest first."""
+        if not self.method.can_compress:
+            return None
+        slots, segments = self.method.config.method.slots, self.method.config.data.segments
+        width = segments * self.segment
+        length = np.full(len(self.chosen), width)
+        events, lengths, times = self._events(self.start - width, length, width)
+        history = Window(events, lengths, times)
+        inputs = reference_inputs(self.method.memory, self.params, history, lengths[:, None])
+        (weights, *_), count = self._mean_weights(inputs)
+        by_segment = weights[:, :slots, count:].reshape(len(weights), slots, segments, -1)
+        return by_segment.sum(axis=-1)[..., ::-1].tolist()
+
+    def _memories(self, updates: np.ndarray) -> State:
+        """Return the states of the users after so many updates."""
+        first = self.rows.first_segment[self.chosen]
+        wanted = memory_rows(self.user, first, updates, self.segment)
+        kind = self.method.memory_kind
+        return compute_memories(
+            self.method, self.params, self.histories, wanted, kind, self.batch_size
+        )
+
+    def _events(
+        self, start: np.ndarray, length: np.ndarray, width: int
+    ) -> tuple[Events, np.ndarray, Any]:
+        """Return a window of each user: events, lengths int32 [users] and times."""
+        events, valid = self.histories.window(self.user, start, length, width)
+        return events, valid.sum(axis=1, dtype=np.int32), events.times
+
+    def _weights(self, inputs: PassInputs) -> list[Array]:
+        """Return the attention weights of each block: [layers, users, heads, rows, keys]."""
+        run = self.method.network.attention_weights
+        return jax.jit(lambda p: run(p, inputs.x, inputs.layout))(self.params)
+
+    def _mean_weights(self, inputs: PassInputs) -> tuple[list[np.ndarray], int]:
+        """Return normalised weights per block, means over heads and users, and the slot count.
+
+        Each block is [layers, rows, keys].
+        """
+        found = [np.abs(np.asarray(weights, np.float64)) for weights in self._weights(inputs)]
+        return [_normalise(w).mean(axis=(1, 2)) for w in found], inputs.layout.num_slots
+
+
+def _normalise(weights: np.ndarray) -> np.ndarray:
+    """Divide weights [.., keys] by their sum."""
+    return weights / np.maximum(weights.sum(axis=-1, keepdims=True), 1e-30)
+
+
+def _sums(parts: Sequence[np.ndarray]) -> list:
+    """Sum each part over its keys and stack the sums on a last axis."""
+    return np.stack([part.sum(axis=-1) for part in parts], axis=-1).tolist()
+
+
+def _join_blocks(blocks: Sequence[np.ndarray]) -> np.ndarray:
+    """Join blocks of weights [.., rows, keys], whose keys start with the first token, into one."""
     keys = max(block.shape[-1] for block in blocks)
     whole = [np.pad(b, [(0, 0)] * (b.ndim - 1) + [(0, keys - b.shape[-1])]) for b in blocks]
     return np.concatenate(whole, axis=-2)
 
 
-def attention(
-    method, params, histories: Histories, rows: Rows, *, users: int = 64, batch_size: int = 128
-) -> dict[str, Any]:
-    """Where the queries and the reader look, averaged over heads and over up to `users` users.
-
-    Args:
-      rows: of all users; their last ones are looked at.
-
-    Returns:
-      update: [layers][C][3], mass of each query in the last update on the memory, on the
-        segment, and on the queries themselves.
-      read: [layers][2], mass of the last raw event's row on the memory and on the raw events.
-      one_pass: [layers][C][K], mass of each query of the one-time pass over the newest K segments on
-        each of them, newest first, the queries left out; None for methods without `compress`.
-      Softmax rows add up to one; HSTU's pointwise weights are divided by their sum of magnitudes.
-
-    Raises:
-      UserError: the memory is not made of tokens, or nobody has K archived segments.
-    """
-    if not isinstance(method, TokenMemory):
-        raise UserError(f"Method {method.config.method.name} keeps no memory tokens to look at.")
-    data, slots = method.config.data, method.config.method.slots
-    final = final_rows(rows)
-    chosen = final[rows.updates[final] >= data.segments][:users]
-    if not len(chosen):
-        raise UserError(f"Nobody has {data.segments} archived segments; lower data.segments.")
-
-    def memories(updates) -> State:
-        wanted = memory_rows(rows.user[chosen], rows.first_segment[chosen], updates, data.segment)
-        return row_memories(
-            method, params, histories, wanted, own_memory(method.config), batch_size
-        )
-
-    own, before = memories(rows.updates[chosen]), memories(rows.updates[chosen] - 1)
-    memory = own.memory.shape[1]
-
-    def watch(tokens) -> tuple[list[np.ndarray], int]:
-        """Normalised weights per block, mean over heads and users: [layers, rows, keys]."""
-        x, layout = tokens
-        found = jax.jit(lambda p: method.network.attention(p, x, layout))(params)
-        found = [np.abs(np.asarray(weights, np.float64)) for weights in found]
-        found = [w / np.maximum(w.sum(axis=-1, keepdims=True), 1e-30) for w in found]
-        return [w.mean(axis=(1, 2)) for w in found], layout.num_slots
-
-    def events(start, length, width) -> tuple[Events, np.ndarray, Any, Any]:
-        seen, valid = histories.window(rows.user[chosen], start, length, width)
-        return seen, valid.sum(axis=1, dtype=np.int32), seen.times
-
-    segment_start = rows.start[chosen] - data.segment
-    seen, lengths, times = events(segment_start, np.full(len(chosen), data.segment), data.segment)
-    weights, count = watch(method.update_tokens(params, before, seen, lengths, times, queries=True))
-    weights = _all_rows(weights)
-    queries = weights[:, memory:count]
-    update = [queries[..., :memory], queries[..., count:], queries[..., memory:count]]
-
-    raw = np.minimum(rows.end - rows.start, method.read_length)[chosen]
-    seen, lengths, times = events(rows.start[chosen], raw, method.read_length)
-    x, layout = method.update_tokens(params, own, seen, lengths, times, queries=False)
-    weights = _all_rows(jax.jit(lambda p: method.network.attention(p, x, layout))(params))
-    weights = np.abs(weights.astype(np.float64)).mean(axis=2)  # layers, users, rows, keys
-    last = weights[:, np.arange(len(chosen)), memory + lengths - 1]
-    last = (last / np.maximum(last.sum(axis=-1, keepdims=True), 1e-30)).mean(axis=1)
-    read = [last[:, :memory], last[:, memory:]]
-
-    one_pass = None
-    if hasattr(method, "reference_tokens"):
-        width = data.segments * data.segment
-        seen, lengths, times = events(
-            rows.start[chosen] - width, np.full(len(chosen), width), width
-        )
-        (weights, *_), count = watch(
-            method.reference_tokens(params, seen, lengths, lengths[:, None], times)
-        )
-        by_segment = weights[:, :slots, count:].reshape(len(weights), slots, data.segments, -1)
-        one_pass = by_segment.sum(axis=-1)[..., ::-1].tolist()
-    return {
-        "update": np.stack([part.sum(axis=-1) for part in update], axis=-1).tolist(),
-        "read": np.stack([part.sum(axis=-1) for part in read], axis=-1).tolist(),
-        "one_pass": one_pass,
-    }
-
-
 def nearest_items(memories: np.ndarray, table: np.ndarray, top: int = 5) -> np.ndarray:
-    """Items whose embeddings are nearest to what is peculiar to each slot of each user.
+    """Find the items whose embeddings are nearest to what sets each slot of each user apart.
 
-    Memories start as sums of item embeddings (the copying start), so cosines with the table say which
-    items weigh in them. The mean over users is removed first: it holds what everybody buys.
+    Memories start as sums of item embeddings (the identity initialisation). So cosines with the
+    table tell which items weigh in them. The mean over users is removed first: it holds what all
+    users have in common.
 
     Args:
       memories: float [U, C, D], U >= 2.
-      table: float [V, P * D], row 0 is padding. Slot p < P, which sums part p of item vectors, is
-        compared with that part (`method.sketch`), other slots with the first.
+      table: float [V, P * D], row 0 is padding. Slot p < P, which sums part p of item vectors
+        (`method.sketch`), is compared with that part, other slots with the first part.
+      top: number of items per slot.
 
     Returns:
-      int64 [U, C, top], ids.
+      int64 [U, C, top], item ids, nearest first.
     """
-    peculiar = memories - memories.mean(axis=0)
+    apart = memories - memories.mean(axis=0)
     slots, dim = memories.shape[1:]
     parts = table.reshape(len(table), -1, dim)
     part_of = [slot if slot < parts.shape[1] else 0 for slot in range(slots)]
     unit = parts / np.maximum(np.linalg.norm(parts, axis=2, keepdims=True), 1e-12)
-    scores = np.einsum("ucd,vcd->ucv", peculiar, unit[:, part_of])
+    scores = np.einsum("ucd,vcd->ucv", apart, unit[:, part_of])
     scores[..., 0] = -np.inf
     return np.argsort(-scores, axis=-1, kind="stable")[..., :top]
 
 
-def dominant(
+def dominant_groups(
     groups: np.ndarray, histories: Histories, users: np.ndarray, ends: np.ndarray, count: int
 ) -> np.ndarray:
-    """The group of items that each user takes most above average: int64 [U], below `count`.
+    """Return the group of items that each user takes most above the average of all users.
 
     Args:
-      groups: int64 [V], the group of each item, `count` or more for those that do not matter.
-      users: int64 [U], indices into `histories`. ends: int64 [U], events before these count.
+      groups: int64 [V], the group of each item; `count` or more for items to ignore.
+      histories: the events of the users.
+      users: int64 [U], indices into `histories`.
+      ends: int64 [U]; events before these positions count.
+      count: number of groups.
+
+    Returns:
+      int64 [U], below `count`.
     """
     shares = np.zeros((len(users), count))
     for row, (user, end) in enumerate(zip(users, ends, strict=True)):
@@ -148,14 +225,15 @@ def dominant(
 
 
 def neighbour_agreement(vectors: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """Do users with the same label have similar memories?
+    """Measure whether users with the same label have similar memories.
 
     Args:
-      vectors: float [U, N], U > NEIGHBOURS. labels: int [U].
+      vectors: float [U, N], U > NEIGHBOURS.
+      labels: int [U].
 
     Returns:
-      {"same": share of the NEIGHBOURS nearest users by cosine (the mean removed) with one's own label,
-       "chance": the same for random users}.
+      {"same": share of the NEIGHBOURS nearest users (by cosine, the mean removed) that have the
+      user's label, "chance": the same for random users}.
     """
     unit = vectors - vectors.mean(axis=0)
     unit = unit / np.maximum(np.linalg.norm(unit, axis=1, keepdims=True), 1e-12)

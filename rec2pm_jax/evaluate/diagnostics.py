@@ -1,98 +1,86 @@
-"""Is the memory used, does it differ between users, and does it survive many updates?
+"""Diagnose a memory: is it used, does it differ between users, does it survive many updates?
 
-A memory can satisfy L_con by being constant or by being copied, and can differ between users while
-the reader ignores it. So every figure here has one to compare it with: own against swapped, zero
-and mean memory; persistence and drift against the variance between users.
+A memory can satisfy the consistency loss by being constant or by being copied, and it can differ
+between users while the reader ignores it. So every figure here has one to compare it with: the
+user's memory against swapped, zero and mean memory; persistence and drift against the variance
+between users.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from rec2pm_jax.data.splits import bound_rule
 from rec2pm_jax.errors import UserError
-from rec2pm_jax.evaluate.evaluator import check_memory, final_rows, own_memory, row_memories
-from rec2pm_jax.evaluate.memories import swap_donors, take
-from rec2pm_jax.evaluate.metrics import ndcg
-from rec2pm_jax.evaluate.probe import archived_frequencies, linear_probe
-from rec2pm_jax.evaluate.reading import rank_targets, read_targets
-from rec2pm_jax.evaluate.targets import (
-    Histories,
-    Rows,
-    load_histories,
-    make_targets,
-    memory_rows,
-    plan_rows,
-    select_users,
+from rec2pm_jax.evaluate.histories import EvaluationData, Histories
+from rec2pm_jax.evaluate.memory_drift import measure_drift, newest_group
+from rec2pm_jax.evaluate.memory_kinds import resolve_memory
+from rec2pm_jax.evaluate.memory_states import choose_swap_donors, compute_memories, take_states
+from rec2pm_jax.evaluate.memory_statistics import (
+    archived_frequencies,
+    effective_rank,
+    linear_probe,
+    slot_cosine,
 )
-from rec2pm_jax.typing import State
+from rec2pm_jax.evaluate.metrics import ndcg
+from rec2pm_jax.evaluate.ranking import rank_targets, read_targets
+from rec2pm_jax.evaluate.spec import EvalSpec
+from rec2pm_jax.evaluate.targets import Rows, final_rows, memory_rows, plan_rows, select_targets
+from rec2pm_jax.methods.method import Method
+from rec2pm_jax.typing import Params, State
 
-DRIFT_UPDATES = (1, 5, 20)
 _BINS = 4
 
 
 def memory_diagnostics(
-    method,
-    params,
-    dataset,
-    *,
-    split: str,
-    memory: str = "",
-    protocol: str = "",
-    batch_size: int = 128,
-    max_users: int = 0,
-    max_segments: int = 0,
-    seed: int = 0,
+    method: Method, params: Params, dataset: EvaluationData, spec: EvalSpec
 ) -> dict[str, Any]:
-    """Diagnostics of a trained memory (arguments as in `evaluator.evaluate`).
+    """Compute the diagnostics of a trained memory.
 
-    Returns, JSON-ready; NDCG is over the targets of rows that have memory:
-      ndcg@10: {targets, own, swapped, zero, mean}: the same reads with four memories.
-      by_raw_events: the same by number of raw events read before the target, in quarters.
-      memory: figures of the newest group of memory [C, D] of each user, per element:
-        between_user_variance; persistence, mean of (m_h - m_{h-1})^2 over the last update;
-        effective_rank of the centred memories (Roy & Vetterli 2007); slot_cosine, mean cosine of
-        two slots of a user; linear_probe, see `probe`.
-      drift: mean squared distance per element between the memory after h updates and the one-time
-        memory of the same events, for h in DRIFT_UPDATES, also relative to the variance between
-        users of the one-time memory; empty for methods without `compress`.
+    Args:
+      method: the method to diagnose.
+      params: its parameters.
+      dataset: a prepared dataset.
+      spec: split, memory and users; `swap`, `corrupt` and `memory_format` are ignored.
+
+    Returns:
+      A dict that is ready for JSON. NDCG is the mean over targets of rows that have memory.
+
+      - "ndcg@10": {targets, own, swapped, zero, mean}, the same reads with four memories: the
+        user's own, another user's, zeros, and the mean of all users' final memories.
+      - "by_raw_events": the same by number of raw events read before the target, in quarters.
+      - "memory": figures of the newest group of memory [C, D] of each user, per element:
+        `between_user_variance`; `persistence`, the mean of (m_h - m_{h-1})^2 over the last update;
+        `effective_rank`, `slot_cosine` and `linear_probe`, see `memory_statistics`.
+      - "drift": see `memory_drift.measure_drift`.
 
     Raises:
-      UserError: the method has no memory, or nobody's history is long enough to fill one.
+      UserError: the method has no memory, or fewer than two users have a segment to memorise.
     """
-    memory = memory or own_memory(method.config)
-    check_memory(method, memory)
+    memory = resolve_memory(method, spec.memory)
     if memory == "none":
         raise UserError(
             f"Method {method.config.method.name} has no memory to diagnose; leave out diagnostics."
         )
-    rule = bound_rule(method.config.data, dataset, protocol)
-    users, _ = select_users(dataset.lengths, rule, split, max_users, seed)
-    histories = load_histories(dataset, users)
-    targets = make_targets(histories, rule, split)
-    rows = plan_rows(targets, method, max_segments)
-    donors = swap_donors(rows)
+    rule = bound_rule(method.config.data, dataset, spec.protocol or "")
+    _, _, histories, targets = select_targets(dataset, rule, spec.split, spec.max_users, spec.seed)
+    rows = plan_rows(targets, method, spec.max_segments)
+    donors = choose_swap_donors(rows)
     if donors is None:
         raise UserError(
             "Fewer than two users have a segment to memorise; use longer histories or a smaller "
             "config.data.segment."
         )
 
-    states = row_memories(method, params, histories, rows, memory, batch_size)
-    final = final_rows(rows)
-    average = np.broadcast_to(states.memory[final].mean(axis=0), states.memory.shape)
-    kinds = {
-        "own": states,
-        "swapped": take(states, donors),
-        "zero": states._replace(memory=np.zeros_like(states.memory)),
-        "mean": states._replace(memory=np.ascontiguousarray(average)),
-    }
+    states = compute_memories(method, params, histories, rows, memory, spec.batch_size)
     gains = {}
-    for kind, state in kinds.items():
-        vectors = read_targets(method, params, histories, rows, state, batch_size=batch_size)
+    for kind, replaced in _replace_memories(states, final_rows(rows), donors).items():
+        vectors = read_targets(
+            method, params, histories, rows, replaced, batch_size=spec.batch_size
+        )
         ranks = rank_targets(method, params, histories, targets, vectors, mask_seen=rule.mask_seen)
         gains[kind] = ndcg(ranks, 10)
 
@@ -101,40 +89,64 @@ def memory_diagnostics(
     edges = np.linspace(0, method.read_length, _BINS + 1).astype(int)
     by_raw_events = [
         {"from": int(low) + 1, "to": int(high)}
-        | _means(gains, has_memory & (raw_events > low) & (raw_events <= high))
+        | _mean_gains(gains, has_memory & (raw_events > low) & (raw_events <= high))
         for low, high in zip(edges[:-1], edges[1:], strict=True)
         if high > low
     ]
+    earlier = _states_before(method, params, histories, rows, memory, spec.batch_size)
     return {
-        "ndcg@10": _means(gains, has_memory),
+        "ndcg@10": _mean_gains(gains, has_memory),
         "by_raw_events": by_raw_events,
-        "memory": _figures(method, params, histories, rows, states, final, memory, batch_size),
-        "drift": drift(method, params, histories, batch_size=batch_size),
+        "memory": _describe_memories(method, histories, rows, states, earlier),
+        "drift": measure_drift(method, params, histories, batch_size=spec.batch_size),
     }
 
 
-def _means(gains: dict[str, np.ndarray], chosen: np.ndarray) -> dict[str, Any]:
+def _replace_memories(states: State, final: np.ndarray, donors: np.ndarray) -> dict[str, State]:
+    """Return the states of all rows with four memories: own, another user's, zeros and the mean."""
+    memory = np.asarray(states.memory)
+    average = np.broadcast_to(memory[final].mean(axis=0), memory.shape)
+    return {
+        "own": states,
+        "swapped": take_states(states, donors),
+        "zero": _with_memory(states, np.zeros_like(memory)),
+        "mean": _with_memory(states, np.ascontiguousarray(average)),
+    }
+
+
+def _with_memory(states: State, memory: Any) -> State:
+    return states._replace(memory=memory)
+
+
+def _mean_gains(gains: Mapping[str, np.ndarray], chosen: np.ndarray) -> dict[str, Any]:
+    """Return the number of chosen targets and their mean gain with each memory."""
     count = int(chosen.sum())
     means = {kind: float(g[chosen].mean()) if count else None for kind, g in gains.items()}
     return {"targets": count, **means}
 
 
-def _newest_group(method, states: State) -> np.ndarray:
-    """float64 [R, C, D]: groups are aligned to the right."""
-    return states.memory[:, -method.config.method.slots :].astype(np.float64)
-
-
-def _figures(method, params, histories, rows, states, final, memory, batch_size) -> dict[str, Any]:
-    newest = _newest_group(method, states)[final]
+def _states_before(
+    method: Method, params: Params, histories: Histories, rows: Rows, memory: str, batch_size: int
+) -> State:
+    """Return the states one update before the final one of each user with memory."""
+    final = final_rows(rows)
     before = memory_rows(
         rows.user[final],
         rows.first_segment[final],
         rows.updates[final] - 1,
         method.config.data.segment,
     )
-    earlier = row_memories(method, params, histories, before, memory, batch_size)
-    changed = before.updates > 0  # a first memory has no predecessor
-    step = np.square(newest - _newest_group(method, earlier))[changed]
+    return compute_memories(method, params, histories, before, memory, batch_size)
+
+
+def _describe_memories(
+    method: Method, histories: Histories, rows: Rows, states: State, earlier: State
+) -> dict[str, Any]:
+    """Return the figures of the final memories; `earlier` holds them one update before."""
+    final = final_rows(rows)
+    newest = newest_group(method, states)[final]
+    changed = rows.updates[final] > 1  # a first memory has no predecessor
+    step = np.square(newest - newest_group(method, earlier))[changed]
     archive = archived_frequencies(histories, rows, method.num_items, method.config.data.segment)
     return {
         "between_user_variance": float(newest.var(axis=0).mean()),
@@ -143,111 +155,3 @@ def _figures(method, params, histories, rows, states, final, memory, batch_size)
         "slot_cosine": slot_cosine(newest),
         "linear_probe": linear_probe(newest.reshape(len(newest), -1), archive[final]),
     }
-
-
-def drift(
-    method,
-    params,
-    histories: Histories,
-    *,
-    updates: Sequence[int] = DRIFT_UPDATES,
-    batch_size: int = 128,
-) -> list[dict[str, Any]]:
-    """How far iterated memory strays from the one-time memory of the same events.
-
-    Returns:
-      Per number of updates that somebody's history has: {updates, users, squared_distance (mean per
-      element), relative (to the variance between users of the one-time memory)}; empty for methods
-      without `compress`.
-    """
-    if not hasattr(method, "compress"):
-        return []
-    own = own_memory(method.config)
-
-    def memories(rows):
-        return (
-            row_memories(method, params, histories, rows, kind, batch_size)
-            for kind in (own, "one_time")
-        )
-
-    return _distances(method, histories, updates, memories)
-
-
-def rounding(
-    method,
-    params,
-    histories: Histories,
-    stored: str,
-    *,
-    updates: Sequence[int] = DRIFT_UPDATES,
-    batch_size: int = 128,
-) -> list[dict[str, Any]]:
-    """How far memory strays that is kept in the format `stored` in between updates: as `drift`, from
-    the same memory in float32."""
-    own = own_memory(method.config)
-
-    def memories(rows):
-        return (
-            row_memories(method, params, histories, rows, own, batch_size, kind)
-            for kind in (stored, "float32")
-        )
-
-    return _distances(method, histories, updates, memories)
-
-
-def _distances(
-    method,
-    histories: Histories,
-    updates: Sequence[int],
-    memories: Callable[[Rows], Iterable[State]],
-) -> list[dict[str, Any]]:
-    """Squared distances between two memories of the same rows, relative to the second's variance."""
-    segment = method.config.data.segment
-    whole_segments = np.diff(histories.offsets) // segment
-    found = []
-    for count in updates:
-        user = np.flatnonzero(whole_segments >= count)
-        if not len(user):
-            continue
-        rows = memory_rows(user, np.zeros_like(user), np.full_like(user, count), segment)
-        ours, reference = (_newest_group(method, states) for states in memories(rows))
-        distance = float(np.square(ours - reference).mean())
-        variance = float(reference.var(axis=0).mean())
-        found.append(
-            {
-                "updates": count,
-                "users": len(user),
-                "squared_distance": distance,
-                "relative": distance / variance if variance else None,
-            }
-        )
-    return found
-
-
-def effective_rank(vectors: np.ndarray) -> float:
-    """exp of the entropy of the normalised singular values (Roy & Vetterli 2007).
-
-    Args:
-      vectors: float [U, N]; their mean is removed first. Identical vectors have rank 0.
-    """
-    values = np.linalg.svd(vectors - vectors.mean(axis=0), compute_uv=False)
-    if values.sum() <= 1e-12 * max(1.0, np.abs(vectors).max()):
-        return 0.0
-    share = values / values.sum()
-    share = share[share > 0]
-    return float(np.exp(-(share * np.log(share)).sum()))
-
-
-def slot_cosine(memories: np.ndarray) -> float | None:
-    """Mean cosine between two different slots of a user; None with a single slot.
-
-    Args:
-      memories: float [U, C, D].
-    """
-    slots = memories.shape[1]
-    if slots < 2:
-        return None
-    norms = np.linalg.norm(memories, axis=2, keepdims=True)
-    unit = memories / np.maximum(norms, 1e-12)
-    cosines = np.einsum("ucd,ued->uce", unit, unit)
-    return float(cosines[:, ~np.eye(slots, dtype=bool)].mean())

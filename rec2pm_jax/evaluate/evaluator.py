@@ -1,49 +1,112 @@
-"""Offline evaluation of one method with one kind of memory: ranks, metrics, and the swap test."""
+"""Evaluate one method with one kind of memory: ranks, metrics and the swap test."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
 from rec2pm_jax.data.splits import SplitRule, bound_rule
 from rec2pm_jax.errors import UserError
-from rec2pm_jax.evaluate.memories import iterated_memories, one_time_memories, swap_donors, take
+from rec2pm_jax.evaluate.histories import EvaluationData, Histories
+from rec2pm_jax.evaluate.memory_kinds import resolve_memory
+from rec2pm_jax.evaluate.memory_states import choose_swap_donors, compute_memories, take_states
 from rec2pm_jax.evaluate.metrics import summarize
-from rec2pm_jax.evaluate.reading import rank_targets, read_targets
+from rec2pm_jax.evaluate.ranking import rank_targets, read_targets
 from rec2pm_jax.evaluate.record import Evaluation, dataset_name
-from rec2pm_jax.evaluate.targets import (
-    Histories,
-    Rows,
-    Targets,
-    load_histories,
-    make_targets,
-    plan_rows,
-    select_users,
-)
+from rec2pm_jax.evaluate.spec import EvalSpec
+from rec2pm_jax.evaluate.targets import Rows, Targets, final_rows, plan_rows, select_targets
 from rec2pm_jax.methods.codec import check_format, slot_bytes
-from rec2pm_jax.typing import State
+from rec2pm_jax.methods.method import Method
+from rec2pm_jax.typing import Params, State
 
 
-def own_memory(config) -> str:
-    """The memory a method serves with: none for full and recent, else `config.method.memory`."""
-    return "none" if config.method.name in ("full", "recent") else config.method.memory
+def evaluate(method: Method, params: Params, dataset: EvaluationData, spec: EvalSpec) -> Evaluation:
+    """Predict every target from the user's whole history before it and rank the full catalogue.
+
+    Args:
+      method: the method to evaluate.
+      params: its parameters.
+      dataset: a prepared dataset, see `data.dataset.open_dataset`.
+      spec: split, memory, users and further conditions.
+
+    Returns:
+      The ranks and metrics; `Evaluation.record` makes them a JSON record.
+
+    Raises:
+      UserError: the method has no such memory, the memory format is unknown, no user has targets,
+        targets were training events under the protocol of `config.data`, or scores are not finite.
+
+    Example, with untrained parameters (for a trained model see `train.loop.train_and_evaluate`):
+
+    >>> import tempfile
+    >>> import jax
+    >>> from rec2pm_jax.config import Config, DataConfig, MethodConfig, ModelConfig
+    >>> from rec2pm_jax.data.dataset import open_dataset
+    >>> from rec2pm_jax.data.options import PrepareOptions
+    >>> from rec2pm_jax.data.prepare import prepare
+    >>> from rec2pm_jax.methods.registry import make_method
+    >>> directory = tempfile.TemporaryDirectory()
+    >>> _ = prepare(PrepareOptions("synthetic", directory.name + "/data", progress=False,
+    ...     synthetic_users=20, synthetic_items=60, synthetic_length=40))
+    >>> dataset = open_dataset(directory.name + "/data")
+    >>> config = Config(data=DataConfig(segment=5), model=ModelConfig(layers=1, dim=8),
+    ...     method=MethodConfig(name="recent"))
+    >>> method = make_method(config, dataset.num_items)
+    >>> params = jax.jit(method.init)(jax.random.key(0))
+    >>> result = evaluate(method, params, dataset, EvalSpec("test"))
+    >>> result.users, len(result.rank), sorted(result.metrics)
+    (20, 200, ['hr@1', 'hr@10', 'hr@50', 'mrr', 'ndcg@10', 'ndcg@50'])
+    >>> directory.cleanup()
+    """
+    began = time.perf_counter()
+    config = method.config
+    memory = resolve_memory(method, spec.memory)
+    check_format(spec.memory_format)
+
+    rule = bound_rule(config.data, dataset, spec.protocol or "")
+    users, skipped, histories, targets = select_targets(
+        dataset, rule, spec.split, spec.max_users, spec.seed
+    )
+    _check_unseen(dataset, histories, targets, bound_rule(config.data, dataset))
+    if spec.corrupt is not None:
+        histories = spec.corrupt(histories, targets)
+    rows = plan_rows(targets, method, spec.max_segments)
+    states = compute_memories(
+        method, params, histories, rows, memory, spec.batch_size, spec.memory_format
+    )
+
+    def ranks_with(states: State) -> np.ndarray:
+        vectors = read_targets(method, params, histories, rows, states, batch_size=spec.batch_size)
+        return rank_targets(method, params, histories, targets, vectors, mask_seen=rule.mask_seen)
+
+    ranks = ranks_with(states)
+    donors = choose_swap_donors(rows) if spec.swap else None
+    swapped = None if donors is None else ranks_with(take_states(states, donors))
+    return Evaluation(
+        method=config.method.name,
+        memory=memory,
+        backbone=config.model.backbone,
+        dataset=dataset_name(dataset.info),
+        data_hash=dataset.content_hash,
+        split=spec.split,
+        protocol=spec.protocol or config.data.protocol,
+        user=users[targets.user],
+        position=targets.position,
+        rank=ranks,
+        swapped_rank=swapped,
+        metrics=summarize(ranks, targets.user),
+        skipped_users=skipped,
+        wall_s=time.perf_counter() - began,
+        **_measure_states(method, rows, states, spec.memory_format),
+    )
 
 
-def check_memory(method, memory: str) -> None:
-    """Raises UserError unless `method` can be evaluated with `memory`."""
-    own = own_memory(method.config)
-    possible = (own, "one_time") if hasattr(method, "compress") else (own,)
-    if memory not in possible:
-        raise UserError(
-            f"memory={memory!r} does not fit method {method.config.method.name} as it is "
-            f"configured; use {' or '.join(possible)}."
-        )
-
-
-def check_unseen(dataset, histories: Histories, targets: Targets, trained_with: SplitRule) -> None:
-    """Raises UserError if a target lies in what the protocol of training let the model see."""
+def _check_unseen(
+    dataset: EvaluationData, histories: Histories, targets: Targets, trained_with: SplitRule
+) -> None:
+    """Raise UserError if a target was a training event under the protocol of training."""
     trained_end = trained_with.train_ends(dataset.lengths)[histories.users]
     leaked = int((targets.position < trained_end[targets.user]).sum())
     if leaked:
@@ -53,112 +116,18 @@ def check_unseen(dataset, histories: Histories, targets: Targets, trained_with: 
         )
 
 
-def row_memories(
-    method, params, histories: Histories, rows: Rows, memory: str, batch_size: int, stored="float32"
-) -> State:
-    """States [R, ...] of all rows, iterated or one-time; stored: see `codec`."""
-    fold = one_time_memories if memory == "one_time" else iterated_memories
-    return fold(method, params, histories, rows, batch_size=batch_size, stored=stored)
-
-
-def evaluate(
-    method,
-    params,
-    dataset,
-    *,
-    split: str,
-    memory: str = "",
-    protocol: str = "",
-    batch_size: int = 128,
-    max_users: int = 0,
-    max_segments: int = 0,
-    swap: bool = True,
-    seed: int = 0,
-    corrupt: Callable[[Histories, Targets], Histories] | None = None,
-    stored: str = "float32",
-) -> Evaluation:
-    """Predicts every target of `split` from its whole own prefix and ranks the full catalogue.
-
-    Args:
-      method: see `methods.base.Method`; `compress` too for memory="one_time".
-      params: its parameters.
-      dataset: see `data.dataset`.
-      split: validation | test.
-      memory: overwrite | append | one_time | none; empty for the method's own.
-      protocol: split rule; empty for `config.data.protocol`.
-      batch_size: most users per compiled call; results do not depend on it.
-      max_users: 0, or the size of a pseudo-random subset of users fixed by `seed`.
-      max_segments: 0, or the newest archived segments that memory may fold.
-      swap: also rank every target with another user's memory.
-      corrupt: changes what is read, never the targets; see `denoise.Noise`.
-      stored: the format a memory is kept in between updates: float32 | bfloat16 | int8, see `codec`.
-
-    Raises:
-      UserError: `memory` does not fit the method, `stored` is unknown, nobody has targets under the
-        protocol, targets were training events under the protocol of `config.data`, or scores are not
-        finite.
-    """
-    began = time.perf_counter()
-    config = method.config
-    memory = memory or own_memory(config)
-    protocol = protocol or config.data.protocol
-    check_memory(method, memory)
-    check_format(stored)
-
-    rule = bound_rule(config.data, dataset, protocol)
-    users, skipped = select_users(dataset.lengths, rule, split, max_users, seed)
-    histories = load_histories(dataset, users)
-    targets = make_targets(histories, rule, split)
-    check_unseen(dataset, histories, targets, bound_rule(config.data, dataset))
-    if corrupt is not None:
-        histories = corrupt(histories, targets)
-    rows = plan_rows(targets, method, max_segments)
-    states = row_memories(method, params, histories, rows, memory, batch_size, stored)
-
-    def ranks_with(states: State) -> np.ndarray:
-        vectors = read_targets(method, params, histories, rows, states, batch_size=batch_size)
-        return rank_targets(method, params, histories, targets, vectors, mask_seen=rule.mask_seen)
-
-    ranks = ranks_with(states)
-    donors = swap_donors(rows) if swap else None
-    swapped = None if donors is None else ranks_with(take(states, donors))
-    return Evaluation(
-        method=config.method.name,
-        memory=memory,
-        backbone=config.model.backbone,
-        dataset=dataset_name(dataset.info),
-        data_hash=dataset.content_hash,
-        split=split,
-        protocol=protocol,
-        user=users[targets.user],
-        position=targets.position,
-        rank=ranks,
-        swapped_rank=swapped,
-        metrics=summarize(ranks, targets.user),
-        skipped_users=skipped,
-        wall_s=time.perf_counter() - began,
-        **_state_figures(method, rows, states, stored),
-    )
-
-
-def final_rows(rows: Rows) -> np.ndarray:
-    """Index of the last row of each user that has memory: int64 [users with memory]."""
-    order = np.lexsort((rows.end, rows.user))
-    last = order[np.append(np.diff(rows.user[order]) > 0, True)]
-    return last[rows.updates[last] > 0]
-
-
-def _state_figures(method, rows: Rows, states: State, stored: str) -> dict:
-    """Bytes per user and the variance between users of the final memories."""
+def _measure_states(
+    method: Method, rows: Rows, states: State, memory_format: str
+) -> dict[str, Any]:
+    """Return the bytes per user, and the variance of the final memories between users."""
     _, slots, dim = states.memory.shape
     capacity = states.memory[0].nbytes
-    if stored != "float32":
-        capacity = slots * slot_bytes(stored, dim)
-    bookkeeping = sum(leaf[0].nbytes for leaf in (states.groups, states.segments))
+    if memory_format != "float32":
+        capacity = slots * slot_bytes(memory_format, dim)
     final = final_rows(rows)
-    figures = {
+    figures: dict[str, Any] = {
         "state_bytes_per_user": capacity,
-        "state_bookkeeping_bytes": bookkeeping,
+        "state_bookkeeping_bytes": states.groups[0].nbytes + states.segments[0].nbytes,
         "state_used_bytes": None,
         "memory_variance": None,
     }

@@ -1,13 +1,17 @@
-"""The one definition of every ranking metric: full catalogue, one target, ties pessimistic.
+"""Ranking metrics over the full catalogue: one target, ties pessimistic.
 
     rank = 1 + number of other items whose score is >= the target's
     hr@k = [rank <= k]      ndcg@k = [rank <= k] / log2(rank + 1)      mrr = 1 / rank
 
-A model that gives every item the same score therefore ranks the target last, not first.
+A model that gives every item the same score therefore ranks the target last, not first. Every part
+of the project takes its metrics from this module.
 """
 
 from __future__ import annotations
 
+from typing import TypeVar
+
+import jax
 import numpy as np
 
 from rec2pm_jax.errors import UserError
@@ -16,21 +20,26 @@ HIT_CUTOFFS = (1, 10, 50)
 NDCG_CUTOFFS = (10, 50)
 METRICS = (*(f"hr@{k}" for k in HIT_CUTOFFS), *(f"ndcg@{k}" for k in NDCG_CUTOFFS), "mrr")
 
+AnyArray = TypeVar("AnyArray", np.ndarray, jax.Array)
 
-def target_ranks(scores, targets, excluded=None):
-    """Pessimistic rank of each target among all items.
 
-    Works on numpy arrays and, inside `jit`, on jax arrays alike.
+def target_ranks(scores: AnyArray, targets: AnyArray, excluded: AnyArray | None = None) -> AnyArray:
+    """Return the pessimistic rank of each target among all items.
+
+    Works on numpy arrays and, inside `jit`, on jax arrays.
 
     Args:
       scores: float [B, V]; column 0 is padding and never counts, whatever it holds.
       targets: int [B], ids from 1.
-      excluded: bool [B, V], items left out of the ranking, or None. A target that is left out itself
-        comes last.
+      excluded: bool [B, V], items left out of the ranking, or None. An excluded target comes last.
 
     Returns:
       int [B], ranks from 1 to V - 1; 0 marks a row with a non-finite score, which `check_ranks`
       turns into an error on the host.
+
+    >>> scores = np.array([[0.0, 3.0, 2.0, 2.0], [0.0, 1.0, 1.0, 1.0]])
+    >>> target_ranks(scores, np.array([1, 1])).tolist()
+    [1, 3]
     """
     items = scores[:, 1:]
     own = scores[np.arange(scores.shape[0]), targets]
@@ -44,7 +53,7 @@ def target_ranks(scores, targets, excluded=None):
 
 
 def check_ranks(ranks: np.ndarray) -> np.ndarray:
-    """Returns `ranks` if all are valid.
+    """Return `ranks` if all are valid.
 
     Raises:
       UserError: some scores were NaN or infinite.
@@ -59,28 +68,43 @@ def check_ranks(ranks: np.ndarray) -> np.ndarray:
 
 
 def hits(ranks: np.ndarray, k: int) -> np.ndarray:
-    """hr@k of each target: float64, 0 or 1."""
+    """Return hr@k of each target: float64, 0 or 1.
+
+    >>> hits(np.array([1, 10, 11]), 10).tolist()
+    [1.0, 1.0, 0.0]
+    """
     return (ranks <= k).astype(np.float64)
 
 
 def ndcg(ranks: np.ndarray, k: int) -> np.ndarray:
-    """ndcg@k of each target (the ideal DCG of a single target is 1): float64 in [0, 1]."""
+    """Return ndcg@k of each target: float64 in [0, 1]. The ideal DCG of a single target is 1.
+
+    >>> ndcg(np.array([1, 3, 11]), 10).tolist()
+    [1.0, 0.5, 0.0]
+    """
     return np.where(ranks <= k, 1.0 / np.log2(ranks + 1.0), 0.0)
 
 
 def summarize(ranks: np.ndarray, users: np.ndarray | None = None) -> dict[str, float]:
-    """Means over users of every metric, as fractions of 1.
+    """Return the mean over users of every metric, as fractions of 1.
 
-    A user's value is the mean over the user's targets, as in the bootstrap, so that everybody counts
-    the same where protocols give some users more targets than others.
+    A user's value is the mean over the user's targets. So every user has the same weight, even if
+    a protocol gives some users more targets than others.
 
     Args:
-      ranks: int [T].
-      users: int [T], the user of each target; None: each target has its own.
+      ranks: int [T], from 1.
+      users: int [T], the user of each target; None if every target belongs to another user.
+
+    Returns:
+      {metric: value} for the names in `METRICS`.
 
     Raises:
-      ValueError: no targets.
-      UserError: see `check_ranks`.
+      ValueError: there are no targets.
+      UserError: some scores were NaN or infinite.
+
+    >>> means = summarize(np.array([1, 3, 20]), users=np.array([0, 0, 1]))
+    >>> means["hr@10"], means["ndcg@10"]
+    (0.5, 0.375)
     """
     if ranks.size == 0:
         raise ValueError("No targets: metrics of nothing are undefined.")
@@ -94,11 +118,17 @@ def summarize(ranks: np.ndarray, users: np.ndarray | None = None) -> dict[str, f
 
 
 def user_means(values: np.ndarray, users: np.ndarray) -> np.ndarray:
-    """Mean of per-target `values` for each distinct user, in ascending order of user.
+    """Return the mean of per-target values for each distinct user, in ascending order of user.
 
     Args:
       values: float [T].
       users: int [T], the user of each target.
+
+    Returns:
+      float64 [distinct users].
+
+    >>> user_means(np.array([1.0, 0.0, 0.5]), np.array([7, 7, 2])).tolist()
+    [0.5, 0.5]
     """
     _, group = np.unique(users, return_inverse=True)
     return np.bincount(group, weights=values) / np.bincount(group)

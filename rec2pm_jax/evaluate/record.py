@@ -1,10 +1,8 @@
-"""What an evaluation found, and the JSON record that tables and comparisons are made of."""
+"""The result of an evaluation, and the JSON record that tables and comparisons are made of."""
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,6 +14,7 @@ from rec2pm_jax.data.splits import split_rule
 from rec2pm_jax.errors import UserError
 from rec2pm_jax.evaluate.bootstrap import bootstrap
 from rec2pm_jax.evaluate.metrics import hits, ndcg, user_means
+from rec2pm_jax.json_file import write_json
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,19 +22,25 @@ class Evaluation:
     """Ranks of one method on one split, with what names the setting.
 
     Attributes:
-      method, memory, backbone, dataset, split, protocol: names as in the record; backbone None for
-        heuristics.
+      method: name of the method or heuristic.
+      memory: "overwrite", "append", "one_time" or "none".
+      backbone: name of the backbone; None for heuristics.
+      dataset: name of the dataset.
       data_hash: content hash of the dataset.
+      split: "validation" or "test".
+      protocol: name of the split rule.
       user: int64 [T], dataset index of each target's user; targets are ordered by user.
-      position: int64 [T], the target's position n: predicted from events [0, n).
+      position: int64 [T], position n of each target, which is predicted from events [0, n).
       rank: int64 [T], from 1.
-      swapped_rank: int64 [T] with another user's memory, or None.
+      swapped_rank: int64 [T], ranks with another user's memory, or None.
       metrics: see `metrics.summarize`.
-      skipped_users: users with too few events for the protocol.
-      state_bytes_per_user: capacity of the memory; state_used_bytes: mean in use (append), or None.
-      state_bookkeeping_bytes: the rest of the state.
-      memory_variance: mean over elements of the variance between users' final memories, or None.
+      skipped_users: number of users with too few events for the protocol.
       wall_s: seconds, compilation included.
+      state_bytes_per_user: capacity of the memory.
+      state_used_bytes: mean bytes in use with memory "append"; None for other memories.
+      state_bookkeeping_bytes: bytes of the rest of the state.
+      memory_variance: variance between users of the final memories, mean over elements; None
+        without memory.
     """
 
     method: str
@@ -59,11 +64,12 @@ class Evaluation:
 
     @property
     def users(self) -> int:
+        """Number of users with targets."""
         return len(np.unique(self.user))
 
     @property
     def user_ndcg(self) -> np.ndarray:
-        """Mean ndcg@10 of each user, ascending by user: the samples of a paired bootstrap."""
+        """Mean ndcg@10 of each user, float64, ascending by user: samples of a paired bootstrap."""
         return user_means(ndcg(self.rank, 10), self.user)
 
     def record(
@@ -75,11 +81,13 @@ class Evaluation:
         step: int | None = None,
         git_commit: str | None = None,
     ) -> dict[str, Any]:
-        """The evaluation record, JSON-ready; metrics are fractions of 1.
+        """Return the evaluation record, ready for JSON; metrics are fractions of 1.
 
         Args:
           config: nested plain dicts: the whole configuration, or a heuristic's settings.
-          config_hash, seed, step: of the training run; None for heuristics.
+          config_hash: hash of the configuration of the training run; None for heuristics.
+          seed: seed of the training run; None for heuristics.
+          step: step of the evaluated checkpoint; None for heuristics.
           git_commit: see `provenance.git_commit`.
         """
         swap = None
@@ -118,25 +126,22 @@ class Evaluation:
 
 
 def dataset_name(info: Mapping[str, Any]) -> str:
-    """Name of a prepared dataset in records: its source, and the item level unless plain items."""
+    """Return the name of a dataset in records: its source, and the item level if it has one.
+
+    >>> dataset_name({"source": "complete_journey", "item_level": "product_type"})
+    'complete_journey/product_type'
+    """
     level = info["item_level"]
     return info["source"] if level == "item" else f"{info['source']}/{level}"
 
 
 def write_records(path: str | os.PathLike, records: list | dict) -> None:
-    """Writes JSON atomically (temporary name, then rename); NaN is refused.
+    """Write records as JSON, atomically.
 
     Raises:
       UserError: the path cannot be written.
     """
-    path = Path(path)
-    text = json.dumps(records, indent=2, allow_nan=False) + "\n"
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(text)
-        os.replace(temporary, path)
+        write_json(Path(path), records)
     except OSError as error:
-        with contextlib.suppress(OSError):  # often it was never created
-            temporary.unlink()
         raise UserError(f"Cannot write {path}: {error.strerror}.") from error

@@ -1,4 +1,4 @@
-"""Evaluation records and memory diagnostics as text a person reads."""
+"""Format evaluation records and memory diagnostics as text."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any
 from rec2pm_jax.data.splits import split_rule
 from rec2pm_jax.evaluate.metrics import METRICS
 
-_SUFFIX = {"overwrite": "_o", "append": "_a"}
+_SUFFIX = {"overwrite": "_o", "append": "_a", "one_time": " (one-time)"}
 
 
 def setting_line(record: Mapping[str, Any]) -> str:
-    """One line that says under which conditions the numbers of a record were measured."""
+    """Return one line that names the conditions under which a record was measured."""
     state = "none"
     if record["state_bytes_per_user"] is not None:
         state = f"{record['state_bytes_per_user']} B"
@@ -33,25 +33,36 @@ def setting_line(record: Mapping[str, Any]) -> str:
 
 
 def target_time_is_input(config: Mapping[str, Any]) -> bool:
-    """Whether the model saw when the target happens (query times of a time bias)."""
+    """Return whether the model was given the time of the target, as a time bias needs it.
+
+    Args:
+      config: the configuration of a record.
+    """
     return config.get("model", {}).get("relative_bias") == "position_time"
 
 
 def display_name(record: Mapping[str, Any]) -> str:
-    """Name of a record's method in tables, e.g. rec2pm_o, or personal_frequency (window 50)."""
-    one_time = record["memory"] == "one_time"
-    name = record["method"] + (" (one-time)" if one_time else _SUFFIX.get(record["memory"], ""))
-    if record.get("config", {}).get("method", {}).get("sketch"):
+    """Return the name of a record's method in tables.
+
+    >>> display_name({"method": "rec2pm", "memory": "overwrite"})
+    'rec2pm_o'
+    >>> setting = {"window": 50, "half_life": None}
+    >>> display_name({"method": "personal_frequency", "memory": "none", "config": setting})
+    'personal_frequency (window 50)'
+    """
+    name = record["method"] + _SUFFIX.get(record["memory"], "")
+    config = record.get("config", {})
+    if config.get("method", {}).get("sketch"):
         name += " + sketch"
     if record["method"] == "personal_frequency":
-        window, half_life = record["config"]["window"], record["config"]["half_life"]
+        window, half_life = config["window"], config["half_life"]
         name += f" (window {window})" if window else " (whole history)"
         name += f" half-life {half_life:g}" if half_life else ""
     return name
 
 
 def metrics_table(records: Sequence[Mapping[str, Any]]) -> str:
-    """Metrics in percent, one row per record, ndcg@10 with its 95 % bootstrap interval."""
+    """Return a table of metrics in percent, one row per record, with the 95 % interval of ndcg@10."""
     header = ["method", *METRICS, "ndcg@10 95 %", "swapped ndcg@10"]
     body = []
     for record in records:
@@ -69,7 +80,7 @@ def metrics_table(records: Sequence[Mapping[str, Any]]) -> str:
 
 
 def diagnostics_table(diagnostics: Mapping[str, Any]) -> str:
-    """The tables of `diagnostics.memory_diagnostics`."""
+    """Return the tables of what `diagnostics.memory_diagnostics` found."""
     rows = [diagnostics["ndcg@10"], *diagnostics["by_raw_events"]]
     labels = ["all", *(f"{r['from']}-{r['to']}" for r in diagnostics["by_raw_events"])]
     kinds = ("own", "swapped", "zero", "mean")
@@ -102,12 +113,14 @@ def diagnostics_table(diagnostics: Mapping[str, Any]) -> str:
     return f"NDCG@10, %, targets with memory\n{used}\n\n{figures}\n\n{drift}"
 
 
-def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:.2f}"
-
-
 def format_table(header: Sequence[str], body: Sequence[Sequence[str]]) -> str:
-    """Columns padded to equal width: the first to the left, the others to the right."""
+    """Return a table with columns of equal width: the first aligned left, the others right.
+
+    >>> print(format_table(["method", "hr@10"], [["full", "18.30"]]))
+    method  hr@10
+    ------  -----
+    full    18.30
+    """
     widths = [max(len(row[i]) for row in (header, *body)) for i in range(len(header))]
     lines = []
     for row in (header, ["-" * width for width in widths], *body):
@@ -115,3 +128,7 @@ def format_table(header: Sequence[str], body: Sequence[Sequence[str]]) -> str:
         cells += [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
         lines.append("  ".join(cells).rstrip())
     return "\n".join(lines)
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.2f}"

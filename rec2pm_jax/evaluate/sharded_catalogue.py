@@ -1,36 +1,47 @@
-"""The catalogue of a sharded item table, for evaluation: rows on request, ranks and the best items.
+"""Evaluate over a sharded item table: fetch rows, rank targets, and find the best items.
 
-The table is a global array over a mesh (see `nn.item_rows`). Every process of the job has to make the
-same calls, each with arguments of its own where that is said.
+The table is a global array over a mesh, see `nn.catalogue.sharded_table`. Every process of the job
+makes the same calls. Arguments are the same in every process unless a function says otherwise.
 """
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
-from jax.sharding import NamedSharding
+from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from rec2pm_jax.config import LossConfig
-from rec2pm_jax.nn.exchange import fetch, plan_exchange
-from rec2pm_jax.nn.item_rows import rows_of
-from rec2pm_jax.nn.losses import prepare
-from rec2pm_jax.nn.sharded_scoring import sharded_ranks, sharded_top_k
+from rec2pm_jax.nn.catalogue.losses import to_item_vectors, to_queries
+from rec2pm_jax.nn.catalogue.row_exchange import fetch, plan_exchange
+from rec2pm_jax.nn.catalogue.sharded_scoring import sharded_ranks, sharded_top_k
+from rec2pm_jax.nn.catalogue.sharded_table import ids_to_rows
 from rec2pm_jax.typing import Array
 
 _IDS = 1024  # rows that a device asks for in one call
 _QUERIES = 256  # queries that are ranked in one call
 
 
-def lookup(table: Array, ids: np.ndarray, dim: int) -> np.ndarray:
-    """Rows of this process's `ids` [n] (others may have other numbers of them): float [n, dim]."""
-    mesh = table.sharding.mesh
+def fetch_rows(table: Array, ids: np.ndarray, dim: int) -> np.ndarray:
+    """Fetch rows of the table.
+
+    Args:
+      table: the sharded item table.
+      ids: int [n], item ids; every process has its ids, and n may differ.
+      dim: W, numbers per item.
+
+    Returns:
+      float [n, dim], the rows of this process's ids.
+    """
+    mesh = _mesh_of(table)
     local = len(mesh.local_devices)
-    calls = -(-_most(len(ids)) // (local * _IDS))
+    calls = -(-_largest_count(len(ids)) // (local * _IDS))
     padded = np.zeros(calls * local * _IDS, np.int32)
     padded[: len(ids)] = ids
     sharding = NamedSharding(mesh, P(mesh.axis_names[0]))
@@ -46,15 +57,23 @@ def lookup(table: Array, ids: np.ndarray, dim: int) -> np.ndarray:
 def ranks(
     loss: LossConfig, table: Array, num_items: int, vectors: np.ndarray, targets: np.ndarray
 ) -> np.ndarray:
-    """Pessimistic ranks of targets [T] among all items: int64 [T]; 0 where a score is not finite.
+    """Return the pessimistic rank of each target among all items.
 
-    vectors: float32 [T, W], outputs of a method; all arguments are the same in every process.
+    Args:
+      loss: how logits are computed from vectors and rows.
+      table: the sharded item table.
+      num_items: number of items, without padding.
+      vectors: float32 [T, W], outputs of a method.
+      targets: int32 [T], item ids.
+
+    Returns:
+      int64 [T], ranks from 1; 0 marks a row with a non-finite score.
     """
     size = min(_QUERIES, len(targets))
     result = []
     for begin in range(0, len(targets), size):
         part = np.arange(begin, begin + size) % len(targets)
-        found = _ranks(table.sharding.mesh, loss, num_items, table, vectors[part], targets[part])
+        found = _ranks(_mesh_of(table), loss, num_items, table, vectors[part], targets[part])
         result.append(np.asarray(found)[: len(targets) - begin])
     return np.concatenate(result).astype(np.int64)
 
@@ -62,23 +81,33 @@ def ranks(
 def best(
     loss: LossConfig, table: Array, num_items: int, vectors: np.ndarray, k: int
 ) -> tuple[Array, Array]:
-    """The k best items of vectors [B, W]: (scores float32 [B, k], ids int32 [B, k]), best first.
+    """Return the k best items of each vector.
+
+    Args:
+      loss: how logits are computed from vectors and rows.
+      table: the sharded item table.
+      num_items: number of items, without padding.
+      vectors: float32 [B, W], outputs of a method.
+      k: number of items.
+
+    Returns:
+      Scores float32 [B, k] and ids int32 [B, k], best first.
 
     Raises:
       ValueError: k is not between 1 and the number of items.
     """
     if not 1 <= k <= num_items:
         raise ValueError(f"k={k} must be between 1 and the {num_items} items.")
-    return _best(table.sharding.mesh, loss, num_items, k, table, vectors)
+    return _best(_mesh_of(table), loss, num_items, k, table, vectors)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _fetch(mesh, dim, table, ids):
+def _fetch(mesh: Mesh, dim: int, table: Array, ids: Array) -> Array:
     [axis] = mesh.axis_names
 
-    def body(table, ids):
+    def body(table: Array, ids: Array) -> Array:
         count, rows = ids.size, table.size // dim * mesh.size
-        at = rows_of(ids.reshape(-1), rows)
+        at = ids_to_rows(ids.reshape(-1), rows)
         exchange, places = plan_exchange(at, rows, mesh.size, count, axis)
         return fetch(table, exchange, count, dim, axis)[places][None]
 
@@ -86,39 +115,43 @@ def _fetch(mesh, dim, table, ids):
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _ranks(mesh, loss, num_items, table, vectors, targets):
+def _ranks(
+    mesh: Mesh, loss: LossConfig, num_items: int, table: Array, vectors: Array, targets: Array
+) -> Array:
     [axis] = mesh.axis_names
 
-    def body(table, vectors, targets):
-        queries, rows = _prepared(loss, vectors, table)
-        return sharded_ranks(queries, targets, table, num_items, rows, axis)
+    def body(table: Array, vectors: Array, targets: Array) -> Array:
+        queries = to_queries(loss, vectors)
+        return sharded_ranks(queries, targets, table, num_items, to_item_vectors, axis)
 
     return _map(body, mesh, (P(axis), P(), P()), P())(table, vectors, targets)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
-def _best(mesh, loss, num_items, k, table, vectors):
+def _best(
+    mesh: Mesh, loss: LossConfig, num_items: int, k: int, table: Array, vectors: Array
+) -> tuple[Array, Array]:
     [axis] = mesh.axis_names
 
-    def body(table, vectors):
-        queries, rows = _prepared(loss, vectors, table)
-        return sharded_top_k(queries, table, k, num_items, rows, axis)
+    def body(table: Array, vectors: Array) -> tuple[Array, Array]:
+        queries = to_queries(loss, vectors)
+        return sharded_top_k(queries, table, k, num_items, to_item_vectors, axis)
 
     return _map(body, mesh, (P(axis), P()), (P(), P()))(table, vectors)
 
 
-def _prepared(loss: LossConfig, vectors: Array, table: Array):
-    """Queries, and the function that prepares rows: their dot products are the logits."""
-    queries, _ = prepare(loss, vectors, table[:1, : vectors.shape[1]])
-    return queries, lambda rows: prepare(loss, vectors, rows)[1]
-
-
-def _map(body, mesh, in_specs, out_specs):
+def _map(body: Callable, mesh: Mesh, in_specs: Any, out_specs: Any) -> Callable:
     return jax.shard_map(body, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
 
 
-def _most(count: int) -> int:
-    """The largest `count` of any process."""
+def _mesh_of(table: Array) -> Mesh:
+    """Return the mesh over which the table is spread."""
+    assert isinstance(table.sharding, NamedSharding) and isinstance(table.sharding.mesh, Mesh)
+    return table.sharding.mesh
+
+
+def _largest_count(count: int) -> int:
+    """Return the largest `count` of any process."""
     if jax.process_count() == 1:
         return count
     return int(multihost_utils.process_allgather(jnp.int32(count)).max())

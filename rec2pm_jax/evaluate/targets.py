@@ -1,9 +1,10 @@
-"""What is predicted and from which rows: host-side integer arithmetic only.
+"""Plan an evaluation: which events are predicted, and which windows are read to predict them.
 
-A target is one event (user, n): the event at position n, predicted from the n events before it. A
-row is one raw window that is read once with one memory; all targets of a user whose `ReadPlan`s
-agree share a row, because reads are causal. A chain is one run of memory updates; rows of a user
-that start folding at the same segment share a chain and stop along it at different points.
+- A *target* is one event (user, n): the event at position n, predicted from the n events before it.
+- A *row* is one window of raw events that is read once, with one memory. Reads are causal, so all
+  targets of a user with equal `ReadPlan`s share a row.
+
+Everything here is integer arithmetic on the host.
 """
 
 from __future__ import annotations
@@ -12,72 +13,35 @@ from typing import NamedTuple
 
 import numpy as np
 
+from rec2pm_jax.data.splits import SplitRule
 from rec2pm_jax.errors import UserError
-from rec2pm_jax.typing import Events
-
-
-class Histories(NamedTuple):
-    """Whole sequences of the selected users, end to end.
-
-    Attributes:
-      users: int64 [U], indices in the dataset, ascending.
-      offsets: int64 [U + 1]; user u's events are [offsets[u], offsets[u + 1]).
-      ids: int32 [E]. times: int32 [E] seconds since the time origin, or None. types: likewise.
-    """
-
-    users: np.ndarray
-    offsets: np.ndarray
-    ids: np.ndarray
-    times: np.ndarray | None
-    types: np.ndarray | None
-
-    def window(self, user: np.ndarray, start: np.ndarray, length: np.ndarray, width: int):
-        """Gathers events [start, start + length) of each user, padded on the right to `width`.
-
-        Args:
-          user: int [B], indices into `users`. start, length: int [B].
-          width: columns; must be at least every length.
-
-        Returns:
-          (Events with numpy fields [B, width], valid bool [B, width]).
-        """
-        column = np.arange(width)
-        valid = column < length[:, None]
-        index = np.where(valid, (self.offsets[user] + start)[:, None] + column, 0)
-
-        def gather(flat):
-            return None if flat is None else np.where(valid, flat[index], 0).astype(np.int32)
-
-        return Events(gather(self.ids), gather(self.times), gather(self.types)), valid
-
-    def next_time(self, user: np.ndarray, end: np.ndarray) -> np.ndarray | None:
-        """The time of event `end` of each user, or of the last event where the history ends there.
-
-        Returns int32 of the shape of `end` (int [B] or [B, n]), None where the events have no times.
-        """
-        if self.times is None:
-            return None
-        first, stop = self.offsets[user], self.offsets[user + 1]
-        if end.ndim == 2:
-            first, stop = first[:, None], stop[:, None]
-        return self.times[np.minimum(first + end, stop - 1)].astype(np.int32)
+from rec2pm_jax.evaluate.histories import EvaluationData, Histories, load_histories
+from rec2pm_jax.methods.method import Method
 
 
 class Targets(NamedTuple):
-    """Attributes: user int64 [T] (index into Histories.users); position int64 [T] (n >= 1)."""
+    """The events to predict, ordered by user and position.
+
+    Attributes:
+      user: int64 [T], indices into `Histories.users`.
+      position: int64 [T], the position n >= 1 of each event in its history.
+    """
 
     user: np.ndarray
     position: np.ndarray
 
 
 class Rows(NamedTuple):
-    """Rows to read, and where each target finds its output.
+    """The windows to read, and where each target finds its output.
 
     Attributes:
-      user: int64 [R], index into Histories.users.
-      updates, first_segment, start: int64 [R], as in `ReadPlan`.
-      end: int64 [R]; raw events [start, end) are read.
-      target_row: int64 [T]; target_column: int64 [T], the window position whose output predicts it.
+      user: int64 [R], indices into `Histories.users`.
+      updates: int64 [R], number of memory updates, as in `ReadPlan`.
+      first_segment: int64 [R], first folded segment, as in `ReadPlan`.
+      start: int64 [R], first raw event.
+      end: int64 [R], end of the raw events [start, end).
+      target_row: int64 [T], the row that predicts each target.
+      target_column: int64 [T], the column of that row whose output predicts the target.
     """
 
     user: np.ndarray
@@ -89,14 +53,66 @@ class Rows(NamedTuple):
     target_column: np.ndarray
 
 
-def select_users(lengths: np.ndarray, rule, split: str, max_users: int, seed: int):
-    """Users with targets of `split` under a bound rule, or a fixed pseudo-random subset of them.
+class Selection(NamedTuple):
+    """The users of an evaluation, their histories and their targets.
+
+    Attributes:
+      users: int64 [U], indices in the dataset, ascending.
+      skipped: number of users without targets.
+      histories: the sequences of `users`.
+      targets: all their targets.
+    """
+
+    users: np.ndarray
+    skipped: int
+    histories: Histories
+    targets: Targets
+
+
+def select_targets(
+    dataset: EvaluationData,
+    rule: SplitRule,
+    split: str,
+    max_users: int | None = None,
+    seed: int = 0,
+) -> Selection:
+    """Choose users and load their histories and targets.
+
+    Args:
+      dataset: a prepared dataset.
+      rule: a split rule bound to the dataset.
+      split: "validation" or "test".
+      max_users: see `select_users`.
+      seed: see `select_users`.
 
     Returns:
-      (int64 indices in ascending order, how many users were skipped for having no targets).
+      The selection.
 
     Raises:
-      UserError: no user is left.
+      UserError: no user has targets.
+    """
+    users, skipped = select_users(dataset.lengths, rule, split, max_users, seed)
+    histories = load_histories(dataset, users)
+    return Selection(users, skipped, histories, make_targets(histories, rule, split))
+
+
+def select_users(
+    lengths: np.ndarray, rule: SplitRule, split: str, max_users: int | None, seed: int
+) -> tuple[np.ndarray, int]:
+    """Choose the users that have targets, or a fixed pseudo-random subset of them.
+
+    Args:
+      lengths: int [num_users], events of each user of the dataset.
+      rule: a split rule bound to the dataset.
+      split: "validation" or "test".
+      max_users: size of the subset; None for all users.
+      seed: chooses the subset.
+
+    Returns:
+      Indices in the dataset, int64, ascending; and the number of users without targets.
+
+    Raises:
+      UserError: no user has targets.
     """
     lengths = np.asarray(lengths)
     users = np.flatnonzero(rule.eligible(lengths, split))
@@ -111,29 +127,12 @@ def select_users(lengths: np.ndarray, rule, split: str, max_users: int, seed: in
     return users, skipped
 
 
-def load_histories(dataset, users: np.ndarray) -> Histories:
-    """Reads the sequences of `users` (dataset indices) into memory: 4 to 12 bytes per event."""
-    sequences = [dataset.sequence(int(user)) for user in users]
-    offsets = np.concatenate([[0], np.cumsum([len(s.ids) for s in sequences])]).astype(np.int64)
-
-    def join(arrays):
-        return None if arrays[0] is None else np.concatenate(arrays).astype(np.int32)
-
-    return Histories(
-        np.asarray(users, np.int64),
-        offsets,
-        join([s.ids for s in sequences]),
-        join([s.times for s in sequences]),
-        join([s.types for s in sequences]),
-    )
-
-
-def make_targets(histories: Histories, rule, split: str) -> Targets:
-    """All targets of `split` under the split rule, ordered by user and position.
+def make_targets(histories: Histories, rule: SplitRule, split: str) -> Targets:
+    """Return all targets of `split` under a split rule.
 
     Raises:
-      ValueError: a target without any event before it. Such a user gets the popularity ranking
-        (`methods.heuristics`), not a model's; no protocol here produces one.
+      ValueError: a target has no event before it. No protocol here produces one: such a user gets
+        the popularity ranking, not a model's.
     """
     lengths = np.diff(histories.offsets)
     positions = [
@@ -149,9 +148,23 @@ def make_targets(histories: Histories, rule, split: str) -> Targets:
     return targets
 
 
-def plan_rows(targets: Targets, method, max_segments: int) -> Rows:
-    """Groups targets into rows: those of one user with equal `ReadPlan`s read one window."""
-    plan = method.plan(targets.position, max_segments)
+def target_items(histories: Histories, targets: Targets) -> np.ndarray:
+    """Return the item id of each target: int32 [T]."""
+    return histories.ids[histories.offsets[targets.user] + targets.position]
+
+
+def plan_rows(targets: Targets, method: Method, max_segments: int | None) -> Rows:
+    """Group the targets into rows: targets of one user with equal `ReadPlan`s read one window.
+
+    Args:
+      targets: the events to predict.
+      method: decides what is folded and what is read.
+      max_segments: how many of the newest archived segments the memory folds; None for all.
+
+    Returns:
+      The rows, ordered by user.
+    """
+    plan = method.plan(targets.position, max_segments or 0)
     key = np.stack([targets.user, plan.updates, plan.first_segment, plan.start], axis=1)
     rows, target_row = np.unique(key.astype(np.int64), axis=0, return_inverse=True)
     target_row = target_row.reshape(-1)
@@ -162,8 +175,24 @@ def plan_rows(targets: Targets, method, max_segments: int) -> Rows:
     return Rows(user, updates, first_segment, start, end, target_row, column)
 
 
-def memory_rows(user, first_segment, updates, segment: int) -> Rows:
-    """Rows that only ask for a memory: `updates` segments folded, nothing read; int64 [R] each."""
+def memory_rows(
+    user: np.ndarray, first_segment: np.ndarray, updates: np.ndarray, segment: int
+) -> Rows:
+    """Return rows that only fold a memory and read nothing.
+
+    Args:
+      user: int64 [R], indices into `Histories.users`.
+      first_segment: int64 [R], first folded segment.
+      updates: int64 [R], number of folded segments.
+      segment: S, events per segment.
+    """
     start = (first_segment + updates) * segment
     nothing = np.empty(0, np.int64)
     return Rows(user, updates, first_segment, start, start, nothing, nothing)
+
+
+def final_rows(rows: Rows) -> np.ndarray:
+    """Return the index of the last row of each user that has memory: int64 [users with memory]."""
+    order = np.lexsort((rows.end, rows.user))
+    last = order[np.append(np.diff(rows.user[order]) > 0, True)]
+    return last[rows.updates[last] > 0]

@@ -1,47 +1,62 @@
-"""Validation during training, by all processes of a job: each reads a share of the users.
+"""Validate during training: every process of a job reads a share of the users.
 
-Metrics are the same numbers in every process, so that all of them stop, or save, at the same step.
+All processes get the same numbers, so that all of them stop, or save, at the same step.
 """
 
 from __future__ import annotations
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
 from rec2pm_jax.data.splits import bound_rule
 from rec2pm_jax.errors import UserError
 from rec2pm_jax.evaluate import sharded_catalogue
-from rec2pm_jax.evaluate.evaluator import own_memory, row_memories
+from rec2pm_jax.evaluate.histories import EvaluationData, Histories, load_histories
+from rec2pm_jax.evaluate.memory_states import compute_memories
 from rec2pm_jax.evaluate.metrics import summarize
-from rec2pm_jax.evaluate.reading import rank_targets, read_targets
+from rec2pm_jax.evaluate.ranking import rank_targets, read_targets
 from rec2pm_jax.evaluate.targets import (
-    Histories,
     Targets,
-    load_histories,
     make_targets,
     plan_rows,
     select_users,
+    target_items,
 )
-from rec2pm_jax.methods.base import Method
+from rec2pm_jax.methods.method import Method
 from rec2pm_jax.methods.registry import make_method
 from rec2pm_jax.typing import Params
 
-_BATCH = 128  # users per compiled call, as in `evaluate`
+_BATCH = 128  # users per compiled call, as in `EvalSpec`
 
 
 def validate(
-    method: Method, params: Params, dataset, *, max_users: int = 0, seed: int = 0
+    method: Method,
+    params: Params,
+    dataset: EvaluationData,
+    *,
+    max_users: int | None = None,
+    seed: int = 0,
 ) -> dict[str, float]:
-    """Metrics on the validation split, as `evaluate` computes them with the method's own memory.
+    """Return the metrics on the validation split, as `evaluate` computes them by default.
+
+    Every process of the job makes this call.
 
     Args:
-      params: on one device of this process (`train.partition.local_replica`), but a sharded item table.
-      max_users: 0, or the size of a pseudo-random subset of users fixed by `seed`.
+      method: the method in training.
+      params: its parameters on one device of this process (`train.partition.local_replica`); a
+        sharded item table stays spread over the devices.
+      dataset: a prepared dataset.
+      max_users: size of a pseudo-random subset of the users; None for all of them.
+      seed: chooses the subset.
+
+    Returns:
+      {metric: value}, see `metrics.summarize`.
 
     Raises:
-      UserError: nobody has targets, there are fewer users than processes, scores are not finite, or
-        the protocol masks seen items and the table is sharded.
+      UserError: no user has targets, there are fewer users than processes, scores are not finite,
+        or the protocol masks seen items and the table is sharded.
     """
     rule = bound_rule(method.config.data, dataset)
     users, _ = select_users(dataset.lengths, rule, "validation", max_users, seed)
@@ -54,14 +69,14 @@ def validate(
     users = users[jax.process_index() :: processes]
     histories = load_histories(dataset, users)
     targets = make_targets(histories, rule, "validation")
-    item = histories.ids[histories.offsets[targets.user] + targets.position]
     if method.config.model.table == "sharded":
         if rule.mask_seen:
             raise UserError(
                 f"config.data.protocol={rule.name} leaves out what was seen, which "
                 "config.model.table=sharded cannot do; use another protocol."
             )
-        vectors = _read(*_rows_in_use(method, params, histories), targets)
+        item = target_items(histories, targets)
+        vectors = _read(*_restrict_catalogue(method, params, histories), targets)
         vectors, item, user, position = _gather(
             vectors, item, users[targets.user], targets.position
         )
@@ -73,32 +88,35 @@ def validate(
         vectors = _read(method, params, histories, targets)
         ranks = rank_targets(method, params, histories, targets, vectors, mask_seen=rule.mask_seen)
         ranks, user, position = _gather(ranks, users[targets.user], targets.position)
-    order = np.lexsort((position, user))  # one order of sums, however many processes
+    order = np.lexsort((position, user))  # sums in one order, however many processes there are
     return summarize(ranks[order], user[order])
 
 
 def _read(method: Method, params: Params, histories: Histories, targets: Targets) -> np.ndarray:
-    """The vector that predicts each target: float32 [T, W]."""
-    rows = plan_rows(targets, method, 0)
-    memory = own_memory(method.config)
-    states = row_memories(method, params, histories, rows, memory, _BATCH)
+    """Return the vector that predicts each target: float32 [T, W]."""
+    rows = plan_rows(targets, method, None)
+    memory = method.memory_kind
+    states = compute_memories(method, params, histories, rows, memory, _BATCH)
     return read_targets(method, params, histories, rows, states, batch_size=_BATCH)
 
 
-def _rows_in_use(
+def _restrict_catalogue(
     method: Method, params: Params, histories: Histories
 ) -> tuple[Method, Params, Histories]:
-    """The same over a small catalogue: the items of `histories` alone, numbered anew."""
+    """Return method, params and histories over a small catalogue: the items of `histories` only.
+
+    Items are renumbered from 1, and their rows are fetched from the sharded table.
+    """
     items, ids = np.unique(histories.ids, return_inverse=True)
-    table, dim = method.network.table(params), method.config.item_dim
-    rows = sharded_catalogue.lookup(table, np.append(0, items), dim)
-    small = method.network.with_table(params, jax.numpy.asarray(rows))
+    table, dim = method.network.table(params), method.item_dim
+    rows = sharded_catalogue.fetch_rows(table, np.append(0, items), dim)
+    small = method.network.with_table(params, jnp.asarray(rows))
     histories = histories._replace(ids=(ids.reshape(-1) + 1).astype(np.int32))
     return make_method(method.config, len(items)), small, histories
 
 
 def _gather(*arrays: np.ndarray) -> list[np.ndarray]:
-    """Concatenates each of the arrays [T, ...], T differing, over the processes."""
+    """Concatenate each of the arrays [T, ...] over the processes, whose T may differ."""
     if jax.process_count() == 1:
         return list(arrays)
     counts = multihost_utils.process_allgather(np.int32(len(arrays[0])))

@@ -1,6 +1,6 @@
 """Stored preference memory in fewer bytes: float32, bfloat16, or int8 with one scale per slot.
 
-Pure functions of arrays. What is encoded depends on the values alone, each slot for itself:
+Pure functions of arrays; each slot is encoded separately:
 
     float32   4 D bytes per slot
     bfloat16  2 D, rounded to the nearest even
@@ -11,6 +11,8 @@ so that 4 slots of 64 numbers take 1,024, 512 and 272 bytes.
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import ml_dtypes
@@ -20,31 +22,47 @@ from rec2pm_jax.errors import UserError
 from rec2pm_jax.typing import Array
 
 FORMATS = ("float32", "bfloat16", "int8")
-# As a product: XLA turns a division by a constant into one, which differs in the last bit.
+# XLA turns a division by a constant into a product, which differs in the last bit: multiply here too.
 _INVERSE = np.float32(1 / 127)
-_SMALLEST = np.finfo(np.float32).tiny  # scales below it XLA takes for zero, and so must numpy
+_SMALLEST = np.finfo(np.float32).tiny  # XLA flushes smaller scales to zero, and so must numpy
 
 
 def slot_bytes(kind: str, dim: int) -> int:
-    """Bytes of one slot of `dim` numbers in format `kind`.
+    """Return the bytes of one slot.
+
+    >>> [4 * slot_bytes(kind, dim=64) for kind in FORMATS]
+    [1024, 512, 272]
+
+    Args:
+      kind: one of `FORMATS`.
+      dim: numbers of a slot.
 
     Raises:
-      UserError: an unknown format.
+      UserError: the format is unknown.
     """
     check_format(kind)
     return {"float32": 4 * dim, "bfloat16": 2 * dim, "int8": dim + 4}[kind]
 
 
 def check_format(kind: str) -> None:
-    """Raises: UserError for a name that is not in `FORMATS`."""
+    """Check the name of a format.
+
+    Raises:
+      UserError: it is not in `FORMATS`.
+    """
     if kind not in FORMATS:
         raise UserError(f"Memory format {kind!r} is unknown; choose one of {', '.join(FORMATS)}.")
 
 
 def encode(memory: np.ndarray, kind: str) -> np.ndarray:
-    """Memory float32 [..., slots, D] as uint8 [..., slots * slot_bytes(kind, D)].
+    """Encode memory as bytes, little-endian; an int8 slot begins with its scale.
 
-    int8 needs finite numbers. Scales stand before the numbers of their slot; little-endian.
+    Args:
+      memory: float32 [..., slots, D], finite.
+      kind: one of `FORMATS`.
+
+    Returns:
+      uint8 [..., slots * slot_bytes(kind, D)].
     """
     memory = np.ascontiguousarray(memory, "<f4")
     dim = memory.shape[-1]
@@ -58,7 +76,19 @@ def encode(memory: np.ndarray, kind: str) -> np.ndarray:
 
 
 def decode(encoded: np.ndarray, kind: str, dim: int) -> np.ndarray:
-    """What `encode` made of memory of D = `dim`: float32 [..., slots, D].
+    """Decode what `encode` returned.
+
+    >>> memory = np.array([[1.0, -0.5, 0.25]], np.float32)
+    >>> decode(encode(memory, "int8"), "int8", dim=3).round(2).tolist()
+    [[1.0, -0.5, 0.25]]
+
+    Args:
+      encoded: uint8 [..., slots * slot_bytes(kind, dim)].
+      kind: one of `FORMATS`.
+      dim: D.
+
+    Returns:
+      float32 [..., slots, D].
 
     Raises:
       UserError: the last axis of `encoded` is not a number of whole slots.
@@ -79,19 +109,24 @@ def decode(encoded: np.ndarray, kind: str, dim: int) -> np.ndarray:
 
 
 def rounded(memory: Array, kind: str) -> Array:
-    """`decode(encode(memory))` inside of compiled code, to the same bits: float32 [..., slots, D]."""
+    """Return `decode(encode(memory))`, to the same bits, inside compiled code.
+
+    Args:
+      memory: float32 [..., slots, D].
+      kind: one of `FORMATS`.
+    """
     check_format(kind)
     if kind == "float32":
         return memory
     if kind == "bfloat16":
-        # Not a pair of casts, which XLA may take for nothing.
+        # XLA may remove a pair of casts.
         return jax.lax.reduce_precision(memory, exponent_bits=8, mantissa_bits=7)
     scale, numbers = _quantise(jnp, memory)
     return numbers.astype(jnp.float32) * scale
 
 
-def _quantise(xp, memory):
-    """(scale float32 [..., slots, 1], numbers int8 [..., slots, D]), by numpy or jax.numpy."""
+def _quantise(xp: Any, memory: Any) -> tuple[Any, Any]:
+    """Return (scale float32 [..., slots, 1], numbers int8 [..., slots, D]) by numpy or jax.numpy."""
     scale = xp.max(xp.abs(memory), axis=-1, keepdims=True) * _INVERSE
     scale = xp.where(scale < _SMALLEST, xp.zeros_like(scale), scale)
     numbers = memory / xp.where(scale > 0, scale, xp.ones_like(scale))

@@ -1,12 +1,12 @@
-"""Heuristic rankings every table must beat: popularity and personal frequency.
+"""Heuristic rankings that every table shows: popularity and personal frequency.
 
 Personal frequency scores an item by how often the user chose it,
 
     score(v) = sum over own events e of item v of 2^(-age(e) / half_life) + TIE * popularity(v),
 
 over the last `window` events or all of them. `age` counts events (0 for the newest), the simplest
-form of exponential time decay; half_life 0 switches it off and leaves plain counts. The small
-popularity term orders items that tie, above all those the user never chose.
+form of exponential time decay. Half_life 0 leaves plain counts. The small popularity term orders items
+that tie, above all those that the user never chose.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ TIE = 1e-6
 
 
 def training_popularity(training_ids: Iterable[np.ndarray], num_items: int) -> np.ndarray:
-    """Counts of each item over the users' training events.
+    """Count each item over the users' training events.
 
     Args:
       training_ids: int [n] per user, ids from 1 of the events before the user's `train_end`.
@@ -38,7 +38,11 @@ def training_popularity(training_ids: Iterable[np.ndarray], num_items: int) -> n
 def personal_frequency(
     history: np.ndarray, popularity: np.ndarray, *, window: int = 0, half_life: float = 0.0
 ) -> np.ndarray:
-    """Scores of the catalogue for one user.
+    """Score the catalogue for one user.
+
+    >>> popularity = training_popularity([np.array([1, 2, 2])], num_items=3)
+    >>> personal_frequency(np.array([3, 3, 1]), popularity).round(3).tolist()
+    [0.0, 1.0, 0.0, 2.0]
 
     Args:
       history: int [n], the user's events in order. Without events the result ranks by popularity.

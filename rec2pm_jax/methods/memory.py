@@ -1,161 +1,172 @@
-"""Preference memory as tokens: how it enters a pass, how it leaves it, and how states fold it."""
+"""What a method stores for a user, and how it enters and leaves a pass."""
 
 from __future__ import annotations
 
-import flax.linen as nn
+import abc
+import dataclasses
+from functools import cached_property
+from typing import NamedTuple
+
 import jax.numpy as jnp
+import numpy as np
+from numpy.typing import ArrayLike
 
-from rec2pm_jax.config import ModelConfig
-from rec2pm_jax.methods.sketch import RECALL_GAIN, widen
-from rec2pm_jax.nn.sasrec import scaled_identity
-from rec2pm_jax.typing import Array, State
+from rec2pm_jax.config import Config
+from rec2pm_jax.methods import layout as layouts
+from rec2pm_jax.methods.network import Network
+from rec2pm_jax.methods.segments import ReadPlan, plan_last, plan_memory
+from rec2pm_jax.methods.sketch import WindowSketch, up_to
+from rec2pm_jax.methods.windows import Window
+from rec2pm_jax.nn.attention import KeyValues, Layout
+from rec2pm_jax.typing import Array, Params, PRNGKey, State
 
-OWN_GAIN = 0.3  # of what the backbone says in a slot that also sums item vectors, at the start
 
-
-class QueryTokens(nn.Module):
-    """The learnable query Q.
+class PassInputs(NamedTuple):
+    """A pass as the backbone takes it, see `Network.run`.
 
     Attributes:
-      slots: C.
+      x: tokens [B, rows, D].
+      layout: who sees whom.
+      cache: keys and values of the layout's first tokens, or None.
     """
 
-    config: ModelConfig
-    slots: int
+    x: Array
+    layout: Layout
+    cache: KeyValues | None = None
 
-    def setup(self):
-        shape = (self.slots, self.config.dim)
-        self.query_embedding = self.param("query_embedding", self.apart, shape)
+
+@dataclasses.dataclass(frozen=True)
+class Memory(abc.ABC):
+    """Base of all memories: none, tokens, or keys and values.
+
+    Attributes:
+      network: the network that reads and writes the memory.
+    """
+
+    network: Network
 
     @property
-    def apart(self):
-        """Initialiser of distinct slots, at the items' scale."""
-        return nn.initializers.truncated_normal(self.config.dim**-0.5)
+    def config(self) -> Config:
+        """The whole configuration."""
+        return self.network.config
 
-    def __call__(self, batch: int) -> Array:
-        """Initialises everything; used by `init` only."""
-        return self.queries(batch)
+    @property
+    def slots(self) -> int:
+        """C, slots per group."""
+        return self.config.method.slots
 
-    def queries(self, batch: int) -> Array:
-        """Q repeated over the batch: [B, C, D]."""
-        queries = self.query_embedding.astype(jnp.dtype(self.config.dtype))
-        return jnp.broadcast_to(queries, (batch, *queries.shape))
+    @property
+    def capacity(self) -> int:
+        """G, the groups that a state holds: 1 overwrites, more append; 0 stores nothing."""
+        method = self.config.method
+        return method.max_groups if method.memory == "append" else 1
+
+    @property
+    def slot_dim(self) -> int:
+        """Numbers that are stored per slot."""
+        return self.config.model.dim
+
+    @property
+    def dtype(self) -> jnp.dtype:
+        """The dtype that memory is stored in."""
+        return jnp.dtype(jnp.float32)
+
+    @property
+    def read_length(self) -> int:
+        """Most raw events that a read takes."""
+        return self.config.data.read_length
+
+    def init_params(self, rng: PRNGKey) -> Params:
+        """Return the parameters that this memory adds to the network's, by their keys."""
+        return {}
+
+    def init_state(self, batch_size: int) -> State:
+        """Return the state of users without archived events."""
+        shape = (batch_size, self.capacity * self.slots, self.slot_dim)
+        none = jnp.zeros(batch_size, jnp.int32)
+        return State(jnp.zeros(shape, self.dtype), none, none)
+
+    def plan(self, n: ArrayLike, max_segments: int = 0) -> ReadPlan:
+        """Plan which events of histories of length `n` are folded, and which are read raw."""
+        return plan_memory(n, self.config.data, max_segments)
+
+    @abc.abstractmethod
+    def read_inputs(self, params: Params, state: State, window: Window) -> PassInputs:
+        """Return the pass that reads [M; recent events]."""
+
+    def add_to_outputs(self, params: Params, state: State, window: Window, vectors: Array) -> Array:
+        """Return the vectors that score the catalogue.
+
+        Args:
+          params: of the method.
+          state: the memory that was read.
+          window: the events that were read.
+          vectors: outputs of the backbone after the last event [B, D], or after each [B, N, D].
+
+        Returns:
+          [B, W] or [B, N, W].
+        """
+        return vectors
+
+    @abc.abstractmethod
+    def new_memory(self, params: Params, state: State, window: Window) -> Array:
+        """Return m_k [B, C, slot_dim] after a segment, given the state before it."""
 
 
-class MemoryTokens(QueryTokens):
-    """Query tokens, and the adapter by which stored memory re-enters the backbone.
+@dataclasses.dataclass(frozen=True)
+class NoMemory(Memory):
+    """Nothing is stored: one causal pass reads the last `length` events.
 
     Attributes:
-      max_groups: G, groups with an age embedding of their own.
-      running_mean: whether an update averages with the memory before it, see `leave`.
-      recalls: whether readers are reminded of what memory recalls, see `remind`.
-      horizons: segments that each slot looks back.
-      sketch: P, the first slots that also keep a part of items' vectors, see `note`.
+      length: the most events that a read takes.
     """
 
-    max_groups: int
-    running_mean: bool
-    recalls: bool
-    horizons: tuple[int, ...]
-    sketch: int
+    length: int
 
-    def setup(self):
-        super().setup()
-        dim = self.config.dim
-        dtype = jnp.dtype(self.config.dtype)
-        self.slot_embedding = self.param("slot_embedding", self.apart, (self.slots, dim))
-        zeros = nn.initializers.zeros_init()
-        self.age_embedding = self.param("age_embedding", zeros, (self.max_groups, dim))
-        if self.running_mean:
-            self.log_keep = self.param("log_keep", zeros, (self.slots,))
-        if self.sketch:
-            # A slot starts as what it sums, scored against the part it sums.
-            kernel = jnp.eye(self.slots * dim, self.sketch * dim)
-            start = nn.initializers.constant(OWN_GAIN)
-            self.own_gain = self.param("own_gain", start, (self.sketch,))
-        else:
-            # Starts as the mean of the slots, which is already in the space of the item embeddings.
-            kernel = jnp.tile(jnp.eye(dim) / self.slots, (self.slots, 1))
-        self.recall_kernel = self.param("recall", lambda key: kernel)
-        if self.recalls:
-            start = nn.initializers.constant(RECALL_GAIN)
-            self.recall_gain = self.param("recall_gain", start, ())
-        # Stored memory has unit scale; events are embedded at 0.02 * sqrt(D) per element.
-        scale = nn.initializers.normal(0.02 * dim**-0.5)
-        if self.config.uses_identity_init:
-            # A slot weighs a little more than an event in a copied sum; at unit scale the part that
-            # all memories share drowns the recent events.
-            scale = scaled_identity(0.25 * dim**-0.5)
-        self.adapter = nn.Dense(dim, use_bias=False, kernel_init=scale, dtype=dtype)
-        self.norm = nn.LayerNorm(epsilon=1e-6, use_bias=False, use_scale=False, dtype=jnp.float32)
+    @property
+    def capacity(self) -> int:
+        return 0
 
-    def __call__(self, batch: int) -> Array:
-        self.enter(jnp.zeros((batch, self.slots, self.config.dim)))
-        return self.queries(batch)
+    @property
+    def read_length(self) -> int:
+        return self.length
 
-    def enter(self, memory: Array) -> Array:
-        """Stored memory [B, G * C, D] (float32) to tokens of the same shape in the compute dtype."""
-        groups = memory.shape[1] // self.slots
-        # Age 0 is the newest group, which stands last; ages beyond the table share its last row.
-        age = jnp.minimum(jnp.arange(groups)[::-1], self.max_groups - 1)
-        place = jnp.tile(self.slot_embedding, (groups, 1))
-        place = place + jnp.repeat(self.age_embedding[age], self.slots, axis=0)
-        return self.adapter(memory) * self.config.dim**0.5 + place.astype(self.config.dtype)
+    @cached_property
+    def sketch(self) -> WindowSketch | None:
+        """The sketch of the events that are read, if `method.sketch` asks for one."""
+        parts = self.config.method.sketch
+        return WindowSketch(parts, self.config.model.dim) if parts else None
 
-    def recall(self, memory: Array) -> Array:
-        """What memory alone expects next, in the space of item vectors: float32 [..., G * C, D] ->
-        [..., W], the sum over groups; nothing for a memory of zeros."""
-        groups = memory.reshape(*memory.shape[:-2], -1, self.slots * self.config.dim)
-        return jnp.sum(groups, axis=-2) @ self.recall_kernel
+    def init_params(self, rng: PRNGKey) -> Params:
+        if self.sketch is None:
+            return {}
+        parts = jnp.zeros((1, self.sketch.parts, self.sketch.dim))
+        return {"sketch": self.sketch.init(rng, parts[:, 0], parts)["params"]}
 
-    def remind(self, vectors: Array, state: State) -> Array:
-        """Outputs of a reader [B, ..., D] plus what its memory recalls: a residual past the backbone,
-        [B, ..., W].
+    def plan(self, n: ArrayLike, max_segments: int = 0) -> ReadPlan:
+        return plan_last(n, self.length)
 
-        A memory token is one of thirty that a reader attends to, and what it knows must survive every
-        layer; this path is open from the first step, to the reader and to the writer.
-        """
-        if not self.recalls:
+    def read_inputs(self, params: Params, state: State, window: Window) -> PassInputs:
+        layout = layouts.causal(window.size, window.row_times, window.events.times)
+        positions = np.arange(window.size, dtype=np.int32)[None]
+        return PassInputs(self.network.embed(params, window.events, positions), layout)
+
+    def add_to_outputs(self, params: Params, state: State, window: Window, vectors: Array) -> Array:
+        if self.sketch is None:
             return vectors
-        groups = jnp.maximum(state.groups, 1).astype(jnp.float32)
-        recalled = self.recall(state.memory) / groups[:, None]
-        recalled = (self.recall_gain * recalled).astype(vectors.dtype)
-        recalled = recalled.reshape(-1, *(1,) * (vectors.ndim - 2), recalled.shape[-1])
-        return widen(vectors, recalled.shape[-1]) + recalled
+        parts = self.network.item_parts(params, up_to(window.events.ids, window.lengths))
+        sums = jnp.sum(parts, axis=1) if vectors.ndim == 2 else jnp.cumsum(parts, axis=1)
+        return self.sketch.apply({"params": params["sketch"]}, vectors, sums)
 
-    def note(self, outputs: Array, sketch: Array) -> Array:
-        """Outputs at Q [..., C, D] with a sketch [..., P, D] in the first P of them: float32.
-
-        What no layer has mixed reaches memory as it is; what the backbone says is added to it.
-        """
-        outputs = outputs.astype(jnp.float32)
-        noted = self.own_gain[:, None] * outputs[..., : self.sketch, :] + sketch
-        return jnp.concatenate([noted, outputs[..., self.sketch :, :]], axis=-2)
-
-    def leave(self, outputs: Array, state: State | None = None) -> Array:
-        """Outputs at the queries [..., C, D] to stored memory: layer-normed, float32.
-
-        The norm (no affine) keeps the scale of the memory fixed however often it is updated, gives
-        L_con a unit to be measured in, and suits a quantised store.
-
-        With `running_mean` and the `state` before an update, m_k = LN(o_k + g_c * k * m_{k-1}) for a
-        memory of k segments and a learned g_c > 0 per slot (1 at first): the running mean of what the
-        updates say. An error of one update fades as 1/k instead of being carried on in full. A slot
-        with a horizon of H segments counts at most H - 1 of them, and so forgets older ones.
-        """
-        if state is None or not self.running_mean:
-            return self.norm(outputs)
-        before = jnp.minimum(state.segments[:, None], jnp.asarray(self.horizons) - 1)
-        gain = jnp.exp(self.log_keep) * before.astype(jnp.float32)
-        newest = state.memory[:, -self.slots :]
-        return self.norm(outputs.astype(jnp.float32) + gain[..., None] * newest)
+    def new_memory(self, params: Params, state: State, window: Window) -> Array:
+        return state.memory
 
 
 def fold(state: State, memory: Array, valid: Array) -> State:
-    """M_k from M_{k-1} and m_k: the one place where overwrite and append differ (by G alone).
+    """Return M_k, given M_{k-1} and m_k: the only place where overwrite and append differ (by G).
 
-    The newest group enters on the right and the oldest of G falls off on the left: with G = 1 that is
-    overwrite, otherwise append. Rows whose `valid` is False keep their state bit for bit.
+    The newest group enters on the right and the oldest of G falls off on the left. With G = 1 that is
+    overwrite, otherwise append. Rows that are not `valid` keep their state bit for bit.
 
     Args:
       state: memory [B, G * C, D].

@@ -1,4 +1,4 @@
-"""What all neural methods share: embedding, backbone, tied scoring."""
+"""What all methods share: the event embedding, the backbone, and scoring with the tied item table."""
 
 from __future__ import annotations
 
@@ -11,28 +11,33 @@ import numpy as np
 
 from rec2pm_jax.config import Config
 from rec2pm_jax.methods.sketch import item_parts
-from rec2pm_jax.nn.attention import AttentionDropout, KeyValues, Layout
+from rec2pm_jax.nn.attention import KeyValues, Layout
 from rec2pm_jax.nn.backbone import Backbone
-from rec2pm_jax.nn.cache import Rows
+from rec2pm_jax.nn.cache import InPlaceCache, Rows
+from rec2pm_jax.nn.catalogue.losses import (
+    Positions,
+    catalogue_logits,
+    loss_chunk_bytes,
+    next_item_loss,
+    to_item_vectors,
+    to_queries,
+)
+from rec2pm_jax.nn.catalogue.topk import top_k
 from rec2pm_jax.nn.embedding import TABLE, EventEmbedding
-from rec2pm_jax.nn.losses import catalogue_logits, chunk_bytes, next_item_loss, prepare
-from rec2pm_jax.nn.topk import top_k
-from rec2pm_jax.typing import PADDING_ID, Array, Batch, Events, Params, PRNGKey
+from rec2pm_jax.nn.registry import LayerSpec
+from rec2pm_jax.typing import Array, Events, Params, PRNGKey
 
 _NEGATIVES = "negatives"  # in params, see `with_step_rows`
 
 
 def with_step_rows(params: Params, negatives: Array) -> Params:
-    """Params whose item table holds the rows of one training step only.
+    """Return params whose item table holds the rows of one training step only.
 
-    negatives: int32 [R], the rows among them that every catalogue loss draws its negatives from.
+    Args:
+      params: with that table.
+      negatives: int32 [R], the rows among them that every catalogue loss draws its negatives from.
     """
     return {**params, _NEGATIVES: negatives}
-
-
-def sees_whole_catalogue(params: Params) -> bool:
-    """False where the item table holds the rows of one step only."""
-    return _NEGATIVES not in params
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,44 +47,56 @@ class Network:
     Attributes:
       config: the whole configuration.
       num_items: real items; ids run from 1 to num_items.
-      max_positions: learned positions, the longest run of events that any pass numbers.
+      max_positions: learned positions: the most events that a pass numbers in one segment.
+      parts: P, parts of an item's vector; the backbone embeds and predicts the first.
     """
 
     config: Config
     num_items: int
     max_positions: int
+    parts: int = 1
+
+    @property
+    def item_dim(self) -> int:
+        """W = P * D, numbers of an item's vector."""
+        return self.parts * self.config.model.dim
 
     @cached_property
     def embedding(self) -> EventEmbedding:
-        return EventEmbedding(
-            self.config.model, self.num_items, self.max_positions, self.config.item_dim
-        )
+        """The module that embeds events."""
+        return EventEmbedding(self.config.model, self.num_items, self.max_positions, self.item_dim)
 
     @cached_property
     def backbone(self) -> Backbone:
-        window = self.config.data.window
-        # N is the training window in every pass, see HSTULayer.
-        return Backbone(
-            self.config.model,
-            norm=float(window),
+        """The stack of layers."""
+        config, window = self.config, self.config.data.window
+        spec = LayerSpec(
+            config.model,
+            score_norm=float(config.model.score_norm or window),
             max_distance=window,
-            num_slot_ids=2 * self.config.method.slots,
-            compute=self.config.compute,
+            num_slot_ids=2 * config.method.slots,
+            compute=config.compute,
         )
+        return Backbone(spec)
 
-    def init(self, rng: PRNGKey, layout: Layout, tokens: int) -> Params:
-        """Parameters; `layout` describes any pass over `tokens` tokens."""
-        embed_rng, stack_rng = jax.random.split(rng)
+    def init(self, rng: PRNGKey, layout: Layout) -> Params:
+        """Return fresh parameters; `layout` describes any pass over one token."""
+        embed_rng, backbone_rng = jax.random.split(rng)
         one = jnp.zeros((1, 1), jnp.int32)
         types = one if self.config.model.event_types else None
-        x = jnp.zeros((1, tokens, self.config.model.dim))
+        x = jnp.zeros((1, 1, self.config.model.dim))
         return {
             "embedding": self.embedding.init(embed_rng, one, one, types)["params"],
-            "backbone": self.backbone.init(stack_rng, x, layout)["params"],
+            "backbone": self.backbone.init(backbone_rng, x, layout),
         }
 
     def embed(self, params: Params, events: Events, positions: np.ndarray | Array) -> Array:
-        """[B, N, D] event tokens; positions: int32 [1 or B, N], all below `max_positions`.
+        """Embed events: [B, N, D].
+
+        Args:
+          params: of the method.
+          events: fields [B, N].
+          positions: int32 [1 or B, N], all below `max_positions`.
 
         Raises:
           ValueError: a position has no learned embedding (a gather would silently take the last).
@@ -99,89 +116,59 @@ class Network:
         params: Params,
         x: Array,
         layout: Layout,
+        *,
         rng: PRNGKey | None = None,
         rows: Array | None = None,
-    ) -> Array:
-        """The backbone over [B, tokens, D]; dropout is on when an rng and `rows` [B] are given."""
-        variables = {"params": params["backbone"]}
-        if rng is None:
-            return self.backbone.apply(variables, x, layout)[0]
-        return self.backbone.apply(variables, x, layout, rows, rngs={"dropout": rng})[0]
-
-    def attention(self, params: Params, x: Array, layout: Layout) -> list[Array]:
-        """Attention weights of a pass, per block of `layout`: float32 [layers, B, H, rows, keys]."""
-        variables = {"params": params["backbone"]}
-        _, found = self.backbone.apply(variables, x, layout, mutable=["intermediates"])
-        return list(found["intermediates"]["layers"]["attention"])
-
-    def run_cached(
-        self, params: Params, x: Array, layout: Layout, kept: KeyValues, keep: int
+        cache: KeyValues | InPlaceCache | None = None,
+        wanted: Rows | None = None,
+        unroll: bool = False,
     ) -> tuple[Array, KeyValues]:
-        """The backbone on top of the kept tokens of earlier passes, see `Backbone`; no dropout."""
-        variables = {"params": params["backbone"]}
-        return self.backbone.apply(variables, x, layout, kept=kept, keep=keep)
+        """Run the backbone over [B, tokens, D]; arguments and results are those of `Backbone`."""
+        options = {"rng": rng, "rows": rows, "cache": cache, "wanted": wanted, "unroll": unroll}
+        return self.backbone(params["backbone"], x, layout, **options)
 
-    def run_rows(
-        self,
-        params: Params,
-        x: Array,
-        layout: Layout,
-        only: Rows,
-        rng: PRNGKey | None = None,
-        rows: Array | None = None,
-    ) -> Array:
-        """As `run`, only the rows that are wanted, [B, count, D]: see `Backbone.rows`."""
-        dropout = None if rng is None else AttentionDropout(rng, rows)
-        options = {
-            "only": only,
-            "dropout": dropout,
-            "scan": self.config.model.scan_layers,
-        }
-        return self.backbone.rows(params["backbone"], x, layout, **options)[0]
+    def attention_weights(self, params: Params, x: Array, layout: Layout) -> list[Array]:
+        """Return the weights of a pass, see `Backbone.attention_weights`."""
+        return self.backbone.attention_weights(params["backbone"], x, layout)
 
-    def serve(self, params: Params, x: Array, layout: Layout, kept=None, **options):
-        """The backbone at inference, only the rows that are wanted: see `Backbone.rows`."""
-        return self.backbone.rows(params["backbone"], x, layout, kept, **options)
+    def catalogue(self, params: Params) -> Array:
+        """Prepare the item table for scoring: float32 [V, W].
+
+        The dot product of a row with a prepared output is a logit.
+        """
+        return to_item_vectors(self.table(params))
 
     def score(self, params: Params, vectors: Array, catalogue: Array | None = None) -> Array:
-        """[..., W] -> float32 logits [..., V]; the padding column is -inf.
+        """Score all items: [..., W] -> float32 logits [..., V]; the padding column is -inf.
 
-        catalogue: what `catalogue` returns, to prepare the table once for many calls.
+        Args:
+          params: of the method.
+          vectors: outputs of a read.
+          catalogue: what `catalogue` returned, to prepare the table once for many calls.
         """
         catalogue = self.catalogue(params) if catalogue is None else catalogue
         return catalogue_logits(self.config.loss, vectors, catalogue)
 
-    def catalogue(self, params: Params) -> Array:
-        """Item vectors float32 [V, W] whose dot products with prepared outputs are logits."""
-        table = self.table(params)
-        return prepare(self.config.loss, table[:1], table)[1]
-
     def best(
         self, params: Params, vectors: Array, k: int, catalogue: Array | None = None
     ) -> tuple[Array, Array]:
-        """The k highest of `score`: [B, W] -> (float32 [B, k], item ids int32 [B, k]), see `top_k`.
-
-        catalogue: the table as `prepare` returns it, float32 [V, W], where many calls share it.
-        """
-        loss, table = self.config.loss, self.table(params)
-        queries, _ = prepare(loss, vectors, table[:1])
+        """Return the k highest scores and their items, best first; see `Method.best`."""
+        queries, table = to_queries(self.config.loss, vectors), self.table(params)
         if catalogue is not None:
             return top_k(queries, catalogue, k, first=1)
-        return top_k(
-            queries, table, k, first=1, prepare=lambda rows: prepare(loss, vectors, rows)[1]
-        )
+        return top_k(queries, table, k, first=1, transform=to_item_vectors)
 
     def table(self, params: Params) -> Array:
-        """Item vectors [V, W]; W is D, or P * D with a sketch of P parts."""
+        """Return the item vectors [V, W]."""
         return params["embedding"][TABLE]
 
-    def parts(self, params: Params, ids: Array) -> Array:
-        """What a sketch sums: float32 [..., P, D] for ids int32 [...], see `item_parts`."""
-        return item_parts(self.table(params), ids, self.config.method.sketch)
-
     def with_table(self, params: Params, table: Array) -> Params:
-        """Params with another item table."""
+        """Return params with another item table."""
         return {**params, "embedding": {**params["embedding"], TABLE: table}}
+
+    def item_parts(self, params: Params, ids: Array) -> Array:
+        """Return the item parts that a sketch sums: int32 [...] -> float32 [..., P, D]."""
+        return item_parts(self.table(params), ids, self.parts)
 
     def next_item(
         self,
@@ -192,51 +179,29 @@ class Network:
         rng: PRNGKey | None,
         rows: Array,
     ) -> tuple[Array, Array]:
-        """(sum, weight) of the next-item loss over vectors [B, N, W] and targets, weights [B, N].
+        """Return (sum, weight) of the next-item loss L_AR.
 
-        rows: int32 [B], unique within the step: negatives of a position are drawn by its number.
+        Args:
+          params: of the method.
+          vectors: [B, N, W].
+          targets, weights: [B, N].
+          rng: key of the sampled negatives; None takes a fixed one.
+          rows: int32 [B], unique within the step: negatives of a position are drawn by its number.
         """
         rng = jax.random.key(0) if rng is None else rng
         length = targets.shape[1]
-        positions = rows[:, None] * length + jnp.arange(length, dtype=jnp.int32)
-        return next_item_loss(
-            self.config.loss,
+        numbers = rows[:, None] * length + jnp.arange(length, dtype=jnp.int32)
+        positions = Positions(
             vectors.reshape(-1, vectors.shape[-1]),
-            self.table(params),
             targets.reshape(-1),
             weights.reshape(-1),
+            numbers.reshape(-1),
+        )
+        return next_item_loss(
+            self.config.loss,
+            self.table(params),
+            positions,
             rng,
-            positions.reshape(-1),
-            chunk_bytes(self.config.compute),
+            loss_chunk_bytes(self.config.compute),
             params.get(_NEGATIVES),
         )
-
-
-def training_events(batch: Batch) -> tuple[Events, Array, Array, Array | None]:
-    """Splits a batch into inputs, targets, weights (1 where a target exists) and next-event times.
-
-    Shapes [B, T]; times are None where the batch has none.
-    """
-    ids, times, types = batch["ids"], batch.get("times"), batch.get("types")
-    inputs = Events(
-        ids[:, :-1],
-        None if times is None else times[:, :-1],
-        None if types is None else types[:, :-1],
-    )
-    targets = ids[:, 1:]
-    next_times = None if times is None else times[:, 1:]
-    return inputs, targets, (targets != PADDING_ID).astype(jnp.float32), next_times
-
-
-def segment_rows(rows: Array, count: int) -> Array:
-    """Row numbers of `count` segments per row, folded into the batch as `cut` does: [B * count]."""
-    return (rows[:, None] * count + jnp.arange(count, dtype=jnp.int32)).reshape(-1)
-
-
-def cut(x, segment: int, length: int, count: int):
-    """Windows [h * segment, h * segment + length) for h < count, folded into the batch.
-
-    x: array [B, T] (or a pytree of such; None stays None) -> [B * count, length].
-    """
-    index = np.arange(count)[:, None] * segment + np.arange(length)[None]
-    return jax.tree.map(lambda a: a[:, index].reshape(-1, length), x)

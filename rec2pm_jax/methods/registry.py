@@ -1,23 +1,64 @@
-"""The method table."""
+"""The methods that `config.method.name` may name, and what identifies a run.
+
+Each method is one file in this package whose builder has the decorator `register_method`. Nothing else
+names it: the configuration, evaluation and launch commands ask this registry.
+"""
 
 from __future__ import annotations
 
-from rec2pm_jax.config import Config
-from rec2pm_jax.methods.base import Method
-from rec2pm_jax.methods.kv_mask import KVMask
-from rec2pm_jax.methods.rec2pm import Rec2PM
-from rec2pm_jax.methods.single_pass import SinglePass
-from rec2pm_jax.methods.tok_serial import TokSerial
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable
+from typing import Any
 
-METHODS = {
-    "rec2pm": Rec2PM,
-    "tok_serial": TokSerial,
-    "kv_mask": KVMask,
-    "full": SinglePass,
-    "recent": SinglePass,
-}
+from rec2pm_jax.config import BACKBONE_FIELDS, Config
+from rec2pm_jax.methods.method import Method
+from rec2pm_jax.nn.registry import BACKBONES
+from rec2pm_jax.registry import Registry
+
+METHODS: Registry[Callable[[Config, int], Method]] = Registry("method.name", "rec2pm_jax.methods")
+register_method = METHODS.register
 
 
 def make_method(config: Config, num_items: int) -> Method:
-    """The configured method over a catalogue of `num_items` real items."""
-    return METHODS[config.method.name](config, num_items)
+    """Build the configured method.
+
+    >>> make_method(Config(), num_items=100).read_length
+    25
+
+    Args:
+      config: the configuration.
+      num_items: real items; the item table has one more row for padding.
+
+    Raises:
+      UserError: an unknown method or backbone, or fields that contradict each other.
+    """
+    return METHODS[config.method.name].build(config, num_items)
+
+
+def run_identity(config: Config) -> dict[str, dict[str, Any]]:
+    """Return the fields, by section, that decide what a run computes.
+
+    They are all of data, loss and optim, and the fields of model and method that the backbone and the
+    method read. Sections train and compute may change when a run is resumed.
+
+    >>> "consistency" in run_identity(Config(method=MethodConfig(name="full")))["method"]
+    False
+    """
+    sections = dataclasses.asdict(config)
+    read = METHODS[config.method.name].reads | {"name"}
+    unread = set(BACKBONE_FIELDS) - BACKBONES[config.model.backbone].reads
+    return {
+        "data": sections["data"],
+        "loss": sections["loss"],
+        "optim": sections["optim"],
+        "method": {name: value for name, value in sections["method"].items() if name in read},
+        "model": {name: value for name, value in sections["model"].items() if name not in unread},
+    }
+
+
+def config_hash(config: Config) -> str:
+    """Return 12 hex digits over `run_identity`."""
+    identity = json.dumps(run_identity(config), sort_keys=True)
+    return hashlib.sha256(identity.encode()).hexdigest()[:12]

@@ -1,11 +1,11 @@
-"""Segment arithmetic: the one place that says which events are archived and which are read raw.
+"""Segment arithmetic: which events are archived in memory, and which are read raw.
 
-For a user with n events, segment length S and R >= 1 events always kept raw,
+For a user with n events, segment length S and R >= 1 events that always stay raw,
 
     archived(n) = S * max(0, (n - R) // S)
 
-events [0, archived(n)) are in memory after archived(n) / S updates and events [archived(n), n) are
-read raw, so that R <= n - archived(n) < R + S once n >= R. Training windows, offline evaluation and
+events [0, archived(n)) are in memory after archived(n) / S updates. Events [archived(n), n) are read
+raw, so that R <= n - archived(n) < R + S once n >= R. Training windows, offline evaluation and
 streaming all call these functions (numpy or Python integers).
 """
 
@@ -14,10 +14,9 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 
-from rec2pm_jax.config import Config, DataConfig
-
-UNLIMITED = 1 << 20  # segments: longer than any history
+from rec2pm_jax.config import DataConfig
 
 
 class ReadPlan(NamedTuple):
@@ -34,38 +33,31 @@ class ReadPlan(NamedTuple):
     start: np.ndarray
 
 
-def archived(n, segment: int, recent: int):
-    """Number of archived events of a history of `n` events (int or int array)."""
+def archived(n: ArrayLike, segment: int, recent: int) -> np.ndarray:
+    """Return the number of archived events of histories of `n` events.
+
+    >>> archived([3, 25, 26, 51], segment=25, recent=1).tolist()
+    [0, 0, 25, 50]
+    """
     return segment * np.maximum(0, (np.asarray(n) - recent) // segment)
 
 
-def plan_memory(n, data: DataConfig, max_segments: int = 0) -> ReadPlan:
-    """Memory methods: fold every archived segment (the newest `max_segments` if > 0), read the rest."""
+def plan_memory(n: ArrayLike, data: DataConfig, max_segments: int = 0) -> ReadPlan:
+    """Plan methods with a memory: fold every archived segment, read the other events raw.
+
+    Args:
+      n: events of each history.
+      data: S and R.
+      max_segments: fold the newest `max_segments` archived segments only; 0: all.
+    """
     start = archived(n, data.segment, data.recent)
     segments = start // data.segment
     updates = np.minimum(segments, max_segments) if max_segments else segments
     return ReadPlan(updates, segments - updates, start)
 
 
-def plan_last(n, length: int) -> ReadPlan:
-    """Methods without memory read the last `length` events."""
+def plan_last(n: ArrayLike, length: int) -> ReadPlan:
+    """Plan methods without memory: read the last `length` events."""
     n = np.asarray(n)
     zeros = np.zeros_like(n)
     return ReadPlan(zeros, zeros, np.maximum(0, n - length))
-
-
-def slot_horizons(config: Config) -> tuple[int, ...]:
-    """Segments that each memory slot looks back, C numbers >= 1.
-
-    With `method.horizons` slot c looks back over K / 2^c segments (c modulo 4), slots 0, 4, ... over
-    all; without it every slot does. Slots that see the same events with the same weights become copies
-    of each other; these hold tastes of the last weeks beside that of a lifetime (not in the paper).
-    Slots that keep a part of item vectors (`method.sketch`) differ anyway and look back over all.
-    """
-    method, segments = config.method, config.data.segments
-
-    def horizon(c: int) -> int:
-        whole = not method.horizons or c < method.sketch or c % 4 == 0
-        return UNLIMITED if whole else max(segments >> c % 4, 1)
-
-    return tuple(horizon(c) for c in range(method.slots))

@@ -1,13 +1,12 @@
-"""A sketch of what a user did: sums of item vectors that no layer has mixed.
+"""A sketch of a user's history: sums of item vectors that no layer has mixed.
 
 With `method.sketch` = P an item's vector has P parts of D numbers. The backbone embeds and predicts
-the first part only. Every part is also summed over a user's events, by segment, and kept by a memory
-slot as a running mean (normalised again by each update, see `MemoryTokens.leave`), which scores the
-same table.
+the first part only. Every part is also summed over a user's events, by segment, and a memory slot
+keeps the running mean of the sums (`MemoryTokens.add_sketch`). Recall then scores the same table.
 
-A slot has D numbers and the embeddings of thousands of items as many, so C slots that are functions of
-these hold D numbers about what was bought, not C * D: with a part of its own each slot says something
-new. A departure from the paper; evidence in BUILD_NOTES.md, 11.
+A slot has D numbers, and so have the embeddings of thousands of items. C slots that are functions of
+these embeddings hold D numbers about a user's items, not C * D. With a separate part for each slot,
+each slot holds something new. The paper has no sketch; docs/methods.md has the evidence.
 """
 
 from __future__ import annotations
@@ -18,14 +17,19 @@ import jax.numpy as jnp
 
 from rec2pm_jax.typing import PADDING_ID, Array
 
-RECALL_GAIN = 0.5  # of what is recalled, beside an output of the backbone, at the start
+RECALL_GAIN = 0.5  # initial weight of what is recalled, beside an output of the backbone
 
 
 def item_parts(table: Array, ids: Array, parts: int) -> Array:
-    """The parts of items' vectors at unit scale per element, zeros for padding: float32 [..., P, D].
+    """Return the parts of items' vectors at unit scale per element; zeros for padding.
 
     Args:
-      table: [V, P * D]; ids: int32 [...].
+      table: [V, P * D].
+      ids: int32 [...].
+      parts: P.
+
+    Returns:
+      float32 [..., P, D].
     """
     rows = table[ids].astype(jnp.float32).reshape(*ids.shape, parts, -1)
     rows = rows * jax.lax.rsqrt(jnp.mean(jnp.square(rows), axis=-1, keepdims=True) + 1e-12)
@@ -33,20 +37,20 @@ def item_parts(table: Array, ids: Array, parts: int) -> Array:
 
 
 def up_to(ids: Array, lengths: Array) -> Array:
-    """The first `lengths` [B] of ids [B, N], the rest padding."""
+    """Keep the first `lengths` [B] of ids [B, N], and replace the rest by padding."""
     return jnp.where(jnp.arange(ids.shape[1]) < lengths[:, None], ids, PADDING_ID)
 
 
 def widen(vectors: Array, width: int) -> Array:
-    """Outputs [..., D] as vectors [..., width] that say nothing about further parts of an item."""
+    """Pad outputs [..., D] with zeros to [..., width]: they leave further item parts out."""
     return jnp.pad(vectors, ((0, 0),) * (vectors.ndim - 1) + ((0, width - vectors.shape[-1]),))
 
 
 class WindowSketch(nn.Module):
-    """What methods without a memory make of a sketch of the events they read.
+    """The sketch of methods without a memory, over the events that they read.
 
-    It gives `full` the wider item vectors that a memory with a sketch has, for a fair comparison; a
-    session sums its whole window again for every event.
+    It gives `full` the wider item vectors that a memory with a sketch has, for a fair comparison. A
+    session sums its whole window for every event.
 
     Attributes:
       parts: P.
@@ -58,7 +62,15 @@ class WindowSketch(nn.Module):
 
     @nn.compact
     def __call__(self, vectors: Array, sums: Array) -> Array:
-        """Outputs [..., D] and sums of item parts [..., P, D] -> [..., P * D]."""
+        """Add the sketch to outputs.
+
+        Args:
+          vectors: [..., D].
+          sums: [..., P, D], of item parts.
+
+        Returns:
+          [..., P * D].
+        """
         width = self.parts * self.dim
         kernel = self.param("recall", lambda key: jnp.eye(width))
         gain = self.param("recall_gain", nn.initializers.constant(RECALL_GAIN), ())

@@ -2,48 +2,56 @@
 
 from __future__ import annotations
 
-import dataclasses
+from typing import cast
 
 import jax
 import jax.numpy as jnp
 
+from rec2pm_jax.config import Config
 from rec2pm_jax.methods.memory import fold
-from rec2pm_jax.methods.recurrent import TokenMemory
-from rec2pm_jax.typing import Batch, Terms
+from rec2pm_jax.methods.method import Method
+from rec2pm_jax.methods.network import Network
+from rec2pm_jax.methods.registry import register_method
+from rec2pm_jax.methods.token_memory import TokenMemory
+from rec2pm_jax.methods.windows import Window, cut_windows
+from rec2pm_jax.typing import Array, Batch, Params, PRNGKey, State, Terms
 
 
-@dataclasses.dataclass(frozen=True)
-class TokSerial(TokenMemory):
-    """Training scans the segments in order, each [M_{h-1}; S_h; Q] with the live memory of the last."""
+@register_method(
+    "tok_serial", reads=("memory", "slots", "max_groups", "running_mean", "recall", "sketch")
+)
+def make_tok_serial(config: Config, num_items: int) -> Method:
+    """Build Tok-Serial: Rec2PM's memory, trained by `loss`."""
+    parts = max(1, config.method.sketch)
+    network = Network(config, num_items, config.data.read_length, parts)
+    return Method(TokenMemory(network), loss)
 
-    def loss(self, params, batch: Batch, rng, *, step, target_params=None) -> Terms:
-        """Term `ar`, summed over all segments; its gradient crosses segments through the memory.
 
-        With `method.truncate` = T, the memory that enters segments T, 2T, .. carries no gradient.
-        """
-        data, method = self.config.data, self.config.method
-        drop_rng, negative_rng = (None, None) if rng is None else jax.random.split(rng)
-        windows = self._training_windows(params, batch)
-        users = batch["ids"].shape[0]
+def loss(method: Method, params: Params, batch: Batch, rng: PRNGKey | None) -> Terms:
+    """Return the term `ar` over all segments.
 
-        def by_segment(a):  # B*K ... -> K B ...
-            return jnp.swapaxes(a.reshape(users, data.segments, *a.shape[1:]), 0, 1)
+    The update pass of Rec2PM runs in a scan over segments, each with the memory that the segment
+    before it made. Gradients cross segments through the memory.
+    """
+    memory = cast(TokenMemory, method.memory)
+    data = method.config.data
+    dropout_rng, negative_rng = (None, None) if rng is None else jax.random.split(rng)
+    cut = memory.sketch_windows(params, cut_windows(batch, data))
+    users = batch["ids"].shape[0]
 
-        def body(state, inputs):
-            window, h = inputs
-            if method.truncate:
-                stopped = jax.lax.stop_gradient(state.memory)
-                cut = h % method.truncate == 0
-                state = state._replace(memory=jnp.where(cut, stopped, state.memory))
-            items, at_queries = self._update_windows(params, state, window, drop_rng)
-            memory = self._leave(params, at_queries, state)
-            return fold(state, memory, window.lengths > 0), items
+    def by_segment(a: Array) -> Array:  # B*K ... -> K B ...
+        return jnp.swapaxes(a.reshape(users, data.segments, *a.shape[1:]), 0, 1)
 
-        if method.remat:
-            # The scan itself keeps the two computations apart.
-            body = jax.checkpoint(body, prevent_cse=False)
-        segments = (jax.tree.map(by_segment, windows), jnp.arange(data.segments))
-        _, items = jax.lax.scan(body, self.init_state(params, users), segments)
-        items = jnp.swapaxes(items, 0, 1).reshape(-1, *items.shape[2:])  # K B N W -> B*K N W
-        at = (windows.targets, windows.weights, negative_rng, windows.rows)
-        return {"ar": self.network.next_item(params, items, *at)}
+    def body(state: State, window: Window) -> tuple[State, Array]:
+        outputs, at_queries = memory.update_pass(params, state, window, dropout_rng)
+        made = memory.apply(params, "from_query_outputs", at_queries, state)
+        return fold(state, made, window.lengths > 0), outputs
+
+    segments = jax.tree.map(by_segment, cut.windows)
+    _, outputs = jax.lax.scan(body, memory.init_state(users), segments)
+    outputs = jnp.swapaxes(outputs, 0, 1).reshape(-1, *outputs.shape[2:])  # K B N W -> B*K N W
+    return {
+        "ar": method.network.next_item(
+            params, outputs, cut.targets, cut.weights, negative_rng, cut.windows.rows
+        )
+    }

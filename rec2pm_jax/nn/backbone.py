@@ -2,134 +2,137 @@
 
 from __future__ import annotations
 
-import functools
+import dataclasses
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from rec2pm_jax.config import ComputeConfig, ModelConfig
-from rec2pm_jax.nn.attention import AttentionDropout, KeyValues, Layout
+from rec2pm_jax.nn.attention import KeyValues, Layout
 from rec2pm_jax.nn.cache import InPlaceCache, Rows, rows_of
 from rec2pm_jax.nn.dropout import Dropout
-from rec2pm_jax.nn.hstu import HSTULayer
 from rec2pm_jax.nn.recompute import layer_pass
-from rec2pm_jax.nn.sasrec import SASRecLayer
-from rec2pm_jax.typing import Array, Params
+from rec2pm_jax.nn.registry import BACKBONES, LayerSpec
+from rec2pm_jax.typing import Array, Params, PRNGKey
+
+SCAN_LAYERS = True  # False unrolls all layers: XLA's cost reports count the body of a loop once
 
 
-class Backbone(nn.Module):
-    """[B, tokens, D] -> [B, tokens, D]; input dropout, then `layers` layers, no final norm.
+@dataclasses.dataclass(frozen=True)
+class Backbone:
+    """[B, tokens, D] -> [B, tokens, D]: dropout on the input, then `layers` layers, no final norm.
 
-    Parameters of all layers are stacked on a leading axis and the stack is a scan; with
-    `scan_layers=False` the same parameters run unrolled (for cost reports, or faster small models).
+    `params` is {"layers": ..}, with the parameters of all layers stacked on a leading axis.
 
     Attributes:
-      norm: N of `HSTULayer`.
-      max_distance, num_slot_ids, compute: see `HSTULayer`.
+      spec: of each layer.
     """
 
-    config: ModelConfig
-    norm: float
-    max_distance: int
-    num_slot_ids: int
-    compute: ComputeConfig = ComputeConfig()
+    spec: LayerSpec
 
-    @nn.compact
+    def init(self, rng: PRNGKey, x: Array, layout: Layout) -> Params:
+        """Return fresh parameters; x [B, tokens, D] and `layout` describe any pass."""
+        return _Stack(self.spec).init(rng, x, layout)["params"]
+
     def __call__(
-        self,
-        x: Array,
-        layout: Layout,
-        rows: Array | None = None,
-        kept: KeyValues | None = None,
-        keep: int = 0,
-    ) -> tuple[Array, KeyValues]:
-        """Runs a pass, possibly on top of tokens of an earlier one.
-
-        Args:
-          x: [B, tokens, D], without the kept tokens.
-          rows: int32 [B], as in `Dropout`, which is off without them.
-          kept: keys and values of the layout's first tokens, [layers, B, kept tokens, H, d] each.
-          keep: how many of x's first tokens to return keys and values of.
-
-        Returns:
-          (outputs [B, tokens, D], `KeyValues` [layers, B, keep, H, d]).
-        """
-        cfg = self.config
-        x = Dropout(cfg.dropout)(x, rows)
-        layer = self._layer(name="layers")
-
-        def run(layer, x, layout, kept):
-            def once(layer, x, kept):
-                return layer(x, layout, rows, kept)
-
-            x, own = layer_pass(once, self.compute, cfg.scan_layers)(layer, x, kept)
-            return x, jax.tree.map(lambda a: a[:, :keep], own)
-
-        stack = nn.scan(
-            run,
-            variable_axes={"params": 0, "intermediates": 0},
-            split_rngs={"params": True, "dropout": True},
-            in_axes=(nn.broadcast, 0),
-            length=cfg.layers,
-            unroll=1 if cfg.scan_layers else cfg.layers,
-        )
-        return stack(layer, x.astype(jnp.dtype(cfg.dtype)), layout, kept)
-
-    def _layer(self, **options) -> nn.Module:
-        if self.config.backbone == "sasrec":
-            return SASRecLayer(self.config, self.compute, **options)
-        sizes = (self.norm, self.max_distance, self.num_slot_ids)
-        return HSTULayer(self.config, *sizes, self.compute, **options)
-
-    @nn.nowrap
-    def rows(
         self,
         params: Params,
         x: Array,
         layout: Layout,
-        kept: KeyValues | None = None,
         *,
-        written: Array | None = None,
-        only: Rows | None = None,
-        dropout: AttentionDropout | None = None,
-        scan: bool = False,
+        rng: PRNGKey | None = None,
+        rows: Array | None = None,
+        cache: KeyValues | InPlaceCache | None = None,
+        wanted: Rows | None = None,
+        unroll: bool = False,
     ) -> tuple[Array, KeyValues]:
-        """A pass as a function of `params`, whose last layer computes no more rows than are wanted.
+        """Run a pass.
 
         Args:
-          params: of this module. x, layout, kept: as in `__call__`.
-          written: int32 [B], see `InPlaceCache`; the layout is then one of `rows_of`.
-          only: tokens of the layout, the rows that are wanted.
-          dropout: randomness of dropout, or None to switch it off. What it draws is not what
-            `__call__` draws.
-          scan: the layers below the last one, instead of unrolling them: programs stay small.
+          params: what `init` returned.
+          x: [B, tokens, D], without the tokens that are in the cache.
+          layout: who sees whom. With an `InPlaceCache` it is one that `rows_of` returned.
+          rng, rows: a key and int32 [B] row numbers for dropout; without a key it is off.
+          cache: keys and values of tokens of earlier passes, each [layers, B, tokens, H, d].
+          wanted: the tokens whose outputs are wanted; the last layer computes no others.
+          unroll: inline all layers. Programs get longer, and faster for a few tokens.
 
         Returns:
-          (outputs of these rows, else of all of x; `KeyValues` of x, stacked over layers).
+          (outputs [B, wanted tokens, D], keys and values of x [layers, B, tokens, H, d]).
         """
-        cfg, layer = self.config, self._layer(parent=None)
-        keys, numbers = None, None
-        if dropout is not None:
-            first, *keys = jax.random.split(dropout.key, cfg.layers + 1)
-            keys, numbers = jnp.stack(keys), dropout.rows
-            x = Dropout(cfg.dropout).apply({}, x, numbers, rngs={"dropout": first})
+        config, compute = self.spec.config, self.spec.compute
+        layer = _new_layer(self.spec, parent=None)
+        unroll = unroll or not SCAN_LAYERS
+        kept, first = cache if isinstance(cache, InPlaceCache) else (cache, None)
+        keys = None
+        if rng is not None:
+            input_key, *layer_keys = jax.random.split(rng, config.layers + 1)
+            keys = jnp.stack(layer_keys)
+            x = Dropout(config.dropout).apply({}, x, rows, rngs={"dropout": input_key})
 
-        def run(x, of_layer, layout=layout, only=None, scanned=False):
-            def once(x, params, kept, key):
-                if written is not None:
-                    kept = InPlaceCache(kept, written)
+        def run(
+            x: Array, stacked: Any, layout: Layout, wanted: Rows | None, scanned: bool
+        ) -> tuple[Array, KeyValues]:
+            def once(x: Array, params: Params, kept: KeyValues | None, key: PRNGKey | None):
+                own = kept if first is None else InPlaceCache(kept, first)
                 rngs = None if key is None else {"dropout": key}
-                return layer.apply({"params": params}, x, layout, numbers, kept, only, rngs=rngs)
+                numbers = None if key is None else rows
+                return layer.apply({"params": params}, x, layout, numbers, own, wanted, rngs=rngs)
 
-            return layer_pass(once, self.compute, scanned, jax.checkpoint)(x, *of_layer)
+            return layer_pass(once, compute, scanned)(x, *stacked)
 
-        x, stack = x.astype(jnp.dtype(cfg.dtype)), (params["layers"], kept, keys)
-        below, last = (jax.tree.map(lambda a, i=i: a[i], stack) for i in (slice(-1), -1))
-        body = functools.partial(run, scanned=scan)
-        x, owns = jax.lax.scan(body, x, below, unroll=1 if scan else max(cfg.layers - 1, 1))
-        if only is None:
-            x, own = run(x, last)
-        else:
-            x, own = run(x, last, rows_of(layout, only), only.after(layout.first_row))
+        def run_stack(x: Array, stacked: Any, count: int) -> tuple[Array, KeyValues]:
+            def body(x: Array, of_layer: Any) -> tuple[Array, KeyValues]:
+                return run(x, of_layer, layout, None, scanned=not unroll)
+
+            return jax.lax.scan(body, x, stacked, unroll=max(count, 1) if unroll else 1)
+
+        x, stacked = x.astype(jnp.dtype(config.dtype)), (params["layers"], kept, keys)
+        if wanted is None:
+            return run_stack(x, stacked, config.layers)
+        below, last = (jax.tree.map(lambda a, i=i: a[i], stacked) for i in (slice(-1), -1))
+        x, owns = run_stack(x, below, config.layers - 1)
+        of_last = rows_of(layout, wanted), wanted.after(layout.first_row)
+        x, own = run(x, last, *of_last, scanned=False)
         return x, jax.tree.map(lambda a, b: jnp.concatenate([a, b[None]]), owns, own)
+
+    def attention_weights(self, params: Params, x: Array, layout: Layout) -> list[Array]:
+        """Return the attention weights of a pass without dropout.
+
+        Returns:
+          A float32 array [layers, B, H, rows, keys] for each block of `layout`.
+        """
+        layer = _new_layer(self.spec, parent=None)
+
+        def body(x: Array, params: Params) -> tuple[Array, list[Array]]:
+            (x, _), found = layer.apply(
+                {"params": params}, x, layout, None, mutable=["intermediates"]
+            )
+            return x, list(found["intermediates"]["attention"])
+
+        return jax.lax.scan(body, x.astype(jnp.dtype(self.spec.config.dtype)), params["layers"])[1]
+
+
+def _new_layer(spec: LayerSpec, **options: Any) -> nn.Module:
+    return BACKBONES[spec.config.backbone].build(spec, **options)
+
+
+class _Stack(nn.Module):
+    """Initialises the parameters of all layers, stacked."""
+
+    spec: LayerSpec
+
+    @nn.compact
+    def __call__(self, x: Array, layout: Layout) -> Array:
+        def run(layer: nn.Module, x: Array, layout: Layout) -> tuple[Array, None]:
+            return layer(x, layout, None)[0], None
+
+        stack = nn.scan(
+            run,
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            in_axes=nn.broadcast,
+            length=self.spec.config.layers,
+        )
+        return stack(_new_layer(self.spec, name="layers"), x, layout)[0]

@@ -1,7 +1,8 @@
-"""Keys and values kept between passes, and rows of a pass that run alone on top of them."""
+"""Keys and values kept between passes, and passes over some rows on top of them."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -12,10 +13,11 @@ from rec2pm_jax.typing import Array
 
 
 class InPlaceCache(NamedTuple):
-    """Kept tokens of one layer that the rows of a pass are written into before they are seen.
+    """Cached tokens that the rows of a pass are written into before any row sees them.
 
     Attributes:
-      kept: [B, tokens, H, d] each; there is room at the rows' places, or an older version of them.
+      kept: keys and values [B, tokens, H, d] of one layer, or [layers, B, tokens, H, d] of all. The
+        places of the rows are free, or hold older versions of them.
       first: int32 [B], the first row's place among these tokens.
     """
 
@@ -23,17 +25,21 @@ class InPlaceCache(NamedTuple):
     first: Array
 
     def before(self, own: KeyValues) -> KeyValues:
-        """As `KeyValues.before`; `rows_of` lets nobody see the second copy at the end."""
+        """Return the cached tokens with `own` in place, then `own` again, which no row sees.
+
+        It has the form of `KeyValues.before`; `rows_of` hides the second copy.
+        """
         return write(self.kept, own, self.first, axis=1).before(own)
 
 
 def write(kept: KeyValues, own: KeyValues, first: Array, axis: int) -> KeyValues:
-    """`kept` with `own` in the places from first[b] on, along `axis`; the batch is the axis before.
+    """Return `kept` with `own` in the places from first[b] on, along `axis`.
 
-    A user's rows are clamped into the kept tokens: the caller sees to it that there is room.
+    The batch is the axis before `axis`. Places are clamped into the cached tokens, so the caller makes
+    sure that there is room.
     """
 
-    def one(kept, own, first):  # without the batch axis
+    def one(kept: Array, own: Array, first: Array) -> Array:  # without the batch axis
         return jax.lax.dynamic_update_slice_in_dim(kept, own, first, axis - 1)
 
     over_batch = jax.vmap(one, in_axes=(axis - 1, axis - 1, 0), out_axes=axis - 1)
@@ -41,11 +47,11 @@ def write(kept: KeyValues, own: KeyValues, first: Array, axis: int) -> KeyValues
 
 
 class Rows(NamedTuple):
-    """Consecutive tokens of a pass whose outputs are wanted, and no others.
+    """Consecutive tokens of a pass.
 
     Attributes:
       first: the first of them: one number for all users, or int32 [B].
-      count: how many.
+      count: how many there are.
     """
 
     first: int | Array
@@ -53,14 +59,18 @@ class Rows(NamedTuple):
 
     @property
     def shared(self) -> bool:
+        """Whether all users have the same tokens."""
         return isinstance(self.first, int)
 
     def after(self, start: int) -> Rows:
-        """The same tokens as numbered from token `start` on."""
+        """Return the same tokens as numbered from token `start` on."""
         return self._replace(first=self.first - start)
 
     def of(self, x: Array) -> Array:
-        """[B, tokens, ...] -> [B, count, ...]; where each user has its own rows, x may be [1, ...]."""
+        """Take the tokens out of x: [B, tokens, ...] -> [B, count, ...].
+
+        If each user has different tokens, x may be [1, ...].
+        """
         if self.shared:
             return x[:, self.first : self.first + self.count]
         index = self.first[:, None] + jnp.arange(self.count, dtype=jnp.int32)
@@ -69,32 +79,34 @@ class Rows(NamedTuple):
 
 
 def rows_of(layout: Layout, rows: Rows) -> Layout:
-    """Some rows of a pass by themselves, with the keys of all of it.
+    """Return the layout of a pass over some rows, with the keys of the whole pass.
 
-    They see what they see in the whole pass. Where each user has its own, they stand after all of its
-    tokens, where only the rows' places count and nobody sees them.
+    The rows see what they see in the whole pass. If each user has different rows, they come after all
+    tokens of the pass, where no row sees them; only their places count.
 
-    layout: of the whole pass.
+    Args:
+      layout: of the whole pass.
+      rows: tokens of that pass.
     """
     tokens = layout.place.shape[1]
 
-    def joined(parts):  # [1 or B, rows of a block] each
+    def joined(parts: Sequence[Array]) -> Array:  # [1 or B, rows of a block] each
         # Not the maximum: the batch of an exported program is a symbol.
         batch = next((part.shape[0] for part in parts if part.shape[0] != 1), 1)
         return jnp.concatenate([jnp.broadcast_to(p, (batch, p.shape[1])) for p in parts], axis=1)
 
-    def also(x):
+    def with_rows(x: Array | None) -> Array | None:
         return None if x is None else joined([x, rows.of(x)])
 
-    each_span = zip(*(block.visible for block in layout.blocks), strict=True)
+    each_bound = zip(*(block.visible for block in layout.blocks), strict=True)
     own = rows.after(layout.first_row)
-    visible = VisibleRange(*(own.of(joined(parts)) for parts in each_span))
+    visible = VisibleRange(*(own.of(joined(parts)) for parts in each_bound))
     first = rows.first if rows.shared else tokens
     layout = layout.replace(blocks=(Block(visible, first, first + rows.count, 0, tokens),))
     if rows.shared:
         return layout
     return layout.replace(
-        place=also(layout.place),
-        row_times=also(layout.row_times),
-        key_times=also(layout.key_times),
+        place=with_rows(layout.place),
+        row_times=with_rows(layout.row_times),
+        key_times=with_rows(layout.key_times),
     )

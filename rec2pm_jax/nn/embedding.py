@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from rec2pm_jax.config import ModelConfig
+from rec2pm_jax.nn.registry import uses_identity_init
 from rec2pm_jax.typing import Array
 
 ITEM_SCALE = 0.02
@@ -18,7 +19,7 @@ class EventEmbedding(nn.Module):
     Attributes:
       num_items: real items; the table has one more row for padding (row 0).
       max_positions: rows of the learned absolute positions.
-      item_dim: numbers of an item's vector, of which the first D are embedded.
+      item_dim: W, numbers of an item's vector, of which the first D are embedded.
     """
 
     config: ModelConfig
@@ -28,27 +29,37 @@ class EventEmbedding(nn.Module):
 
     @nn.compact
     def __call__(self, ids: Array, positions: Array, types: Array | None = None) -> Array:
-        """ids: int32 [B, N]; positions: int32 [1 or B, N]; types: int32 [B, N] -> float [B, N, D]."""
-        cfg = self.config
-        dim = cfg.dim
+        """Embed events.
+
+        Args:
+          ids: int32 [B, N].
+          positions: int32 [1 or B, N], below `max_positions`.
+          types: int32 [B, N], needed with `config.event_types`.
+
+        Returns:
+          [B, N, D] in the compute dtype.
+        """
+        config = self.config
+        dim = config.dim
         table = self.param(
             TABLE,
             nn.initializers.truncated_normal(ITEM_SCALE),
             (self.num_items + 1, self.item_dim),
         )
         x = table[ids][..., :dim] * dim**0.5
-        if cfg.absolute_positions:
-            # Copying sums what it sees: positions must not drown the items.
-            scale = 0.02 if cfg.uses_identity_init else dim**-0.5
-            places = self.param(
-                "position_embedding",
-                nn.initializers.truncated_normal(scale),
-                (self.max_positions, dim),
-            )
-            x = x + places[positions]
-        if cfg.event_types:
+        # Attention that starts as a sum of what it sees needs positions smaller than items.
+        scale = 0.02 if uses_identity_init(config) else dim**-0.5
+        places = self.param(
+            "position_embedding",
+            nn.initializers.truncated_normal(scale),
+            (self.max_positions, dim),
+        )
+        x = x + places[positions]
+        if config.event_types:
             kinds = self.param(
-                "type_embedding", nn.initializers.truncated_normal(0.02), (cfg.event_types + 1, dim)
+                "type_embedding",
+                nn.initializers.truncated_normal(0.02),
+                (config.event_types + 1, dim),
             )
             x = x + kinds[types] * dim**0.5
-        return x.astype(jnp.dtype(cfg.dtype))
+        return x.astype(jnp.dtype(config.dtype))

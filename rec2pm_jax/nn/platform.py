@@ -1,4 +1,4 @@
-"""Which kind of machine a program is for."""
+"""The kind of machine that a program is compiled for."""
 
 from __future__ import annotations
 
@@ -6,10 +6,16 @@ import jax
 
 
 def platform_of(name: str) -> str:
-    """cpu, gpu or tpu: `config.compute.platform`, or with auto the one this process computes on.
+    """Return cpu, gpu or tpu.
 
-    The choice is made when a function is traced. Whoever compiles ahead of time for another machine
-    says so in the configuration: `jax.lax.platform_dependent` would keep what the backward passes
-    of all the alternatives need.
+    The choice is made when a function is traced. To compile ahead of time for another machine, name it
+    in the configuration. `jax.lax.platform_dependent` is no alternative: it would keep what the
+    backward passes of all platforms need.
+
+    Args:
+      name: `config.compute.platform`; auto is the platform that this process computes on.
+
+    >>> platform_of("tpu")
+    'tpu'
     """
     return jax.default_backend() if name == "auto" else name

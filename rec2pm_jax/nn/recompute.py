@@ -1,15 +1,14 @@
-"""What a layer keeps for its backward pass, and what it makes again there.
+"""What a layer keeps for its backward pass, and what the backward pass recomputes.
 
-Stored for every layer are its input and what attention returns, of which the rest follows without
-looking at other tokens again: projections, norms, gates and dropout. On a TPU reading them back costs
-more than making them. On a CPU it does not, and there nothing is made twice.
+Stored for each layer are its input and the output of attention. Everything else (projections, norms,
+gates, dropout) follows from these without looking at other tokens. On a TPU reading the intermediate
+results back costs more than recomputing them. On a CPU it does not, and nothing is recomputed there.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-import flax.linen as nn
 import jax
 from jax.ad_checkpoint import checkpoint_name
 
@@ -21,20 +20,21 @@ _ATTENDED = "attended"
 
 
 def attended(x: Array) -> Array:
-    """Names x as what attention returns, or what its own backward pass needs of it."""
+    """Name x as an output of attention, which backward passes store."""
     return checkpoint_name(x, _ATTENDED)
 
 
-def layer_pass(
-    run: Callable, compute: ComputeConfig, scanned: bool, remat: Callable = nn.remat
-) -> Callable:
-    """`run(layer, *arrays)`, under `compute.recompute` with a backward pass that runs it again.
+def layer_pass(run: Callable, compute: ComputeConfig, scanned: bool) -> Callable:
+    """Return `run(*arrays)`, with a backward pass that recomputes as `compute.recompute` says.
 
-    scanned: whether it is the body of a loop, where the compiler cannot merge both passes again.
-    remat: `jax.checkpoint` for a function of arrays alone.
+    Args:
+      run: a layer as a function of arrays.
+      compute: how results are computed.
+      scanned: whether `run` is the body of a loop, where the compiler cannot merge the recomputation
+        with the forward pass.
     """
     wanted = compute.recompute
     if wanted == "none" or (wanted == "auto" and platform_of(compute.platform) != "tpu"):
         return run
     policy = jax.checkpoint_policies.save_only_these_names(_ATTENDED)
-    return remat(run, policy=policy, prevent_cse=not scanned)
+    return jax.checkpoint(run, policy=policy, prevent_cse=not scanned)

@@ -1,1 +1,30 @@
-"""Streaming: one user's memory follows their events, and recommendations are read from it."""
+"""Serve a trained model: memories follow a stream of events, and requests are answered from them.
+
+An event passes through these files, from a line of input to the store:
+
+    lines/sources.py            read whole lines from a file, a growing directory or a pipe
+    lines/events.py             parse a line into an `Event` or a `Request`
+    runner.py                   the loop: take lines in order and schedule every step below
+    engine.py                   find the user, check the event, append it to the user's pending events
+      catalogue.py                raw ids -> item ids, times -> seconds since the time origin
+      users/mutable_user.py       a user in the process: encoded memory and pending events
+      users/user_cache.py         all users in the process; the others are read from the store
+    compute/update_queue.py     collect users with a full segment; a thread computes new memories
+      compute/updater.py          decode memories, update them, encode them
+      compute/batches.py          call the model in a few fixed batch shapes
+    stores/commit_writer.py     snapshot the changed users; a thread writes them
+      stores/record.py            a user as bytes
+      stores/base.py              the store: records and input positions, in one transaction
+
+A request takes the same way up to the engine, and then:
+
+    engine.py                   run the missing updates of this user only
+    compute/session_cache.py    read from the keys and values of the user's last request, if kept
+      compute/batches.py          or read everything anew, and rank the catalogue
+    recommender.py              drop excluded items, return ids to raw ids and titles
+    lines/output.py             write the answer
+
+`recommender.py` is also the public Python API: the same model without a store, one call at a time.
+`load.py` builds it from a training run. `rebuild.py` fills a store from prepared histories, `export/`
+writes programs that run without this package, and `latency.py` times one user's update and read.
+"""

@@ -1,29 +1,38 @@
-"""What a model knows of the world: its items, event types and origin of time."""
+"""What a model knows of the outside world: its items, its event types and its origin of time."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import cast
 
 import numpy as np
 
 from rec2pm_jax.config import ModelConfig
 from rec2pm_jax.data.dataset import Dataset, Items
 from rec2pm_jax.errors import nearest
-from rec2pm_jax.stream.events import MALFORMED, UNKNOWN_ITEM, UNKNOWN_TYPE, Event, Refused
-from rec2pm_jax.typing import Events
+from rec2pm_jax.stream.lines.events import (
+    MALFORMED,
+    UNKNOWN_ITEM,
+    UNKNOWN_TYPE,
+    Event,
+    RejectedInput,
+)
+from rec2pm_jax.typing import Array, Events
+
+EventCode = tuple[int, int, int]  # item id, seconds since the time origin, event-type id
 
 
 @dataclasses.dataclass(frozen=True)
 class Catalogue:
-    """Translates raw ids and back.
+    """Translates raw ids, event types and times to numbers, and item ids back.
 
     Attributes:
       items: the item table of the training data.
-      event_types: type id = position + 1.
+      event_types: names of event types; a type's id is its position + 1.
       time_origin: seconds since 1970 of time 0.
-      uses_times: the model has a time bias, so every event must say its time.
-      uses_types: the model embeds event types, so every event must say its type.
+      uses_times: whether the model has a time bias, so that every event must have a time.
+      uses_types: whether the model embeds event types, so that every event must have a type.
     """
 
     items: Items
@@ -33,7 +42,8 @@ class Catalogue:
     uses_types: bool
 
     @classmethod
-    def of(cls, dataset: Dataset, model: ModelConfig) -> Catalogue:
+    def from_dataset(cls, dataset: Dataset, model: ModelConfig) -> Catalogue:
+        """Return the catalogue of a dataset, for a model of this configuration."""
         return cls(
             dataset.items,
             tuple(dataset.event_types),
@@ -44,60 +54,84 @@ class Catalogue:
 
     @property
     def num_items(self) -> int:
+        """Items that can be recommended."""
         return len(self.items.raw_ids) - 1
 
-    def pack(self, codes: list[tuple[int, int, int]]) -> Events:
-        """Events of one user [n] (numpy int32) from what `code` returned."""
-        table = np.array(codes, np.int32).reshape(-1, 3)
-        ids, times, types = (np.ascontiguousarray(column) for column in table.T)
-        return Events(ids, times if self.uses_times else None, types if self.uses_types else None)
-
-    def code(self, event: Event) -> tuple[int, int, int]:
-        """(item id, time, type id) of an event; 0 for a time or type that the model does not use.
+    def encode_event(self, event: Event) -> EventCode:
+        """Return an event as numbers; 0 for a time or type that the model does not use.
 
         Raises:
-          Refused: an item or type that is not in the training data, or a field the model needs is
-            missing or out of range.
+          RejectedInput: the item or type is not in the training data, or a field that the model needs
+            is missing or out of range.
         """
         item = self.items.id_of(event.item)
         if item is None:
-            raise Refused(UNKNOWN_ITEM, f"item {event.item!r} is not in the training data")
+            raise RejectedInput(UNKNOWN_ITEM, f"item {event.item!r} is not in the training data")
         if not (self.uses_times or self.uses_types):
             return item, 0, 0
-        return item, self.code_time(event.time), self._code_type(event.type)
+        return item, self.encode_time(event.time), self._encode_type(event.type)
 
-    def code_time(self, time: int | None) -> int:
-        """Seconds since `time_origin`; 0 if the model does not use times."""
+    def encode_time(self, time: int | None) -> int:
+        """Return seconds since the time origin; 0 if the model does not use times.
+
+        Args:
+          time: seconds since 1970.
+
+        Raises:
+          RejectedInput: the model uses times, and this one is missing or out of range.
+        """
         if not self.uses_times:
             return 0
         if time is None:
-            raise Refused(MALFORMED, '"time" is missing, and this model uses the time of events')
+            raise RejectedInput(
+                MALFORMED, '"time" is missing, and this model uses the time of events'
+            )
         seconds = time - self.time_origin
         if abs(seconds) >= 2**31:
-            raise Refused(
+            raise RejectedInput(
                 MALFORMED, f'"time" {time} is more than 68 years from the training data\'s'
             )
         return seconds
 
-    def _code_type(self, kind: str | None) -> int:
+    def _encode_type(self, kind: str | None) -> int:
         if not self.uses_types:
             return 0
         if kind is None:
-            raise Refused(MALFORMED, '"type" is missing, and this model uses event types')
+            raise RejectedInput(MALFORMED, '"type" is missing, and this model uses event types')
         if kind not in self.event_types:
             known = ", ".join(self.event_types)
-            raise Refused(UNKNOWN_TYPE, f"event type {kind!r} is unknown; known are {known}")
+            raise RejectedInput(UNKNOWN_TYPE, f"event type {kind!r} is unknown; known are {known}")
         return self.event_types.index(kind) + 1
 
-    def suggest(self, raw: str) -> str:
-        """' Did you mean "x"?' for the nearest known item, or ''; slow for large catalogues."""
-        return nearest(raw, self.items.raw_ids[1:])
+    def select_fields(
+        self, ids: np.ndarray, times: np.ndarray | None, types: np.ndarray | None
+    ) -> Events:
+        """Return events with the fields that the model uses.
 
-    def excluded(self, exclude: Iterable[str]) -> np.ndarray:
-        """Sorted distinct ids of raw items; unknown ones are never recommended anyway."""
-        ids = (self.items.id_of(str(raw)) for raw in exclude)
+        Args:
+          ids, times, types: int32 of one shape; times and types that the model does not use may be
+            None.
+        """
+        return Events(
+            cast(Array, ids),
+            cast(Array, times) if self.uses_times else None,
+            cast(Array, types) if self.uses_types else None,
+        )
+
+    def stack_codes(self, codes: Sequence[EventCode]) -> Events:
+        """Return encoded events of one user as arrays: numpy fields int32 [n]."""
+        table = np.array(codes, np.int32).reshape(-1, 3)
+        return self.select_fields(*(np.ascontiguousarray(column) for column in table.T))
+
+    def suggest(self, raw_id: str) -> str:
+        """Return ' Did you mean "x"?' for the nearest known item, or ''; slow for large catalogues."""
+        return nearest(raw_id, self.items.raw_ids[1:])
+
+    def known_ids(self, raw_ids: Iterable[str]) -> np.ndarray:
+        """Return the sorted distinct ids int64 of those raw ids that are known."""
+        ids = (self.items.id_of(str(raw)) for raw in raw_ids)
         return np.array(sorted({i for i in ids if i is not None}), np.int64)
 
-    def unknown(self, raw_ids: Iterable[str]) -> int:
-        """How many of the raw ids are not in the training data."""
+    def count_unknown(self, raw_ids: Iterable[str]) -> int:
+        """Return how many of the raw ids are not in the training data."""
         return sum(self.items.id_of(raw) is None for raw in raw_ids)

@@ -1,4 +1,4 @@
-"""Users by name: events are appended, due segments folded in batches, requests answered."""
+"""Users by name: events are appended, memories updated, requests answered, changes committed."""
 
 from __future__ import annotations
 
@@ -9,49 +9,46 @@ from typing import NamedTuple
 
 import jax
 
-from rec2pm_jax.stream import batches
-from rec2pm_jax.stream.commits import Commits
-from rec2pm_jax.stream.events import DUPLICATE, FAR_FUTURE, MALFORMED, Event, Refused
-from rec2pm_jax.stream.folding import Folding
-from rec2pm_jax.stream.memories import Memories
-from rec2pm_jax.stream.mutable_user import MutableUser
+from rec2pm_jax.stream.catalogue import EventCode
+from rec2pm_jax.stream.compute import batches
+from rec2pm_jax.stream.compute.session_cache import SessionCache
+from rec2pm_jax.stream.compute.update_queue import UpdateQueue
+from rec2pm_jax.stream.compute.updater import MemoryUpdater
+from rec2pm_jax.stream.lines.events import DUPLICATE, FAR_FUTURE, MALFORMED, Event, RejectedInput
+from rec2pm_jax.stream.metrics import EngineGauges
+from rec2pm_jax.stream.options import EngineOptions
 from rec2pm_jax.stream.recommender import Recommendation, Recommender
-from rec2pm_jax.stream.sessions import Sessions
-from rec2pm_jax.stream.store import MAX_USER_BYTES, Store, claim
-from rec2pm_jax.stream.user import UserState
-from rec2pm_jax.stream.user_cache import UserCache
+from rec2pm_jax.stream.stores.base import MAX_USER_BYTES, Store, claim_store
+from rec2pm_jax.stream.stores.commit_writer import CommitWriter
+from rec2pm_jax.stream.users.mutable_user import MutableUser
+from rec2pm_jax.stream.users.user_cache import UserCache
+from rec2pm_jax.stream.users.user_state import UserState
 
-DAY = 86_400
-
-
-class Options(NamedTuple):
-    """Attributes:
-    memory: format that memory is kept in, also between updates: one of `codec.FORMATS`.
-    max_live: users held in the process; of those that are in the store the oldest are let go.
-    sessions: users whose keys and values are kept between their requests.
-    lifetime: seconds until a user without new events expires; 0: never.
-    max_ahead: seconds that an event may lie in the future.
-    worker: I/N, which of N workers this is.
-    """
-
-    memory: str = "float32"
-    max_live: int = 200_000
-    sessions: int = 64
-    lifetime: int = 0
-    max_ahead: int = DAY
-    worker: str = "0/1"
+Rejections = list[tuple[int, RejectedInput]]  # (index of the event, why it was left out)
 
 
 class Ingested(NamedTuple):
-    """Attributes: events applied, memory updates folded, (index, why) of the events refused."""
+    """What became of a list of events.
+
+    Attributes:
+      events: how many were applied.
+      updates: memory updates computed.
+      rejected: the others.
+    """
 
     events: int
     updates: int
-    refused: list[tuple[int, Refused]]
+    rejected: Rejections
 
 
 class Answer(NamedTuple):
-    """Attributes: what is recommended, from how many events and memory updates of the user."""
+    """What is recommended to a user.
+
+    Attributes:
+      user: raw id.
+      items: best first.
+      events, updates: events of the user so far, and memory updates from them.
+    """
 
     user: str
     items: list[Recommendation]
@@ -60,200 +57,243 @@ class Answer(NamedTuple):
 
 
 class Engine:
-    """Applies events and answers requests for users known by name."""
+    """Keeps the users of one model in one store.
+
+    Not thread-safe: one thread calls it. Two private threads compute updates and write commits.
+
+    Attributes:
+      recommender, store, options: as given.
+      commit_writer: commits changes, see `CommitWriter`.
+      update_queue: computes new memories, see `UpdateQueue`.
+      sessions: serves repeated requests, see `SessionCache`.
+      record_format: how users are stored.
+    """
 
     def __init__(
         self,
         recommender: Recommender,
         store: Store,
-        options: Options = Options(),  # noqa: B008 (immutable)
+        options: EngineOptions = EngineOptions(),  # noqa: B008 (immutable)
         now: Callable[[], float] = time.time,
     ):
-        """Raises: UserError where the store holds states of another model or other options."""
+        """Open the store for a model.
+
+        Args:
+          now: returns seconds since 1970.
+
+        Raises:
+          UserError: the store holds states of another model or of other options.
+        """
         self.recommender, self.store, self.options, self._now = recommender, store, options, now
-        method = recommender.method
-        self._memories = Memories(recommender, options.memory)
-        self._width, self.form = self._memories.width, self._memories.form
-        claim(
+        self._updater = MemoryUpdater(recommender, options.memory)
+        self._width, self.record_format = self._updater.width, self._updater.record_format
+        identity = recommender.identity
+        claim_store(
             store,
             {
-                "model": recommender.identity.model,
-                "config_hash": recommender.identity.config_hash,
+                "model": identity.model,
+                "config_hash": identity.config_hash,
                 "memory": options.memory,
-                "workers": int(options.worker.split("/")[1]),
+                "workers": options.worker.count,
             },
         )
-        self.commits = Commits(store, self.form, options.lifetime)
-        self.sessions = Sessions(
-            method, recommender.params, recommender.scored_by, options.sessions
-        )
-        self.folding = Folding(method, self._memories, self.commits.touch)
-        self._live = UserCache()
+        self.commit_writer = CommitWriter(store, self.record_format, options.lifetime_s)
+        self.update_queue = UpdateQueue(self._updater, self.commit_writer.mark_changed)
+        self.sessions = self._new_session_cache(options.sessions)
+        self._users = UserCache()
 
     def warm_up(self, k: int = 10) -> None:
-        """Compiles what a stream with requests for up to `k` items will need, so that no user waits."""
-        self._memories.warm_up()
-        method, params = self.recommender.method, self.recommender.params
-        trial = Sessions(method, params, self.recommender.scored_by, 1)
+        """Compile everything that a stream with requests of up to `k` items needs."""
+        self._updater.warm_up()
+        sessions = self._new_session_cache(1)
         asked = 0 if self.recommender.catalogue.uses_times else None
-        deep = batches.padded_k(k, method.num_items)
-        live = MutableUser()
-        for count in (1, 1, 2, 4):  # opened, read again, one event more, several
-            live.pending = array("i", [1] * count * self._width)
-            raw = self._memories.raw(live)
-            trial.best("", 0, lambda: self._memories.states([live]), raw, asked, deep)
+        padded_k = batches.padded_k(k, self.recommender.method.num_items)
+        user = MutableUser()
+        for count in (
+            1,
+            1,
+            2,
+            4,
+        ):  # a session is opened, read again, and gets one event and several
+            user.pending = array("i", [1] * count * self._width)
+            pending = self._updater.pending_events(user)
+            sessions.find_best(
+                "", 0, lambda: self._updater.stack_states([user]), pending, asked, padded_k
+            )
+
+    def _new_session_cache(self, capacity: int) -> SessionCache:
+        model = self.recommender
+        return SessionCache(model.method, model.params, model.scored_table, capacity)
 
     # --- events ---
 
     def ingest(self, events: Sequence[Event]) -> Ingested:
-        """`apply`, then `fold` until nothing is due. How a stream is cut changes no state."""
-        applied, refused = self.apply(events)
-        before = self.folding.folded
-        self.fold()
-        return Ingested(applied, self.folding.folded - before, refused)
+        """Apply events and compute all updates. How a stream is cut into calls changes no state."""
+        applied, rejected = self.apply(events)
+        before = self.update_queue.num_updates
+        self.update_queue.finish_all()
+        return Ingested(applied, self.update_queue.num_updates - before, rejected)
 
-    def apply(self, events: Sequence[Event]) -> tuple[int, list[tuple[int, Refused]]]:
-        """Appends events in order; returns how many, and (index, why) of those left out.
+    def apply(self, events: Sequence[Event]) -> tuple[int, Rejections]:
+        """Append events to their users, in order; updates are left to `update_queue`.
 
-        Left out are unknown items and event types, fields the model needs but that are missing,
-        times before that of the user's last event (equal times are in order) or too far in the
-        future, and events whose `seq` is not above that of the user's newest.
+        Rejected are events
+
+        - with an unknown item or event type, or without a field that the model needs;
+        - older than the last event of their user (equal times are in order), or too far in the future;
+        - with a `seq` that is not above the user's last one;
+        - of users whose id is too long for a store.
+
+        Returns:
+          (how many were applied, the rejected ones).
         """
-        refused: list[tuple[int, Refused]] = []
+        rejected: Rejections = []
         self._load({event.user for event in events})
-        latest = self._now() + self.options.max_ahead
-        live_users, touch, code = self._live, self.commits.touch, self.recommender.code
-        full, packed = self._memories.full, self._packed
+        latest = self._now() + self.options.max_ahead_s
+        users, mark_changed = self._users, self.commit_writer.mark_changed
+        encode_event, select_fields = self.recommender.encode_event, self._make_field_selector()
+        max_pending = self._updater.max_pending
         for index, event in enumerate(events):
             name, _, when, _, seq = event
             try:
-                if name not in live_users:
-                    raise _too_long(name)
-                live = live_users[name]
-                if seq is not None and seq <= live.watermark:
-                    raise Refused(DUPLICATE, f"seq {seq} is not above {live.watermark}")
+                if name not in users:
+                    raise _id_too_long(name)
+                user = users[name]
+                if seq is not None and seq <= user.watermark:
+                    raise RejectedInput(DUPLICATE, f"seq {seq} is not above {user.watermark}")
                 if when is not None and when > latest:
-                    raise Refused(FAR_FUTURE, f"time {when} lies in the future")
-                fields = code(event, live.last_time)
-            except Refused as error:
-                refused.append((index, error))
+                    raise RejectedInput(FAR_FUTURE, f"time {when} lies in the future")
+                code = encode_event(event, user.last_time)
+            except RejectedInput as error:
+                rejected.append((index, error))
                 continue
-            touch(name, live)
-            live.events += 1
+            mark_changed(name, user)
+            user.events += 1
             if when is not None:
-                live.last_time = when
+                user.last_time = when
             if seq is not None:
-                live.watermark = seq
-            pending = live.pending
-            if packed is None:
-                pending.append(fields[0])
+                user.watermark = seq
+            pending = user.pending
+            if select_fields is None:
+                pending.append(code[0])
             else:
-                pending.extend(packed(fields))
-            if len(pending) >= full:
-                self.folding.add(name, live)
-        return len(events) - len(refused), refused
+                pending.extend(select_fields(code))
+            if len(pending) >= max_pending:
+                self.update_queue.add(name, user)
+        return len(events) - len(rejected), rejected
 
-    @property
-    def _packed(self):
-        """Which fields of a coded event are pending; None: the item alone."""
+    def _make_field_selector(self) -> Callable[[EventCode], tuple[int, ...]] | None:
+        """Return a function that selects the pending fields of an event; None if only the item is."""
         catalogue = self.recommender.catalogue
-        if self._width == 3:
-            return tuple
         if catalogue.uses_times:
-            return lambda fields: fields[:2]
-        return (lambda fields: fields[::2]) if catalogue.uses_types else None
+            return tuple if catalogue.uses_types else lambda code: code[:2]
+        return (lambda code: code[::2]) if catalogue.uses_types else None
 
     def _load(self, names: Iterable[str]) -> None:
-        """Brings users into the process; new ones start empty. Ids that are too long stay out."""
-        live, now = self._live, self._now()
+        """Bring users into the process. New ones start empty; ids too long for a store are left out."""
+        users, now = self._users, self._now()
         missing = [
             name
             for name in names
-            if name not in live
+            if name not in users
             and (len(name) * 4 <= MAX_USER_BYTES or len(name.encode()) <= MAX_USER_BYTES)
         ]
         for name, record in zip(missing, self.store.get(missing), strict=True):
-            user = None if record is None else self.form.decode(name, record, now)
+            user = None if record is None else self.record_format.decode(name, record, now)
             user = MutableUser() if user is None else user
-            live.add(name, user)
-            if len(user.pending) >= self._memories.full:
-                self.folding.add(name, user)
+            users.add(name, user)
+            if len(user.pending) >= self._updater.max_pending:
+                self.update_queue.add(name, user)
 
-    def trim(self, most: int) -> None:
-        """Lets users go who came first and are in the store, until `max_live` are left.
+    def evict(self, max_examined: int) -> None:
+        """Release the oldest users that are in the store, until `max_cached_users` are left.
 
-        Looks at `most` of them, as it stands in the way of requests; who is not settled yet comes last.
+        Args:
+          max_examined: users to examine at most, as requests wait meanwhile. A user with uncommitted
+            changes or a pending update stays, and counts as new.
         """
-        for _ in range(min(most, len(self._live) - self.options.max_live)):
-            name, live = self._live.pop()
-            if self.commits.holds(name) or self.folding.holds(name):
-                self._live.add(name, live)
+        excess = len(self._users) - self.options.max_cached_users
+        for _ in range(min(max_examined, excess)):
+            name, user = self._users.pop_oldest()
+            if self.commit_writer.has_uncommitted(name) or name in self.update_queue:
+                self._users.add(name, user)
 
-    # --- memory ---
+    # --- requests ---
 
-    def fold(self) -> None:
-        """Folds until nothing is due."""
-        self.folding.settle()
-        while self.folding.due:
-            self.folding.begin(batches.MAX_BATCH)
-            self.folding.settle()
-
-    def _current(self, name: str) -> MutableUser:
-        """A user with nothing due."""
-        self._load([name])
-        live = self._live.get(name)
-        if live is None:
-            raise _too_long(name)
-        self.folding.finish(name, live)
-        return live
-
-    # --- answers ---
-
-    def user(self, name: str) -> UserState:
-        """The state of a user; that of a new user for one never seen."""
-        live = self._current(name)
-        state = jax.tree.map(lambda rows: rows[0], self._memories.states([live]))
-        return UserState(state, self._memories.raw(live), live.events, live.last_time)
+    def get_user(self, name: str) -> UserState:
+        """Return the state of a user with all updates; an empty one for a user never seen."""
+        user = self._load_updated(name)
+        state = jax.tree.map(lambda rows: rows[0], self._updater.stack_states([user]))
+        return UserState(state, self._updater.pending_events(user), user.events, user.last_time)
 
     def recommend(
         self,
-        user: str,
+        name: str,
         k: int,
         exclude: Iterable[str] = (),
         time: int | None = None,
     ) -> Answer:
-        """What to recommend to a user by name; see `Recommender.recommend`."""
-        live = self._current(user)
+        """Return what to recommend to a user.
 
-        def best(request_time, deep):
-            return self.sessions.best(
-                user,
-                live.events - len(live.pending) // self._width,
-                lambda: self._memories.states([live]),
-                self._memories.raw(live),
-                request_time,
-                deep,
+        Args:
+          name: raw id of the user.
+          k, exclude, time: as in `Recommender.recommend`.
+
+        Raises:
+          RejectedInput, UserError: as `Recommender.recommend`, or the id is too long for a store.
+        """
+        user = self._load_updated(name)
+        model = self.recommender
+        search = model.plan_search(k, exclude)
+        if user.events:
+            scores, ids = self.sessions.find_best(
+                name,
+                user.events - len(user.pending) // self._width,
+                lambda: self._updater.stack_states([user]),
+                self._updater.pending_events(user),
+                self._request_time(user, time),
+                batches.padded_k(search.num_candidates, model.catalogue.num_items),
             )
+            batches.check_finite(scores)
+        else:
+            scores, ids = model.popular_items
+        return Answer(name, model.name_items(scores, ids, search), user.events, user.segments)
 
-        last = live.pending[-self._width + 1] if live.pending and self._width > 1 else None
-        items = self.recommender.answer(best if live.events else None, last, k, exclude, time)
-        return Answer(user, items, live.events, live.segments)
+    def _load_updated(self, name: str) -> MutableUser:
+        """Return a user without missing updates."""
+        self._load([name])
+        user = self._users.get(name)
+        if user is None:
+            raise _id_too_long(name)
+        self.update_queue.finish_user(name, user)
+        return user
 
-    @property
-    def live_users(self) -> int:
-        """Users held in the process."""
-        return len(self._live)
+    def _request_time(self, user: MutableUser, time: int | None) -> int | None:
+        """Return seconds since the time origin; None for a model without time bias."""
+        catalogue = self.recommender.catalogue
+        if not catalogue.uses_times:
+            return None
+        if time is None:
+            return user.pending[1 - self._width]  # the time of the last pending event
+        return catalogue.encode_time(time)
 
-    def snapshot(self, marks: Mapping[str, bytes]) -> None:
-        """Begins a commit of all users as they are, with marks of the input; see `Commits`."""
-        self.commits.begin(marks, self._now())
+    # --- commits ---
 
-    def commit(self, marks: Mapping[str, bytes]) -> int:
-        """Has everything in the store, with marks of the input, when it returns; see `Commits`."""
-        return self.commits.flush(marks, self._now())
+    def begin_commit(self, positions: Mapping[str, bytes]) -> None:
+        """Begin a commit of all users as they are, with positions of the input."""
+        self.commit_writer.take_snapshot(positions, self._now())
+
+    def commit(self, positions: Mapping[str, bytes]) -> int:
+        """Commit everything, with positions of the input; return how many commits were finished."""
+        return self.commit_writer.flush(positions, self._now())
+
+    def gauges(self) -> EngineGauges:
+        """Return the values that metrics report."""
+        queue = self.update_queue.num_waiting + self.update_queue.num_running
+        return EngineGauges(self.sessions.hits, self.sessions.misses, queue, len(self._users))
 
 
-def _too_long(name: str) -> Refused:
-    return Refused(
+def _id_too_long(name: str) -> RejectedInput:
+    return RejectedInput(
         MALFORMED, f"the user's id {name[:20]!r}.. is longer than {MAX_USER_BYTES} bytes"
     )

@@ -1,4 +1,4 @@
-"""From a workdir to something that recommends."""
+"""From a training run to a model that recommends."""
 
 from __future__ import annotations
 
@@ -9,24 +9,38 @@ from rec2pm_jax.data.dataset import Dataset
 from rec2pm_jax.methods.registry import make_method
 from rec2pm_jax.stream.catalogue import Catalogue
 from rec2pm_jax.stream.recommender import Recommender
-from rec2pm_jax.stream.record import ModelIdentity
+from rec2pm_jax.stream.stores.record import ModelIdentity
 from rec2pm_jax.train.checkpoint import load_for_inference
-from rec2pm_jax.train.growth import grow_items
-from rec2pm_jax.train.identity import open_training_data
+from rec2pm_jax.train.new_items import grow_items
+from rec2pm_jax.train.run_checks import open_training_data
 from rec2pm_jax.typing import Params
 
 
 def load_recommender(
     workdir: str | Path, data: str | Path | None = None, checkpoint: str = "best"
 ) -> Recommender:
-    """See `rec2pm_jax.load`."""
+    """Load a trained model, see `rec2pm_jax.load`.
+
+    Args:
+      workdir: of a training run, complete or not.
+      data: the prepared dataset it was trained on; None for the place that the run has noted.
+      checkpoint: "best" (by validation NDCG@10) or "latest".
+
+    Raises:
+      UserError: there is no readable checkpoint or dataset, or the dataset has another content.
+    """
     config, params, meta = load_for_inference(workdir, checkpoint)
     return make_recommender(config, params, open_training_data(data, workdir, meta))
 
 
 def make_recommender(config: Config, params: Params, dataset: Dataset) -> Recommender:
-    """A loaded checkpoint with the catalogue of `dataset`, grown to its items."""
-    trained = ModelIdentity.of(config, params)
+    """Return a recommender with the items of a dataset.
+
+    Args:
+      params: as trained. Items that were appended to the dataset since get fresh rows.
+      dataset: that the model was trained on, with or without later days of events.
+    """
+    identity = ModelIdentity.from_params(config, params)
     params = grow_items(params, dataset.num_items, config.train.seed)
     method = make_method(config, dataset.num_items)
-    return Recommender(method, params, Catalogue.of(dataset, config.model), trained)
+    return Recommender(method, params, Catalogue.from_dataset(dataset, config.model), identity)

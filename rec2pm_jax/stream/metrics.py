@@ -1,4 +1,4 @@
-"""What a stream did, in all and in the last seconds."""
+"""What a stream did: in total for its summary, and in the last second for its metrics."""
 
 from __future__ import annotations
 
@@ -6,30 +6,37 @@ import dataclasses
 import statistics
 import time
 from collections import Counter, deque
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from rec2pm_jax.stream.events import UNKNOWN_ITEM, Refused
+from rec2pm_jax.stream.lines.events import UNKNOWN_ITEM, RejectedInput
 
-_EXAMPLES = 3  # lines that the summary quotes for each reason to skip
-_LATENCIES = 10_000  # newest timings kept
+MAX_TIMINGS = 10_000  # newest ones kept
+_EXAMPLES = 3  # lines quoted for each reason
+
+
+def _new_timings() -> deque[float]:
+    return deque(maxlen=MAX_TIMINGS)
 
 
 @dataclasses.dataclass
 class Summary:
-    """What a stream did.
+    """What a stream did in total.
 
     Attributes:
-      events: applied. answers: written. updates: memory updates folded. commits: finished.
-      skipped: lines left out, by reason.
-      examples: for each reason the first few, with line numbers from 1.
-      unknown_excluded: unknown items in the `exclude` of requests, which are answered all the same.
-      others: events and requests of users of other workers.
+      events: events applied.
+      answers: requests answered.
+      updates: memory updates computed.
+      commits: commits finished.
+      skipped: lines that could not be used, by reason.
+      examples: messages of the first skipped lines of each reason, with line numbers from 1.
+      unknown_excluded: unknown items in `exclude` lists; such requests are answered all the same.
+      other_workers: lines of users of other workers.
       seconds: from the first line to the last.
-      update_ms: for each batch of updates, milliseconds per update.
-      read_ms: for each request, milliseconds from when its line was there until it was answered. Of
-        both only the newest are kept.
+      update_ms: milliseconds per update, for each of the newest batches of updates.
+      read_ms: milliseconds from a request's line being read to its answer, for the newest requests.
     """
 
     events: int = 0
@@ -39,20 +46,20 @@ class Summary:
     skipped: Counter[str] = dataclasses.field(default_factory=Counter)
     examples: dict[str, list[str]] = dataclasses.field(default_factory=dict)
     unknown_excluded: int = 0
-    others: int = 0
+    other_workers: int = 0
     seconds: float = 0.0
-    update_ms: deque[float] = dataclasses.field(default_factory=lambda: deque(maxlen=_LATENCIES))
-    read_ms: deque[float] = dataclasses.field(default_factory=lambda: deque(maxlen=_LATENCIES))
+    update_ms: deque[float] = dataclasses.field(default_factory=_new_timings)
+    read_ms: deque[float] = dataclasses.field(default_factory=_new_timings)
 
-    def skip(self, number: int, why: Refused) -> None:
-        """Counts line `number`, which cannot be used."""
-        self.skipped[why.reason] += 1
-        examples = self.examples.setdefault(why.reason, [])
+    def skip(self, number: int, error: RejectedInput) -> None:
+        """Count line `number` as skipped."""
+        self.skipped[error.reason] += 1
+        examples = self.examples.setdefault(error.reason, [])
         if len(examples) < _EXAMPLES:
-            examples.append(f"line {number}: {why}")
+            examples.append(f"line {number}: {error}")
 
-    def lines(self) -> list[str]:
-        """The report, for people."""
+    def format_report(self) -> list[str]:
+        """Return the lines that a stream prints at its end."""
         report = []
         if self.skipped:
             reasons = ", ".join(f"{count} {reason}" for reason, count in self.skipped.most_common())
@@ -60,8 +67,8 @@ class Summary:
         report += [f"  {example}" for examples in self.examples.values() for example in examples]
         if self.unknown_excluded:
             report.append(f"ignored {self.unknown_excluded} {UNKNOWN_ITEM}s in exclude lists")
-        if self.others:
-            report.append(f"left {self.others} lines to other workers")
+        if self.other_workers:
+            report.append(f"left {self.other_workers} lines to other workers")
         rate = self.events / self.seconds if self.seconds else 0.0
         medians = [
             f"{name} {statistics.median(values):.2f} ms"
@@ -75,32 +82,48 @@ class Summary:
         return report
 
 
-def percentiles(milliseconds) -> dict[str, float] | None:
-    """{"p50", "p95", "p99"}, rounded to the microsecond; None without values."""
+def percentiles(milliseconds: Sequence[float]) -> dict[str, float] | None:
+    """Return p50, p95 and p99 by name, rounded to microseconds; None without values.
+
+    Example:
+      >>> percentiles([1.0, 2.0, 3.0])
+      {'p50': 2.0, 'p95': 2.9, 'p99': 2.98}
+    """
     if not len(milliseconds):
         return None
     found = np.percentile(np.asarray(milliseconds), (50, 95, 99))
     return dict(zip(("p50", "p95", "p99"), (round(float(x), 3) for x in found), strict=True))
 
 
+class EngineGauges(NamedTuple):
+    """Values of an engine at one moment.
+
+    Attributes:
+      hits, misses: reads so far with and without an open session.
+      queue: users whose memory is being updated or waits for it.
+      cached_users: users in the process.
+    """
+
+    hits: int
+    misses: int
+    queue: int
+    cached_users: int
+
+
 class Meter:
-    """Rates since the last look at them."""
+    """Turns totals into rates since the last sample."""
 
     def __init__(self, summary: Summary):
         self._summary = summary
-        self._before = (time.monotonic(), 0, 0, 0, 0)
+        self._last = (time.monotonic(), 0, 0, 0, 0)
 
-    def look(self, sessions, queue: int, live: int) -> dict[str, Any]:
-        """The row of the metrics file.
-
-        Args:
-          sessions: the hot cache. queue: users with segments due. live: users in the process.
-        """
-        summary, (then, events, updates, hits, misses) = self._summary, self._before
+    def sample(self, gauges: EngineGauges) -> dict[str, Any]:
+        """Return a row of the metrics file; rates cover the time since the last call."""
+        summary, (then, events, updates, hits, misses) = self._summary, self._last
         now = time.monotonic()
-        self._before = (now, summary.events, summary.updates, sessions.hits, sessions.misses)
+        self._last = (now, summary.events, summary.updates, gauges.hits, gauges.misses)
         passed = max(now - then, 1e-9)
-        reads = sessions.hits - hits + sessions.misses - misses
+        reads = gauges.hits - hits + gauges.misses - misses
         return {
             "time": round(time.time(), 3),
             "events": summary.events,
@@ -109,15 +132,15 @@ class Meter:
             "commits": summary.commits,
             "events_per_s": round((summary.events - events) / passed, 1),
             "updates_per_s": round((summary.updates - updates) / passed, 1),
-            "queue": queue,
-            "live_users": live,
-            "hit_rate": round((sessions.hits - hits) / reads, 4) if reads else None,
+            "queue": gauges.queue,
+            "live_users": gauges.cached_users,
+            "hit_rate": round((gauges.hits - hits) / reads, 4) if reads else None,
             "latency_ms": percentiles(summary.read_ms),
         }
 
 
-def live_line(row: dict[str, Any]) -> str:
-    """A row of metrics on one line, for people."""
+def format_status(row: dict[str, Any]) -> str:
+    """Return a row of metrics as one line for people."""
     latency = row["latency_ms"]
     text = (
         f"{row['events']:,} events, {row['events_per_s']:,.0f}/s; {row['updates_per_s']:,.0f} "

@@ -1,79 +1,155 @@
-"""The public Python API: observe events, recommend items. Functional: states go in and come out."""
+"""The public Python API: observe events, recommend items. States go in and come out."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
-from rec2pm_jax.methods.base import Method
-from rec2pm_jax.stream import batches
-from rec2pm_jax.stream.catalogue import Catalogue
-from rec2pm_jax.stream.events import (
+from rec2pm_jax.methods.method import Method
+from rec2pm_jax.stream.catalogue import Catalogue, EventCode
+from rec2pm_jax.stream.compute import batches
+from rec2pm_jax.stream.lines.events import (
     MALFORMED,
     OUT_OF_ORDER,
     UNKNOWN_ITEM,
     Event,
-    Refused,
-    make_event,
+    RejectedInput,
+    parse_event,
 )
-from rec2pm_jax.stream.record import ModelIdentity
-from rec2pm_jax.stream.user import UserState, empty_user
-from rec2pm_jax.typing import Params
+from rec2pm_jax.stream.stores.record import ModelIdentity
+from rec2pm_jax.stream.users.user_state import UserState
+from rec2pm_jax.typing import Array, Params
 
 
 class Recommendation(NamedTuple):
-    """Attributes: raw item id; title (the raw id where there is none); score, higher is better."""
+    """One recommended item.
+
+    Attributes:
+      item: raw id.
+      title: of the item; the raw id if the data has no title.
+      score: higher is better; the item's count in the training data for users without events.
+    """
 
     item: str
     title: str
     score: float
 
 
+class Search(NamedTuple):
+    """A checked request.
+
+    Attributes:
+      k: how many items are wanted.
+      excluded: sorted ids of items that must not be recommended.
+    """
+
+    k: int
+    excluded: np.ndarray
+
+    @property
+    def num_candidates(self) -> int:
+        """How many of the best items to find, so that k are left in any case."""
+        return self.k + len(self.excluded)
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Recommender:
-    """A trained method with its parameters and catalogue; made by `rec2pm_jax.load`.
+    """A trained model that keeps users' memories current and recommends items.
 
-    It answers as the offline evaluation does: the same segments are folded by the same update, and
-    the rest is read raw. A user without events gets the items of the training data by count.
+    `rec2pm_jax.load` returns one. All methods are functional: `observe` returns a new state and leaves
+    the old one valid, so states can be kept, compared and stored by the caller.
+
+    Answers equal those of the offline evaluation: the same segments update the memory, and the
+    remaining events are read raw. A user without events gets the most frequent items of the training
+    data.
+
+    Attributes:
+      method: the model's functions.
+      params: its parameters.
+      catalogue: its items, event types and origin of time.
+      trained_identity: identity of the parameters as trained, if new items have been added since.
+
+    Example:
+      A tiny untrained model over four items; `rec2pm_jax.load("runs/demo/rec2pm")` returns a real one.
+
+      >>> import jax, polars
+      >>> from rec2pm_jax.config_dict import from_dict
+      >>> from rec2pm_jax.data.dataset import Items
+      >>> from rec2pm_jax.methods.registry import make_method
+      >>> table = {"raw_id": ["7", "8", "9", "10"], "title": ["milk", "bread", "tea", "jam"]}
+      >>> table |= {"category": [None] * 4, "count": [40, 30, 20, 10]}
+      >>> config = from_dict({"data": {"segment": 2, "segments": 2, "recent": 1},
+      ...                     "model": {"layers": 1, "heads": 1, "dim": 4}})
+      >>> method = make_method(config, num_items=4)
+      >>> items = Items(polars.DataFrame(table))
+      >>> catalogue = Catalogue(items, (), 0, uses_times=False, uses_types=False)
+      >>> model = Recommender(method, method.init(jax.random.key(0)), catalogue)
+
+      Without events the most frequent items are recommended:
+
+      >>> user = model.new_user()
+      >>> [r.title for r in model.recommend(user, k=2)]
+      ['milk', 'bread']
+
+      Two full segments update the memory, and the newest event waits:
+
+      >>> user = model.observe(user, ["7", "9", "7", "10", "8"])
+      >>> user.events, model.count_updates(user), len(user.pending.ids), user.state.memory.shape
+      (5, 2, 1, (4, 4))
+      >>> best = model.recommend(user, k=3, exclude=["8"])
+      >>> sorted(r.item for r in best)
+      ['10', '7', '9']
     """
 
     method: Method
     params: Params
     catalogue: Catalogue
-    trained: ModelIdentity | None = None  # before new items grew the parameters
+    trained_identity: ModelIdentity | None = None
 
     def new_user(self) -> UserState:
-        """A user without events."""
-        return self._empty
+        """Return the state of a user without events."""
+        return self._empty_user
 
-    def observe(self, user: UserState, events: Iterable[str | int | Mapping]) -> UserState:
-        """The state after further events, oldest first.
+    def observe(
+        self, user: UserState, events: Iterable[str | int | Mapping[str, Any]]
+    ) -> UserState:
+        """Return the state of a user after further events.
 
         Args:
-          events: raw item ids, or mappings with `item` and optionally `time` (seconds since 1970,
-            needed by models with a time bias) and `type` (needed by models with event types).
+          user: the state before them, which stays valid.
+          events: oldest first. Each is a raw item id, or a mapping with `item` and optionally `time`
+            (seconds since 1970; models with a time bias need it) and `type` (name of the event type;
+            models with event types need it).
+
+        Returns:
+          The new state. The memory is updated with every segment that is full.
 
         Raises:
-          Refused (a UserError): an unknown item or type, a missing or malformed field, or a time
-            before that of the event before it. `user` is as it was.
+          RejectedInput: a `UserError`; an unknown item or type, a missing or malformed field, or a
+            time before that of the preceding event. The message names the event by its position.
         """
         codes, last_time = [], user.last_time
         for number, given in enumerate(events):
+            event = None
             try:
-                event = make_event(given if isinstance(given, Mapping) else {"item": given})
-                codes.append(self.code(event, last_time))
-            except Refused as error:
-                hint = self.catalogue.suggest(event.item) if error.reason == UNKNOWN_ITEM else ""
+                event = parse_event(given if isinstance(given, Mapping) else {"item": given})
+                codes.append(self.encode_event(event, last_time))
+            except RejectedInput as error:
+                hint = ""
+                if event is not None and error.reason == UNKNOWN_ITEM:
+                    hint = self.catalogue.suggest(event.item)
                 message = f"event {number}: {error}.{hint}"
-                raise Refused(error.reason, message) from None
+                raise RejectedInput(error.reason, message) from None
             last_time = last_time if event.time is None else event.time
         if not codes:
             return user
-        [new], _ = self.observe_many([user], [codes], [last_time])
+        arrays = self.catalogue.stack_codes(codes)
+        [new], _ = batches.append_events(self.method, self.params, [user], [arrays], [last_time])
         return new
 
     def recommend(
@@ -83,42 +159,20 @@ class Recommender:
         exclude: Iterable[str] = (),
         time: int | None = None,
     ) -> list[Recommendation]:
-        """The `k` best items, best first.
+        """Return the `k` best items for a user, best first.
 
         Args:
-          exclude: raw ids that are not recommended.
-          time: of the request, seconds since 1970, for models with a time bias; by default that of
-            the user's last event.
+          user: its state.
+          k: how many items.
+          exclude: raw ids of items that must not be recommended; unknown ones are ignored.
+          time: of the request, seconds since 1970, for models with a time bias. The default is the
+            time of the user's last event.
 
         Raises:
-          Refused (a UserError): fewer than `k` items are left to recommend, or k < 1.
-          UserError: scores are not finite.
+          RejectedInput: a `UserError`; k < 1, or fewer than `k` items are left to recommend.
+          UserError: the scores are not finite, since training diverged.
         """
         return self.recommend_many([user], k, exclude, time)[0]
-
-    # --- many users at once ---
-
-    def code(self, event: Event, last_time: int | None) -> tuple[int, int, int]:
-        """`Catalogue.code` of a user's next event, whose time must not lie before `last_time`.
-
-        Equal times are in order: such events keep the order they arrive in.
-        """
-        code = self.catalogue.code(event)
-        if event.time is not None and last_time is not None and event.time < last_time:
-            raise Refused(
-                OUT_OF_ORDER, f"time {event.time} lies before {last_time}, the event before it"
-            )
-        return code
-
-    def observe_many(
-        self,
-        users: Sequence[UserState],
-        codes: Sequence[Sequence[tuple[int, int, int]]],
-        last_times: Sequence[int | None],
-    ) -> tuple[list[UserState], int]:
-        """Appends coded events to distinct users; returns their states and how many updates ran."""
-        events = [self.catalogue.pack(list(new)) for new in codes]
-        return batches.observe(self.method, self.params, users, events, last_times)
 
     def recommend_many(
         self,
@@ -127,92 +181,105 @@ class Recommender:
         exclude: Iterable[str] = (),
         time: int | None = None,
     ) -> list[list[Recommendation]]:
-        """`recommend` for several users with one `k`, `exclude` and `time`."""
-        excluded, deep = self._depth(k, exclude)
-        with_events = [user for user in users if user.events]
-        answers = iter(())
-        if with_events:
-            times = self._request_times(with_events, time)
-            scores, ids = batches.best_items(
-                self.method, self.params, self.scored_by, with_events, times, deep
-            )
-            answers = zip(scores, ids, strict=True)
-        popular = self.popular
-        rows = [next(answers) if user.events else popular for user in users]
-        return [self._name(*row, k, excluded) for row in rows]
-
-    def answer(
-        self,
-        best: Callable[[int | None, int], tuple[np.ndarray, np.ndarray]] | None,
-        last_time: int | None,
-        k: int,
-        exclude: Iterable[str],
-        time: int | None,
-    ) -> list[Recommendation]:
-        """`recommend` with another reader.
+        """Return what `recommend` returns for each of several users, with one read for all.
 
         Args:
-          best: (request time, deep) -> (scores, ids) [deep], the best items of the user at that time
-            (seconds since the origin; None for a model without time bias), best first; None for a
-            user without events.
-          last_time: of the user's last event, seconds since the origin.
+          users: their states.
+          k, exclude, time: as in `recommend`, the same for all users.
+
+        Raises:
+          RejectedInput, UserError: as `recommend`.
         """
-        excluded, deep = self._depth(k, exclude)
-        if best is None:
-            return self._name(*self.popular, k, excluded)
-        asked = None
-        if self.catalogue.uses_times:
-            asked = last_time if time is None else self.catalogue.code_time(time)
-        scores, ids = best(asked, batches.padded_k(deep, self.catalogue.num_items))
-        batches.check_finite(scores)
-        return self._name(scores, ids, k, excluded)
-
-    def _depth(self, k: int, exclude: Iterable[str]) -> tuple[np.ndarray, int]:
-        """Sorted ids of excluded items, and how many items to find: k when all of them are lost."""
-        excluded = self.catalogue.excluded(exclude)
-        left = self.catalogue.num_items - len(excluded)
-        if not 1 <= k <= left:
-            raise Refused(
-                MALFORMED, f"k={k}, but it must be between 1 and the {left} items left to recommend"
+        search = self.plan_search(k, exclude)
+        rows = [self.popular_items] * len(users)
+        active = [row for row, user in enumerate(users) if user.events]
+        if active:
+            readers = [users[row] for row in active]
+            times = self._request_times(readers, time)
+            scores, ids = batches.find_best(
+                self.method, self.params, self.scored_table, readers, times, search.num_candidates
             )
-        return excluded, k + len(excluded)
+            for row, found in zip(active, zip(scores, ids, strict=True), strict=True):
+                rows[row] = found
+        return [self.name_items(*row, search) for row in rows]
 
-    def updates(self, user: UserState) -> int:
-        """Memory updates folded for a user so far."""
+    def count_updates(self, user: UserState) -> int:
+        """Return how many memory updates a user has had."""
         return int(self.method.plan(user.events).updates)
 
-    @cached_property
-    def _empty(self) -> UserState:
-        return empty_user(self.method, self.params, self.catalogue.pack([]))
+    # --- parts of the above, for an engine that holds users itself ---
 
-    @cached_property
-    def identity(self) -> ModelIdentity:
-        """Which model it is, for stored states."""
-        return self.trained or ModelIdentity.of(self.method.config, self.params)
+    def encode_event(self, event: Event, last_time: int | None) -> EventCode:
+        """Return a user's next event as numbers, see `Catalogue.encode_event`.
 
-    @cached_property
-    def scored_by(self):
-        """The item table as reads take it."""
-        return batches.prepared(self.method, self.params)
+        Args:
+          last_time: of the user's events so far. An event of the same time keeps its place after them.
 
-    @cached_property
-    def popular(self) -> tuple[np.ndarray, np.ndarray]:
-        """Counts and ids of all items, the most frequent first, ties by id."""
-        counts = self.catalogue.items.counts[1:]
-        order = np.argsort(-counts, kind="stable")
-        return counts[order].astype(np.float32), order + 1
+        Raises:
+          RejectedInput: as `Catalogue.encode_event`, or the event is older than `last_time`.
+        """
+        code = self.catalogue.encode_event(event)
+        if event.time is not None and last_time is not None and event.time < last_time:
+            raise RejectedInput(
+                OUT_OF_ORDER, f"time {event.time} lies before {last_time}, the event before it"
+            )
+        return code
 
-    def _request_times(self, users: Sequence[UserState], time: int | None) -> np.ndarray | None:
-        if not self.catalogue.uses_times:
-            return None
-        if time is None:
-            return np.array([user.pending.times[-1] for user in users], np.int32)
-        return np.full(len(users), self.catalogue.code_time(time), np.int32)
+    def plan_search(self, k: int, exclude: Iterable[str]) -> Search:
+        """Check a request.
 
-    def _name(self, scores, ids, k: int, excluded: np.ndarray) -> list[Recommendation]:
-        kept = np.flatnonzero(~np.isin(ids, excluded))[:k]
+        Raises:
+          RejectedInput: `k` is not between 1 and the number of items left to recommend.
+        """
+        excluded = self.catalogue.known_ids(exclude)
+        left = self.catalogue.num_items - len(excluded)
+        if not 1 <= k <= left:
+            raise RejectedInput(
+                MALFORMED, f"k={k}, but it must be between 1 and the {left} items left to recommend"
+            )
+        return Search(k, excluded)
+
+    def name_items(
+        self, scores: np.ndarray, ids: np.ndarray, search: Search
+    ) -> list[Recommendation]:
+        """Return the best items of a search by raw id and title.
+
+        Args:
+          scores, ids: [at least `search.num_candidates`], best first.
+        """
+        kept = np.flatnonzero(~np.isin(ids, search.excluded))[: search.k]
         items = self.catalogue.items
         return [
             Recommendation(items.raw_ids[i], items.titles[i], float(score))
             for i, score in zip(ids[kept], scores[kept], strict=True)
         ]
+
+    @cached_property
+    def identity(self) -> ModelIdentity:
+        """Which model this is, for stored states."""
+        return self.trained_identity or ModelIdentity.from_params(self.method.config, self.params)
+
+    @cached_property
+    def scored_table(self) -> Array:
+        """The item table prepared for scoring."""
+        return batches.prepare_catalogue(self.method, self.params)
+
+    @cached_property
+    def popular_items(self) -> tuple[np.ndarray, np.ndarray]:
+        """Counts float32 and ids of all items, the most frequent first, ties by id."""
+        counts = self.catalogue.items.counts[1:]
+        order = np.argsort(-counts, kind="stable")
+        return counts[order].astype(np.float32), order + 1
+
+    @cached_property
+    def _empty_user(self) -> UserState:
+        state = jax.tree.map(lambda x: np.asarray(x)[0], self.method.init_state(self.params, 1))
+        return UserState(state, self.catalogue.stack_codes([]), 0, None)
+
+    def _request_times(self, users: Sequence[UserState], time: int | None) -> np.ndarray | None:
+        if not self.catalogue.uses_times:
+            return None
+        if time is None:
+            times = [user.pending.times[-1] for user in users if user.pending.times is not None]
+            return np.array(times, np.int32)
+        return np.full(len(users), self.catalogue.encode_time(time), np.int32)

@@ -1,183 +1,199 @@
-"""The loop of a stream: lines in, answers out, memories folded and committed in between.
+"""The loop of a stream: lines in, answers out, updates and commits in between.
 
-Events are appended as they are read, which takes microseconds; folding, which takes a millisecond
-per segment, is done by another thread when the input pauses or a batch is full. A request needs only
-its own user's segments folded. While requests come, all that stands in the way of the next one is done
-in small pieces.
+Appending an event takes microseconds, updating a memory about a millisecond. So a thread computes
+updates in batches: when a batch is full, or when the input pauses. A request needs the updates of its
+own user only. While requests come, every other kind of work is done in small steps, so that none of
+them delays the next answer for long.
 """
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from rec2pm_jax.data.hashing import hash_strings
-from rec2pm_jax.stream.batches import MAX_BATCH
-from rec2pm_jax.stream.engine import Answer, Engine
-from rec2pm_jax.stream.events import Event, Refused, Request, parse_line
+from rec2pm_jax.stream.compute.batches import MAX_BATCH
+from rec2pm_jax.stream.engine import Engine
+from rec2pm_jax.stream.lines.events import Event, RejectedInput, Request, parse_line
+from rec2pm_jax.stream.lines.output import WriteLine, WriteRow, format_answer
+from rec2pm_jax.stream.lines.sources import Source
 from rec2pm_jax.stream.metrics import Meter, Summary
-from rec2pm_jax.stream.sources import Source
 
-MAX_CHANGED = 16_384  # users: a commit begins early, and at twice as many lines wait for it
-MICRO_BATCH = 4096  # lines taken at a time
-READ_LINES = 32  # the same while requests come,
-READ_FOLDS = 2  # and users folded at a time
-_READS_S = 1.0  # how long after a request the next one is expected
-_ENCODED = 8192  # users of a snapshot encoded at a time,
-_READ_ENCODED = 64  # and while requests come
-_TRIMMED = 4096  # users looked at at a time to let them go,
-_READ_TRIMMED = 128  # and while requests come
-_WAIT_S = 0.05  # for lines, when there is nothing else to do,
-_TICK_S = 0.002  # and while a commit is on its way
+# Changed users that make a commit begin early. At twice as many, lines wait for the commit.
+MAX_CHANGED = 16_384
+_RESPONSIVE_S = 1.0  # how long after a request small steps are taken
+_WAIT_S = 0.05  # for lines, if there is nothing else to do
+_BUSY_WAIT_S = 0.002  # for lines while an update or a commit is under way
 
 
-class Pace(NamedTuple):
-    """Attributes:
-    commit_s: seconds between commits; infinite for a store that ends with the process. After a crash
-      at most what was read in this time, and while two commits were written, is read again.
-    report_s: seconds between calls of `report` with a row of metrics.
+class StepSizes(NamedTuple):
+    """How much of each kind of work one turn of the loop does at most.
+
+    Attributes:
+      lines: read and applied.
+      updated: users of a batch of updates.
+      encoded: users of a snapshot.
+      examined: users that may be released.
+    """
+
+    lines: int
+    updated: int
+    encoded: int
+    examined: int
+
+
+BULK = StepSizes(lines=4096, updated=MAX_BATCH, encoded=8192, examined=4096)
+RESPONSIVE = StepSizes(lines=32, updated=2, encoded=64, examined=128)  # while requests come
+
+
+class Intervals(NamedTuple):
+    """How often a stream commits and reports.
+
+    Attributes:
+      commit_s: seconds between commits; infinite for a store that ends with the process. After a
+        crash at most what was read in this time, and while two commits were written, is read again.
+      report_s: seconds between rows of metrics.
     """
 
     commit_s: float = 1.0
     report_s: float = 1.0
 
 
-def answer_line(answer: Answer) -> str:
-    """One JSON line, without the line break."""
-    items = [{"item": r.item, "title": r.title, "score": r.score} for r in answer.items]
-    fields = {"user": answer.user, "items": items, "events": answer.events}
-    return json.dumps(fields | {"updates": answer.updates}, ensure_ascii=False)
-
-
 def run_stream(
     engine: Engine,
     source: Source,
-    write: Callable[[str], None],
+    write: WriteLine,
     *,
-    pace: Pace = Pace(),  # noqa: B008 (immutable)
-    report: Callable[[dict[str, Any]], None] = lambda row: None,
+    intervals: Intervals = Intervals(),  # noqa: B008 (immutable)
+    report: WriteRow = lambda row: None,
     stopped: Callable[[], bool] = lambda: False,
 ) -> Summary:
-    """Reads events and requests (see `events`), and calls `write` with the line of each answer.
+    """Apply events and answer requests until the source is done, or `stopped()`; then commit.
 
     An answer takes every event of its user before it into account. Lines that cannot be used are
-    counted and skipped; empty lines are ignored. Ends with a commit, when the source is done or
-    `stopped()`.
+    counted and skipped; empty lines are ignored.
+
+    Args:
+      source: of lines, see `lines.events`.
+      write: called with the JSON line of each answer.
+      report: called with rows of metrics.
+
+    Returns:
+      What the stream did.
 
     Raises:
       UserError: the store cannot keep what was read, or the source cannot be read.
     """
-    return _Run(engine, source, write, pace, report).until(stopped)
+    return _Loop(engine, source, write, intervals, report).run(stopped)
 
 
-class _Run:
-    def __init__(self, engine: Engine, source: Source, write, pace: Pace, report):
-        self.engine, self.source, self.write = engine, source, write
-        self.pace, self.report = pace, report
-        self.summary = Summary()
-        self.meter = Meter(self.summary)
-        self.number = 0
-        self.folded_before = engine.folding.folded
-        self.last_read = float("-inf")
-        index, workers = map(int, engine.options.worker.split("/"))
-        self.worker = None if workers == 1 else (index, workers)
+class _Loop:
+    """One run of a stream."""
 
-    def until(self, stopped: Callable[[], bool]) -> Summary:
-        engine, summary, pace = self.engine, self.summary, self.pace
-        engine.folding.update_ms.clear()
+    def __init__(
+        self,
+        engine: Engine,
+        source: Source,
+        write: WriteLine,
+        intervals: Intervals,
+        report: WriteRow,
+    ):
+        self._engine, self._source, self._write = engine, source, write
+        self._intervals, self._report = intervals, report
+        self._summary = Summary()
+        self._meter = Meter(self._summary)
+        self._line_number = 0
+        self._updates_before = engine.update_queue.num_updates
+        self._last_request = float("-inf")
+        worker = engine.options.worker
+        self._worker = worker if worker.count > 1 else None
+
+    def run(self, stopped: Callable[[], bool]) -> Summary:
+        """See `run_stream`."""
+        engine, summary, intervals = self._engine, self._summary, self._intervals
+        queue, commits = engine.update_queue, engine.commit_writer
+        queue.update_ms.clear()
         began = committed = reported = time.monotonic()
-        lasting = math.isfinite(pace.commit_s)
-        dirty = False  # whether the source has moved since the last snapshot
-        while not stopped() and not self.source.done:
-            reads = time.monotonic() - self.last_read < _READS_S
-            wait = _TICK_S if engine.folding.away or engine.commits.busy else _WAIT_S
+        durable = math.isfinite(intervals.commit_s)
+        moved = False  # whether lines were read since the last snapshot
+        while not stopped() and not self._source.done:
+            responsive = time.monotonic() - self._last_request < _RESPONSIVE_S
+            steps = RESPONSIVE if responsive else BULK
             lines = []
-            if not lasting or engine.commits.changed < 2 * MAX_CHANGED:
-                lines = self.source.read(READ_LINES if reads else MICRO_BATCH, wait)
+            if not durable or commits.num_changed < 2 * MAX_CHANGED:
+                wait_s = _BUSY_WAIT_S if queue.num_running or commits.is_busy else _WAIT_S
+                lines = self._source.read(steps.lines, wait_s)
             else:
-                time.sleep(_TICK_S)
+                time.sleep(_BUSY_WAIT_S)
             if lines:
-                self.take(lines)
-                dirty = True
-            self.fold(reads, idle=not lines)
+                self._process(lines)
+                moved = True
+            spare_time = responsive or not lines
+            if queue.num_waiting >= BULK.updated or (spare_time and queue.is_ready):
+                queue.start_batch(steps.updated)
             now = time.monotonic()
-            full = lasting and engine.commits.changed >= MAX_CHANGED
-            if not engine.commits.encoding and (
-                full or (dirty and now - committed >= pace.commit_s)
-            ):
-                engine.snapshot(self.source.marks())
-                committed, dirty = now, False
-            if engine.commits.busy:
-                summary.commits += engine.commits.advance(_READ_ENCODED if reads else _ENCODED)
-            engine.trim(_READ_TRIMMED if reads else _TRIMMED)
-            if now - reported >= pace.report_s:
-                self.look()
+            full = durable and commits.num_changed >= MAX_CHANGED
+            passed = moved and now - committed >= intervals.commit_s
+            if (full or passed) and not commits.is_encoding:
+                engine.begin_commit(self._source.positions())
+                committed, moved = now, False
+            if commits.is_busy:
+                summary.commits += commits.advance(steps.encoded)
+            engine.evict(steps.examined)
+            if now - reported >= intervals.report_s:
+                self._report_metrics()
                 reported = now
-        engine.fold()
-        if lasting:
-            summary.commits += engine.commit(self.source.marks())
+        queue.finish_all()
+        if durable:
+            summary.commits += engine.commit(self._source.positions())
         summary.seconds = time.monotonic() - began
-        summary.update_ms.extend(engine.folding.update_ms)
-        self.look()
+        summary.update_ms.extend(queue.update_ms)
+        self._report_metrics()
         return summary
 
-    def look(self) -> None:
-        folding = self.engine.folding
-        self.summary.updates = folding.folded - self.folded_before
-        queue = folding.due + folding.away
-        self.report(self.meter.look(self.engine.sessions, queue, self.engine.live_users))
-
-    def take(self, lines: list[bytes]) -> None:
-        """Applies and answers lines in order."""
+    def _process(self, lines: list[bytes]) -> None:
+        """Apply and answer lines in order; events between two requests are applied together."""
         arrived = time.perf_counter()
-        held: list[Event] = []
+        events: list[Event] = []
         numbers: list[int] = []
         for line in lines:
-            self.number += 1
+            self._line_number += 1
             if line.isspace():
                 continue
             try:
                 parsed = parse_line(line)
-                if self.worker is not None and not self.is_mine(parsed.user):
-                    self.summary.others += 1
+                if self._worker is not None and not self._worker.owns(parsed.user):
+                    self._summary.other_workers += 1
                 elif isinstance(parsed, Event):
-                    held.append(parsed)
-                    numbers.append(self.number)
+                    events.append(parsed)
+                    numbers.append(self._line_number)
                 else:
-                    self.apply(held, numbers)
-                    held, numbers = [], []
-                    self.answer(parsed, arrived)
-            except Refused as error:
-                self.summary.skip(self.number, error)
-        self.apply(held, numbers)
+                    self._apply(events, numbers)
+                    events, numbers = [], []
+                    self._answer(parsed, arrived)
+            except RejectedInput as error:
+                self._summary.skip(self._line_number, error)
+        self._apply(events, numbers)
 
-    def is_mine(self, user: str) -> bool:
-        index, workers = self.worker
-        return int(hash_strings([user])[0]) % workers == index
-
-    def apply(self, events: list[Event], numbers: list[int]) -> None:
+    def _apply(self, events: list[Event], numbers: list[int]) -> None:
+        """Apply events, given with the numbers of their lines."""
         if not events:
             return
-        applied, refused = self.engine.apply(events)
-        self.summary.events += applied
-        for index, why in refused:
-            self.summary.skip(numbers[index], why)
+        applied, rejected = self._engine.apply(events)
+        self._summary.events += applied
+        for index, error in rejected:
+            self._summary.skip(numbers[index], error)
 
-    def fold(self, reads: bool, idle: bool) -> None:
-        """Has segments folded beside the stream: full batches, or what there is when there is time."""
-        folding = self.engine.folding
-        if folding.due >= MAX_BATCH:
-            folding.begin(READ_FOLDS if reads else MAX_BATCH)
-        elif (reads or idle) and folding.ready:
-            folding.begin(READ_FOLDS if reads else MAX_BATCH)
+    def _answer(self, request: Request, arrived: float) -> None:
+        self._last_request = time.monotonic()
+        user, k, exclude, asked = request
+        answer = self._engine.recommend(user, k, exclude, asked)
+        self._summary.unknown_excluded += self._engine.recommender.catalogue.count_unknown(exclude)
+        self._summary.answers += 1
+        self._write(format_answer(answer))
+        self._summary.read_ms.append((time.perf_counter() - arrived) * 1e3)
 
-    def answer(self, request: Request, arrived: float) -> None:
-        self.last_read = time.monotonic()
-        found = self.engine.recommend(request.user, request.k, request.exclude, request.time)
-        self.summary.unknown_excluded += self.engine.recommender.catalogue.unknown(request.exclude)
-        self.summary.answers += 1
-        self.write(answer_line(found))
-        self.summary.read_ms.append((time.perf_counter() - arrived) * 1e3)
+    def _report_metrics(self) -> None:
+        self._summary.updates = self._engine.update_queue.num_updates - self._updates_before
+        self._report(self._meter.sample(self._engine.gauges()))

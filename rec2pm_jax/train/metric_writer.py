@@ -1,4 +1,4 @@
-"""Where metrics go: JSON-lines files that a resumed run continues exactly, and TensorBoard."""
+"""Write metrics to JSON-lines files, which a resumed run continues exactly, and to TensorBoard."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import BinaryIO
 
 from tensorboardX import SummaryWriter
 
@@ -19,15 +20,22 @@ _log = logging.getLogger(__name__)
 class MetricWriter:
     """Writes scalars to `<directory>/<stream>.jsonl` and to TensorBoard event files beside them.
 
-    A row is `{"step": ..., name: value, ...}`. Rows hold only what a rerun reproduces, so that the
-    files of a killed and resumed run equal those of an undisturbed one byte for byte; speeds and
-    clock times go to TensorBoard alone.
+    A row is `{"step": ..., name: value, ...}`. Rows hold only what a rerun reproduces. So the files
+    of a killed and resumed run equal those of an undisturbed one byte for byte. Speeds and clock
+    times go to TensorBoard alone.
     """
 
-    def __init__(self, directory: Path, step: int = 0, positions: Mapping[str, int] | None = None):
-        """Continues after `step`: each file is cut at its checkpointed position (0: emptied).
+    def __init__(
+        self, directory: Path, step: int = 0, positions: Mapping[str, int] | None = None
+    ) -> None:
+        """Continue after `step`: cut each file at its checkpointed position.
 
-        Warns where a file is shorter than its position (somebody edited or removed it).
+        Warns if a file is shorter than its position, because it was edited or removed.
+
+        Args:
+          directory: of the logs; created if missing.
+          step: number of the newest checkpoint.
+          positions: bytes of each stream's file at this checkpoint; a missing stream is emptied.
         """
         directory.mkdir(parents=True, exist_ok=True)
         self._files = {}
@@ -42,11 +50,17 @@ class MetricWriter:
         stream: str,
         step: int,
         values: Mapping[str, float],
-        volatile: Mapping[str, float] | None = None,
+        volatile: Mapping[str, float | None] | None = None,
     ) -> None:
-        """Appends a row to `stream`; `volatile` values (speeds) go to TensorBoard only.
+        """Append a row to a stream.
 
-        Numbers that are not finite become null in the file, which JSON requires.
+        Numbers that are not finite become null in the file, as JSON requires.
+
+        Args:
+          stream: one of STREAMS.
+          step: number of the step.
+          values: {name: value}.
+          volatile: values that a rerun does not reproduce, as speeds; for TensorBoard only.
         """
         row = {name: _json_number(value) for name, value in values.items()}
         file = self._files[stream]
@@ -58,18 +72,20 @@ class MetricWriter:
                 self._board.add_scalar(f"{stream}/{name.replace('@', '_')}", value, step)
 
     def positions(self) -> dict[str, int]:
-        """Bytes per file, all of them safe on disk when this returns."""
+        """Return the bytes of each stream's file; all of them are safe on disk by then."""
         for file in self._files.values():
             os.fsync(file.fileno())
         return {stream: os.fstat(file.fileno()).st_size for stream, file in self._files.items()}
 
     def close(self) -> None:
+        """Close all files."""
         for file in self._files.values():
             file.close()
         self._board.close()
 
 
-def _open_at(path: Path, position: int):
+def _open_at(path: Path, position: int) -> BinaryIO:
+    """Open a file to append, cut at `position` bytes."""
     file = path.open("ab")
     size = os.path.getsize(path)
     if size < position:
@@ -84,4 +100,5 @@ def _open_at(path: Path, position: int):
 
 
 def _json_number(value: float | None) -> float | None:
+    """Return the value, or None if it is not finite."""
     return value if value is not None and math.isfinite(value) else None

@@ -1,11 +1,12 @@
 """AdamW with warm-up, a decay mask and clipping by global norm, built from `config.optim`.
 
-The item table may have an optimizer of its own, see `rowwise_adagrad`.
+The item table may have a separate optimizer, see `rowwise_adagrad`.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import jax
 import optax
@@ -13,8 +14,9 @@ import optax
 from rec2pm_jax.config import OptimConfig
 from rec2pm_jax.nn.embedding import TABLE
 from rec2pm_jax.train.rowwise_adagrad import rowwise_adagrad
-from rec2pm_jax.typing import Params
+from rec2pm_jax.typing import Array, Params
 
+BETAS = (0.9, 0.98)  # of AdamW
 FINAL_FRACTION = 0.01  # the cosine ends at this share of the peak learning rate
 
 # Parts of parameter names that mark vectors and tables, which weight decay would only shrink. Names
@@ -23,31 +25,45 @@ _UNDECAYED = ("embedding", "norm", "bias", "scale")
 
 
 def is_decayed(path: str, ndim: int) -> bool:
-    """True where weight decay applies: matrices that are not embeddings, biases or norms.
+    """Return whether weight decay applies: to matrices that are not embeddings, biases or norms.
 
-    path: parameter names joined by '/', as in 'layers/attention/kernel'; ndim: the rank.
+    Args:
+      path: parameter names joined by '/'.
+      ndim: the rank of the parameter.
+
+    >>> is_decayed("layers/attention/kernel", 3), is_decayed("layers/norm/scale", 2)
+    (True, False)
     """
     return ndim >= 2 and not any(part in path.lower() for part in _UNDECAYED)
 
 
 def decay_mask(params: Params) -> Params:
-    """A pytree of bools like `params`, true where weight decay applies."""
+    """Return a pytree of bools like `params`, true for parameters with weight decay."""
 
-    def decayed(path, leaf):
+    def decayed(path: Any, leaf: Array) -> bool:
         return is_decayed(jax.tree_util.keystr(path, simple=True, separator="/"), leaf.ndim)
 
     return jax.tree_util.tree_map_with_path(decayed, params)
 
 
 def make_schedule(optim: OptimConfig, total_steps: int) -> optax.Schedule:
-    """Learning rate by step: linear warm-up, then constant or a cosine to 1 % of the peak.
+    """Return the learning rate by step: linear warm-up, then constant or a cosine to 1 % of the peak.
 
-    Step 0 already learns (rate `learning_rate / warmup_steps`); the cosine starts where the warm-up
-    ends and reaches its floor at `decay_steps` (0: `total_steps`).
+    Step 0 already learns (rate `learning_rate / warmup_steps`). The cosine starts where the warm-up
+    ends and reaches its floor at `total_steps`.
+
+    Args:
+      optim: the optimizer's configuration.
+      total_steps: end of the cosine.
+
+    >>> from rec2pm_jax.config import OptimConfig
+    >>> schedule = make_schedule(OptimConfig(learning_rate=1.0, warmup_steps=4), 12)
+    >>> [round(float(schedule(step)), 3) for step in (0, 3, 12)]
+    [0.25, 1.0, 0.01]
     """
     peak, warmup = optim.learning_rate, optim.warmup_steps
     if optim.schedule == "cosine":
-        length = max(1, (optim.decay_steps or total_steps) - warmup)
+        length = max(1, total_steps - warmup)
         main = optax.cosine_decay_schedule(peak, length, alpha=FINAL_FRACTION)
     else:
         main = optax.constant_schedule(peak)
@@ -58,37 +74,44 @@ def make_schedule(optim: OptimConfig, total_steps: int) -> optax.Schedule:
 
 
 def make_optimizer(optim: OptimConfig, total_steps: int) -> optax.GradientTransformation:
-    """Clipping by global norm (none with `clip_norm` 0), then AdamW, or `optim.table` for the table."""
+    """Return the optimizer of all parameters of a whole table.
+
+    It clips by global norm, then applies AdamW, or `optim.table` to the item table.
+
+    Args:
+      optim: the optimizer's configuration.
+      total_steps: steps of the run, for the schedule.
+    """
     update = make_dense_optimizer(optim, total_steps)
     if optim.table == "rowwise_adagrad":
         table = rowwise_adagrad(make_table_schedule(optim, total_steps))
-        update = optax.partition({"dense": update, "table": table}, _parts)
-    if optim.clip_norm == 0:
+        update = optax.partition({"dense": update, "table": table}, _label_parameters)
+    if optim.clip_norm is None:
         return update
     return optax.chain(optax.clip_by_global_norm(optim.clip_norm), update)
 
 
 def make_dense_optimizer(optim: OptimConfig, total_steps: int) -> optax.GradientTransformation:
-    """AdamW on gradients as they come."""
+    """Return AdamW without clipping; arguments as in `make_optimizer`."""
     return optax.adamw(
         make_schedule(optim, total_steps),
-        b1=optim.b1,
-        b2=optim.b2,
+        b1=BETAS[0],
+        b2=BETAS[1],
         weight_decay=optim.weight_decay,
         mask=decay_mask,
     )
 
 
 def make_table_schedule(optim: OptimConfig, total_steps: int) -> optax.Schedule:
-    """Learning rate of the item table's own optimizer by step."""
+    """Return the learning rate of the item table by step; arguments as in `make_schedule`."""
     peak = optim.table_learning_rate or optim.learning_rate
     return make_schedule(dataclasses.replace(optim, learning_rate=peak), total_steps)
 
 
-def _parts(params: Params) -> Params:
-    """Names the optimizer of every parameter: `table` or `dense`."""
+def _label_parameters(params: Params) -> Params:
+    """Return the label of the optimizer of every parameter: "table" or "dense"."""
 
-    def part(path, leaf):
+    def label(path: Any, leaf: Array) -> str:
         return "table" if path and path[-1] == jax.tree_util.DictKey(TABLE) else "dense"
 
-    return jax.tree_util.tree_map_with_path(part, params)
+    return jax.tree_util.tree_map_with_path(label, params)

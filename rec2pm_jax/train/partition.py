@@ -1,15 +1,16 @@
-"""Where the parts of a training step live: on one device, on a mesh of devices, or under `pmap`.
+"""Compile a training step for one device, for a mesh of devices, or for `pmap`.
 
-The mesh has one axis, which cuts the batch and, where the item table is sharded, its rows; everything
-else is replicated. `RULES` says so by parameter name, and this is the only place that does.
+The mesh has one axis. It cuts the batch, and the rows of the item table if `config.model.table` is
+"sharded". Everything else is replicated. `RULES` states this by parameter name, and is the only place
+that does.
 """
 
 from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +20,7 @@ from jax.sharding import PartitionSpec as P
 
 from rec2pm_jax.config import Config
 from rec2pm_jax.errors import UserError
-from rec2pm_jax.methods.base import Method
+from rec2pm_jax.methods.method import Method
 from rec2pm_jax.train.checkpoint import abstract_with_sharding
 from rec2pm_jax.train.optimizer import make_dense_optimizer, make_optimizer
 from rec2pm_jax.train.sharded_step import init_sharded_state, make_sharded_step
@@ -34,7 +35,8 @@ from rec2pm_jax.typing import Batch, Params
 
 AXIS = "devices"
 
-# Of a sharded table's state, what is cut into rows: (pattern of the name, spec). The rest is P().
+# The parts of a state that are cut into rows with a sharded table: (pattern of the name, spec).
+# The rest is P().
 RULES = (
     (r"^params/embedding/item_embedding$", P(AXIS)),
     (r"^opt_state/table/accumulator$", P(AXIS)),
@@ -42,15 +44,15 @@ RULES = (
 
 
 class Partition(NamedTuple):
-    """A compiled step, the way into its layout, and the way out.
+    """A compiled step, and the conversion of states to its layout and back.
 
     Attributes:
-      step: (state, batch of numpy arrays, this process's part) -> (state, metrics). The given state
-        is donated.
+      step: (state, this process's part of the batch as numpy arrays) -> (state, metrics). The given
+        state is donated.
       init: () -> the state before the first step, in the layout of `step`.
-      abstract: shapes, dtypes and shardings of what a checkpoint holds.
-      place: a state as a checkpoint holds it -> the layout of `step`.
-      gather: the layout of `step` -> what a checkpoint holds.
+      abstract: shapes, dtypes and shardings of a state in a checkpoint.
+      place: converts a state from a checkpoint to the layout of `step`.
+      gather: converts a state from the layout of `step` to that of a checkpoint.
     """
 
     step: Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
@@ -61,12 +63,13 @@ class Partition(NamedTuple):
 
 
 class Program(NamedTuple):
-    """A training step over a mesh that no device has seen yet.
+    """A training step over a mesh, not compiled yet. The devices may be those of a topology.
 
     Attributes:
       step: jitted (state, batch) -> (state, metrics); the state is donated.
       init: jitted () -> state.
-      state, batch: `jax.ShapeDtypeStruct`s with shardings, of the whole job.
+      state: `jax.ShapeDtypeStruct`s with shardings, of the whole job.
+      batch: `jax.ShapeDtypeStruct`s with shardings, of the whole job.
       mesh: the devices.
     """
 
@@ -77,18 +80,26 @@ class Program(NamedTuple):
     mesh: Mesh
 
 
-def make_mesh(devices=None) -> Mesh:
-    """One axis over `devices` (all of the job by default), those of a process side by side."""
+def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """Return a mesh of one axis; the devices of a process are neighbours.
+
+    Args:
+      devices: None for all devices of the job.
+    """
     devices = jax.devices() if devices is None else devices
     ordered = sorted(devices, key=lambda device: (device.process_index, device.id))
     auto = (jax.sharding.AxisType.Auto,)
     return Mesh(np.array(ordered), (AXIS,), axis_types=auto)
 
 
-def specs_of(tree: Params) -> Params:
-    """PartitionSpecs of a state over a sharded table, by `RULES`."""
+def partition_specs(tree: Any) -> Any:
+    """Return the PartitionSpecs of a state over a sharded table, by `RULES`.
 
-    def spec(path, _):
+    Args:
+      tree: {"params": ..} or a `TrainState`.
+    """
+
+    def spec(path: Any, _: Any) -> P:
         name = jax.tree_util.keystr(path, simple=True, separator="/")
         return next((spec for rule, spec in RULES if re.search(rule, name)), P())
 
@@ -96,50 +107,55 @@ def specs_of(tree: Params) -> Params:
 
 
 def make_program(config: Config, method: Method, mesh: Mesh) -> Program:
-    """The step of `config` over `mesh`; nothing is computed, and the devices may be a topology's.
+    """Return the step of `config` over `mesh`; nothing is computed.
+
+    Args:
+      config: the whole configuration.
+      method: the method to train.
+      mesh: the devices, which may be those of a topology.
 
     Raises:
       UserError: the devices cannot share the batch or the table.
     """
     shards = mesh.size
     _check_divides(config, shards, "config.compute.devices")
-    parts = _parts(config, method, shards)
-    local = jax.eval_shape(parts.init)
-    specs = (
-        specs_of(local) if config.model.table == "sharded" else jax.tree.map(lambda _: P(), local)
-    )
+    functions = _make_functions(config, method, shards)
+    local = jax.eval_shape(functions.init)
+    sharded = config.model.table == "sharded"
+    specs = partition_specs(local) if sharded else jax.tree.map(lambda _: P(), local)
     # Replicated results are equal on all devices by construction: sums over the axis.
     mapped = functools.partial(jax.shard_map, mesh=mesh, check_vma=False)
-    init = mapped(functools.partial(parts.init, axis_name=AXIS), in_specs=(), out_specs=specs)
+    init = mapped(functools.partial(functions.init, axis_name=AXIS), in_specs=(), out_specs=specs)
     step = mapped(
-        functools.partial(parts.step, axis_name=AXIS),
+        functools.partial(functions.step, axis_name=AXIS),
         in_specs=(specs, P(AXIS)),
         out_specs=(specs, P()),
     )
 
-    def placed(shapes, specs):
-        def place(leaf, spec):
-            sharding = NamedSharding(mesh, spec)
-            return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+    def place(leaf: jax.ShapeDtypeStruct, spec: P) -> jax.ShapeDtypeStruct:
+        sharding = NamedSharding(mesh, spec)
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
-        return jax.tree.map(place, shapes, specs)
-
-    state, batch = placed(jax.eval_shape(init), specs), _abstract_batch(config)
+    state = jax.tree.map(place, jax.eval_shape(init), specs)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
     return Program(
         jax.jit(step, donate_argnums=0, out_shardings=(shardings, NamedSharding(mesh, P()))),
         jax.jit(init, out_shardings=shardings),
         state,
-        placed(batch, jax.tree.map(lambda _: P(AXIS), batch)),
+        jax.tree.map(lambda leaf: place(leaf, P(AXIS)), _abstract_batch(config)),
         mesh,
     )
 
 
 def make_partition(config: Config, method: Method) -> Partition:
-    """The step as `config.train.partition` and `config.compute.devices` want it compiled.
+    """Return the step for `config.train.partition` and `config.compute.devices`.
 
-    `jit` on one device is the plain step; on several, and for a sharded table always, it is the same
-    step under `jax.shard_map` over a mesh. `pmap` divides the batch over the local devices.
+    "jit" on one device is the plain step. On several devices, and for a sharded table always, it is
+    the same step under `jax.shard_map` over a mesh. "pmap" divides the batch over the local devices.
+
+    Args:
+      config: the whole configuration.
+      method: the method to train.
 
     Raises:
       UserError: devices and micro-batches do not divide the batch, there are fewer devices than asked
@@ -147,33 +163,39 @@ def make_partition(config: Config, method: Method) -> Partition:
     """
     if config.train.partition == "pmap":
         return _pmap_partition(config, method)
-    devices = _devices(config)
+    devices = _select_devices(config)
     if len(devices) == 1 and config.model.table == "whole":
         return _plain_partition(config, method)
     return _mesh_partition(make_program(config, method, make_mesh(devices)))
 
 
 def local_replica(params: Params) -> Params:
-    """Params for work on one device of this process; what a mesh axis cuts stays as it is."""
+    """Return params for work on one device of this process.
 
-    def copy(leaf):
+    Replicated arrays become their copy on that device. Arrays that a mesh axis cuts stay as they
+    are.
+    """
+
+    def copy(leaf: jax.Array) -> jax.Array:
         cut = isinstance(leaf.sharding, NamedSharding) and any(leaf.sharding.spec)
         return leaf if cut else leaf.addressable_data(0)
 
     return jax.tree.map(copy, params)
 
 
-class _Parts(NamedTuple):
+class _Functions(NamedTuple):
+    """The pure functions of one device: init(axis_name=..) and a train step."""
+
     init: Callable[..., TrainState]
     step: TrainStep
 
 
-def _parts(config: Config, method: Method, shards: int) -> _Parts:
-    """The pure functions of one device: init and step, both with `axis_name`."""
+def _make_functions(config: Config, method: Method, shards: int) -> _Functions:
+    """Return the pure functions of one of `shards` devices."""
     train = config.train
     if config.model.table == "sharded":
         optimizer = make_dense_optimizer(config.optim, train.steps)
-        return _Parts(
+        return _Functions(
             functools.partial(init_sharded_state, method, optimizer, train.seed, shards),
             make_sharded_step(config, method.num_items, shards, optimizer),
         )
@@ -182,10 +204,13 @@ def _parts(config: Config, method: Method, shards: int) -> _Parts:
     def init(axis_name: str | None = None) -> TrainState:
         return init_train_state(method, optimizer, train.seed)
 
-    return _Parts(init, make_train_step(method, optimizer, train.seed, config.compute.accumulate))
+    return _Functions(
+        init, make_train_step(method, optimizer, train.seed, config.compute.accumulate)
+    )
 
 
-def _devices(config: Config) -> list[jax.Device]:
+def _select_devices(config: Config) -> list[jax.Device]:
+    """Return the devices of the job that share the step."""
     wanted, processes = config.compute.devices, jax.process_count()
     if not wanted or wanted == jax.device_count():
         return jax.devices()
@@ -202,6 +227,7 @@ def _devices(config: Config) -> list[jax.Device]:
 
 
 def _check_divides(config: Config, devices: int, flag: str) -> None:
+    """Raise UserError unless devices and micro-batches divide the batch."""
     size, accumulate = config.train.batch_size, config.compute.accumulate
     if size % (devices * accumulate):
         raise UserError(
@@ -211,17 +237,19 @@ def _check_divides(config: Config, devices: int, flag: str) -> None:
 
 
 def _plain_partition(config: Config, method: Method) -> Partition:
-    parts = _parts(config, method, 1)
+    """Return the step for one device."""
+    functions = _make_functions(config, method, 1)
     return Partition(
-        jax.jit(parts.step, donate_argnums=0),
-        jax.jit(parts.init),
-        abstract_with_sharding(jax.eval_shape(parts.init)),
+        jax.jit(functions.step, donate_argnums=0),
+        jax.jit(functions.init),
+        abstract_with_sharding(jax.eval_shape(functions.init)),
         lambda state: state,
         lambda state: state,
     )
 
 
 def _mesh_partition(program: Program) -> Partition:
+    """Return the step for a mesh of devices."""
     by_example = NamedSharding(program.mesh, P(AXIS))
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
@@ -232,13 +260,14 @@ def _mesh_partition(program: Program) -> Partition:
 
 
 def _pmap_partition(config: Config, method: Method) -> Partition:
+    """Return the step for all devices of one process, under `pmap`."""
     devices = jax.local_device_count()
     _check_divides(config, devices, "config.train.partition=pmap")
     if jax.process_count() > 1:
         raise UserError("config.train.partition=pmap is for one process; use jit for several.")
-    parts = _parts(config, method, 1)
+    functions = _make_functions(config, method, 1)
     compiled = jax.pmap(
-        functools.partial(parts.step, axis_name=AXIS), axis_name=AXIS, donate_argnums=0
+        functools.partial(functions.step, axis_name=AXIS), axis_name=AXIS, donate_argnums=0
     )
     copy = jax.pmap(lambda _, state: state, in_axes=(0, None))
 
@@ -252,15 +281,15 @@ def _pmap_partition(config: Config, method: Method) -> Partition:
 
     return Partition(
         step,
-        lambda: place(jax.jit(parts.init)()),
-        abstract_with_sharding(jax.eval_shape(parts.init)),
+        lambda: place(jax.jit(functions.init)()),
+        abstract_with_sharding(jax.eval_shape(functions.init)),
         place,
         gather=lambda state: jax.tree.map(lambda x: x[0], state),
     )
 
 
 def _abstract_batch(config: Config) -> Batch:
-    """Shapes of a whole job's batch, see `Method.loss`, with what the model uses of events."""
+    """Return the shapes of a whole job's batch (see `Method.loss`), with the columns in use."""
     size, model = config.train.batch_size, config.model
     names = ["ids"]
     names += ["times"] if model.relative_bias == "position_time" else []

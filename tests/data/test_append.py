@@ -1,4 +1,4 @@
-"""append + compact == a rebuild from all logs, up to ids."""
+"""append and compact give what a preparation of all logs gives, except for the order of ids."""
 
 from __future__ import annotations
 
@@ -10,19 +10,16 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from rec2pm_jax.data import compact as compact_lib
-from rec2pm_jax.data.append import append
-from rec2pm_jax.data.compact import compact
 from rec2pm_jax.data.dataset import open_dataset
 from rec2pm_jax.data.options import PrepareOptions
-from rec2pm_jax.data.prepare import summary
+from rec2pm_jax.data.prepare import append, compact, compaction, summary
 from rec2pm_jax.errors import UserError
-from rec2pm_jax.train.growth import grow_items
+from rec2pm_jax.train.new_items import grow_items
 from tests.helpers.data import prepare_log, random_log
 
 
 def sequences(dataset) -> dict:
-    """Every user's (item, time, type), oldest first, in raw names."""
+    """Return every user's (item, time, type), oldest first, in raw names."""
     result = {}
     for i in range(len(dataset)):
         user, ids, times, types = dataset[i]
@@ -46,7 +43,7 @@ def append_log(log: pl.DataFrame, directory, name: str, **options) -> dict:
 
 
 def count_late(days: list[pl.DataFrame]) -> int:
-    """Events older than the newest one of their user on the days before; slow and obvious."""
+    """Count the events older than their user's newest on the days before; slow and obvious."""
     newest, late = {}, 0
     for day in days:
         rows = day.select("user", "timestamp").rows()
@@ -132,7 +129,7 @@ def test_frozen_filters_and_damage(tmp_path):
 
 
 def at_many_moments(log: pl.DataFrame) -> pl.DataFrame:
-    """Users, items and times of many distinct moments, so that no order of ties is asked for."""
+    """Return the log with distinct times, so that there are no ties."""
     return log.with_columns(timestamp=pl.int_range(pl.len()) * 7919 % pl.len() + 1000)
 
 
@@ -217,15 +214,15 @@ def with_two_deltas(tmp_path):
 
 
 class Killed(BaseException):
-    """Not an Exception, as no clean-up may see it."""
+    """A kill; not an Exception, so that no clean-up code runs."""
 
 
-def test_a_killed_compaction_goes_on(tmp_path, monkeypatch):
+def test_a_killed_compaction_resumes(tmp_path, monkeypatch):
     with_two_deltas(tmp_path)
     shutil.copytree(tmp_path / "data", tmp_path / "twin")
     expected = compact(str(tmp_path / "twin"), "60kB", progress=False)
     before = sequences(open_dataset(tmp_path / "data"))
-    write, made = compact_lib.write_ordered, []
+    write, made = compaction.write_ordered, []
 
     def dying(directory, *args, **kwargs):
         made.append(directory.name)
@@ -233,7 +230,7 @@ def test_a_killed_compaction_goes_on(tmp_path, monkeypatch):
             raise Killed
         write(directory, *args, **kwargs)
 
-    monkeypatch.setattr(compact_lib, "write_ordered", dying)
+    monkeypatch.setattr(compaction, "write_ordered", dying)
     kills = 0
     while True:
         try:
@@ -247,7 +244,7 @@ def test_a_killed_compaction_goes_on(tmp_path, monkeypatch):
     (tmp_path / "data").rename(tmp_path / "data.preparing" / "retired")
     with pytest.raises(UserError, match="has no deltas"):
         compact(str(tmp_path / "data"), progress=False)
-    assert kills > 1 and len(made) == len(set(made)) + kills  # finished parts are not made again
+    assert kills > 1 and len(made) == len(set(made)) + kills  # finished parts are not recomputed
     assert sequences(open_dataset(tmp_path / "data")) == before
 
 
@@ -260,7 +257,7 @@ def test_what_compaction_refuses_leaves_the_dataset(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch, pytest.raises(UserError, match="No space left"):
-        patch.setattr(compact_lib, "write_ordered", full)
+        patch.setattr(compaction, "write_ordered", full)
         compact(str(tmp_path / "data"), progress=False)
     assert sorted(p.name for p in tmp_path.iterdir() if p.is_dir()) == ["data"]
     before = sequences(open_dataset(tmp_path / "data"))

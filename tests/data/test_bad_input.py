@@ -1,4 +1,4 @@
-"""What real logs look like: several units of time, mixed ids, empty files, a user with most events."""
+"""Real logs: several units of time, mixed ids, empty files, one user with most events."""
 
 from __future__ import annotations
 
@@ -11,11 +11,9 @@ import numpy as np
 import polars as pl
 import pytest
 
-from rec2pm_jax.data.append import append
-from rec2pm_jax.data.compact import compact
 from rec2pm_jax.data.dataset import open_dataset
 from rec2pm_jax.data.options import PrepareOptions
-from rec2pm_jax.data.prepare import prepare
+from rec2pm_jax.data.prepare import append, compact, prepare
 from rec2pm_jax.errors import UserError
 from tests.helpers.data import prepare_log, random_log
 
@@ -63,7 +61,7 @@ KINDS = {
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_all_ways_to_write_a_time_are_one_dataset_and_it_says_which(tmp_path, kind):
+def test_all_ways_to_write_a_time_give_one_dataset_that_names_the_way(tmp_path, kind):
     times, options, said = KINDS[kind]
     log = pl.DataFrame({"user": ["u", "v"] * 3, "item": list("abcabc")})
     expected = prepare_log(log.with_columns(timestamp=pl.Series(SECONDS)), tmp_path, name="plain")
@@ -151,7 +149,7 @@ def one_user_with_most(events: int) -> pl.DataFrame:
 
 
 def test_one_user_with_most_of_the_events(tmp_path):
-    """Partitions are cut between users, so hers is larger than others; what she needs is checked."""
+    """Partitions are cut between users, so one is large, and its memory is checked."""
     log = one_user_with_most(100_000)
     expected = prepare_log(log, tmp_path, name="roomy")["content_hash"]
     assert prepare_log(log, tmp_path, max_memory="20MB")["content_hash"] == expected
@@ -162,7 +160,7 @@ def test_one_user_with_most_of_the_events(tmp_path):
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A directory on a file system of its own of 4 MB."""
+    """A directory on a separate file system of 4 MB."""
     place = tmp_path / "disk"
     place.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(place)]

@@ -12,7 +12,7 @@ from rec2pm_jax.data.prepare import prepare
 from tests.helpers.data import random_log
 
 pytestmark = pytest.mark.slow
-pytest.importorskip("apache_beam", reason="needs pip install -r requirements-beam.txt")
+pytest.importorskip("apache_beam", reason="needs pip install 'rec2pm_jax[beam]'")
 
 
 @pytest.mark.parametrize(
@@ -25,7 +25,7 @@ pytest.importorskip("apache_beam", reason="needs pip install -r requirements-bea
     ],
 )
 def test_direct_runner_equals_the_local_path(tmp_path, options):
-    from rec2pm_jax.data.beam import prepare_with_beam
+    from rec2pm_jax.data.prepare.beam import prepare_with_beam
 
     log = random_log().with_columns(at=pl.Series(np.random.default_rng(0).permutation(400)))
     (tmp_path / "log").mkdir()

@@ -13,10 +13,12 @@ import pytest
 from rec2pm_jax.data.dataset import open_dataset
 from rec2pm_jax.data.options import PrepareOptions
 from rec2pm_jax.data.prepare import prepare
-from rec2pm_jax.data.sources import amazon, download, kuairand, lastfm, movielens, yambda
-from rec2pm_jax.data.sources.download import Download, fetch
+from rec2pm_jax.data.reading import download
+from rec2pm_jax.data.reading.download import Download, fetch
+from rec2pm_jax.data.sources import amazon, kuairand, lastfm, movielens, yambda
 from rec2pm_jax.errors import UserError
-from tests.helpers import raw_files as fixtures
+from tests.helpers import raw_files
+from tests.helpers.archives import make_movielens_zip, make_targz
 
 DATA = bytes(range(256)) * 4000
 
@@ -71,7 +73,7 @@ def get(server, tmp_path, **fields):
 MD5 = hashlib.md5(DATA).hexdigest()
 
 
-def test_a_dropped_connection_is_taken_up_where_it_stopped(server, tmp_path):
+def test_a_dropped_connection_resumes(server, tmp_path):
     server.files["/a.bin"], server.limit = DATA, 400_000
     assert get(server, tmp_path, md5=MD5).read_bytes() == DATA
     assert [r for _, r in server.asked] == [None, "bytes=400000-", "bytes=800000-"]
@@ -80,7 +82,7 @@ def test_a_dropped_connection_is_taken_up_where_it_stopped(server, tmp_path):
     assert len(server.asked) == 3  # nothing is fetched twice
 
 
-def test_a_stopped_command_goes_on(server, tmp_path):
+def test_a_stopped_command_resumes(server, tmp_path):
     server.files["/a.bin"] = DATA
     (tmp_path / "a.bin.part").write_bytes(DATA[:300_000])
     assert get(server, tmp_path, md5=MD5).read_bytes() == DATA
@@ -145,7 +147,7 @@ def test_not_found(server, tmp_path):
 
 
 def prepared(server, monkeypatch, tmp_path, module, archive, data, variant, **options):
-    """Prepares from the module's own download, sent to the local server."""
+    """Prepare from the module's download, redirected to the local server."""
     server.files[f"/{archive}"] = data
 
     def downloads(name):
@@ -171,7 +173,7 @@ def prepared(server, monkeypatch, tmp_path, module, archive, data, variant, **op
 @pytest.mark.parametrize("variant", ["1m", "20m", "25m", "32m"])
 def test_movielens_archives(server, monkeypatch, tmp_path, variant):
     archive = f"ml-{variant}.zip"
-    data = fixtures.movielens_zip(tmp_path, archive)
+    data = make_movielens_zip(archive)
     info, dataset = prepared(server, monkeypatch, tmp_path, movielens, archive, data, variant)
     assert (info["users"], info["events"]) == (2, 3)
     assert dataset.items.titles[1] in ("Misérables, Les (1995)", "Fiction, Pulp (1994)")
@@ -183,7 +185,7 @@ def test_movielens_archives(server, monkeypatch, tmp_path, variant):
 
 @pytest.mark.parametrize("variant", ["1k", "27k"])
 def test_kuairand_archives(server, monkeypatch, tmp_path, variant):
-    data = fixtures.targz(fixtures.kuairand(tmp_path / "raw", variant))
+    data = make_targz(raw_files.kuairand(tmp_path / "raw", variant))
     archive = f"KuaiRand-{variant.upper()}.tar.gz"
     info, _ = prepared(server, monkeypatch, tmp_path, kuairand, archive, data, variant)
     assert info["events"] == 4
@@ -191,17 +193,17 @@ def test_kuairand_archives(server, monkeypatch, tmp_path, variant):
 
 
 def test_lastfm_archive(server, monkeypatch, tmp_path):
-    data = fixtures.targz(fixtures.lastfm(tmp_path / "raw"))
+    data = make_targz(raw_files.lastfm(tmp_path / "raw"))
     archive = "lastfm-dataset-1K.tar.gz"
     info, _ = prepared(server, monkeypatch, tmp_path, lastfm, archive, data, "1k")
     assert info["events"] == 4
 
 
 def test_yambda_and_amazon_files(server, monkeypatch, tmp_path):
-    data = fixtures.yambda(tmp_path / "raw", "listens").read_bytes()
+    data = raw_files.yambda(tmp_path / "raw", "listens").read_bytes()
     info, _ = prepared(server, monkeypatch, tmp_path, yambda, "listens.parquet", data, "50m")
     assert info["events"] == 2
-    data = fixtures.amazon(tmp_path / "raw", raw=False).read_bytes()
+    data = raw_files.amazon(tmp_path / "raw", raw=False).read_bytes()
     variant = "5core/Software"
     info, _ = prepared(
         server, monkeypatch, tmp_path, amazon, "Software.csv.gz", data, variant, overwrite=True
@@ -210,7 +212,7 @@ def test_yambda_and_amazon_files(server, monkeypatch, tmp_path):
 
 
 def test_archives_that_are_damaged_or_lack_a_file(server, tmp_path):
-    server.files["/a.zip"] = fixtures.movielens_zip(tmp_path, "ml-1m.zip")
+    server.files["/a.zip"] = make_movielens_zip("ml-1m.zip")
     item = Download(f"{server.url}/a.zip", unpack=("ratings.dat", "ratings.csv"))
     with pytest.raises(UserError, match=r"a.zip holds no ratings.csv"):
         fetch(item, tmp_path / "a", "page", progress=False)
@@ -218,7 +220,7 @@ def test_archives_that_are_damaged_or_lack_a_file(server, tmp_path):
     item = Download(f"{server.url}/b.zip", unpack=("ratings.dat",))
     with pytest.raises(UserError, match="b.zip is damaged"):
         fetch(item, tmp_path / "b", "page", progress=False)
-    server.files["/c.tar.gz"] = fixtures.targz(fixtures.lastfm(tmp_path / "raw"))[:-40]
+    server.files["/c.tar.gz"] = make_targz(raw_files.lastfm(tmp_path / "raw"))[:-40]
     item = Download(f"{server.url}/c.tar.gz", unpack=(lastfm.TABLE,))
     with pytest.raises(UserError, match="c.tar.gz is damaged"):
         fetch(item, tmp_path / "c", "page", progress=False)

@@ -1,4 +1,4 @@
-"""Damaged and strange inputs: a dataset or one UserError, and never half of a dataset."""
+"""Damaged and strange inputs give a whole dataset or one UserError."""
 
 from __future__ import annotations
 
@@ -14,23 +14,21 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from rec2pm_jax.data.append import append
 from rec2pm_jax.data.dataset import open_dataset
 from rec2pm_jax.data.options import PrepareOptions
-from rec2pm_jax.data.prepare import prepare
+from rec2pm_jax.data.prepare import append, prepare
 from rec2pm_jax.data.sources import SOURCES
 from rec2pm_jax.errors import UserError
-from tests.helpers import raw_files as raw_files
+from tests.helpers import raw_files
+from tests.helpers.damage import damages
 
 FAST = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 SLOW = settings(FAST, max_examples=300)
-JUNK = [b"\x00", b"\xff\xfe", b'"', b",", b"\n", b"\r\n", b"\t", b"{", b"}", b"\\", b"::", b"-1"]
-JUNK += [b"1e999", b"nan", b"null", b"99999999999999999999", b"\xef\xbb\xbf", b'"a":{"b":1},']
 SUFFIXES = ("csv", "tsv", "jsonl", "parquet", "csv.gz")
 
 
 def check(source: str, directory: Path, path: Path, **options) -> bool:
-    """Prepares; whether it succeeded. Anything but a whole dataset or a clean UserError raises."""
+    """Prepare; return whether it succeeded. Fail unless there is a whole dataset or a UserError."""
     out = directory / "out"
     try:
         prepare(PrepareOptions(source, str(out), input=str(path), progress=False, **options))
@@ -42,42 +40,6 @@ def check(source: str, directory: Path, path: Path, **options) -> bool:
     assert dataset.histories.lengths.sum() == dataset.info["events"] > 0  # checks the hash, too
     assert "" not in dataset.items.raw_ids[1:] and "" not in dataset.histories.users
     return True
-
-
-@st.composite
-def damages(draw):
-    """A function that damages bytes: cuts, flips, repeats, deletes or inserts."""
-    edits = draw(
-        st.lists(
-            st.tuples(
-                st.sampled_from(["cut", "byte", "delete", "repeat", "insert", "noise"]),
-                st.floats(0, 1, exclude_max=True),
-                st.integers(1, 40),
-                st.sampled_from(JUNK),
-                st.integers(0, 255),
-            ),
-            min_size=1,
-            max_size=3,
-        )
-    )
-
-    def damage(data: bytes) -> bytes:
-        for kind, place, length, junk, byte in edits:
-            i = int(place * len(data))
-            j = min(len(data), i + length)
-            head, part, tail = data[:i], data[i:j], data[j:]
-            part = {
-                "cut": b"",
-                "byte": bytes([byte]) + part[1:],
-                "delete": b"",
-                "repeat": part + part,
-                "insert": junk + part,
-                "noise": bytes((b * 167 + byte) % 256 for b in part),
-            }[kind]
-            data = head + part + (b"" if kind == "cut" else tail)
-        return data
-
-    return damage
 
 
 def written(frame: pl.DataFrame, suffix: str) -> bytes:
@@ -205,7 +167,7 @@ def test_every_source_of_files_has_a_layout_that_is_read(tmp_path):
 
 
 def retyped(path: Path, column: int, change: int) -> None:
-    """Rewrites a Parquet file with one column of another type, or with nulls."""
+    """Rewrite a Parquet file with one column of another type, or with nulls."""
     frame = pl.read_parquet(path)
     name = frame.columns[column % frame.width]
     values = pl.col(name)
@@ -279,7 +241,7 @@ def test_damaged_datasets(tmp_path_factory, file, damage, deltas):
 
 
 def pages(data: bytes) -> tuple[int, int]:
-    """Where the pages of a Parquet file begin and end."""
+    """Return where the pages of a Parquet file begin and end."""
     return 4, len(data) - 8 - int.from_bytes(data[-8:-4], "little")
 
 

@@ -1,3 +1,5 @@
+"""Training batches: crops, epochs, processes and restored iterators."""
+
 from __future__ import annotations
 
 import numpy as np
@@ -6,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rec2pm_jax.config import DataConfig
-from rec2pm_jax.data.pipeline import train_iterator, training_users
+from rec2pm_jax.data.pipeline import select_training_users, train_iterator
 from rec2pm_jax.errors import UserError
 from tests.helpers.data import make_dataset
 
@@ -37,7 +39,7 @@ def test_shapes_and_dtypes(dataset):
 
 
 def test_users_without_two_training_events_are_counted(dataset):
-    selection = training_users(dataset, DATA)
+    selection = select_training_users(dataset, DATA)
     assert selection.users.tolist() == [0, 1, 3, 4, 6, 7]
     assert selection.train_ends.tolist() == [2, 38, 10, 7, 23, 5]
     assert selection.skipped == 2
@@ -45,7 +47,7 @@ def test_users_without_two_training_events_are_counted(dataset):
 
 def test_rows_are_contiguous_crops_of_training_events(dataset):
     iterator = train_iterator(dataset, DATA, 4, seed=0)
-    ends = dict(zip(*training_users(dataset, DATA)[:2], strict=True))
+    ends = dict(zip(*select_training_users(dataset, DATA)[:2], strict=True))
     starts = {user: set() for user in ends}
     for _ in range(150):
         batch = next(iterator)
@@ -112,12 +114,12 @@ def test_seeds_differ(dataset):
 
 def test_a_window_longer_than_any_history_says_what_to_lower(dataset):
     with pytest.raises(UserError, match="has 40; lower data.segments to at most 4"):
-        training_users(dataset, DataConfig(segment=9, segments=5))
+        select_training_users(dataset, DataConfig(segment=9, segments=5))
 
 
-def test_nobody_to_train_on(tmp_path):
+def test_no_user_to_train_on(tmp_path):
     with pytest.raises(UserError, match="no user has 2 training events"):
-        training_users(make_dataset(tmp_path, [3, 2]), DATA)
+        select_training_users(make_dataset(tmp_path, [3, 2]), DATA)
 
 
 def test_processes_must_share_the_batch(dataset):

@@ -1,3 +1,5 @@
+"""Preparation against a row-by-row reference, and datasets that are damaged or replaced."""
+
 from __future__ import annotations
 
 import json
@@ -11,8 +13,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from rec2pm_jax.data.dataset import open_dataset
+from rec2pm_jax.data.event_order import argsort
 from rec2pm_jax.data.options import PrepareOptions
-from rec2pm_jax.data.ordering import argsort
 from rec2pm_jax.data.prepare import prepare
 from rec2pm_jax.errors import UserError
 from tests.helpers.data import prepare_frames, prepare_log, random_log
@@ -31,7 +33,7 @@ FROZEN = {
 
 
 def test_content_hashes_are_frozen(tmp_path):
-    """Records of finished runs name them, and a new tie order would reorder every old basket."""
+    """Records of finished runs name these hashes, and a new tie order would reorder baskets."""
     thresholds = {"min_item_count": 30, "min_user_events": 20}
     for name, options in {"shuffle": {}, "keep": {"ties": "keep"}, "filtered": thresholds}.items():
         info = prepare_log(random_log(), tmp_path, name=name, type_column="kind", **options)
@@ -204,7 +206,7 @@ def test_a_failure_leaves_nothing_behind(tmp_path, monkeypatch):
     def fail(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("rec2pm_jax.data.writer.write_tables", fail)
+    monkeypatch.setattr("rec2pm_jax.data.prepare.write.write_users", fail)
     with pytest.raises(UserError, match="No space left"):
         prepare_log(random_log(), tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["data.parquet"]

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import polars as pl
 import pytest
 
 from rec2pm_jax.data.dataset import open_dataset
 from rec2pm_jax.data.options import PrepareOptions
 from rec2pm_jax.data.prepare import prepare
-from rec2pm_jax.data.sources import SOURCES, listing, scan
+from rec2pm_jax.data.reading import scan
+from rec2pm_jax.data.sources import SOURCES, describe_sources
 from rec2pm_jax.errors import UserError
-from tests.helpers import raw_files as fixtures
+from tests.helpers import raw_files
 
 
 def run(source: str, directory, file="", **options):
@@ -43,7 +46,7 @@ MAY, OCTOBER = 1_682_899_200, 1_696_118_400  # midnight of the first, UTC
 
 
 def test_merrec(tmp_path):
-    info, dataset = run("merrec", tmp_path, fixtures.merrec(tmp_path / "raw"))
+    info, dataset = run("merrec", tmp_path, raw_files.merrec(tmp_path / "raw"))
     assert events(dataset) == {
         # Within one second the microseconds decide.
         "1": [
@@ -59,13 +62,13 @@ def test_merrec(tmp_path):
 
 
 def test_merrec_listings(tmp_path):
-    _, dataset = run("merrec", tmp_path, fixtures.merrec(tmp_path / "raw"), item="listing")
+    _, dataset = run("merrec", tmp_path, raw_files.merrec(tmp_path / "raw"), item="listing")
     assert [item for item, *_ in events(dataset)["1"]] == ["101", "101", "103", "104"]
 
 
 @pytest.mark.parametrize("variant", ["1k", "27k"])
 def test_kuairand(tmp_path, variant):
-    info, dataset = run("kuairand", tmp_path, fixtures.kuairand(tmp_path / "raw", variant))
+    info, dataset = run("kuairand", tmp_path, raw_files.kuairand(tmp_path / "raw", variant))
     assert events(dataset) == {
         "0": [("8", 1_650_485_801, ""), ("7", 1_650_485_801, "")],  # 250 ms before 301 ms
         "1": [("7", 1_650_600_000, ""), ("9", 1_650_700_000, "")],
@@ -79,7 +82,7 @@ START = 1_682_578_800  # 2023-04-27 07:00
 
 
 def test_ebnerd_counts_no_click_twice(tmp_path):
-    _, dataset = run("ebnerd", tmp_path, fixtures.ebnerd(tmp_path / "raw"))
+    _, dataset = run("ebnerd", tmp_path, raw_files.ebnerd(tmp_path / "raw"))
     found = events(dataset)
     assert [(item, (time - START) // DAY) for item, time, _ in found["1"][:3]] == [
         ("11", 1),
@@ -92,7 +95,7 @@ def test_ebnerd_counts_no_click_twice(tmp_path):
 
 
 def test_ebnerd_one_split(tmp_path):
-    bundle = fixtures.ebnerd(tmp_path / "raw")
+    bundle = raw_files.ebnerd(tmp_path / "raw")
     _, dataset = run("ebnerd", tmp_path, bundle / "validation")
     assert [item for item, *_ in events(dataset)["1"]][:2] == ["12", "13"]
     assert title(dataset, "12") == ("Æblet", "mad")
@@ -100,7 +103,7 @@ def test_ebnerd_one_split(tmp_path):
 
 @pytest.mark.parametrize("raw", [False, True])
 def test_amazon(tmp_path, raw):
-    path = fixtures.amazon(tmp_path / "raw", raw)
+    path = raw_files.amazon(tmp_path / "raw", raw)
     _, dataset = run("amazon", tmp_path, path if raw else path.parent)
     assert events(dataset) == {
         "AE1": [("B02", 1_588_687_728, "")],
@@ -111,7 +114,7 @@ def test_amazon(tmp_path, raw):
 
 @pytest.mark.parametrize("kind", ["listens", "likes", "multi_event", "sequential"])
 def test_yambda(tmp_path, kind):
-    info, dataset = run("yambda", tmp_path, fixtures.yambda(tmp_path / "raw", kind))
+    info, dataset = run("yambda", tmp_path, raw_files.yambda(tmp_path / "raw", kind))
     listens = [("8326270", 39_420), ("286361", 106_910)]
     likes = [("8326270", 41_000)]
     expected = {"listens": listens, "likes": likes}.get(kind, listens + likes)
@@ -126,7 +129,7 @@ def test_yambda(tmp_path, kind):
 
 
 def test_taobao(tmp_path):
-    info, dataset = run("taobao", tmp_path, fixtures.taobao(tmp_path / "raw"))
+    info, dataset = run("taobao", tmp_path, raw_files.taobao(tmp_path / "raw"))
     assert events(dataset) == {
         "1": [
             ("2268318", 1_511_544_070, "pv"),
@@ -141,7 +144,7 @@ def test_taobao(tmp_path):
 
 @pytest.mark.parametrize("level", ["track", "artist"])
 def test_lastfm(tmp_path, level):
-    info, dataset = run("lastfm", tmp_path, fixtures.lastfm(tmp_path / "raw"), item=level)
+    info, dataset = run("lastfm", tmp_path, raw_files.lastfm(tmp_path / "raw"), item=level)
     first = [item for item, *_ in events(dataset)["user_000001"]]
     if level == "artist":
         assert first == ["坂本龍一", "坂本龍一", "Deep Dish"]
@@ -222,21 +225,28 @@ def test_unknown_variants_name_the_nearest(tmp_path):
     ],
 )
 def test_rows_that_cannot_be_events_are_refused(tmp_path, change, message):
-    path = fixtures.yambda(tmp_path / "raw", "listens")
+    path = raw_files.yambda(tmp_path / "raw", "listens")
     change(pl.read_parquet(path)).write_parquet(path)
     with pytest.raises(UserError, match=message):
         run("yambda", tmp_path, path)
 
 
 def test_damaged_files_are_named(tmp_path):
-    path = fixtures.amazon(tmp_path / "raw", raw=False)
+    path = raw_files.amazon(tmp_path / "raw", raw=False)
     path.write_bytes(path.read_bytes()[:-20])
     with pytest.raises(UserError, match="Software.csv.gz cannot be read"):
         run("amazon", tmp_path, path)
 
 
+def test_the_documentation_has_the_command_of_every_source():
+    page = (Path(__file__).parents[2] / "docs/data.md").read_text()
+    for source in SOURCES.values():
+        flags = f"--source={source.name} {source.example}".strip()
+        assert flags in " ".join(page.replace("\\\n", " ").split()), flags
+
+
 def test_the_listing_names_every_source_its_licence_and_page():
-    text = listing()
+    text = describe_sources()
     for source in SOURCES.values():
         assert f"--source={source.name}" in text
         assert source.licence in text and source.page in text

@@ -1,3 +1,5 @@
+"""Sources that read files of any log, MovieLens, Complete Journey, and synthetic users."""
+
 from __future__ import annotations
 
 import importlib.util

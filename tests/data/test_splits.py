@@ -1,3 +1,5 @@
+"""Protocols against loops over events."""
+
 from __future__ import annotations
 
 import dataclasses
@@ -10,13 +12,15 @@ from hypothesis import strategies as st
 from rec2pm_jax.config import Config, DataConfig
 from rec2pm_jax.config_dict import config_hash, from_dict
 from rec2pm_jax.data.dataset import open_dataset
-from rec2pm_jax.data.moments import parse_moment
-from rec2pm_jax.data.pipeline import training_users
+from rec2pm_jax.data.dates import parse_time
+from rec2pm_jax.data.pipeline import select_training_users
 from rec2pm_jax.data.splits import bound_rule, split_rule
 from rec2pm_jax.errors import UserError
 from rec2pm_jax.evaluate.evaluator import evaluate
-from rec2pm_jax.evaluate.heuristic import evaluate_heuristic
-from rec2pm_jax.evaluate.targets import load_histories, make_targets, select_users
+from rec2pm_jax.evaluate.heuristic import Heuristic, evaluate_heuristic
+from rec2pm_jax.evaluate.histories import load_histories
+from rec2pm_jax.evaluate.spec import EvalSpec
+from rec2pm_jax.evaluate.targets import make_targets, select_users
 from tests.helpers.data import make_dataset, prepare_log, random_log
 from tests.helpers.evaluate_fakes import PARAMS, FakeMethod
 
@@ -101,7 +105,7 @@ def test_temporal_matches_loops(dataset, time, seconds):
 
 @pytest.mark.parametrize("base", ["leave_one_out", "last_10"])
 @pytest.mark.parametrize("fraction", [0.2, 0.5, 0.8])
-def test_holdout_divides_people_and_leaves_their_targets_alone(dataset, base, fraction):
+def test_holdout_divides_users_and_keeps_their_targets(dataset, base, fraction):
     data = DataConfig(protocol=f"holdout_{base}", holdout_fraction=fraction)
     rule, plain = bound_rule(data, dataset), split_rule(base)
     for user, n in enumerate(dataset.lengths):
@@ -136,9 +140,9 @@ def test_who_is_held_out_depends_on_the_id_alone():
     assert some < held(users, 0.2)  # a larger share holds out the same people, and more
 
 
-def test_a_rule_trains_on_no_target_and_nobody_twice(dataset):
+def test_a_rule_trains_on_no_target(dataset):
     data = DataConfig(segment=3, segments=2, protocol="holdout_leave_one_out", holdout_fraction=0.5)
-    trained = set(training_users(dataset, data).users.tolist())
+    trained = set(select_training_users(dataset, data).users.tolist())
     users, skipped = select_users(dataset.lengths, bound_rule(data, dataset), "test", 0, 0)
     assert len(users) and len(trained) and not trained & set(users.tolist())
     assert skipped == len(LENGTHS) - len(users)
@@ -165,7 +169,7 @@ def test_heuristics_under_a_protocol_that_depends_on_the_user(tmp_path, data):
         for position in rule.targets(int(n), "test", user):
             score = popularity[dataset.sequence(user).ids[position]]
             expected.append(int((popularity[1:] >= score).sum()))  # ties: the last place
-    found = evaluate_heuristic("popularity", dataset, split="test", data=data)
+    found = evaluate_heuristic(Heuristic("popularity"), dataset, EvalSpec("test"), data)
     assert found.rank.tolist() == expected and len(expected) > 10
     assert found.record(config={})["protocol"] == data.protocol
 
@@ -180,7 +184,7 @@ def test_heuristics_under_a_protocol_that_depends_on_the_user(tmp_path, data):
 def test_a_model_is_evaluated_on_these_targets_and_never_on_what_it_was_trained_on(dataset, data):
     method = FakeMethod(Config(data=data), dataset.num_items)
     rule = bound_rule(data, dataset)
-    found = evaluate(method, PARAMS, dataset, split="test", swap=False)
+    found = evaluate(method, PARAMS, dataset, EvalSpec("test", swap=False))
     expected = [
         (user, position)
         for user, n in enumerate(dataset.lengths)
@@ -189,32 +193,32 @@ def test_a_model_is_evaluated_on_these_targets_and_never_on_what_it_was_trained_
     assert list(zip(found.user, found.position, strict=True)) == expected
     # Some who were trained on to the end, or far enough, have last events too.
     with pytest.raises(UserError, match=f"targets were training events under .*{data.protocol}"):
-        evaluate(method, PARAMS, dataset, split="validation", protocol="last_10")
+        evaluate(method, PARAMS, dataset, EvalSpec("validation", protocol="last_10"))
 
 
 def test_times_may_be_dates():
-    assert parse_moment("2023-10-01") == 1_696_118_400
-    assert parse_moment("2023-10-01T12:00") == 1_696_118_400 + 12 * 3600
-    assert parse_moment("2023-10-01T12:00+09:00") == 1_696_118_400 + 3 * 3600
-    assert parse_moment("25913600") == 25_913_600
+    assert parse_time("2023-10-01") == 1_696_118_400
+    assert parse_time("2023-10-01T12:00") == 1_696_118_400 + 12 * 3600
+    assert parse_time("2023-10-01T12:00+09:00") == 1_696_118_400 + 3 * 3600
+    assert parse_time("25913600") == 25_913_600
 
 
 @pytest.mark.parametrize(
     ("time", "days", "message"),
     [
-        ("736", 0.001, "leaves no events .* visible 1970-01-01T00:00:00 to 1970-01-01T00:12:14"),
+        ("736", 0.001, "leaves no events .* spans 1970-01-01T00:00:00 to 1970-01-01T00:12:14"),
         ("60", 1.0, "leaves no events to train on"),
         ("soon", 1.0, "'soon' is no time; write a date"),
         ("", 1.0, "needs config.data.split_time"),
         ("300", 0.0, "config.data.validation_days must be > 0"),
     ],
 )
-def test_moments_without_data_are_refused(dataset, time, days, message):
+def test_split_times_without_data_are_refused(dataset, time, days, message):
     with pytest.raises(UserError, match=message):
         bound_rule(DataConfig(protocol="temporal", split_time=time, validation_days=days), dataset)
 
 
-def test_nobody_has_targets(dataset):
+def test_no_user_has_targets(dataset):
     data = DataConfig(protocol="holdout_last_10", holdout_fraction=1e-9)
     with pytest.raises(UserError, match="8 users has the 21 events .* and is held out"):
         select_users(dataset.lengths, bound_rule(data, dataset), "test", 0, 0)

@@ -1,4 +1,4 @@
-"""What is left of a preparation that is killed, fails or meets another one."""
+"""Preparations that are killed, fail, or run twice at once."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from rec2pm_jax.data import coding
-from rec2pm_jax.data.columns import ColumnFiles
 from rec2pm_jax.data.options import PrepareOptions
+from rec2pm_jax.data.prepare import encode as encode_stage
 from rec2pm_jax.data.prepare import prepare
+from rec2pm_jax.data.prepare.column_files import ColumnFiles
+from rec2pm_jax.data.prepare.workspace import open_workspace
 from rec2pm_jax.data.sources.synthetic_log import frames
-from rec2pm_jax.data.workspace import workspace
 from rec2pm_jax.errors import UserError
 from tests.helpers.data import prepare_frames, prepare_log, random_log
 
@@ -27,18 +27,18 @@ ROOT = Path(__file__).parents[2]
 
 
 class Killed(BaseException):
-    """Not an Exception, as no clean-up may see it."""
+    """A kill; not an Exception, so that no clean-up code runs."""
 
 
-def test_a_killed_start_goes_on_with_its_finished_stages(tmp_path, monkeypatch):
+def test_a_killed_start_resumes_from_its_finished_stages(tmp_path, monkeypatch):
     expected = prepare_log(random_log(), tmp_path, name="clean", max_memory="50kB")
-    encode, made = coding.encode, []
+    encode_log, made = encode_stage.encode_log, []
 
     def counting(*args):
         made.append("log")
-        encode(*args)
+        encode_log(*args)
 
-    monkeypatch.setattr(coding, "encode", counting)
+    monkeypatch.setattr(encode_stage, "encode_log", counting)
     append, budget = ColumnFiles.append, [30]
 
     def dying(self, arrays):
@@ -75,25 +75,25 @@ def _prepare_again(directory: Path):
 
 
 def test_stages_of_another_log_are_not_used(tmp_path):
-    with pytest.raises(Killed), workspace(tmp_path / "data", {"log": 1}) as space:
+    with pytest.raises(Killed), open_workspace(tmp_path / "data", {"log": 1}) as space:
         space.stage("log", lambda d: (d / "x").touch())
         raise Killed
-    with workspace(tmp_path / "data", {"log": 1}) as space:
+    with open_workspace(tmp_path / "data", {"log": 1}) as space:
         assert (space.stage("log", lambda d: None) / "x").exists()
-    with pytest.raises(Killed), workspace(tmp_path / "data", {"log": 1}) as space:
+    with pytest.raises(Killed), open_workspace(tmp_path / "data", {"log": 1}) as space:
         space.stage("log", lambda d: (d / "x").touch())
         raise Killed
-    with workspace(tmp_path / "data", {"log": 2}) as space:
+    with open_workspace(tmp_path / "data", {"log": 2}) as space:
         assert not (space.stage("log", lambda d: None) / "x").exists()
 
 
 def test_a_kill_between_the_two_renames_loses_no_dataset(tmp_path):
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "old").touch()
-    with pytest.raises(Killed), workspace(tmp_path / "data", {}) as space:
+    with pytest.raises(Killed), open_workspace(tmp_path / "data", {}) as space:
         (tmp_path / "data").rename(space.path / "retired")
         raise Killed
-    with workspace(tmp_path / "data", {"another": "log"}):
+    with open_workspace(tmp_path / "data", {"another": "log"}):
         assert (tmp_path / "data" / "old").exists()
 
 

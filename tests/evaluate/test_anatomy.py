@@ -8,8 +8,14 @@ import pytest
 from rec2pm_jax.config import Config, DataConfig, MethodConfig, ModelConfig
 from rec2pm_jax.data.splits import split_rule
 from rec2pm_jax.errors import UserError
-from rec2pm_jax.evaluate.anatomy import attention, dominant, nearest_items, neighbour_agreement
-from rec2pm_jax.evaluate.targets import Histories, load_histories, make_targets, plan_rows
+from rec2pm_jax.evaluate.anatomy import (
+    attention_shares,
+    dominant_groups,
+    nearest_items,
+    neighbour_agreement,
+)
+from rec2pm_jax.evaluate.histories import Histories, load_histories
+from rec2pm_jax.evaluate.targets import make_targets, plan_rows
 from rec2pm_jax.methods.registry import make_method
 from tests.helpers.evaluate_fakes import FakeDataset
 from tests.helpers.methods import large_parameters
@@ -26,8 +32,8 @@ def looked_at(name, backbone="sasrec", lengths=LENGTHS, data=SHORT):
     )
     method = make_method(config, 12)
     histories = load_histories(FakeDataset(lengths, times=False), np.arange(len(lengths)))
-    rows = plan_rows(make_targets(histories, split_rule("last_10"), "test"), method, 0)
-    return attention(method, large_parameters(method), histories, rows)
+    rows = plan_rows(make_targets(histories, split_rule("last_10"), "test"), method, None)
+    return attention_shares(method, large_parameters(method), histories, rows)
 
 
 @pytest.mark.parametrize("backbone", ["sasrec", "hstu"])
@@ -53,7 +59,7 @@ def test_methods_differ_in_what_can_be_looked_at():
     assert looked_at("tok_serial")["one_pass"] is None
     with pytest.raises(UserError, match="kv_mask keeps no memory tokens"):
         looked_at("kv_mask")
-    with pytest.raises(UserError, match="Nobody has 4 archived segments"):
+    with pytest.raises(UserError, match="No user has 4 archived segments"):
         looked_at("rec2pm", lengths=[21, 21])
 
 
@@ -79,7 +85,10 @@ def test_dominant_group_is_the_one_above_average():
     groups = np.array([2, 0, 1, 2])  # of items 0 (padding), 1, 2, 3
     ids = np.array([1, 1, 1, 3, 2, 1, 1, 2, 3, 3, 2, 2])
     histories = Histories(np.arange(2), np.array([0, 5, 12]), ids, None, None)
-    assert dominant(groups, histories, np.array([0, 1]), np.array([4, 5]), 2).tolist() == [0, 1]
+    assert dominant_groups(groups, histories, np.array([0, 1]), np.array([4, 5]), 2).tolist() == [
+        0,
+        1,
+    ]
 
 
 def test_neighbours_of_two_clusters_agree():

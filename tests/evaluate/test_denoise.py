@@ -10,7 +10,9 @@ from rec2pm_jax.data.splits import split_rule
 from rec2pm_jax.errors import UserError
 from rec2pm_jax.evaluate.denoise import Noise
 from rec2pm_jax.evaluate.evaluator import evaluate
-from rec2pm_jax.evaluate.targets import load_histories, make_targets
+from rec2pm_jax.evaluate.histories import load_histories
+from rec2pm_jax.evaluate.spec import EvalSpec
+from rec2pm_jax.evaluate.targets import make_targets
 from tests.helpers.evaluate_fakes import PARAMS, FakeDataset, FakeMethod
 
 LENGTHS = [70, 21, 400]
@@ -72,7 +74,7 @@ def test_full_noise_changes_ranks_but_no_target():
     )
     method, dataset = FakeMethod(config, 12), FakeDataset(LENGTHS)
     clean, noisy, none = (
-        evaluate(method, PARAMS, dataset, split="test", corrupt=corrupt)
+        evaluate(method, PARAMS, dataset, EvalSpec("test", corrupt=corrupt))
         for corrupt in (None, Noise("random", 1.0, DATA, COUNTS), Noise("random", 0, DATA, COUNTS))
     )
     np.testing.assert_array_equal(clean.rank, none.rank)

@@ -10,9 +10,10 @@ import pytest
 
 from rec2pm_jax.config import Config, DataConfig, MethodConfig
 from rec2pm_jax.errors import UserError
-from rec2pm_jax.evaluate.diagnostics import effective_rank, memory_diagnostics, slot_cosine
+from rec2pm_jax.evaluate.diagnostics import memory_diagnostics
 from rec2pm_jax.evaluate.evaluator import evaluate
 from rec2pm_jax.evaluate.report import diagnostics_table
+from rec2pm_jax.evaluate.spec import EvalSpec
 from tests.helpers.evaluate_fakes import PARAMS, FakeDataset, FakeMethod
 
 CONFIG = Config(data=DataConfig(segment=5, segments=3), method=MethodConfig(slots=1))
@@ -48,7 +49,7 @@ def test_a_memory_that_carries_taste_shows_in_every_figure():
     )
     dataset = TasteDataset()
     method = KeepFirst(config, dataset.num_items)
-    found = memory_diagnostics(method, PARAMS, dataset, split="test")
+    found = memory_diagnostics(method, PARAMS, dataset, EvalSpec("test"))
     gains = found["ndcg@10"]
     # The taste ranks second, behind item 1 of the window; with the mean memory all tastes tie.
     assert gains["own"] == pytest.approx(1 / np.log2(3))
@@ -65,8 +66,8 @@ def test_a_memory_that_carries_taste_shows_in_every_figure():
 
 def test_own_and_swapped_are_those_of_the_evaluator_where_all_have_memory():
     method, dataset = FakeMethod(CONFIG, 12), FakeDataset(LENGTHS)
-    found = memory_diagnostics(method, PARAMS, dataset, split="test")
-    record = evaluate(method, PARAMS, dataset, split="test").record(config={})
+    found = memory_diagnostics(method, PARAMS, dataset, EvalSpec("test"))
+    record = evaluate(method, PARAMS, dataset, EvalSpec("test")).record(config={})
     assert found["ndcg@10"]["own"] == pytest.approx(record["metrics"]["ndcg@10"])
     assert found["ndcg@10"]["swapped"] == pytest.approx(record["swap"]["ndcg@10"])
     assert found["memory"]["between_user_variance"] == pytest.approx(record["memory_variance"])
@@ -74,7 +75,7 @@ def test_own_and_swapped_are_those_of_the_evaluator_where_all_have_memory():
 
 def test_positions_partition_the_targets():
     method, dataset = FakeMethod(CONFIG, 12), FakeDataset(LENGTHS)
-    found = memory_diagnostics(method, PARAMS, dataset, split="validation")
+    found = memory_diagnostics(method, PARAMS, dataset, EvalSpec("validation"))
     parts = found["by_raw_events"]
     assert parts[0]["from"] == 1 and parts[-1]["to"] == method.read_length
     assert sum(part["targets"] for part in parts) == found["ndcg@10"]["targets"]
@@ -84,7 +85,7 @@ def test_positions_partition_the_targets():
 
 def test_drift_and_persistence_equal_their_definitions():
     method, dataset = FakeMethod(CONFIG, 12), FakeDataset(LENGTHS, times=False)
-    found = memory_diagnostics(method, PARAMS, dataset, split="test")
+    found = memory_diagnostics(method, PARAMS, dataset, EvalSpec("test"))
 
     def counts(user, h):  # of segment h
         return np.bincount(dataset.sequence(user).ids[5 * h : 5 * h + 5], minlength=13)
@@ -109,25 +110,10 @@ def test_drift_and_persistence_equal_their_definitions():
     assert found["memory"]["persistence"] == pytest.approx(expected)
 
 
-def test_effective_rank_of_known_spectra():
-    rng = np.random.default_rng(0)
-    q, _ = np.linalg.qr(rng.normal(size=(40, 3)) - 0)
-    q -= q.mean(axis=0)
-    q, _ = np.linalg.qr(q)  # three centred orthonormal columns
-    assert effective_rank(q) == pytest.approx(3)
-    assert effective_rank(q[:, :1]) == pytest.approx(1)
-    assert effective_rank(np.ones((10, 4)) * 0.3) == 0
-
-
-def test_slot_cosine_of_known_slots():
-    same = np.ones((5, 3, 4))
-    assert slot_cosine(same) == pytest.approx(1)
-    assert slot_cosine(np.tile(np.eye(3), (5, 1, 1))) == pytest.approx(0)
-    assert slot_cosine(np.stack([same[:, 0], -same[:, 0]], axis=1)) == pytest.approx(-1)
-
-
 def test_result_is_json_and_prints():
-    found = memory_diagnostics(FakeMethod(CONFIG, 12), PARAMS, FakeDataset(LENGTHS), split="test")
+    found = memory_diagnostics(
+        FakeMethod(CONFIG, 12), PARAMS, FakeDataset(LENGTHS), EvalSpec("test")
+    )
     json.dumps(found, allow_nan=False)
     text = diagnostics_table(found)
     for word in ("own memory", "swapped memory", "zero memory", "mean memory", "slot cosine"):
@@ -137,6 +123,8 @@ def test_result_is_json_and_prints():
 def test_methods_without_memory_and_short_histories_are_user_errors():
     recent = FakeMethod(Config(method=MethodConfig(name="recent")), 12)
     with pytest.raises(UserError, match="recent has no memory"):
-        memory_diagnostics(recent, PARAMS, FakeDataset([30]), split="test")
+        memory_diagnostics(recent, PARAMS, FakeDataset([30]), EvalSpec("test"))
     with pytest.raises(UserError, match="Fewer than two users"):
-        memory_diagnostics(FakeMethod(Config(), 12), PARAMS, FakeDataset([24] * 3), split="test")
+        memory_diagnostics(
+            FakeMethod(Config(), 12), PARAMS, FakeDataset([24] * 3), EvalSpec("test")
+        )

@@ -13,12 +13,15 @@ from rec2pm_jax.config import Config, DataConfig, MethodConfig, ModelConfig
 from rec2pm_jax.config_dict import to_dict
 from rec2pm_jax.data.splits import split_rule
 from rec2pm_jax.errors import UserError
-from rec2pm_jax.evaluate.evaluator import evaluate, row_memories
-from rec2pm_jax.evaluate.memories import bucket, swap_donors
-from rec2pm_jax.evaluate.reading import read_targets
+from rec2pm_jax.evaluate.batching import round_up_count
+from rec2pm_jax.evaluate.evaluator import evaluate
+from rec2pm_jax.evaluate.histories import load_histories
+from rec2pm_jax.evaluate.memory_states import choose_swap_donors, compute_memories
+from rec2pm_jax.evaluate.ranking import read_targets
 from rec2pm_jax.evaluate.record import write_records
 from rec2pm_jax.evaluate.report import setting_line
-from rec2pm_jax.evaluate.targets import Rows, load_histories, make_targets, plan_rows
+from rec2pm_jax.evaluate.spec import EvalSpec
+from rec2pm_jax.evaluate.targets import Rows, make_targets, plan_rows
 from rec2pm_jax.methods.registry import make_method
 from rec2pm_jax.typing import Events
 from tests.helpers.evaluate_fakes import PARAMS, FakeDataset, FakeMethod, slow_rank
@@ -121,18 +124,15 @@ def test_ranks_equal_those_of_serving_one_user_at_a_time(setting, memory, times)
     config = make_config(recent=setting.get("recent", 1), protocol=protocol)
     method = FakeMethod(config, 12)
     dataset = FakeDataset(LENGTHS, times=times)
-    horizon = setting.get("max_segments", 0)
+    max_segments = setting.get("max_segments")
     found = evaluate(
         method,
         PARAMS,
         dataset,
-        split=setting["split"],
-        memory=memory,
-        max_segments=horizon,
-        batch_size=4,
+        EvalSpec(setting["split"], memory=memory, max_segments=max_segments, batch_size=4),
     )
     slow = OneByOne(method, PARAMS, dataset)
-    expected = slow.ranks(setting["split"], memory, protocol, horizon)
+    expected = slow.ranks(setting["split"], memory, protocol, max_segments or 0)
     np.testing.assert_array_equal(np.stack([found.user, found.position, found.rank], 1), expected)
     assert found.skipped_users == (0 if protocol == "leave_one_out" else 2)
 
@@ -142,7 +142,7 @@ def test_genrec_leaves_out_what_was_read(name):
     """Twelve items and windows of 5 or 15 events: some targets are left out themselves."""
     method = FakeMethod(make_config(name, protocol="genrec"), 12)
     dataset = FakeDataset(LENGTHS)
-    found = evaluate(method, PARAMS, dataset, split="test", batch_size=4)
+    found = evaluate(method, PARAMS, dataset, EvalSpec("test", batch_size=4))
     slow, expected = OneByOne(method, PARAMS, dataset), []
     for user, n, vector in slow.vectors("test", "none", "genrec"):
         ids = dataset.sequence(user).ids
@@ -162,7 +162,7 @@ def test_genrec_leaves_out_what_was_read(name):
 def test_methods_without_memory(name):
     method = FakeMethod(make_config(name), 12)
     dataset = FakeDataset(LENGTHS)
-    found = evaluate(method, PARAMS, dataset, split="test", batch_size=4)
+    found = evaluate(method, PARAMS, dataset, EvalSpec("test", batch_size=4))
     expected = OneByOne(method, PARAMS, dataset).ranks("test", "none")
     np.testing.assert_array_equal(found.rank, expected[:, 2])
     record = found.record(config={})
@@ -192,8 +192,8 @@ def test_vectors_of_methods_equal_a_loop(name, memory, served, model):
     params = initial(method)
     histories = load_histories(dataset, np.arange(2))
     targets = make_targets(histories, split_rule("last_10"), "test")
-    rows = plan_rows(targets, method, 0)
-    states = row_memories(method, params, histories, rows, served, 2)
+    rows = plan_rows(targets, method, None)
+    states = compute_memories(method, params, histories, rows, served, 2)
     found = read_targets(method, params, histories, rows, states, batch_size=2)
     expected = [v for *_, v in OneByOne(method, params, dataset).vectors("test", served)]
     np.testing.assert_allclose(found, expected, atol=2e-5)
@@ -202,7 +202,7 @@ def test_vectors_of_methods_equal_a_loop(name, memory, served, model):
 def test_batch_size_changes_nothing():
     method, dataset = FakeMethod(make_config(), 12), FakeDataset(LENGTHS)
     found = [
-        evaluate(method, PARAMS, dataset, split="test", batch_size=size) for size in (1, 3, 128)
+        evaluate(method, PARAMS, dataset, EvalSpec("test", batch_size=size)) for size in (1, 3, 128)
     ]
     for other in found[1:]:
         np.testing.assert_array_equal(found[0].rank, other.rank)
@@ -211,11 +211,11 @@ def test_batch_size_changes_nothing():
 
 def test_swap_reads_with_the_donors_memory():
     method, dataset = FakeMethod(make_config(), 12), FakeDataset(LENGTHS, times=False)
-    found = evaluate(method, PARAMS, dataset, split="test", batch_size=4)
+    found = evaluate(method, PARAMS, dataset, EvalSpec("test", batch_size=4))
     users = np.flatnonzero(dataset.lengths >= 21)
     histories = load_histories(dataset, users)
-    rows = plan_rows(make_targets(histories, split_rule("last_10"), "test"), method, 0)
-    donors = swap_donors(rows)
+    rows = plan_rows(make_targets(histories, split_rule("last_10"), "test"), method, None)
+    donors = choose_swap_donors(rows)
     slow = OneByOne(method, PARAMS, dataset)
     for target, row in enumerate(rows.target_row):
         donor = donors[row]
@@ -234,7 +234,7 @@ def make_rows(user, updates):
 def test_swap_donors_are_other_users_of_similar_length():
     rng = np.random.default_rng(0)
     rows = make_rows(np.repeat(np.arange(50), 3), rng.integers(0, 6, 150))
-    donors = swap_donors(rows)
+    donors = choose_swap_donors(rows)
     with_memory = rows.updates > 0
     np.testing.assert_array_equal(donors[~with_memory], np.flatnonzero(~with_memory))
     assert (rows.user[donors] != rows.user)[with_memory].all()
@@ -245,7 +245,7 @@ def test_swap_donors_are_other_users_of_similar_length():
 
 @pytest.mark.parametrize("updates", [[0, 0, 0], [3, 2, 0]])
 def test_no_swap_with_fewer_than_two_memories(updates):
-    assert swap_donors(make_rows([0, 0, 1], updates)) is None
+    assert choose_swap_donors(make_rows([0, 0, 1], updates)) is None
 
 
 def test_a_subset_of_users_is_fixed_by_the_seed():
@@ -253,7 +253,7 @@ def test_a_subset_of_users_is_fixed_by_the_seed():
 
     def users(seed):
         options = {"split": "validation", "max_users": 6, "seed": seed, "swap": False}
-        return evaluate(method, PARAMS, dataset, **options).user.tolist()
+        return evaluate(method, PARAMS, dataset, EvalSpec(**options)).user.tolist()
 
     assert len(set(users(0))) == 6
     assert users(0) == users(0) != users(1)
@@ -262,7 +262,7 @@ def test_a_subset_of_users_is_fixed_by_the_seed():
 def test_targets_share_a_row_exactly_where_their_plans_agree():
     method = FakeMethod(make_config(), 12)
     histories = load_histories(FakeDataset([31]), np.array([0]))
-    rows = plan_rows(make_targets(histories, split_rule("last_10"), "test"), method, 0)
+    rows = plan_rows(make_targets(histories, split_rule("last_10"), "test"), method, None)
     # Targets 21..30 read from 20, 25 or (n = 30 alone keeps one raw event) 25 again.
     np.testing.assert_array_equal(rows.start, [20, 25])
     np.testing.assert_array_equal(rows.end, [25, 30])
@@ -270,9 +270,9 @@ def test_targets_share_a_row_exactly_where_their_plans_agree():
     np.testing.assert_array_equal(rows.target_column, [0, 1, 2, 3, 4] * 2)
 
 
-def test_bucket_is_the_smallest_allowed_size():
+def test_counts_are_rounded_up_to_the_smallest_allowed_size():
     sizes = [1, 2, 3, 4, 6, 8, 12, 16, 24, 32]
-    assert [bucket(n) for n in range(1, 33)] == [
+    assert [round_up_count(n) for n in range(1, 33)] == [
         min(size for size in sizes if size >= n) for n in range(1, 33)
     ]
 
@@ -281,7 +281,7 @@ def test_keys_and_values_are_reported_as_state():
     config = make_config("kv_mask", "append", layers=2)
     dataset = FakeDataset(LENGTHS)
     method = make_method(config, dataset.num_items)
-    record = evaluate(method, initial(method), dataset, split="test").record(config={})
+    record = evaluate(method, initial(method), dataset, EvalSpec("test")).record(config={})
     assert record["state_bytes_per_user"] == 3 * 2 * (2 * 2 * 8) * 4  # K and V of two layers
     assert record["state_used_bytes"] == record["state_bytes_per_user"]
     assert record["swap"] is not None and record["memory_variance"] > 0
@@ -291,7 +291,7 @@ def test_record_has_the_keys_of_the_contract_and_is_json(tmp_path):
     config = make_config("rec2pm", "append")
     dataset = FakeDataset(LENGTHS)
     method = make_method(config, dataset.num_items)
-    found = evaluate(method, initial(method), dataset, split="test")
+    found = evaluate(method, initial(method), dataset, EvalSpec("test"))
     record = found.record(config=to_dict(config), config_hash="h", seed=3, step=10)
     contract = (
         "method memory backbone dataset split protocol users targets metrics seen_masked "
@@ -303,7 +303,7 @@ def test_record_has_the_keys_of_the_contract_and_is_json(tmp_path):
     assert (record["users"], record["targets"], record["skipped_users"]) == (7, 70, 2)
     assert record["state_bytes_per_user"] == 3 * 2 * 8 * 4  # groups x slots x dim x float32
     assert record["state_bookkeeping_bytes"] == 8
-    # Everybody has had the three updates that fill the capacity.
+    # Every user has had the three updates that fill the capacity.
     assert record["state_used_bytes"] == record["state_bytes_per_user"]
     low, high = record["intervals"]["ndcg@10"]
     assert low <= record["metrics"]["ndcg@10"] <= high
@@ -316,7 +316,7 @@ def test_record_has_the_keys_of_the_contract_and_is_json(tmp_path):
 
 def test_memory_variance_is_that_of_final_memories():
     method, dataset = FakeMethod(make_config(), 12), FakeDataset(LENGTHS)
-    found = evaluate(method, PARAMS, dataset, split="test")
+    found = evaluate(method, PARAMS, dataset, EvalSpec("test"))
     slow = OneByOne(method, PARAMS, dataset)
     memories = []
     for user in np.flatnonzero(dataset.lengths >= 21):
@@ -340,19 +340,19 @@ def test_memory_that_does_not_fit_is_a_user_error(name, memory, message):
     dataset = FakeDataset([30])
     method = make_method(make_config(name, layers=2), dataset.num_items)
     with pytest.raises(UserError, match=message):
-        evaluate(method, {}, dataset, split="test", memory=memory)
+        evaluate(method, {}, dataset, EvalSpec("test", memory=memory))
 
 
 def test_targets_seen_in_training_are_a_user_error():
     method = FakeMethod(make_config(protocol="leave_one_out"), 12)
     with pytest.raises(UserError, match="10 targets were training events .*leave_one_out"):
-        evaluate(method, PARAMS, FakeDataset([30]), split="validation", protocol="last_10")
+        evaluate(method, PARAMS, FakeDataset([30]), EvalSpec("validation", protocol="last_10"))
 
 
 def test_scores_that_are_not_finite_are_a_user_error():
     method = FakeMethod(make_config(), 12)
     with pytest.raises(UserError, match="NaN or infinite"):
-        evaluate(method, {"scale": jnp.float32(jnp.nan)}, FakeDataset([30]), split="test")
+        evaluate(method, {"scale": jnp.float32(jnp.nan)}, FakeDataset([30]), EvalSpec("test"))
 
 
 def test_repeated_evaluations_compile_once():
@@ -365,7 +365,7 @@ def test_repeated_evaluations_compile_once():
 
     method, dataset = Counting(make_config(), 12), FakeDataset(LENGTHS)
     for _ in range(2):
-        evaluate(method, PARAMS, dataset, split="test")
+        evaluate(method, PARAMS, dataset, EvalSpec("test"))
     assert len(traces) == 1
 
 

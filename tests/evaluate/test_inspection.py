@@ -1,4 +1,4 @@
-"""launch.inspect: figures against loops, and every problem on a dataset that has it."""
+"""launch.inspect_data: figures against loops, and every problem on a dataset that has it."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ import numpy as np
 import polars as pl
 import pytest
 
-from launch import overview
+from rec2pm_jax import plotting
 from rec2pm_jax.data.dataset import open_dataset
 from rec2pm_jax.data.options import PrepareOptions
 from rec2pm_jax.data.prepare import prepare
 from rec2pm_jax.errors import UserError
-from rec2pm_jax.evaluate.heuristic import evaluate_heuristic
-from rec2pm_jax.evaluate.inspection import inspect
-from rec2pm_jax.evaluate.problems import problems
+from rec2pm_jax.evaluate.heuristic import Heuristic, evaluate_heuristic
+from rec2pm_jax.evaluate.inspection import find_problems, format_report, inspect_dataset
+from rec2pm_jax.evaluate.inspection.figures import PANELS, draw_figures
+from rec2pm_jax.evaluate.spec import EvalSpec
 from tests.helpers.data import prepare_log, random_log
 
 ROOT = Path(__file__).parents[2]
@@ -49,7 +50,7 @@ def ordinary(users=120, items=60, events=30, seed=0):
 def test_repeats_and_gaps_match_loops(tmp_path):
     prepare_log(random_log(), tmp_path, type_column="kind")
     dataset = open_dataset(tmp_path / "data")
-    found = inspect(dataset)
+    found = inspect_dataset(dataset)
     since, gaps, position = [], [], []
     for user in range(dataset.num_users):
         sequence = dataset.sequence(user)
@@ -67,20 +68,20 @@ def test_repeats_and_gaps_match_loops(tmp_path):
 
 def test_the_window_curve_is_that_of_the_heuristic(tmp_path):
     dataset = dataset_of(tmp_path, ordinary())
-    gain = inspect(dataset).gain
-    assert (gain.protocol, gain.users, gain.windows) == ("last_10", 120, (10, 25, 0))
-    for window, value in zip(gain.windows, gain.ndcg, strict=True):
-        expected = evaluate_heuristic(
-            "personal_frequency", dataset, split="validation", protocol="last_10", window=window
-        )
+    curve = inspect_dataset(dataset).curve
+    assert (curve.protocol, curve.users, curve.windows) == ("last_10", 120, (10, 25, 0))
+    for window, value in zip(curve.windows, curve.ndcg, strict=True):
+        heuristic = Heuristic("personal_frequency", window=window)
+        spec = EvalSpec("validation", protocol="last_10")
+        expected = evaluate_heuristic(heuristic, dataset, spec)
         assert value == pytest.approx(expected.metrics["ndcg@10"])
 
 
 def test_an_ordinary_dataset_raises_no_question(tmp_path):
     dataset = dataset_of(tmp_path, ordinary())
-    found = inspect(dataset)
-    assert problems(found) == []
-    text = overview.report(found, "log")
+    found = inspect_dataset(dataset)
+    assert find_problems(found) == []
+    text = format_report(found, "log")
     assert "all 120 users" in text and text.endswith("nothing stands out")
     assert len(text.splitlines()) < 25 and max(map(len, text.splitlines())) < 180
 
@@ -121,11 +122,11 @@ def one_user_more(count):
             lambda: [(u, f"{u}-{t}", t) for u, i, t in ordinary()],
             "personal frequency does not beat popularity",
         ),
-        (lambda: [("u", "a", NOW), ("v", "b", NOW + 9)], "nobody has the 3 events"),
+        (lambda: [("u", "a", NOW), ("v", "b", NOW + 9)], "no user has the 3 events"),
     ],
 )
 def test_problems_are_flagged(tmp_path, rows, message):
-    flagged = problems(inspect(dataset_of(tmp_path, rows())))
+    flagged = find_problems(inspect_dataset(dataset_of(tmp_path, rows())))
     assert any(re.search(message, text) for text in flagged), flagged
 
 
@@ -140,26 +141,26 @@ def test_ranks_are_not_times(tmp_path):
             progress=False,
         )
     )
-    found = inspect(open_dataset(tmp_path / "data"))
-    assert any("no times, only an order" in text for text in problems(found))
-    assert "\ngaps" not in overview.report(found, "ranks")
+    found = inspect_dataset(open_dataset(tmp_path / "data"))
+    assert any("no times, only an order" in text for text in find_problems(found))
+    assert "\ngaps" not in format_report(found, "ranks")
 
 
 def test_big_data_are_sampled_and_the_report_says_so(tmp_path):
     dataset = dataset_of(tmp_path, ordinary())
-    found = inspect(dataset, max_events=1000)
+    found = inspect_dataset(dataset, max_events=1000)
     assert len(found.sample.ids) <= 1000 and len(found.lengths) == 120
     users = len(found.sample.users)
-    assert f"below: a sample of {users} users" in overview.report(found, "log")
-    assert len(inspect(dataset, max_events=1).sample.users) == 1
+    assert f"below: a sample of {users} users" in format_report(found, "log")
+    assert len(inspect_dataset(dataset, max_events=1).sample.users) == 1
 
 
 def test_figures(tmp_path):
     pytest.importorskip("matplotlib")
-    found = inspect(dataset_of(tmp_path, ordinary()))
-    paths = overview.draw(found, "log", tmp_path / "figures")
+    found = inspect_dataset(dataset_of(tmp_path, ordinary()))
+    paths = draw_figures(found, "log", tmp_path / "figures")
     assert sorted(p.name for p in paths) == sorted(p.name for p in (tmp_path / "figures").iterdir())
-    assert {p.stem for p in paths} == {"overview", *overview.PANELS}
+    assert {p.stem for p in paths} == {"overview", *PANELS}
     assert all(p.read_bytes().startswith(b"\x89PNG") for p in paths)
 
 
@@ -172,15 +173,15 @@ def test_figures_need_matplotlib(monkeypatch, tmp_path):
         return real(name, *args, **kwargs)
 
     monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(UserError, match="requirements-demo.txt"):
-        overview.pyplot()
+    with pytest.raises(UserError, match=r"rec2pm_jax\[demo\]"):
+        plotting.pyplot()
 
 
 @pytest.mark.slow
 def test_the_command(tmp_path):
     dataset_of(tmp_path, ordinary())
     flags = [f"--data={tmp_path / 'data'}", f"--output={tmp_path / 'figures'}"]
-    command = [sys.executable, "-m", "launch.inspect"]
+    command = [sys.executable, "-m", "launch.inspect_data"]
     done = subprocess.run([*command, *flags], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "nothing stands out" in done.stdout and (tmp_path / "figures/overview.png").is_file()

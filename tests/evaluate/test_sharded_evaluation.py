@@ -11,9 +11,10 @@ from rec2pm_jax.config import LossConfig
 from rec2pm_jax.evaluate import sharded_catalogue
 from rec2pm_jax.evaluate.evaluator import evaluate
 from rec2pm_jax.evaluate.metrics import target_ranks
+from rec2pm_jax.evaluate.spec import EvalSpec
 from rec2pm_jax.evaluate.validation import validate
 from rec2pm_jax.methods.registry import make_method
-from rec2pm_jax.nn.losses import catalogue_logits, prepare
+from rec2pm_jax.nn.catalogue.losses import catalogue_logits, to_item_vectors
 from rec2pm_jax.train.partition import local_replica
 from tests.helpers.data import make_dataset
 from tests.helpers.methods import large_parameters
@@ -33,8 +34,8 @@ def catalogue():
 
 
 def all_logits(table, queries):
-    _, prepared = prepare(LOSS, queries, jnp.asarray(table))
-    return catalogue_logits(LOSS, queries, prepared)
+    item_vectors = to_item_vectors(jnp.asarray(table))
+    return catalogue_logits(LOSS, queries, item_vectors)
 
 
 @pytest.mark.parametrize("devices", [1, 8])
@@ -73,11 +74,11 @@ def test_a_score_that_is_not_finite_has_rank_zero(catalogue):
 
 
 @pytest.mark.parametrize("count", [1, 5000])
-def test_lookup(catalogue, count):
+def test_fetch_rows(catalogue, count):
     table, _ = catalogue
     ids = np.random.default_rng(2).integers(0, ITEMS + 1, count)
     np.testing.assert_array_equal(
-        sharded_catalogue.lookup(shard_table(table, 8), ids, DIM), table[ids]
+        sharded_catalogue.fetch_rows(shard_table(table, 8), ids, DIM), table[ids]
     )
 
 
@@ -91,7 +92,7 @@ def test_validation_equals_evaluation_on_one_device(tmp_path):
     method = make_method(config, dataset.num_items)
     params = large_parameters(method)
     table = np.asarray(method.network.table(params))
-    whole = evaluate(method, params, dataset, split="validation", swap=False).metrics
+    whole = evaluate(method, params, dataset, EvalSpec("validation", swap=False)).metrics
     assert 0 < whole["mrr"] < 1
     for devices in (1, 8):
         # As the training loop hands them over.

@@ -10,8 +10,8 @@ import numpy as np
 
 from rec2pm_jax.config import ComputeConfig
 from rec2pm_jax.methods import layout as layouts
-from rec2pm_jax.nn.attend import attend
-from rec2pm_jax.nn.attention import Layout, ScoreNormalizer
+from rec2pm_jax.nn.attention import AttentionSpec, Layout, ScoreNormalizer, attend
+from rec2pm_jax.typing import Array
 
 LENGTHS = (7, 3, 0, 5)  # of four users, one of them without events
 
@@ -57,6 +57,16 @@ def inputs(layout: Layout, heads: int, dim: int, users: int = 4, bias: int = 0, 
     return q, k, v, jnp.asarray(rng.normal(0, 1, (max(bias, 1), tokens, tokens)), jnp.float32)
 
 
+def block_biases(layout: Layout, table: Array) -> tuple[Array, ...]:
+    """The biases of a layout's blocks, out of a table [1 or B, tokens, tokens]."""
+
+    def bias(block):
+        part = table[:, block.row_start : block.row_stop]
+        return block.select_keys(part.transpose(0, 2, 1), layout.num_slots).transpose(0, 2, 1)
+
+    return tuple(bias(block) for block in layout.blocks)
+
+
 def objective(
     compute: ComputeConfig,
     layout: Layout,
@@ -68,12 +78,8 @@ def objective(
     table,
 ):
     """(a scalar in which every output has a weight of its own, outputs)."""
-
-    def bias(block):
-        part = table[:, block.row_start : block.row_stop]
-        return block.keys(part.transpose(0, 2, 1), layout.num_slots).transpose(0, 2, 1)
-
-    out = attend(q, k, v, layout, normalizer, bias if biased else None, compute=compute)
+    spec = AttentionSpec(normalizer, block_biases(layout, table) if biased else None)
+    out = attend(q, k, v, layout, spec, compute)
     weights = jnp.cos(jnp.arange(out.size, dtype=jnp.float32)).reshape(out.shape)
     return jnp.sum(jnp.sin(out.astype(jnp.float32)) * weights), out
 

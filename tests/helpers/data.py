@@ -1,4 +1,4 @@
-"""Small logs and datasets for the tests of the data room."""
+"""Small logs and datasets."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import polars as pl
 from rec2pm_jax.data.dataset import Dataset, open_dataset
 from rec2pm_jax.data.options import PrepareOptions
 from rec2pm_jax.data.prepare import prepare
-from rec2pm_jax.data.schema import Interactions, no_items
+from rec2pm_jax.data.schema import Interactions, empty_items
 from rec2pm_jax.data.sources import SOURCES
 
 
 def random_log(users: int = 12, items: int = 9, events: int = 400, seed: int = 0) -> pl.DataFrame:
-    """A log with uneven histories, many ties and repeated (user, time, item) rows."""
+    """Return a log with uneven histories, many ties and repeated (user, time, item) rows."""
     rng = np.random.default_rng(seed)
     return pl.DataFrame(
         {
@@ -29,7 +29,7 @@ def random_log(users: int = 12, items: int = 9, events: int = 400, seed: int = 0
 
 
 def prepare_log(log: pl.DataFrame, directory: Path, name: str = "data", **options) -> dict:
-    """Writes `log` as a parquet file and prepares it into `directory / name`; returns the info."""
+    """Write `log` as Parquet and prepare it in `directory / name`; return its dataset.json."""
     file = directory / f"{name}.parquet"
     log.write_parquet(file)
     info, _ = prepare(
@@ -45,8 +45,8 @@ def prepare_log(log: pl.DataFrame, directory: Path, name: str = "data", **option
 
 
 def prepare_frames(frames: list[pl.DataFrame], directory: Path, **options) -> dict:
-    """Prepares canonical events, a frame at a time, into `directory / data`; returns the info."""
-    source = {"frames": lambda _options: Interactions(iter(frames), no_items())}
+    """Prepare canonical events, a frame at a time, in `directory / data`; return its dataset.json."""
+    source = {"frames": lambda _options: Interactions(iter(frames), empty_items())}
     with patch.dict(SOURCES, source):
         info, _ = prepare(
             PrepareOptions("frames", str(directory / "data"), progress=False, **options)
@@ -55,7 +55,7 @@ def prepare_frames(frames: list[pl.DataFrame], directory: Path, **options) -> di
 
 
 def make_dataset(directory: Path, lengths: list[int], types: bool = False) -> Dataset:
-    """One user per length; event e of user u is item "u-e" at time 100 u + e: legible rows."""
+    """Prepare one user per length; event e of user u is item "u-e" at time 100 u + e."""
     rows = [
         (f"user{u:03d}", f"{u}-{e}", 100 * u + e) for u, n in enumerate(lengths) for e in range(n)
     ]

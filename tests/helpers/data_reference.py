@@ -1,4 +1,4 @@
-"""Preparation written row by row in plain Python: what the staged one must equal."""
+"""Preparation row by row in plain Python, the reference for the staged preparation."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def reference_hash(
     min_item_count: int = 0,
     min_user_events: int = 0,
 ) -> str:
-    """The content hash of a dataset with real times, event types and no titles."""
+    """Return the content hash of a dataset with real times, event types and no titles."""
     rows = filtered(rows, min_item_count, min_user_events)
     counts = Counter(item for _, item, *_ in rows)
     items = sorted(counts, key=lambda item: (-counts[item], item.encode()))
@@ -55,6 +55,7 @@ def reference_hash(
 
 
 def filtered(rows: list[Row], min_item_count: int, min_user_events: int) -> list[Row]:
+    """Apply the filter rule until nothing changes."""
     while True:
         items = Counter(item for _, item, *_ in rows)
         rows = [row for row in rows if items[row[1]] >= min_item_count]
@@ -66,7 +67,7 @@ def filtered(rows: list[Row], min_item_count: int, min_user_events: int) -> list
 
 
 def _ordered(rows: list[Row], ties: str, seed: int) -> list[Row]:
-    """One user's rows by time and order, then in the order of the input or by the tie hash."""
+    """Sort one user's rows by time and order, then as in the input or by the tie hash."""
 
     def when(row):
         return row[2], row[4]

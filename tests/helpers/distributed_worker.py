@@ -1,4 +1,4 @@
-"""launch.train with SGD for the dense parameters: Adam would make rounding grow from step to step."""
+"""Run launch.train with SGD for the dense parameters: with Adam rounding would grow step by step."""
 
 from __future__ import annotations
 

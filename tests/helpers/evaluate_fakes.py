@@ -15,6 +15,8 @@ from rec2pm_jax.typing import State
 
 
 class Sequence(NamedTuple):
+    """One user, as `Dataset.sequence` returns it."""
+
     user: str
     ids: np.ndarray
     times: np.ndarray | None
@@ -45,8 +47,8 @@ class FakeMethod:
     """Memory and vectors are counts of items, in dyadic fractions that float32 holds exactly.
 
     update: M <- M / 2 + counts of the segment. read: counts of the window so far + M / 4, and 1/8
-    at an item that the query time names. One-time compression adds up all counts. Both count an item
-    that the time of the next event names, once.
+    at an item that the query time selects. One-time compression adds up all counts. Update and
+    compression also count, once, an item that the time of the next event selects.
     """
 
     config: Config
@@ -111,6 +113,6 @@ PARAMS = {"scale": jnp.float32(1)}
 
 
 def slow_rank(scores, target):
-    """Sorts: the target goes behind every item that scores the same."""
+    """Rank by sorting: the target comes after every item that scores the same."""
     order = sorted(range(1, len(scores)), key=lambda item: (-scores[item], item == target))
     return order.index(target) + 1

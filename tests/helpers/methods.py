@@ -5,12 +5,19 @@ from __future__ import annotations
 import functools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 
-from rec2pm_jax.config import Config, DataConfig, LossConfig, MethodConfig, ModelConfig
+from rec2pm_jax.config import (
+    Config,
+    DataConfig,
+    LossConfig,
+    MethodConfig,
+    ModelConfig,
+)
+from rec2pm_jax.methods import rec2pm
 from rec2pm_jax.methods.registry import make_method
+from rec2pm_jax.methods.windows import Window
 from rec2pm_jax.typing import Events, State
 
 ITEMS, DIM, SLOTS = 11, 8, 2
@@ -44,6 +51,23 @@ def make(
     )
     made = make_method(config, ITEMS)
     return made, large_parameters(made)
+
+
+def reference_pass(method, params, events, lengths, ends, query_times):
+    """m^ref [B, groups, C, D] of Rec2PM's reference pass."""
+    history = Window(events, lengths, query_times)
+    return rec2pm.reference_pass(method.memory, params, history, ends)
+
+
+def update_pass(method, params, state, events, lengths, query_times, sketch=None):
+    """Outputs at the events [B, N, W] and at Q [B, C, D] of the update pass."""
+    window = Window(events, lengths, query_times, sketch=sketch)
+    return method.memory.update_pass(params, state, window, None)
+
+
+def to_memory(method, params, at_queries, state):
+    """m_k [B, C, D], of the outputs at Q and the state before."""
+    return method.memory.apply(params, "from_query_outputs", at_queries, state)
 
 
 def large_parameters(method):
@@ -89,8 +113,10 @@ def random_state(method, groups, seed=1):
     """A state with `groups` int [B] groups of order-one memory in use, of users some segments older."""
     rng = np.random.default_rng(seed)
     groups = np.array(groups, np.int32)
-    rows_per_user = method.capacity * SLOTS
-    memory = rng.normal(0, 1, (len(groups), rows_per_user, method.memory_dim)).astype(np.float32)
+    rows_per_user = method.memory.capacity * SLOTS
+    memory = rng.normal(0, 1, (len(groups), rows_per_user, method.memory.slot_dim)).astype(
+        np.float32
+    )
     used = np.arange(rows_per_user) >= rows_per_user - groups[:, None] * SLOTS
     segments = np.where(groups > 0, groups + np.arange(len(groups), dtype=np.int32), 0)
     return State(np.where(used[..., None], memory, 0), groups, segments.astype(np.int32))
@@ -110,14 +136,14 @@ def fit(method, batch, steps, learning_rate=1e-2):
     Adam on this batch alone."""
     optimizer = optax.adam(learning_rate)
 
-    def objective(params, rng, step):
-        terms = method.loss(params, batch, rng, step=step)
-        weights = method.loss_weights(step)
+    def objective(params, rng):
+        terms = method.loss(params, batch, rng)
+        weights = method.loss_weights
         return sum(weights[k] * total / weight for k, (total, weight) in terms.items())
 
-    def step(carry, i):
+    def step(carry, _):
         params, state = carry
-        gradient = jax.grad(objective)(params, jax.random.key(1), i)
+        gradient = jax.grad(objective)(params, jax.random.key(1))
         with jax.numpy_dtype_promotion("standard"):  # inside Optax
             updates, state = optimizer.update(gradient, state)
         return (optax.apply_updates(params, updates), state), None
@@ -125,12 +151,12 @@ def fit(method, batch, steps, learning_rate=1e-2):
     @jax.jit
     def train(params):
         carry = (params, optimizer.init(params))
-        (params, _), _ = jax.lax.scan(step, carry, jnp.arange(steps))
+        (params, _), _ = jax.lax.scan(step, carry, length=steps)
         return params
 
     @jax.jit
     def mean_loss(params):
-        total, weight = method.loss(params, batch, None, step=0)["ar"]
+        total, weight = method.loss(params, batch, None)["ar"]
         return total / weight
 
     params = jax.jit(method.init)(jax.random.key(0))

@@ -145,24 +145,18 @@ def items_see(config, n):
 
 
 def reference_memory(params, config, queries, events, end):
-    """[S_0..S_h; Q] in a pass of its own: outputs at Q [C, D]. queries: [C, D]; events: tokens.
-
-    Of two slots the second looks back half as far as a training window is long.
-    """
+    """A separate pass [S_0..S_h; Q]: outputs at Q [C, D]. queries: [C, D]; events: tokens."""
     asks = events[-1].time
     tokens = [*events, *(Token(q, "query", c, end, 0, asks) for c, q in enumerate(queries))]
     n = len(events)
     sees = np.zeros((len(tokens), len(tokens)), bool)
     sees[:n, :n] = items_see(config, n)
     sees[n:, :] = True  # queries: every item and one another
-    if config.method.horizons:
-        back = config.data.segment * max(config.data.segments // 2, 1)
-        sees[n + 1, : max(0, n - back)] = False
     return backbone(params, config, tokens, sees)[n:]
 
 
 def recalled(params, config, memory):
-    """What a reader is reminded of, [D]. memory: the groups in use as stored, [G*C, D]."""
+    """What memory recalls, [D]. memory: the groups in use as stored, [G*C, D]."""
     memory, slots = np.asarray(memory, np.float64), config.method.slots
     groups = len(memory) // slots
     total = np.zeros(memory.shape[1])

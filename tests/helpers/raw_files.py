@@ -1,4 +1,4 @@
-"""Small files in exactly the layouts that the publishers of the registered datasets use."""
+"""Small files in exactly the layouts of the publishers of the registered datasets."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ import datetime
 import gzip
 import io
 import json
-import tarfile
 import zipfile
 from pathlib import Path
 
 import polars as pl
+
+from tests.helpers.archives import make_movielens_zip
 
 MERREC_TEXT = (
     "sequence_id session_id event_id product_id name brand_name c0_name c1_name c2_name "
@@ -45,28 +46,6 @@ def merrec(root: Path) -> Path:
         shard["stime"] = [start + datetime.timedelta(microseconds=t) for t in time]
         pl.DataFrame(shard, strict=False).write_parquet(root / month / "000000000000.parquet")
     return root
-
-
-def movielens_zip(root: Path, name: str) -> bytes:
-    """An archive as GroupLens packs it, with files we do not need."""
-    folder, buffer = name.removesuffix(".zip"), io.BytesIO()
-    if name == "ml-1m.zip":
-        files = {
-            "ratings.dat": b"1::1193::5::978300760\n1::661::3::978302109\n2::1193::4::978298413\n",
-            "movies.dat": "1193::Misérables, Les (1995)::Drama|Musical\n".encode("latin-1"),
-            "users.dat": b"1::F::1::10::48067\n",
-        }
-    else:
-        files = {
-            "ratings.csv": b"userId,movieId,rating,timestamp\n1,296,5.0,1147880044\n"
-            b"1,306,3.5,1147868817\n2,296,0.5,1147868828\n",
-            "movies.csv": b'movieId,title,genres\n296,"Fiction, Pulp (1994)",Comedy|Crime\n',
-            "tags.csv": b"userId,movieId,tag,timestamp\n",
-        }
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
-        for file, text in files.items():
-            archive.writestr(f"{folder}/{file}", text)
-    return buffer.getvalue()
 
 
 KUAIRAND_HEADER = (
@@ -257,7 +236,7 @@ def lastfm(root: Path) -> Path:
 
 def movielens(root: Path, variant: str = "25m") -> Path:
     """What an archive of GroupLens unpacks to."""
-    archive = zipfile.ZipFile(io.BytesIO(movielens_zip(root, f"ml-{variant}.zip")))
+    archive = zipfile.ZipFile(io.BytesIO(make_movielens_zip(f"ml-{variant}.zip")))
     archive.extractall(root)
     return root / f"ml-{variant}"
 
@@ -287,7 +266,7 @@ def complete_journey(root: Path) -> Path:
     return root
 
 
-# One fixture of every source that reads files of a publisher: what --input is to be.
+# For every source that reads a publisher's files: a function that makes them and returns --input.
 LAYOUTS = {
     "merrec": merrec,
     "movielens": movielens,
@@ -299,12 +278,3 @@ LAYOUTS = {
     "lastfm": lastfm,
     "complete_journey": complete_journey,
 }
-
-
-def targz(folder: Path) -> bytes:
-    """A .tar.gz of `folder`'s contents."""
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
-        for path in sorted(folder.iterdir()):
-            archive.add(path, arcname=path.name)
-    return buffer.getvalue()

@@ -23,8 +23,8 @@ from rec2pm_jax.config import (
 )
 from rec2pm_jax.methods.network import with_step_rows
 from rec2pm_jax.methods.registry import make_method
+from rec2pm_jax.nn.catalogue.sharded_table import ids_to_rows, packed_shape, table_rows
 from rec2pm_jax.nn.embedding import TABLE
-from rec2pm_jax.nn.item_rows import packed_shape, rows_of, table_rows
 from rec2pm_jax.train import partition as partition_lib
 from rec2pm_jax.train.optimizer import make_optimizer
 from rec2pm_jax.train.partition import AXIS, make_mesh
@@ -37,7 +37,7 @@ CONFIG = Config(
     data=DataConfig(segment=3, segments=3),
     model=ModelConfig(layers=1, heads=2, dim=8, dropout=0.0, table="sharded"),
     method=MethodConfig(slots=2),
-    loss=LossConfig(kind="sampled_softmax", negatives=32),
+    loss=LossConfig(negatives=32),
     optim=OptimConfig(
         learning_rate=0.02, warmup_steps=3, schedule="constant", table="rowwise_adagrad"
     ),
@@ -47,13 +47,13 @@ CONFIG = Config(
 
 
 def config_of(config: Config = CONFIG, **sections) -> Config:
-    """`config` with fields of some sections replaced: `compute={"devices": 2}`."""
+    """Return `config` with fields of some sections replaced, as in `compute={"devices": 2}`."""
     changed = {s: dataclasses.replace(getattr(config, s), **f) for s, f in sections.items()}
     return dataclasses.replace(config, **changed)
 
 
 def batches(config: Config, steps: int, items: int = ITEMS):
-    """Batches of popular and rare items, some histories short."""
+    """Yield batches of popular and rare items; some histories are short."""
     rng = np.random.default_rng(0)
     size, length = config.train.batch_size, config.data.window + 1
     for step in range(steps):
@@ -63,7 +63,7 @@ def batches(config: Config, steps: int, items: int = ITEMS):
 
 
 def train(config: Config, steps: int = 20):
-    """(final state gathered to numpy, metrics of every step)."""
+    """Return the final state, gathered to numpy, and the metrics of every step."""
     partition = partition_lib.make_partition(config, make_method(config, ITEMS))
     state, log = partition.init(), []
     for batch in batches(config, steps):
@@ -73,15 +73,15 @@ def train(config: Config, steps: int = 20):
 
 
 def by_id(params, config: Config = CONFIG):
-    """Params with the table [V, W] in the order of ids."""
+    """Return params with the table [V, W] in the order of ids."""
     embedding = params["embedding"]
     table = embedding[TABLE].reshape(-1, config.item_dim)
-    table = table[rows_of(np.arange(ITEMS + 1), len(table))]
+    table = table[ids_to_rows(np.arange(ITEMS + 1), len(table))]
     return {**params, "embedding": {**embedding, TABLE: table}}
 
 
 def train_whole(config: Config, params, steps: int):
-    """The same training written plainly: one device, the whole table, its dense gradient."""
+    """Train in the plain way: one device, the whole table, its dense gradient."""
     method = make_method(config_of(config, model={"table": "whole"}), ITEMS)
     optimizer = make_optimizer(config.optim, config.train.steps)
 
@@ -104,9 +104,9 @@ def train_whole(config: Config, params, steps: int):
 
 
 def shard_table(by_id: np.ndarray, devices: int):
-    """The table [V, D] in the order of ids -> its rows over the first devices; unused rows are NaN."""
+    """Spread a table [V, D] in the order of ids over the first devices; unused rows are NaN."""
     rows = table_rows(len(by_id) - 1)
     table = np.full((rows, by_id.shape[1]), np.nan, np.float32)
-    table[rows_of(np.arange(len(by_id)), rows)] = by_id
+    table[ids_to_rows(np.arange(len(by_id)), rows)] = by_id
     table = table.reshape(packed_shape(*table.shape))
     return jax.device_put(table, NamedSharding(make_mesh(jax.devices()[:devices]), P(AXIS)))

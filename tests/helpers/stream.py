@@ -3,31 +3,42 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterable
 from pathlib import Path
 
 import grain
 import jax
 import numpy as np
 
-from rec2pm_jax.config_dict import config_hash, from_dict, to_dict
-from rec2pm_jax.data.dataset import open_dataset
-from rec2pm_jax.evaluate.memories import iterated_memories
-from rec2pm_jax.evaluate.reading import read_targets
-from rec2pm_jax.evaluate.targets import Targets, load_histories, plan_rows
-from rec2pm_jax.methods.registry import make_method
+from rec2pm_jax.config import Config
+from rec2pm_jax.config_dict import from_dict, to_dict
+from rec2pm_jax.data.dataset import Dataset, open_dataset
+from rec2pm_jax.evaluate.histories import load_histories
+from rec2pm_jax.evaluate.memory_states import fold_memories
+from rec2pm_jax.evaluate.ranking import read_targets
+from rec2pm_jax.evaluate.targets import Targets, plan_rows
+from rec2pm_jax.methods.method import Method
+from rec2pm_jax.methods.registry import config_hash, make_method
 from rec2pm_jax.stream.catalogue import Catalogue
 from rec2pm_jax.stream.recommender import Recommender
 from rec2pm_jax.train.checkpoint import Checkpoints
 from rec2pm_jax.train.optimizer import make_optimizer
 from rec2pm_jax.train.step import init_train_state
+from rec2pm_jax.typing import Params
 from tests.helpers.data import prepare_log, random_log
 
 SEGMENT, RECENT = 5, 2
 
 
 def make_config(
-    name="rec2pm", memory="overwrite", backbone="sasrec", bias="none", types=0, sketch=0
-):
+    name: str = "rec2pm",
+    memory: str = "overwrite",
+    backbone: str = "sasrec",
+    bias: str = "none",
+    types: int = 0,
+    sketch: int = 0,
+) -> Config:
+    """Return a tiny configuration: segments of `SEGMENT` events, `RECENT` raw ones, 2 slots of 8."""
     return from_dict(
         {
             "data": {"segment": SEGMENT, "segments": 3, "recent": RECENT},
@@ -50,25 +61,25 @@ def make_config(
     )
 
 
-def make_data(directory: Path):
-    """12 users with 4 to 60 events over 30 items, two event types, times with many ties."""
+def make_data(directory: Path) -> Dataset:
+    """Return a log of 12 users with 4 to 60 events over 30 items, two event types and many ties."""
     log = random_log(users=12, items=30, events=300, seed=3)
     prepare_log(log, directory, type_column="kind")
     return open_dataset(directory / "data")
 
 
 @functools.cache
-def random_params(method):
+def random_params(method: Method) -> Params:
     return jax.jit(method.init)(jax.random.key(1))
 
 
-def make_recommender(dataset, config) -> Recommender:
+def make_recommender(dataset: Dataset, config: Config) -> Recommender:
     method = make_method(config, dataset.num_items)
-    return Recommender(method, random_params(method), Catalogue.of(dataset, config.model))
+    return Recommender(method, random_params(method), Catalogue.from_dataset(dataset, config.model))
 
 
-def save_run(workdir: Path, dataset, config) -> None:
-    """A workdir with one checkpoint of the random parameters, best and latest at once."""
+def save_run(workdir: Path, dataset: Dataset, config: Config) -> None:
+    """Write a workdir with one checkpoint of the random parameters, best and latest at once."""
     method = make_method(config, dataset.num_items)
     state = init_train_state(method, make_optimizer(config.optim, 10), 0)
     state = state._replace(params=random_params(method))
@@ -90,8 +101,8 @@ def save_run(workdir: Path, dataset, config) -> None:
     checkpoints.close()
 
 
-def raw_events(dataset, index: int, stop: int | None = None) -> list[dict]:
-    """The first `stop` events of a user as a stream would bring them."""
+def raw_events(dataset: Dataset, index: int, stop: int | None = None) -> list[dict]:
+    """Return the first `stop` events of a user as a stream would bring them."""
     sequence = dataset.sequence(index)
     return [
         {
@@ -103,32 +114,34 @@ def raw_events(dataset, index: int, stop: int | None = None) -> list[dict]:
     ]
 
 
-def offline_logits(recommender: Recommender, dataset, positions: list[tuple[int, int]]):
-    """Evaluation's logits [T, V] for targets (user, n), each predicted from events [0, n)."""
+def offline_logits(
+    recommender: Recommender, dataset: Dataset, positions: list[tuple[int, int]]
+) -> np.ndarray:
+    """Return evaluation's logits [T, V] for targets (user, n), each predicted from events [0, n)."""
     method, params = recommender.method, recommender.params
     histories = load_histories(dataset, np.arange(dataset.num_users))
     user, position = np.array(positions, np.int64).T
     targets = Targets(user, position)
     rows = plan_rows(targets, method, 0)
-    states = iterated_memories(method, params, histories, rows, batch_size=4)
+    states = fold_memories(method, params, histories, rows, batch_size=4)
     vectors = read_targets(method, params, histories, rows, states, batch_size=4)
     return np.asarray(method.score(params, vectors))
 
 
 class ListSource:
-    """Lines that are all there from the start; see `stream.sources.Source`."""
+    """Lines that are all available from the start; see `stream.lines.sources.Source`."""
 
-    def __init__(self, lines):
+    def __init__(self, lines: Iterable[bytes]):
         self.lines, self.next, self.done = list(lines), 0, False
 
-    def read(self, most, wait):
-        taken = self.lines[self.next : self.next + most]
+    def read(self, max_lines: int, timeout_s: float) -> list[bytes]:
+        taken = self.lines[self.next : self.next + max_lines]
         self.next += len(taken)
         self.done = not taken
         return taken
 
-    def marks(self):
+    def positions(self) -> dict[str, bytes]:
         return {}
 
-    def close(self):
+    def close(self) -> None:
         pass

@@ -1,4 +1,4 @@
-"""A tiny next-item model and an endless dataset for tests of training, and what they compare."""
+"""A tiny next-item model, an endless dataset, and a comparison of runs, for tests of training."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ WINDOW = 6
 
 
 class FakeMethod:
-    """An embedding, a dense layer and tied logits; `noise` makes the loss depend on the key."""
+    """An embedding, a dense layer and tied logits.
+
+    With `noise` the loss depends on the key.
+    """
 
     def __init__(self, config: Config, num_items: int = 12, dim: int = 8, noise: float = 0.0):
         self.config, self.num_items, self.dim, self.noise = config, num_items, dim, noise
@@ -72,7 +75,7 @@ class Sequences:
 
 
 def make_iterator(batch_size: int, seed: int = 0):
-    """A checkpointable Grain iterator of batches, shuffled and repeated for ever."""
+    """Return a Grain iterator of batches, shuffled and repeated for ever, that checkpoints save."""
     return iter(
         grain.MapDataset.source(Sequences())
         .seed(seed)
@@ -84,12 +87,15 @@ def make_iterator(batch_size: int, seed: int = 0):
 
 
 def fake_validation(params) -> dict[str, float]:
-    """A deterministic stand-in for NDCG@10: higher when the dense kernel is larger."""
+    """Return a deterministic stand-in for NDCG@10: higher when the dense kernel is larger."""
     return {"ndcg@10": float(jnp.abs(params["dense"]["kernel"]).mean())}
 
 
 def assert_same_run(workdir, expected):
-    """Logs, summary and final arrays are equal bit for bit; clock times and commit may differ."""
+    """Assert that logs, summary and final arrays are equal bit for bit.
+
+    Clock times and the commit may differ.
+    """
     for stream in ("train", "validation"):
         got = (workdir / f"train/{stream}.jsonl").read_bytes()
         assert got == (expected / f"train/{stream}.jsonl").read_bytes()

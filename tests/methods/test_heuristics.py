@@ -7,7 +7,8 @@ import pytest
 
 from rec2pm_jax.data.splits import split_rule
 from rec2pm_jax.errors import UserError
-from rec2pm_jax.evaluate.heuristic import evaluate_heuristic
+from rec2pm_jax.evaluate.heuristic import Heuristic, evaluate_heuristic
+from rec2pm_jax.evaluate.spec import EvalSpec
 from rec2pm_jax.methods.heuristics import personal_frequency, training_popularity
 from tests.helpers.evaluate_fakes import FakeDataset, slow_rank
 
@@ -43,7 +44,7 @@ def slow_evaluation(dataset, rule, split, window=0, half_life=0.0, personal=True
 def test_personal_frequency_matches_loops(protocol, split, setting):
     dataset = FakeDataset(LENGTHS)
     found = evaluate_heuristic(
-        "personal_frequency", dataset, split=split, protocol=protocol, **setting
+        Heuristic("personal_frequency", **setting), dataset, EvalSpec(split, protocol=protocol)
     )
     expected = slow_evaluation(dataset, split_rule(protocol), split, **setting)
     np.testing.assert_array_equal(found.rank, expected)
@@ -52,7 +53,9 @@ def test_personal_frequency_matches_loops(protocol, split, setting):
 @pytest.mark.parametrize("protocol", ["leave_one_out", "last_10"])
 def test_popularity_matches_loops(protocol):
     dataset = FakeDataset(LENGTHS)
-    found = evaluate_heuristic("popularity", dataset, split="test", protocol=protocol)
+    found = evaluate_heuristic(
+        Heuristic("popularity"), dataset, EvalSpec("test", protocol=protocol)
+    )
     expected = slow_evaluation(dataset, split_rule(protocol), "test", personal=False)
     np.testing.assert_array_equal(found.rank, expected)
     assert found.record(config={})["skipped_users"] == {"leave_one_out": 1, "last_10": 2}[protocol]
@@ -62,7 +65,9 @@ def test_popularity_sees_no_validation_or_test_event():
     dataset = FakeDataset([30, 30], num_items=12)
     for ids in dataset._ids:
         ids[:10], ids[10:] = 1, 2  # the future is all item 2
-    found = evaluate_heuristic("popularity", dataset, split="test", protocol="last_10")
+    found = evaluate_heuristic(
+        Heuristic("popularity"), dataset, EvalSpec("test", protocol="last_10")
+    )
     assert (found.rank == 12).all()  # item 2 ties with all the items nobody was seen to choose
 
 
@@ -99,9 +104,13 @@ def test_one_count_outweighs_any_popularity():
 )
 def test_bad_settings_are_user_errors(name, setting, message):
     with pytest.raises(UserError, match=message):
-        evaluate_heuristic(name, FakeDataset(LENGTHS), split="test", protocol="last_10", **setting)
+        evaluate_heuristic(
+            Heuristic(name, **setting), FakeDataset(LENGTHS), EvalSpec("test", protocol="last_10")
+        )
 
 
 def test_no_user_long_enough_is_a_user_error():
     with pytest.raises(UserError, match="None of the 2 users has the 21 events"):
-        evaluate_heuristic("popularity", FakeDataset([5, 20]), split="test", protocol="last_10")
+        evaluate_heuristic(
+            Heuristic("popularity"), FakeDataset([5, 20]), EvalSpec("test", protocol="last_10")
+        )

@@ -1,4 +1,4 @@
-"""A user's outputs and losses depend neither on batch mates nor on what stands in the padding."""
+"""A user's outputs and losses depend neither on batch mates nor on values in the padding."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ METHODS = {
     "tok_serial": dict(name="tok_serial", memory="append"),
     "kv_mask": dict(name="kv_mask", memory="append"),
     "full, sketch": dict(name="full", sketch=2),
-    "overwrite, sketch": dict(sketch=2, bag=0.5, reference_ar=0.5),
+    "overwrite, sketch": dict(sketch=2),
 }
 CLOSE = dict(rtol=0, atol=1e-5)
 
 
 def random_states(method, params, count):
-    if method.config.method.name in ("full", "recent"):
+    if not method.stores_memory:
         return method.init_state(params, count)
-    return random_state(method, np.arange(count) % (method.capacity + 1))
+    return random_state(method, np.arange(count) % (method.memory.capacity + 1))
 
 
 def with_garbage(events, valid, extra):
@@ -64,7 +64,7 @@ def test_reads_and_updates(name, backbone, bias):
         read(params, state, events, valid, request),
         read_all(params, state, events, valid, request),
     )
-    assert out.dtype == np.float32 and out.shape == (3, method.config.item_dim)
+    assert out.dtype == np.float32 and out.shape == (3, method.item_dim)
     new = update(params, state, events, valid)
     padded = with_garbage(events, valid, 1)
     np.testing.assert_allclose(read(params, state, *padded, request), out, **CLOSE)
@@ -88,13 +88,12 @@ def test_reads_and_updates(name, backbone, bias):
 )
 def test_losses_are_sums_over_users(name):
     """Batch mates change no term, and sums and weights add up."""
-    extra = dict(bag=0.5) if name in ("overwrite", "append") else {}
-    method, params = make("hstu", bias="position", recent=2, **METHODS[name], **extra)
-    loss = jax.jit(lambda p, batch: method.loss(p, batch, None, step=0))
+    method, params = make("hstu", bias="position", recent=2, **METHODS[name])
+    loss = jax.jit(lambda p, batch: method.loss(p, batch, None))
     batch = batch_of([11, 7, 4], 11)
     together = loss(params, batch)
     alone = [loss(params, rows(batch, slice(u, u + 1))) for u in range(3)]
-    assert set(together) <= set(method.loss_weights(0))
+    assert set(together) <= set(method.loss_weights)
     for term, (total, weight) in together.items():
         np.testing.assert_allclose(total, sum(a[term][0] for a in alone), rtol=1e-5)
         assert weight == sum(a[term][1] for a in alone)

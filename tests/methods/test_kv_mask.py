@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from rec2pm_jax.methods.kv_mask import masked_pass
+from rec2pm_jax.methods.windows import Window
 from rec2pm_jax.typing import Events
 from tests.helpers import numpy_reference as slow
 from tests.helpers.methods import (
@@ -40,6 +42,13 @@ def windows_of(events, count, width):
     return cut_events, (cut_events.ids > 0).sum(axis=1, dtype=np.int32).reshape(-1, count)
 
 
+def run_masked(method, params, events, lengths, row_times):
+    """Outputs at the events [B * count, width]; lengths [B, count]."""
+    windows = Window(events, lengths.reshape(-1), row_times)
+    users = np.arange(len(lengths), dtype=np.int32)
+    return masked_pass(method.memory, params, windows, users, None)
+
+
 def next_times(events):
     """Time of the event after each: 50 s later after the last one."""
     if events.times is None:
@@ -60,7 +69,7 @@ def test_masked_training_pass_is_cached_serving(backbone, bias, memory, recent):
     asks = next_times(events)
     cut_events, lengths = windows_of(events, count, width)
     cut_asks = None if asks is None else windows_of(Events(asks), count, width)[0].ids
-    trained = jax.jit(method._masked_pass)(params, cut_events, lengths, cut_asks)
+    trained = jax.jit(run_masked, static_argnums=0)(method, params, cut_events, lengths, cut_asks)
     trained = np.asarray(trained).reshape(3, count, width, DIM)
 
     update, read_all = jax.jit(method.update), jax.jit(method.read_all)
@@ -92,7 +101,7 @@ def test_masked_pass_is_the_model_written_out(backbone, bias, memory):
     asks = next_times(events)
     cut_events, lengths = windows_of(events, count, S)
     cut_asks = None if asks is None else windows_of(Events(asks), count, S)[0].ids
-    got = jax.jit(method._masked_pass)(params, cut_events, lengths, cut_asks)
+    got = jax.jit(run_masked, static_argnums=0)(method, params, cut_events, lengths, cut_asks)
 
     p = slow.float64(params)
     tokens, segment_of = [], []
@@ -127,7 +136,7 @@ def test_loss_is_the_cross_entropy_of_serving(memory):
     method, params = kv_mask("hstu", "position", memory, recent=2)
     width = method.config.data.window + 1
     batch = batch_of([width, 8, 3], width)
-    total, weight = jax.jit(lambda p, b: method.loss(p, b, None, step=0))(params, batch)["ar"]
+    total, weight = jax.jit(lambda p, b: method.loss(p, b, None))(params, batch)["ar"]
     update, read_all = jax.jit(method.update), jax.jit(method.read_all)
     state, expected, count = method.init_state(params, 3), 0.0, 0
     for h in range(K):
@@ -194,7 +203,7 @@ def test_overwritten_memory_reaches_back_layers_minus_one_segments(layers, memor
 
     def last_segment(params):
         windows, lengths = windows_of(Events(ids), K, S)
-        outputs = method._masked_pass(params, windows, lengths, None)
+        outputs = run_masked(method, params, windows, lengths, None)
         return jnp.sum(outputs[2] ** 2 * jnp.arange(1.0, DIM + 1))
 
     gradient = jax.jit(jax.grad(last_segment))(params)
@@ -203,23 +212,17 @@ def test_overwritten_memory_reaches_back_layers_minus_one_segments(layers, memor
     assert np.all(gradient["memory"]["query_embedding"])
 
 
-@pytest.mark.smoke
-def test_scan_equals_a_python_loop_and_unrolled_layers():
+def test_scan_equals_a_python_loop():
     method, params = kv_mask("hstu", "position", "append")
-    unrolled, _ = kv_mask("hstu", "position", "append", model=(("scan_layers", False),))
     events, valid = histories([9, 6, 0], K * S)
     parts = jax.tree.map(lambda a: np.stack(np.split(a, K, axis=1)), (events, valid))
-    states = []
-    for m in (method, unrolled):
-        state = m.init_state(params, 3)
-        for k in range(K):
-            state = jax.jit(m.update)(params, state, *rows(parts, k))
-        states.append(state)
+    update, looped = jax.jit(method.update), method.init_state(params, 3)
+    for k in range(K):
+        looped = update(params, looped, *rows(parts, k))
 
     def scan(params, state):
         return jax.lax.scan(lambda s, x: (method.update(params, s, *x), None), state, parts)[0]
 
-    states.append(jax.jit(scan)(params, method.init_state(params, 3)))
-    for state in states[1:]:
-        np.testing.assert_allclose(state.memory, states[0].memory, rtol=0, atol=1e-5)
-        np.testing.assert_array_equal(state.groups, [2, 2, 0])
+    scanned = jax.jit(scan)(params, method.init_state(params, 3))
+    np.testing.assert_allclose(scanned.memory, looped.memory, rtol=0, atol=1e-5)
+    np.testing.assert_array_equal(scanned.groups, [2, 2, 0])

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from rec2pm_jax.methods import layout as layouts
+from rec2pm_jax.methods.windows import query_times
 from rec2pm_jax.nn.attention import causal_blocks, mask_of
 
 
@@ -22,7 +23,7 @@ def full_mask(layout, tokens, user=0):
         assert (rows == -1).all()  # blocks are disjoint
         rows[:] = 0
         mask = np.asarray(mask_of(block, layout.num_slots))
-        keys = block.keys(np.arange(tokens)[None], layout.num_slots)[0]
+        keys = block.select_keys(np.arange(tokens)[None], layout.num_slots)[0]
         rows[:, keys] = mask[min(user, len(mask) - 1)]
     return matrix
 
@@ -32,9 +33,15 @@ def literal(text):
     return np.array([[int(c) for c in "".join(row)] for row in rows])
 
 
+def reference_layout(lengths, ends, slots=2, num_items=6, **options):
+    """S = 2; items see all earlier items unless `item_window` says otherwise."""
+    options = {"item_window": None, "num_items": num_items} | options
+    return layouts.reference(ints(*lengths), ints(ends), layouts.Sizes(slots, 1, 2), **options)
+
+
 def test_reference_pass():
     """3 segments of 2 events, C = 2: slots Q0 Q0 Q1 Q1 Q2 Q2 | events 0 .. 5."""
-    layout = layouts.reference(ints(6, 3), ints([2, 4, 6]), num_items=6, slots=2, horizons=(9, 9))
+    layout = reference_layout([6, 3], [2, 4, 6])
     expected = """
         11 00 00 | 11 00 00
         11 00 00 | 11 00 00
@@ -62,27 +69,9 @@ def test_reference_pass():
     )
 
 
-def test_slots_of_the_reference_pass_look_back_differently_far():
-    """The second slot sees the newest two events; padding clips from the other side."""
-    layout = layouts.reference(ints(6, 3), ints([2, 4, 6]), num_items=6, slots=2, horizons=(9, 2))
-    expected = """
-        11 00 00 | 11 00 00
-        11 00 00 | 11 00 00
-        00 11 00 | 11 11 00
-        00 11 00 | 00 11 00
-        00 00 11 | 11 11 11
-        00 00 11 | 00 00 11"""
-    np.testing.assert_array_equal(full_mask(layout, 12)[:6], literal(expected))
-    np.testing.assert_array_equal(
-        full_mask(layout, 12, user=1)[3:6],
-        literal("00 11 00 | 01 10 00 \n 00 00 11 | 11 10 00 \n 00 00 11 | 01 10 00"),
-    )
-
-
 def test_items_of_the_reference_pass_may_see_a_window_of_segments():
     """Their own segment and the one before; queries see every item all the same."""
-    options = dict(num_items=6, slots=1, horizons=(9,), segment=2, segments=2)
-    layout = layouts.reference(ints(6), ints([2, 4, 6]), **options)
+    layout = reference_layout([6], [2, 4, 6], slots=1, item_window=2)
     expected = """
         1 0 0 | 11 00 00
         0 1 0 | 11 11 00
@@ -103,8 +92,9 @@ def test_windowed_causal_blocks_leave_out_what_no_row_sees():
 
 def update_layout(groups, lengths, recent=1, **options):
     """S = 2, C = 2, append capacity 2: memory of two groups, Q Q | S + R - 1 events."""
-    settings = dict(num_items=1 + recent, slots=2, max_groups=2, segment=2, with_queries=True)
-    return layouts.update(ints(*lengths), ints(*groups), **{**settings, **options})
+    sizes = layouts.Sizes(slots=2, groups=options.pop("max_groups", 2), segment=2)
+    options = dict(num_items=1 + recent, with_queries=True) | options
+    return layouts.update(ints(*lengths), ints(*groups), sizes, **options)
 
 
 @pytest.mark.parametrize(
@@ -176,22 +166,6 @@ def test_queries_of_a_short_segment_see_no_padding():
     assert seen[2] == literal("00 11 | 110 \n 00 11 | 110").tolist()
 
 
-def test_hidden_events_vanish_from_later_events_only():
-    """Events before index 2 are hidden; every event still sees itself, queries see all."""
-    layout = update_layout([1, 1], [3, 3], recent=2, max_groups=1, hidden=ints(2, 0))
-    expected = """
-        11 00 | 000
-        11 00 | 000
-        11 11 | 110
-        11 11 | 110
-        11 00 | 100
-        11 00 | 010
-        11 00 | 001"""
-    np.testing.assert_array_equal(full_mask(layout, 7), literal(expected))
-    open_to_all = full_mask(update_layout([1], [3], recent=2, max_groups=1), 7)
-    np.testing.assert_array_equal(full_mask(layout, 7, user=1), open_to_all)
-
-
 def test_a_read_has_no_queries():
     layout = update_layout([1], [2], with_queries=False)
     expected = """
@@ -205,9 +179,9 @@ def test_a_read_has_no_queries():
 
 
 def masked_layout(lengths, max_groups, recent=1, **options):
-    """S = 2, C = 2, W = S + R - 1; three windows in a block unless `rows` says otherwise."""
-    settings = dict(window=1 + recent, slots=2, max_groups=max_groups, segment=2)
-    return layouts.masked(jnp.array(lengths, jnp.int32), **{**settings, **options})
+    """S = 2, C = 2, W = S + R - 1; three windows in a block unless `block_rows` says otherwise."""
+    sizes = layouts.Sizes(slots=2, groups=max_groups, segment=2)
+    return layouts.masked(jnp.array(lengths, jnp.int32), sizes, window=1 + recent, **options)
 
 
 # Slots Q0 Q0 Q1 Q1 Q2 Q2 | events of segments 0, 1, 2.
@@ -245,7 +219,7 @@ KV_MASK_APPEND = """
 )
 def test_masked_pass(max_groups, expected, rows):
     """Earlier segments are seen through their query groups alone, whatever the blocks."""
-    layout = masked_layout([[2, 2, 2]], max_groups, rows=rows)
+    layout = masked_layout([[2, 2, 2]], max_groups, block_rows=rows)
     np.testing.assert_array_equal(full_mask(layout, 12), literal(expected))
     computed = [(b.row_stop - b.row_start) * (b.key_stop - b.item_start) for b in layout.blocks]
     assert sum(computed) == {1: 96, 4: 112, 128: 144}[rows]  # 6 slots and one window, two or all
@@ -272,15 +246,13 @@ def test_masked_pass_of_longer_windows_and_padding():
         np.testing.assert_array_equal(full_mask(padded, 10, user)[:4:2], queries)
 
 
+def cached_layout(lengths, groups, sizes, **options):
+    return layouts.without_memory_rows(layouts.update(lengths, groups, sizes, **options), sizes)
+
+
 def test_kept_tokens_are_keys_but_no_rows():
-    layout = layouts.cached(
-        ints(2, 2, 1),
-        ints(0, 1, 2),
-        num_items=2,
-        slots=2,
-        max_groups=2,
-        segment=2,
-        with_queries=True,
+    layout = cached_layout(
+        ints(2, 2, 1), ints(0, 1, 2), layouts.Sizes(2, 2, 2), num_items=2, with_queries=True
     )
     (block,) = layout.blocks
     assert (block.row_start, block.row_stop, layout.num_slots) == (4, 8, 6)
@@ -305,7 +277,7 @@ def test_places_and_slot_ids():
     update = update_layout([2], [2])
     np.testing.assert_array_equal(update.slot_ids, [0, 1, 0, 1, 2, 3])
     np.testing.assert_array_equal(update.place[0, 4:], [2, 2, 0, 1])
-    reference = layouts.reference(ints(6), ints([2, 4, 6]), num_items=6, slots=2, horizons=(9, 9))
+    reference = reference_layout([6], [2, 4, 6])
     np.testing.assert_array_equal(reference.slot_ids, [2, 3] * 3)
     np.testing.assert_array_equal(reference.place[0], [2, 2, 4, 4, 6, 6, 0, 1, 2, 3, 4, 5])
 
@@ -322,9 +294,7 @@ def test_queries_ask_for_the_time_of_the_last_event_they_see():
         update.row_times[:, 2:], [[20, 20, 11, 21, 31], [10, 10, 11, 100, 6]]
     )
     np.testing.assert_array_equal(update.key_times[:, 4:], times)
-    reference = layouts.reference(
-        ints(3, 1), ints([2, 4]), num_items=3, slots=1, horizons=(9,), **options
-    )
+    reference = reference_layout([3, 1], [2, 4], slots=1, num_items=3, **options)
     np.testing.assert_array_equal(reference.row_times[:, :2], [[20, 30], [10, 10]])
     np.testing.assert_array_equal(reference.row_times[:, 2:], times + 1)
     masked = masked_layout([[2, 1], [1, 0]], 1, row_times=PAIRS + 1, key_times=PAIRS)
@@ -336,23 +306,23 @@ def test_queries_ask_for_the_time_of_the_last_event_they_see():
 def test_query_times_are_the_next_events_and_the_request():
     times = ints([10, 20, 30], [10, 20, 0])
     lengths = ints(3, 2)
-    asked = layouts.query_times(times, lengths, ints(99, 77))
+    asked = query_times(times, lengths, ints(99, 77))
     np.testing.assert_array_equal(asked[0], [20, 30, 99])
     np.testing.assert_array_equal(asked[1, :2], [20, 77])
-    own = layouts.query_times(times, lengths, None)
+    own = query_times(times, lengths, None)
     np.testing.assert_array_equal(own[0], [20, 30, 30])
     np.testing.assert_array_equal(own[1, :2], [20, 20])
 
 
-@pytest.mark.parametrize("make_layout", [layouts.update, layouts.cached])
+@pytest.mark.parametrize("make_layout", [layouts.update, cached_layout])
 @pytest.mark.parametrize("queries", [False, True])
 def test_blocks_of_a_long_pass_leave_out_nothing_that_is_seen(make_layout, queries):
     """Cut into blocks of two rows, every row sees what it sees in one block."""
-    options = dict(num_items=5, slots=2, max_groups=2, segment=4, with_queries=queries)
+    sizes, options = layouts.Sizes(2, 2, 4), dict(num_items=5, with_queries=queries)
     lengths, groups = ints([5, 3, 4])[0], ints([0, 1, 2])[0]
 
     def whole_mask(rows):
-        layout = make_layout(lengths, groups, rows=rows, **options)
+        layout = make_layout(lengths, groups, sizes, block_rows=rows, **options)
         tokens = layout.place.shape[1]
         masks = [np.asarray(mask_of(block, layout.num_slots)) for block in layout.blocks]
         wide = [np.pad(m, ((0, 0), (0, 0), (0, tokens - m.shape[2]))) for m in masks]

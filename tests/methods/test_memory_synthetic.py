@@ -10,6 +10,7 @@ from rec2pm_jax.data.dataset import open_dataset
 from rec2pm_jax.data.options import PrepareOptions
 from rec2pm_jax.data.prepare import prepare
 from rec2pm_jax.evaluate.evaluator import evaluate
+from rec2pm_jax.evaluate.spec import EvalSpec
 from rec2pm_jax.methods.registry import make_method
 from rec2pm_jax.train.checkpoint import load_for_inference
 from rec2pm_jax.train.loop import train_and_evaluate
@@ -26,11 +27,11 @@ def test_memory_carries_a_taste_that_only_old_events_show(tmp_path):
     method = make_method(config, dataset.num_items)
 
     def validate(params):
-        return evaluate(method, params, dataset, split="validation", max_users=300).metrics
+        return evaluate(method, params, dataset, EvalSpec("validation", max_users=300)).metrics
 
     train_and_evaluate(config, dataset, method, tmp_path / "run", validate)
     _, params, _ = load_for_inference(tmp_path / "run")
-    found = evaluate(method, params, dataset, split="test", max_users=500)
+    found = evaluate(method, params, dataset, EvalSpec("test", max_users=500))
     assert found.metrics["ndcg@10"] > 0.6
     swapped = found.record(config={})["swap"]["ndcg@10"]
     assert swapped < 0.35

@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from rec2pm_jax.methods.rec2pm import reference_inputs
+from rec2pm_jax.methods.windows import Window
 from rec2pm_jax.typing import State
 from tests.helpers import numpy_reference as slow
 from tests.helpers.methods import (
@@ -17,6 +19,9 @@ from tests.helpers.methods import (
     histories,
     make,
     random_state,
+    reference_pass,
+    to_memory,
+    update_pass,
 )
 
 BACKBONES = [("sasrec", "none"), ("hstu", "position_time")]
@@ -28,11 +33,13 @@ ROUNDING = dict(rtol=0, atol=1e-5)  # values of order one; sums of other lengths
 
 
 def tokens_of(method, params, name, *args):
-    return method.tokens.apply({"params": params["memory"]}, *args, method=name)
+    return method.memory.apply(params, name, *args)
 
 
 def left(method, params, outputs):
-    return np.asarray(tokens_of(method, params, "leave", jnp.asarray(outputs, jnp.float32)))
+    return np.asarray(
+        tokens_of(method, params, "from_query_outputs", jnp.asarray(outputs, jnp.float32))
+    )
 
 
 def asked(times, lengths):
@@ -52,19 +59,23 @@ def slow_events(params, events, asks, user, start, stop, wrap=S + 2):
     return slow.event_tokens(slow.float64(params), *args, wrap=wrap)
 
 
-@pytest.mark.parametrize("window", [0, 1, 2])
+@pytest.mark.parametrize("window", [None, 1, 2])
 @backbones
 def test_reference_pass_is_every_query_group_in_a_pass_of_its_own(backbone, bias, window):
     method, params = make(backbone, bias=bias, reference_window=window)
     events, _ = histories(LENGTHS, K * S, times=bias == "position_time")
     asks = asked(events.times, LENGTHS)
     ends = np.array([[3, 6, 9]], np.int32)
-    run = jax.jit(method._reference_pass, static_argnames="items")
-    given = (params, events, np.array(LENGTHS, np.int32), ends, asks)
-    memory, items = run(*given, items=True)
-    alone, nothing = run(*given)
-    assert nothing is None
-    np.testing.assert_allclose(alone, memory, **ROUNDING)
+    history = Window(events, np.array(LENGTHS, np.int32), asks)
+    run = jax.jit(reference_pass, static_argnums=0)
+    memory = run(method, params, events, history.lengths, ends, asks)
+
+    @jax.jit
+    def all_rows(params):
+        x, layout, _ = reference_inputs(method.memory, params, history, ends)
+        return method.network.run(params, x, layout)[0][:, layout.num_slots :]
+
+    items = all_rows(params)
 
     p, queries = slow.float64(params), np.asarray(tokens_of(method, params, "queries", 1)[0])
     for user, length in enumerate(LENGTHS):
@@ -90,13 +101,14 @@ def test_update_pass_is_memory_segment_and_queries_written_out(backbone, bias, r
     events, valid = histories(lengths, S + 1, times=bias == "position_time")
     asks = asked(events.times, lengths)
     state = random_state(method, [0, 1, 2, 1])
-    items, at_queries = jax.jit(method._update_pass)(params, state, events, lengths, asks)
-    memory = method._leave(params, at_queries, state)
+    run = jax.jit(update_pass, static_argnums=0)
+    items, at_queries = run(method, params, state, events, lengths, asks)
+    memory = to_memory(method, params, at_queries, state)
     request = None if asks is None else np.take_along_axis(asks, lengths[:, None] - 1, 1)[:, 0]
     without_queries = jax.jit(method.read_all)(params, state, events, valid, request)
 
     p, queries = slow.float64(params), np.asarray(tokens_of(method, params, "queries", 1)[0])
-    entered = np.asarray(tokens_of(method, params, "enter", state.memory), np.float64)
+    entered = np.asarray(tokens_of(method, params, "to_tokens", state.memory), np.float64)
     for user, length in enumerate(lengths):
         oldest = (2 - state.groups[user]) * SLOTS
         used = entered[user, oldest:]
@@ -107,8 +119,7 @@ def test_update_pass_is_memory_segment_and_queries_written_out(backbone, bias, r
         np.testing.assert_allclose(without_queries[user, :length], outputs, **CLOSE)
         _, at_queries = slow.update_pass(p, method.config, used, queries, seen[:S])
         if running_mean:
-            before = np.array([state.segments[user], 0])  # the second slot looks back one segment
-            keep = (np.exp(p["memory"]["log_keep"]) * before)[:, None]
+            keep = (np.exp(p["memory"]["log_keep"]) * state.segments[user])[:, None]
             at_queries = at_queries + keep * state.memory[user, -SLOTS:]
         np.testing.assert_allclose(memory[user], left(method, params, at_queries), **CLOSE)
 
@@ -178,12 +189,13 @@ def test_first_memory_of_training_is_the_same_in_both_passes(backbone, bias):
     ends = np.array([[S]], np.int32)
     segment = columns(events, 0, S)
     inside = None if asks is None else asks[:, :S]
-    reference, _ = jax.jit(method._reference_pass)(
-        params, segment, np.minimum(lengths, S), ends, inside
+    reference = jax.jit(reference_pass, static_argnums=0)(
+        method, params, segment, np.minimum(lengths, S), ends, inside
     )
     state = method.init_state(params, 2)
-    _, at_queries = jax.jit(method._update_pass)(params, state, events, lengths, asks)
-    update = method._leave(params, at_queries, state)
+    run = jax.jit(update_pass, static_argnums=0)
+    _, at_queries = run(method, params, state, events, lengths, asks)
+    update = to_memory(method, params, at_queries, state)
     np.testing.assert_allclose(update, reference[:, 0], **ROUNDING)
 
 
@@ -193,7 +205,8 @@ def test_compressing_k_segments_gives_the_kth_reference_memory(backbone, bias):
     events, _ = histories([9, 9], K * S, times=bias == "position_time")
     lengths, ends = np.array([9, 9], np.int32), np.array([[3, 6, 9]], np.int32)
     asks = asked(events.times, lengths)
-    memory, _ = jax.jit(method._reference_pass)(params, events, lengths, ends, asks)
+    run = jax.jit(reference_pass, static_argnums=0)
+    memory = run(method, params, events, lengths, ends, asks)
     compress = jax.jit(method.compress)
     for k in range(K):
         valid = np.broadcast_to(np.arange(9) < (k + 1) * S, (2, 9))
@@ -262,10 +275,10 @@ def test_a_group_enters_by_its_age_whatever_the_capacity():
     """The newest group gives the same tokens in a state of one group and of two."""
     method, params = make(memory="append")
     memory = random_state(method, [2]).memory
-    both = tokens_of(method, params, "enter", memory)
-    newest = tokens_of(method, params, "enter", memory[:, SLOTS:])
+    both = tokens_of(method, params, "to_tokens", memory)
+    newest = tokens_of(method, params, "to_tokens", memory[:, SLOTS:])
     np.testing.assert_allclose(both[:, SLOTS:], newest, atol=1e-6)
-    again = tokens_of(method, params, "enter", np.tile(memory[:, SLOTS:], (1, 2, 1)))
+    again = tokens_of(method, params, "to_tokens", np.tile(memory[:, SLOTS:], (1, 2, 1)))
     assert not np.allclose(again[:, :SLOTS], newest)  # the same memory, one group older
 
 

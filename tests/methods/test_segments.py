@@ -7,14 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rec2pm_jax.config import Config, DataConfig, MethodConfig
-from rec2pm_jax.methods.segments import (
-    UNLIMITED,
-    archived,
-    plan_last,
-    plan_memory,
-    slot_horizons,
-)
+from rec2pm_jax.config import DataConfig
+from rec2pm_jax.methods.segments import archived, plan_last, plan_memory
 
 cuts = st.integers(1, 40).flatmap(
     lambda segment: st.tuples(st.just(segment), st.integers(1, segment))
@@ -75,12 +69,3 @@ def test_plans_are_elementwise():
     whole = plan_memory(lengths, data, 2)
     for i, n in enumerate(lengths):
         assert tuple(x[i] for x in whole) == tuple(plan_memory(n, data, 2))
-
-
-def test_horizons_of_slots_halve_and_every_fourth_is_unlimited():
-    def horizons(**method):
-        return slot_horizons(Config(data=DataConfig(segments=6), method=MethodConfig(**method)))
-
-    assert horizons(slots=5) == (UNLIMITED, 3, 1, 1, UNLIMITED)
-    assert horizons(slots=1) == (UNLIMITED,)
-    assert horizons(slots=2, horizons=False) == (UNLIMITED, UNLIMITED)

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rec2pm_jax.errors import UserError
-from rec2pm_jax.methods.reader import check_room
+from rec2pm_jax.methods.sessions import check_room
 from tests.helpers.methods import columns, histories, make, random_state
 
 S, R = 3, 2

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from rec2pm_jax.methods import sharded_serving
 from rec2pm_jax.methods.registry import make_method
-from rec2pm_jax.train.partition import AXIS, specs_of
+from rec2pm_jax.methods.sharded_serving import ShardedServing
+from rec2pm_jax.train.partition import AXIS, partition_specs
 from rec2pm_jax.typing import Events
 from tests.helpers.methods import large_parameters
 from tests.helpers.sharded import config_of, shard_table
@@ -24,9 +24,9 @@ def over_devices(function, params, *arguments, results):
     """`function` on the devices that hold the table, users divided over them."""
     mesh = params["embedding"]["item_embedding"].sharding.mesh
     mapped = jax.shard_map(
-        partial(function, axis_name=AXIS),
+        function,
         mesh=mesh,
-        in_specs=(specs_of({"params": params})["params"], *[P(AXIS)] * len(arguments)),
+        in_specs=(partition_specs({"params": params})["params"], *[P(AXIS)] * len(arguments)),
         out_specs=results,
         check_vma=False,
     )
@@ -52,7 +52,7 @@ def users():
     [("rec2pm", 0), pytest.param("rec2pm", 2, marks=pytest.mark.slow), ("kv_mask", 0)],
 )
 def test_updates_and_requests_are_those_of_the_whole_table(users, devices, name, sketch):
-    fields = {"name": name, "bag": 0.0, "sketch": sketch}
+    fields = {"name": name, "sketch": sketch}
     config = config_of(model={"dim": 6, "layers": 2}, method=fields)
     method = make_method(config, ITEMS)
     params = large_parameters(method)
@@ -62,14 +62,14 @@ def test_updates_and_requests_are_those_of_the_whole_table(users, devices, name,
     old, new = users(config.data.segment), users(method.read_length)
 
     kept = P(AXIS), P()
-    updating = partial(sharded_serving.update, config, ITEMS)
+    updating = ShardedServing(config, ITEMS, AXIS).update
     updated, needed = over_devices(updating, spread, state, *old, None, results=kept)
     expected = method.update(params, state, *old)
     jax.tree.map(partial(np.testing.assert_allclose, atol=2e-5), updated, expected)
     asked = 1 + old[0].ids.size // devices  # padding, and the events
     assert 1 <= needed <= asked
 
-    reading = partial(sharded_serving.read_best, config, ITEMS, K)
+    reading = partial(ShardedServing(config, ITEMS, AXIS).read_best, K)
     kept = P(AXIS), P(AXIS), P()
     scores, ids, _ = over_devices(reading, spread, expected, *new, None, results=kept)
     best, items = method.best(params, method.read(params, expected, *new), K)
@@ -85,13 +85,13 @@ def test_an_overflow_is_no_wrong_answer(users):
     spread = method.network.with_table(params, shard_table(table, 4))
     events, valid = users(config.data.segment)
     state = method.init_state(params, USERS)
-    updating = partial(sharded_serving.update, config, ITEMS)
+    updating = ShardedServing(config, ITEMS, AXIS).update
     updated, needed = over_devices(
         updating, spread, state, events, valid, None, results=(P(AXIS), P())
     )
     assert needed > 1
     jax.tree.map(np.testing.assert_array_equal, updated, state)
-    reading = partial(sharded_serving.read_best, config, ITEMS, K)
+    reading = partial(ShardedServing(config, ITEMS, AXIS).read_best, K)
     scores, _, needed = over_devices(
         reading, spread, state, events, valid, None, results=(P(AXIS), P(AXIS), P())
     )

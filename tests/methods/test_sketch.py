@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,10 +12,19 @@ from hypothesis import strategies as st
 from rec2pm_jax.config import Config, DataConfig, MethodConfig, ModelConfig
 from rec2pm_jax.errors import UserError
 from rec2pm_jax.methods.registry import make_method
-from rec2pm_jax.methods.segments import UNLIMITED, slot_horizons
 from rec2pm_jax.methods.sketch import item_parts, widen
+from rec2pm_jax.methods.windows import cut_windows
 from rec2pm_jax.typing import Events
-from tests.helpers.methods import DIM, ITEMS, batch_of, columns, histories, make
+from tests.helpers.methods import (
+    DIM,
+    ITEMS,
+    batch_of,
+    columns,
+    histories,
+    make,
+    to_memory,
+    update_pass,
+)
 
 S, PARTS = 3, 2
 CLOSE = dict(rtol=0, atol=1e-5)
@@ -43,14 +50,15 @@ def test_parts_add_up_and_padding_adds_nothing(ids):
     np.testing.assert_allclose(got, slow_sum(table, [i for i in ids if i]), **CLOSE)
 
 
-def test_an_update_notes_the_sum_of_its_segment_alone():
+def test_an_update_sums_the_items_of_its_segment():
     """R = 2: reads hold one event more than the segment, and rows end in padding."""
     method, params = make(sketch=PARTS, recent=2)
     lengths = np.array([4, 3, 2], np.int32)
     batch, window = batch_of(lengths, 11), method.config.data.window
     assert batch["ids"].shape[1] == window + 1
-    windows = method._training_windows(params, batch)
-    sketches = windows.sketch.reshape(3, -1, PARTS, DIM)
+    cut = method.memory.sketch_windows(params, cut_windows(batch, method.config.data))
+    sketches = cut.windows.sketch.reshape(3, -1, PARTS, DIM)
+    np.testing.assert_array_equal(cut.history.sketch, sketches)
     table = params["embedding"]["item_embedding"]
     for user, length in enumerate(lengths):
         for segment in range(2):
@@ -58,17 +66,17 @@ def test_an_update_notes_the_sum_of_its_segment_alone():
             expected = slow_sum(table, ids) / np.sqrt(S)
             np.testing.assert_allclose(sketches[user, segment], expected, **CLOSE)
     outputs = np.ones((3, 2, DIM), np.float32)
-    noted = method._noted(params, outputs, sketches[:, 0])
+    got = method.memory.with_sketch(params, outputs, sketches[:, 0])
     expected = params["memory"]["own_gain"][:, None] + sketches[:, 0]
-    np.testing.assert_allclose(noted, expected, **CLOSE)
-    # Training and serving leave the same in memory.
+    np.testing.assert_allclose(got, expected, **CLOSE)
+    # Training and serving make the same memory.
     events = Events(batch["ids"][:, : S + 1])
     state, first = method.init_state(params, 3), sketches[:, 0]
-    _, at_queries = method._update_pass(params, state, events, lengths, None, sketch=first)
-    left = method._leave(params, at_queries, state)
+    _, at_queries = update_pass(method, params, state, events, lengths, None, first)
+    trained = to_memory(method, params, at_queries, state)
     segment = columns(events, 0, S)
     served = method.update(params, state, segment, segment.ids > 0)
-    np.testing.assert_allclose(served.memory, left, **CLOSE)
+    np.testing.assert_allclose(served.memory, trained, **CLOSE)
 
 
 def fresh(slots, sketch, segment=5):
@@ -83,12 +91,12 @@ def fresh(slots, sketch, segment=5):
 
 
 def test_a_slot_starts_as_what_it_sums_scored_against_that_part():
-    """C = 3 > P = 2; what the backbone says is left out."""
+    """C = 3 > P = 2, without the outputs of the backbone."""
     method, params = fresh(slots=3, sketch=2)
     params["memory"]["own_gain"] = jnp.zeros(2)
     ids = np.arange(1, 6, dtype=np.int32)[None]
     state = jax.jit(method.update)(params, method.init_state(params, 1), Events(ids), ids > 0)
-    recalled = method.tokens.apply({"params": params["memory"]}, state.memory, method="recall")
+    recalled = method.memory.apply(params, "recall_items", state.memory)
     np.testing.assert_allclose(recalled[0], state.memory[0, :2].reshape(-1), **CLOSE)
     table = params["embedding"]["item_embedding"].reshape(-1, 2, 128)
     for part in range(2):
@@ -133,7 +141,7 @@ def test_compressing_some_segments_is_their_reference_memory():
 
 
 def test_further_parts_score_memory_alone():
-    """A user without a memory is scored by what the backbone says, about the first part of items."""
+    """A user without a memory is scored by the backbone, which predicts the first part of items."""
     method, params = make(sketch=PARTS)
     events, valid = histories([3, 3], S)
     empty = method.init_state(params, 2)
@@ -158,19 +166,14 @@ def test_full_scores_the_sum_of_what_it_reads():
         np.testing.assert_allclose(out[user, DIM:], recalled[DIM:], rtol=0, atol=1e-4)
 
 
-def test_widening_says_nothing_about_further_parts():
+def test_widening_leaves_further_parts_zero():
     np.testing.assert_array_equal(widen(np.ones((1, 2)), 4), [[1, 1, 0, 0]])
 
 
-def test_slots_with_a_part_look_back_over_all():
-    config = dataclasses.replace(Config(), method=MethodConfig(slots=4, sketch=2))
-    assert slot_horizons(config)[:2] == (UNLIMITED, UNLIMITED)
-    assert all(horizon < UNLIMITED for horizon in slot_horizons(config)[2:])
-
-
 def test_kv_mask_ignores_a_sketch():
-    """As every method ignores what is another's, so that one preset serves a comparison."""
-    assert Config(method=MethodConfig(name="kv_mask", sketch=4)).item_dim == ModelConfig().dim
+    """A method ignores fields that it does not read, so that one preset serves a comparison."""
+    method = make_method(Config(method=MethodConfig(name="kv_mask", sketch=4)), ITEMS)
+    assert method.item_dim == ModelConfig().dim
 
 
 @pytest.mark.parametrize(
@@ -184,4 +187,4 @@ def test_kv_mask_ignores_a_sketch():
 )
 def test_what_cannot_have_a_sketch_is_refused(method, names):
     with pytest.raises(UserError, match=names):
-        Config(method=MethodConfig(**method))
+        make_method(Config(method=MethodConfig(**method)), ITEMS)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from rec2pm_jax.errors import UserError
 from rec2pm_jax.typing import Events
 from tests.helpers.methods import batch_of, make
 
@@ -29,16 +30,16 @@ def training_batch(method):
     return batch_of([width, 8, 3], width, times=times)
 
 
-def mean_loss(method, batch, rng=None):
+def mean_loss(method, batch):
     def loss(params):
-        total, weight = method.loss(params, batch, rng, step=0)["ar"]
+        total, weight = method.loss(params, batch, None)["ar"]
         return total / weight
 
     return loss
 
 
-def loop_loss(method, batch, cuts=()):
-    """Mean cross-entropy of reads and updates called one after the other; gradients stop at `cuts`."""
+def loop_loss(method, batch):
+    """Mean cross-entropy of reads and updates called one after the other."""
     length = method.read_length
 
     def fields(start, stop):
@@ -57,8 +58,6 @@ def loop_loss(method, batch, cuts=()):
         state = method.init_state(params, len(batch["ids"]))
         total, count = 0.0, 0
         for h in range(K):
-            if h in cuts:
-                state = jax.tree.map(jax.lax.stop_gradient, state)
             window = fields(h * S, h * S + length)
             targets = batch["ids"][:, h * S + 1 : h * S + 1 + length]
             asked = next_time(window.ids, h * S)
@@ -85,61 +84,20 @@ def assert_same_gradients(got, want):
 
 
 @pytest.mark.parametrize(("backbone", "bias", "memory", "recent", "sketch"), CASES)
-@pytest.mark.parametrize("truncate", [0, 2])
-def test_loss_and_gradient_are_those_of_a_loop(backbone, bias, memory, recent, sketch, truncate):
-    method, params = serial(backbone, bias, memory, recent, sketch=sketch, truncate=truncate)
+def test_loss_and_gradient_are_those_of_a_loop(backbone, bias, memory, recent, sketch):
+    method, params = serial(backbone, bias, memory, recent, sketch=sketch)
     batch = training_batch(method)
     value, gradient = jax.jit(jax.value_and_grad(mean_loss(method, batch)))(params)
-    cuts = range(truncate, K, truncate) if truncate else ()
-    loop = jax.jit(jax.value_and_grad(loop_loss(method, batch, cuts)))
+    loop = jax.jit(jax.value_and_grad(loop_loss(method, batch)))
     expected, expected_gradient = loop(params)
     np.testing.assert_allclose(value, expected, rtol=1e-5)
     assert_same_gradients(gradient, expected_gradient)
 
 
-def test_truncation_cuts_the_memory_that_enters_a_multiple_of_it():
-    """Only the targets of segment h count: its loss reaches Q unless its memory was cut off."""
-    whole, params = serial()
-    truncated, _ = serial(truncate=2)
-    batch = training_batch(whole)
-
-    def reaches_queries(method):
-        def loss(params, h):
-            # Later segments do not change the outputs of segment h, and its targets count alone.
-            until = lambda end: {  # noqa: E731
-                "ids": jnp.where(np.arange(batch["ids"].shape[1]) <= end, batch["ids"], 0),
-                "index": batch["index"],
-            }
-            terms = [method.loss(params, until(end), None, step=0) for end in (h * S, h * S + S)]
-            return terms[1]["ar"][0] - terms[0]["ar"][0]
-
-        gradient = jax.jit(jax.grad(loss))  # one program for all h
-        found = [gradient(params, h)["memory"]["query_embedding"] for h in range(K)]
-        return [np.abs(of_queries).max() > 1e-3 for of_queries in found]
-
-    assert reaches_queries(whole) == [False, True, True]
-    assert reaches_queries(truncated) == [False, True, False]
-
-
-def test_remat_changes_nothing():
-    """Dropout included: the recomputed masks are those of the forward pass."""
-    results = []
-    for remat in (False, True):
-        method, params = serial(memory="append", remat=remat, model=(("dropout", 0.5),))
-        batch = training_batch(method)
-        loss = mean_loss(method, batch, jax.random.key(0))
-        results.append(jax.jit(jax.value_and_grad(loss))(params))
-        program = str(jax.make_jaxpr(jax.grad(loss))(params))
-        assert ("checkpoint" in program or "remat" in program) == remat
-    (value, gradient), (again, recomputed) = results
-    np.testing.assert_allclose(value, again, rtol=1e-6)
-    assert_same_gradients(recomputed, gradient)
-
-
 def test_parameters_and_serving_are_those_of_rec2pm():
     """The families differ in the loss alone."""
     method, params = serial()
-    reference, expected = make(bag=0.0)
+    reference, expected = make()
     assert jax.tree.structure(params) == jax.tree.structure(expected)
     ids = np.array([[1, 2, 3], [4, 5, 0]], np.int32)
     states = [
@@ -147,4 +105,6 @@ def test_parameters_and_serving_are_those_of_rec2pm():
         for m in (method, reference)
     ]
     jax.tree.map(np.testing.assert_array_equal, *states)
-    assert not hasattr(method, "compress")
+    assert reference.can_compress and not method.can_compress
+    with pytest.raises(UserError, match="tok_serial has no one-pass compression"):
+        method.compress(params, Events(ids), ids > 0)

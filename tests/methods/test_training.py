@@ -9,10 +9,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from rec2pm_jax.methods import rec2pm
 from rec2pm_jax.methods.memory import fold
-from rec2pm_jax.methods.rec2pm import Rec2PM
 from rec2pm_jax.typing import Events
-from tests.helpers.methods import SLOTS, batch_of, columns, make
+from tests.helpers.methods import (
+    SLOTS,
+    batch_of,
+    columns,
+    make,
+    reference_pass,
+    to_memory,
+    update_pass,
+)
 
 S, K = 3, 3
 CASES = [
@@ -25,7 +33,7 @@ CASES = [
 
 @functools.cache
 def compiled(method):
-    return jax.jit(lambda p, b, r: method.loss(p, b, r, step=0))
+    return jax.jit(lambda p, b, r: method.loss(p, b, r))
 
 
 def terms_of(method, params, batch, rng=None):
@@ -113,12 +121,12 @@ def test_training_is_what_inference_does(backbone, bias, memory, recent, sketch)
 
 
 @pytest.mark.parametrize("memory", ["overwrite", "append"])
-def test_live_memories_are_an_unbroken_recurrence_of_what_updates_say(memory):
-    """live = 1: what the updates of the reference memories say, folded by `leave` from nothing on."""
-    method, params = make(live=1.0, memory=memory)
+def test_live_memories_are_an_unbroken_recurrence(memory):
+    """Updates read the reference memories; their outputs are folded from the first segment on."""
+    method, params = make(live_memory_prob=1.0, memory=memory)
     batch = batch_of([10, 10], 10)
     terms = terms_of(method, params, batch, jax.random.key(0))
-    update_pass = jax.jit(method._update_pass)
+    run = jax.jit(update_pass, static_argnums=0)
     ar, consistency = 0.0, 0.0
     for ids in batch["ids"]:
         user = ByHand(method, params, ids)
@@ -127,8 +135,8 @@ def test_live_memories_are_an_unbroken_recurrence_of_what_updates_say(memory):
         for h in range(K):
             events, valid = user.window(h, S)
             lengths = valid.sum(axis=1).astype(np.int32)
-            _, said = update_pass(params, user.previous(h, reference), events, lengths, None)
-            live.append(method._leave(params, said, state))
+            _, outputs = run(method, params, user.previous(h, reference), events, lengths, None)
+            live.append(to_memory(method, params, outputs, state))
             state = fold(state, live[-1], jnp.array([True]))
         np.testing.assert_allclose(live[0], reference[0], atol=1e-5)
         np.testing.assert_allclose(live[1], user.updated(1, reference), atol=1e-5)
@@ -140,35 +148,37 @@ def test_live_memories_are_an_unbroken_recurrence_of_what_updates_say(memory):
     np.testing.assert_allclose(terms["consistency"][0], consistency, rtol=1e-4)
 
 
-class WholeUpdates(Rec2PM):
-    """The chain written out: whole update passes over all windows, folded from nothing on."""
-
-    def _live(self, params, reference, windows, rng, hidden):
-        before = self._previous(reference)
-        _, at_queries = self._update_windows(params, before, windows, rng, hidden)
-        at_queries = at_queries.reshape(len(reference), K, *reference.shape[2:])
-        state, memories = self.init_state(params, len(reference)), []
-        for h in range(K - 1):
-            memories.append(self._leave(params, at_queries[:, h], state))
-            state = fold(state, memories[-1], jnp.ones(len(reference), bool))
-        return jnp.stack(memories, axis=1)
+def whole_updates(memory, params, reference, windows, rng):
+    """`live_memories` written out: whole update passes over all windows, folded from the first on."""
+    before = rec2pm.states_before(memory, reference)
+    _, at_queries = memory.update_pass(params, before, windows, rng)
+    at_queries = at_queries.reshape(len(reference), K, *reference.shape[2:])
+    state, memories = memory.init_state(len(reference)), []
+    for h in range(K - 1):
+        memories.append(memory.apply(params, "from_query_outputs", at_queries[:, h], state))
+        state = fold(state, memories[-1], jnp.ones(len(reference), bool))
+    return jnp.stack(memories, axis=1)
 
 
 @pytest.mark.parametrize(("backbone", "bias", "memory", "recent", "sketch"), CASES)
-def test_the_chain_leaves_out_only_what_nobody_needs(backbone, bias, memory, recent, sketch):
+def test_live_memories_compute_only_what_is_needed(
+    monkeypatch, backbone, bias, memory, recent, sketch
+):
     """Loss and gradients against updates of all segments, at all of their rows and events."""
     method, params = make(backbone, bias=bias, memory=memory, recent=recent, sketch=sketch)
     window = method.config.data.window
     batch = batch_of([window + 1, 8, 4], window + 1)
 
-    def objective(method):
+    def objective():
         def total(params):
-            terms = method.loss(params, batch, jax.random.key(0), step=0)
+            terms = method.loss(params, batch, jax.random.key(0))
             return sum(value for value, _ in terms.values())
 
         return jax.jit(jax.value_and_grad(total))(params)
 
-    got, expected = objective(method), objective(WholeUpdates(method.config, method.num_items))
+    got = objective()
+    monkeypatch.setattr(rec2pm, "live_memories", whole_updates)
+    expected = objective()
     scale = max(np.abs(a).max() for a in jax.tree.leaves(expected[1]))
     for a, b in zip(*map(jax.tree.leaves, (got, expected)), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6 * scale)
@@ -180,9 +190,8 @@ def test_training_is_what_inference_does_with_a_time_bias():
     batch = batch_of([10, 10], 10, times=True)
     events = Events(batch["ids"][:, :9], batch["times"][:, :9])
     lengths, ends = np.array([9, 9], np.int32), np.array([[3, 6, 9]], np.int32)
-    trained, _ = jax.jit(method._reference_pass)(
-        params, events, lengths, ends, batch["times"][:, 1:]
-    )
+    run = jax.jit(reference_pass, static_argnums=0)
+    trained = run(method, params, events, lengths, ends, batch["times"][:, 1:])
     first = columns(events, 0, S)
     seen = (first, first.ids > 0)
     update = lambda p, *args: method.update(p, method.init_state(p, 2), *args)  # noqa: E731
@@ -191,22 +200,6 @@ def test_training_is_what_inference_does_with_a_time_bias():
         np.testing.assert_allclose(state.memory, trained[:, 0], atol=1e-4)
         unaware = memory_of(params, *seen)
         assert np.abs(unaware.memory - trained[:, 0]).max() > 1e-3  # the argument matters
-
-
-def test_reference_ar_is_the_loss_of_a_pass_without_queries():
-    method, params = make("hstu", bias="position", reference_ar=0.5)
-    batch = batch_of([10, 5], 10)
-    terms = terms_of(method, params, batch)
-    total = 0.0
-    for ids in batch["ids"]:
-        inputs, targets = ids[None, :-1], ids[None, 1:]
-        lengths = np.array([(inputs > 0).sum()], np.int32)
-        ends = np.array([[1]], np.int32)  # any group: events do not see it
-        run = jax.jit(method._reference_pass, static_argnames="items")
-        _, items = run(params, Events(inputs), lengths, ends, None, items=True)
-        total += cross_entropy(method, params, items, targets)
-    np.testing.assert_allclose(terms["reference_ar"][0], total, rtol=1e-5)
-    assert terms["reference_ar"][1] == 9 + 4
 
 
 @pytest.mark.parametrize(
@@ -230,20 +223,13 @@ def test_single_pass_losses_are_what_reads_score(name, sketch):
             positions += (targets > 0).sum()
     np.testing.assert_allclose(terms["ar"][0], total, rtol=1e-5)
     assert terms["ar"][1] == positions
-    assert set(terms) == set(method.loss_weights(0)) == {"ar"}
+    assert set(terms) == set(method.loss_weights) == {"ar"}
 
 
-def test_consistency_reduction_ramp_and_coefficients():
-    method, params = make(consistency=2.0, consistency_ramp=10, bag=0.3, reference_ar=0.4)
-    summed, _ = make(consistency_reduction="sum")
-    batch = batch_of([10], 10)
-    mean, total = (terms_of(m, params, batch)["consistency"][0] for m in (method, summed))
-    np.testing.assert_allclose(total, mean * SLOTS * method.config.model.dim, rtol=1e-5)
-    ramp = [float(method.loss_weights(step)["consistency"]) for step in (0, 5, 10, 99)]
-    np.testing.assert_allclose(ramp, [0, 1, 2, 2], rtol=1e-6)
-    at_start = {k: round(float(v), 6) for k, v in method.loss_weights(0).items()}
-    expected = {"ar": 1, "consistency": 0, "reference_ar": 0.4, "bag": 0.3}
-    assert at_start == expected
+def test_loss_weights_are_the_configured_ones():
+    method, params = make(consistency=0.3)
+    assert method.loss_weights == {"ar": 1.0, "consistency": 0.3}
+    assert set(terms_of(method, params, batch_of([10], 10))) == {"ar", "consistency"}
 
 
 # --- gradients ---
@@ -251,7 +237,7 @@ def test_consistency_reduction_ramp_and_coefficients():
 
 @functools.cache
 def compiled_gradient(method, term):
-    return jax.jit(jax.grad(lambda p, batch: method.loss(p, batch, None, step=0)[term][0]))
+    return jax.jit(jax.grad(lambda p, batch: method.loss(p, batch, None)[term][0]))
 
 
 def gradient(method, params, batch, term):
@@ -267,69 +253,33 @@ def test_next_item_loss_reaches_the_queries_through_the_memory():
         assert np.all(got) if reached else not np.any(got)
 
 
-def test_stopping_the_target_cuts_consistency_from_the_reference_only():
+def test_consistency_moves_both_sides_on_whole_segments_after_the_first():
     rng = np.random.default_rng(0)
     reference, updated = rng.normal(0, 1, (2, 2, 3, SLOTS, 8)).astype(np.float32)
     whole = np.array([[True, True, True], [True, True, False]])
-    for stop in (True, False):
-        method, _ = make(stop_target=stop)
-        value, (to_reference, to_updated) = jax.value_and_grad(
-            lambda r, u, method=method: method._consistency(r, u, whole)[0], argnums=(0, 1)
-        )(reference, updated)
-        counted = [(0, 1), (0, 2), (1, 1)]  # whole segments after the first
-        expected = sum(np.mean(np.square(updated[i] - reference[i])) for i in counted)
-        np.testing.assert_allclose(value, expected, rtol=1e-5)
-        assert np.any(to_reference) != stop
-        reached = np.any(np.asarray(to_updated), axis=(2, 3))
+    value, gradients = jax.value_and_grad(
+        lambda r, u: rec2pm.consistency(r, u, whole)[0], argnums=(0, 1)
+    )(reference, updated)
+    counted = [(0, 1), (0, 2), (1, 1)]
+    expected = sum(np.mean(np.square(updated[i] - reference[i])) for i in counted)
+    np.testing.assert_allclose(value, expected, rtol=1e-5)
+    for gradient in gradients:
+        reached = np.any(np.asarray(gradient), axis=(2, 3))
         np.testing.assert_array_equal(reached, [[0, 1, 1], [0, 1, 0]])
 
 
-def test_consistency_reaches_the_reference_through_the_input_even_when_stopped():
-    """m_{h-1}^ref is what the update starts from: stopping is for the target alone."""
+def test_dropout_needs_a_key_and_changes_the_loss():
+    method, params = make(live_memory_prob=0.0)
+    dropped, _ = make(live_memory_prob=0.0, model=(("dropout", 0.5),))
     batch = batch_of([10, 10], 10)
-    stopped, flowing = (
-        gradient(make(stop_target=stop)[0], make()[1], batch, "consistency")["memory"]
-        for stop in (True, False)
-    )
-    assert np.any(stopped["adapter"]["kernel"])
-    assert not np.allclose(stopped["query_embedding"], flowing["query_embedding"], rtol=1e-2)
-
-
-def test_bag_predicts_the_items_of_the_next_segment_only():
-    method, params = make(bag=0.5)
-    batch = batch_of([10, 5, 3], 10)  # inputs 9, 5 (3 + 2 of a part) and 3
-    total, weight = terms_of(method, params, batch)["bag"]
-    expected = 0.0
-    for ids in batch["ids"]:
-        user = ByHand(method, params, ids)
-        for h in range(K - 1):
-            following = user.inputs[:, (h + 1) * S : (h + 2) * S]
-            vector = np.asarray(user.reference(h)).reshape(1, 1, -1) @ params["memory"]["recall"]
-            vectors = np.repeat(vector, S, axis=1)
-            expected += cross_entropy(method, params, vectors, following)
-    np.testing.assert_allclose(total, expected, rtol=1e-5)
-    assert weight == 6 + 2 + 0
-    assert all(
-        np.all(np.isfinite(g)) for g in jax.tree.leaves(gradient(method, params, batch, "bag"))
-    )
-
-
-def test_hiding_and_dropout_need_a_key_and_change_the_loss():
-    hide, params = make(hide=1.0)
-    batch = batch_of([10, 10], 10)
-    plain = terms_of(make()[0], params, batch)["ar"][0]
-    np.testing.assert_allclose(terms_of(hide, params, batch)["ar"][0], plain, rtol=1e-6)
-    hidden = [terms_of(hide, params, batch, jax.random.key(s))["ar"][0] for s in (0, 0, 1)]
-    assert hidden[0] == hidden[1] != hidden[2] and abs(hidden[0] - plain) > 1e-3
-    dropped, _ = make(model=(("dropout", 0.5),))
+    plain = terms_of(method, params, batch)["ar"][0]
     np.testing.assert_allclose(terms_of(dropped, params, batch)["ar"][0], plain, rtol=1e-6)
     losses = [terms_of(dropped, params, batch, jax.random.key(s))["ar"][0] for s in (0, 0, 1)]
-    assert losses[0] == losses[1] != losses[2]
+    assert losses[0] == losses[1] != losses[2] and abs(losses[0] - plain) > 1e-3
 
 
 def test_sampled_softmax_in_training():
-    loss = (("kind", "sampled_softmax"), ("negatives", 5), ("normalize", True))
-    method, params = make(loss=(*loss, ("temperature", 0.05), ("in_batch", True)))
+    method, params = make(loss=(("negatives", 5)))
     terms = terms_of(method, params, batch_of([10, 5], 10), jax.random.key(0))
     assert all(np.isfinite(total) for total, _ in terms.values())
     assert terms["ar"][1] == 9 + 4
@@ -345,9 +295,9 @@ def test_sampled_softmax_in_training():
     ],
 )
 def test_randomness_does_not_depend_on_the_division_of_the_batch(name, sharing):
-    """Dropout, hidden events, live memories and negatives of an example are its own."""
-    loss = (("kind", "sampled_softmax"), ("negatives", 4), ("sharing", sharing))
-    method, params = make(name=name, model=(("dropout", 0.5),), loss=loss, hide=0.5, live=0.5)
+    """An example draws dropout, live memories and negatives whatever its batch mates are."""
+    loss = (("negatives", 4), ("sharing", sharing))
+    method, params = make(name=name, model=(("dropout", 0.5),), loss=loss, live_memory_prob=0.5)
     batch = batch_of([10, 8, 10], 10)
     whole = terms_of(method, params, batch, jax.random.key(3))
     parts = [

@@ -10,9 +10,8 @@ import numpy as np
 import pytest
 
 from rec2pm_jax.config import ModelConfig
-from rec2pm_jax.nn.attention import AttentionDropout
 from rec2pm_jax.nn.cache import Rows
-from tests.nn.test_layers import DIM, TOKENS, large_parameters, make_layout, stack
+from tests.helpers.layers import DIM, TOKENS, large_parameters, make_layout, stack
 
 USERS = 3
 WANTED = {"shared": (Rows(1, 3), [1, 1, 1]), "own": (Rows(jnp.array([1, 0, 3]), 3), [1, 0, 3])}
@@ -47,18 +46,20 @@ def value_and_gradients(run, module_params, x):
 
 
 @pytest.mark.parametrize("wanted", WANTED)
-@pytest.mark.parametrize("scan", [True, False])
+@pytest.mark.parametrize("unroll", [True, False])
 @pytest.mark.parametrize(("backbone", "bias", "layers"), CASES)
-def test_wanted_rows_and_gradients_are_those_of_a_whole_pass(backbone, bias, layers, scan, wanted):
+def test_wanted_rows_and_gradients_are_those_of_a_whole_pass(
+    backbone, bias, layers, unroll, wanted
+):
     module, layout, params = made(backbone, bias, layers)
-    only, first = WANTED[wanted]
+    rows, first = WANTED[wanted]
 
     def whole(params, x):
-        out, _ = module.apply({"params": params}, x, layout)
-        return jnp.stack([out[b, f : f + only.count] for b, f in enumerate(first)])
+        out, _ = module(params, x, layout)
+        return jnp.stack([out[b, f : f + rows.count] for b, f in enumerate(first)])
 
     def some(params, x):
-        return module.rows(params, x, layout, only=only, scan=scan)[0]
+        return module(params, x, layout, wanted=rows, unroll=unroll)[0]
 
     expected = value_and_gradients(whole, params, tokens())
     got = value_and_gradients(some, params, tokens())
@@ -67,8 +68,9 @@ def test_wanted_rows_and_gradients_are_those_of_a_whole_pass(backbone, bias, lay
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6 * scale)
 
 
-@pytest.mark.parametrize("scan", [True, False])
-def test_every_layer_and_row_number_draws_its_own_dropout(scan):
+@pytest.mark.parametrize("unroll", [True, False])
+@pytest.mark.parametrize("wanted", [Rows(1, 4), None])
+def test_every_layer_and_row_number_draws_different_dropout(wanted, unroll):
     """SASRec layers that add 400 * mask after a norm: the masks of the last two can be read off."""
     module, layout, params = made("sasrec", "none", 2, 0.5)
     params = jax.tree.map(jnp.zeros_like, params)
@@ -78,13 +80,13 @@ def test_every_layer_and_row_number_draws_its_own_dropout(scan):
     x[2] = x[0]
 
     def out(key, rows=slice(None)):
-        dropout = AttentionDropout(key, numbers[rows])
-        return module.rows(params, x[rows], layout, only=Rows(1, 4), dropout=dropout, scan=scan)[0]
+        options = {"rng": key, "rows": numbers[rows], "wanted": wanted, "unroll": unroll}
+        return module(params, x[rows], layout, **options)[0]
 
     key = jax.random.key(7)
     got = np.asarray(out(key))
     np.testing.assert_array_equal(got[0], got[2])  # the same number
-    np.testing.assert_array_equal(got[1], out(key, slice(1, 2))[0])  # whoever else is there
+    np.testing.assert_array_equal(got[1], out(key, slice(1, 2))[0])  # whatever its batch mates
     second = got[:2] > 200
     first = got[:2] - 400 * second > 0
     for mask in (first, second):
@@ -98,9 +100,9 @@ def test_the_last_layer_makes_attention_scores_of_wanted_rows_only():
     module, layout, params = made("sasrec", "none", 1)
 
     def run(params, x):
-        return module.rows(params, x, layout, only=Rows(1, 2))[0]
+        return module(params, x, layout, wanted=Rows(1, 2), unroll=True)[0]
 
     program = jax.jit(run).lower(params, tokens()).as_text()
-    heads = module.config.heads
+    heads = module.spec.config.heads
     assert f"tensor<{USERS}x{heads}x2x{TOKENS}xf32>" in program
     assert f"tensor<{USERS}x{heads}x{TOKENS}x{TOKENS}xf32>" not in program

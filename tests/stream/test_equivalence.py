@@ -12,12 +12,14 @@ from hypothesis import strategies as st
 
 from rec2pm_jax.data.dataset import open_dataset
 from rec2pm_jax.evaluate.evaluator import evaluate
+from rec2pm_jax.evaluate.spec import EvalSpec
 from rec2pm_jax.methods.segments import archived
-from rec2pm_jax.stream import batches
-from rec2pm_jax.stream.engine import Engine, Options
-from rec2pm_jax.stream.events import Event
+from rec2pm_jax.stream.compute import batches
+from rec2pm_jax.stream.engine import Engine
+from rec2pm_jax.stream.lines.events import Event
+from rec2pm_jax.stream.options import EngineOptions
 from rec2pm_jax.stream.runner import run_stream
-from rec2pm_jax.stream.store import MemoryStore
+from rec2pm_jax.stream.stores.base import MemoryStore
 from tests.helpers.data import prepare_log, random_log
 from tests.helpers.stream import (
     RECENT,
@@ -79,16 +81,14 @@ def test_streamed_scores_are_those_of_evaluation(dataset, name):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["rec2pm_o hstu, times and types", "kv_mask_a sasrec"])
 def test_a_thousand_streamed_users_are_answered_as_evaluated(tmp_path, name):
-    """All events before the test targets in one stream, folded beside it; then one request each."""
+    """Stream all events before the test targets, then one request per user."""
     log = random_log(users=1010, items=30, events=16_000, seed=5)
     prepare_log(log, tmp_path, type_column="kind")
     dataset = open_dataset(tmp_path / "data")
     recommender = make_recommender(dataset, CONFIGS[name])
     assert dataset.lengths.max() > 10 * SEGMENT
-    offline = evaluate(
-        recommender.method, recommender.params, dataset, split="test", protocol="leave_one_out",
-        swap=False,
-    )  # fmt: skip
+    spec = EvalSpec("test", protocol="leave_one_out", swap=False)
+    offline = evaluate(recommender.method, recommender.params, dataset, spec)
     users = len(offline.user)
     assert users == len(np.unique(offline.user)) >= 1000
 
@@ -135,8 +135,22 @@ def test_a_request_without_time_asks_at_the_last_event(dataset, name):
     assert (later == now) == ("times" not in name)
 
 
+def test_many_users_are_answered_as_one_by_one(dataset):
+    recommender = make_recommender(dataset, CONFIGS["rec2pm_o hstu, times and types"])
+    users = [recommender.new_user()]
+    for index, n in ((0, 3), (1, 14), (4, 26)):
+        users.append(recommender.observe(users[0], raw_events(dataset, index, n)))
+    users.insert(2, users[0])
+    together = recommender.recommend_many(users, 4, exclude=["i1"])
+    for user, answer in zip(users, together, strict=True):
+        expected = recommender.recommend(user, 4, exclude=["i1"])
+        assert [r.item for r in answer] == [r.item for r in expected]
+        scores = [[r.score for r in found] for found in (answer, expected)]
+        np.testing.assert_allclose(*scores, rtol=0, atol=2e-4)
+
+
 @pytest.mark.parametrize("name", ["rec2pm_o sasrec", "kv_mask_a sasrec", "recent sasrec", "full"])
-def test_what_is_kept(dataset, name):
+def test_memory_and_pending_events_of_a_user(dataset, name):
     config = CONFIGS.get(name, make_config("full"))
     recommender = make_recommender(dataset, config)
     method, slots = recommender.method, config.method.slots
@@ -151,10 +165,10 @@ def test_what_is_kept(dataset, name):
         if groups:
             assert kept == n - archived(n, SEGMENT, RECENT)
             assert n < RECENT or RECENT <= kept <= SEGMENT + RECENT - 1
-            assert recommender.updates(user) == archived(n, SEGMENT, RECENT) // SEGMENT
+            assert recommender.count_updates(user) == archived(n, SEGMENT, RECENT) // SEGMENT
         else:
             assert kept == min(n, method.read_length)
-            assert recommender.updates(user) == 0
+            assert recommender.count_updates(user) == 0
         newest = dataset.sequence(0).ids[n - kept : n]
         np.testing.assert_array_equal(user.pending.ids, newest)
 
@@ -186,10 +200,10 @@ def test_chunking_and_interleaving_change_nothing(dataset, data):
     engine = engine_of(recommender, [stream[a:b] for a, b in bounds])
     for index, n in lengths.items():
         alone = recommender.observe(recommender.new_user(), raw_events(dataset, index, n))
-        assert_same_user(engine.user(f"u{index}"), alone)
+        assert_same_user(engine.get_user(f"u{index}"), alone)
 
 
-def test_more_users_than_a_batch_and_nothing_compiled_twice(dataset, monkeypatch):
+def test_many_users_compile_nothing_while_serving(dataset, monkeypatch):
     monkeypatch.setattr(batches, "MAX_BATCH", 8)
     recommender = make_recommender(dataset, CONFIGS["rec2pm_o sasrec"])
     history = raw_events(dataset, 0, 40)
@@ -201,10 +215,10 @@ def test_more_users_than_a_batch_and_nothing_compiled_twice(dataset, monkeypatch
     for u in range(29):
         answer = engine.recommend(f"u{u}", 4)
         alone = recommender.observe(recommender.new_user(), history[: 12 + u % 29])
-        assert_same_user(engine.user(f"u{u}"), alone)
+        assert_same_user(engine.get_user(f"u{u}"), alone)
         expected = recommender.recommend(alone, 4)
         assert [r.item for r in answer.items] == [r.item for r in expected]
-        assert (answer.events, answer.updates) == (alone.events, recommender.updates(alone))
+        assert (answer.events, answer.updates) == (alone.events, recommender.count_updates(alone))
 
     for users in (1, 2, 4, 8):  # every bucket
         engine_of(recommender, [stream(users)]).recommend("u0", 4)
@@ -223,10 +237,10 @@ def test_more_users_than_a_batch_and_nothing_compiled_twice(dataset, monkeypatch
 @pytest.mark.parametrize(
     "name", ["rec2pm_a hstu", "kv_mask_o hstu, times and types", "recent sasrec"]
 )
-def test_hot_sessions_answer_as_whole_reads(dataset, name, kind):
-    """Requests after 0 to 12 further events, at various times, of more users than stay hot."""
+def test_open_sessions_answer_as_whole_reads(dataset, name, kind):
+    """Requests after 0 to 12 further events, at various times, of more users than sessions."""
     recommender = make_recommender(dataset, CONFIGS[name])
-    engine = Engine(recommender, MemoryStore(), Options(memory=kind, sessions=2))
+    engine = Engine(recommender, MemoryStore(), EngineOptions(memory=kind, sessions=2))
     rng = np.random.default_rng(0)
     waiting = {f"u{i}": raw_events(dataset, i) for i in (0, 1, 4)}
     for turn in range(60):
@@ -234,7 +248,7 @@ def test_hot_sessions_answer_as_whole_reads(dataset, name, kind):
         count = int(rng.choice([0, 0, 1, 1, 1, 2, 12], p=[0.2, 0.1, 0.2, 0.2, 0.1, 0.15, 0.05]))
         engine.ingest([Event(user, **e) for e in waiting[user][:count]])
         waiting[user] = waiting[user][count:]
-        state = engine.user(user)
+        state = engine.get_user(user)
         if not state.events:
             continue
         later = None if turn % 3 else state.last_time + 1000 * turn
@@ -243,7 +257,7 @@ def test_hot_sessions_answer_as_whole_reads(dataset, name, kind):
         np.testing.assert_allclose(
             [r.score for r in answer.items], [r.score for r in expected], rtol=0, atol=2e-4
         )
-        assert answer.updates == recommender.updates(state) == int(state.state.segments)
+        assert answer.updates == recommender.count_updates(state) == int(state.state.segments)
     assert engine.sessions.hits > 5 and engine.sessions.misses > 5
 
 

@@ -1,4 +1,4 @@
-"""Exported programs give what the live model gives, whatever the batch, and say what they take."""
+"""Exported programs equal the model for any batch, and the manifest describes them."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ import pytest
 
 from rec2pm_jax.errors import UserError
 from rec2pm_jax.methods.registry import make_method
-from rec2pm_jax.stream import batches
-from rec2pm_jax.stream.artifacts import export_functions, weights_of
 from rec2pm_jax.stream.catalogue import Catalogue
+from rec2pm_jax.stream.compute import batches
 from rec2pm_jax.stream.engine import Engine
-from rec2pm_jax.stream.events import make_event
-from rec2pm_jax.stream.export import write_export
+from rec2pm_jax.stream.export.directory import write_export
+from rec2pm_jax.stream.export.programs import collect_weights, export_functions
+from rec2pm_jax.stream.lines.events import parse_event
 from rec2pm_jax.stream.recommender import Recommender
-from rec2pm_jax.stream.store import MemoryStore
+from rec2pm_jax.stream.stores.base import MemoryStore
 from rec2pm_jax.typing import Events, State
 from tests.helpers.stream import (
     RECENT,
@@ -46,7 +46,7 @@ def dataset(tmp_path_factory):
 
 
 def load(folder):
-    """(manifest, weights, functions by name) as a server without this package loads them."""
+    """Return (manifest, weights, functions by name), loaded as a server without this package does."""
     manifest = json.loads((folder / "manifest.json").read_text())
     weights = dict(np.load(folder / "weights.npz"))
     functions = {
@@ -57,8 +57,8 @@ def load(folder):
 
 
 def inputs_of(recommender, users, events, times, width, time_name):
-    """What a batch of live user states is to an exported function."""
-    padded, valid = batches.stack(events, width)
+    """Return the inputs of an exported function for a batch of user states."""
+    padded, valid = batches.pad_events(events, width)
     state = State(*(np.stack(rows) for rows in zip(*(u.state for u in users), strict=True)))
     fields = {n: x for n, x in padded._asdict().items() if x is not None}
     fields |= state._asdict() | {"length": valid.sum(axis=1).astype(np.int32)}
@@ -76,7 +76,7 @@ CASES = [
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_exported_functions_equal_the_live_model(case, dataset, tmp_path):
+def test_exported_functions_equal_the_model(case, dataset, tmp_path):
     recommender = make_recommender(dataset, make_config(*case))
     method, params = recommender.method, recommender.params
     write_export(recommender, META, tmp_path / "out", K)
@@ -84,12 +84,12 @@ def test_exported_functions_equal_the_live_model(case, dataset, tmp_path):
     assert set(functions) == ({"read"} if case[0] == "full" else {"update", "read"})
 
     # 12 users with some updates, one with events but no memory yet, one without events.
-    live = [recommender.observe(recommender.new_user(), raw_events(dataset, i)) for i in range(12)]
-    live.append(recommender.observe(recommender.new_user(), raw_events(dataset, 0, 1)))
-    live.append(recommender.new_user())
-    assert {u.state.groups.item() for u in live} >= ({0} if case[0] == "full" else {0, 1})
+    users = [recommender.observe(recommender.new_user(), raw_events(dataset, i)) for i in range(12)]
+    users.append(recommender.observe(recommender.new_user(), raw_events(dataset, 0, 1)))
+    users.append(recommender.new_user())
+    assert {u.state.groups.item() for u in users} >= ({0} if case[0] == "full" else {0, 1})
     timed = recommender.catalogue.uses_times
-    for batch in (live, live[-1:]):
+    for batch in (users, users[-1:]):
         asked = np.arange(len(batch), dtype=np.int32) + 10_000 if timed else None
         inputs = inputs_of(
             recommender,
@@ -141,8 +141,7 @@ def check_described(described, arrays, batch):
         assert described[name]["meaning"]
 
 
-@pytest.mark.smoke
-def test_manifest_says_what_is_there(dataset, tmp_path):
+def test_manifest_describes_the_files(dataset, tmp_path):
     config = make_config()
     recommender = make_recommender(dataset, config)
     returned = write_export(recommender, META, tmp_path / "out", 1000)
@@ -189,12 +188,12 @@ def test_parameters_that_diverged_are_refused(dataset, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_catalogue_too_large_to_sort_is_exported_for_any_batch():
+def test_a_large_catalogue_is_exported_for_any_batch():
     method = make_method(make_config(), 70_000)
     params = random_params(method)
     catalogue = Catalogue(Numbered(method.num_items), (), 0, uses_times=False, uses_types=False)
     recommender = Recommender(method, params, catalogue)
-    weights = weights_of(recommender, K)
+    weights = collect_weights(recommender, K)
     program = export_functions(method, weights, K)["read"].program
     read = jax.jit(jax.export.deserialize(bytearray(program)).call)
     rng = np.random.default_rng(0)
@@ -237,7 +236,7 @@ def test_example_serves_where_the_package_cannot_be_imported(case, dataset, tmp_
     for user in (3, 5, 8):
         for event in raw_events(dataset, user):
             lines.append({"user": str(user), **event})
-            engine.ingest([make_event(event, str(user))])
+            engine.ingest([parse_event(event, str(user))])
             if len(lines) % 4 == 0:
                 lines.append({"user": str(user), "recommend": 5})
                 answer = engine.recommend(str(user), 5)

@@ -1,4 +1,4 @@
-"""Lines in, answers out: what is skipped, what is counted, what is said."""
+"""Lines in, answers out: what is answered, skipped, counted and reported."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import pytest
 
 from rec2pm_jax.stream import runner
 from rec2pm_jax.stream.engine import Engine
-from rec2pm_jax.stream.events import Event, Refused, Request, parse_line
-from rec2pm_jax.stream.lmdb_store import LmdbStore
-from rec2pm_jax.stream.store import MemoryStore
+from rec2pm_jax.stream.lines.events import Event, RejectedInput, Request, parse_line
+from rec2pm_jax.stream.stores.base import MemoryStore
+from rec2pm_jax.stream.stores.lmdb_store import LmdbStore
 from tests.helpers.stream import (
     ListSource,
     make_config,
@@ -79,8 +79,8 @@ def test_parse_line():
         (b'{"user": "u", "recommend": 3, "exclude": [null]}', '"exclude" must hold'),
     ],
 )
-def test_malformed_lines_say_what_is_wrong(line, message):
-    with pytest.raises(Refused, match=message) as error:
+def test_malformed_lines_name_the_error(line, message):
+    with pytest.raises(RejectedInput, match=message) as error:
         parse_line(line)
     assert error.value.reason == "malformed"
 
@@ -102,22 +102,22 @@ def test_answers_come_in_order_with_everything_before_applied(dataset, engine):
         assert [tuple(i.values())[:2] for i in answer["items"]] == [r[:2] for r in expected]
         scores = [i["score"] for i in answer["items"]]
         assert scores == pytest.approx([r.score for r in expected], abs=1e-5)
-        assert answer["updates"] == model.updates(user)
+        assert answer["updates"] == model.count_updates(user)
     assert (summary.events, summary.answers, summary.skipped.total()) == (40, 21, 0)
-    assert summary.updates == 2 * model.updates(user)
+    assert summary.updates == 2 * model.count_updates(user)
     assert len(summary.read_ms) == 21
 
 
-def test_micro_batches_change_nothing(dataset, engine, monkeypatch):
+def test_the_size_of_steps_changes_nothing(dataset, engine, monkeypatch):
     lines = [{"user": i % 3} | e for i, e in enumerate(raw_events(dataset, 0))]
     one, _ = stream(engine, [*lines, {"user": "1", "recommend": 5}])
-    monkeypatch.setattr(runner, "MICRO_BATCH", 4)
-    held = []
+    monkeypatch.setattr(runner, "BULK", runner.BULK._replace(lines=4))
+    counts = []
     apply = Engine.apply
-    monkeypatch.setattr(Engine, "apply", lambda s, e: held.append(len(e)) or apply(s, e))
+    monkeypatch.setattr(Engine, "apply", lambda s, e: counts.append(len(e)) or apply(s, e))
     again = Engine(engine.recommender, MemoryStore())
     two, summary = stream(again, [*lines, {"user": "1", "recommend": 5}])
-    assert max(held) == 4 and sum(held) == len(lines) == summary.events
+    assert max(counts) == 4 and sum(counts) == len(lines) == summary.events
     assert [i["item"] for i in one[0]["items"]] == [i["item"] for i in two[0]["items"]]
 
 
@@ -143,7 +143,7 @@ def test_skipped_lines_are_counted_and_leave_no_trace(dataset, engine):
     )
     assert answer == clean and answer["events"] == 12
     assert summary.skipped == {"malformed": 2, "out of order": 2, "unknown item": 1}
-    report = "\n".join(summary.lines())
+    report = "\n".join(summary.format_report())
     assert "skipped 5 lines: 2 malformed, 2 out of order, 1 unknown item" in report
     assert "line 6: not JSON" in report
     assert "line 18: k=31" in report
@@ -156,7 +156,7 @@ def test_skipped_lines_are_counted_and_leave_no_trace(dataset, engine):
 def test_only_the_first_malformed_lines_are_quoted(engine):
     _, summary = stream(engine, [b"?\n"] * 50)
     assert summary.skipped["malformed"] == 50
-    quoted = [line.split(":")[0].strip() for line in summary.lines()[1:-1]]
+    quoted = [line.split(":")[0].strip() for line in summary.format_report()[1:-1]]
     assert quoted == ["line 1", "line 2", "line 3"]
 
 
@@ -168,7 +168,7 @@ def test_equal_times_keep_the_order_of_arrival_and_missing_times_pass(engine):
     )
     assert summary.events == 5
     ids = [engine.recommender.catalogue.items.id_of(i) for i in items]
-    assert engine.user("u").pending.ids.tolist() == ids
+    assert engine.get_user("u").pending.ids.tolist() == ids
 
 
 def test_order_is_kept_per_user(engine):

@@ -1,4 +1,4 @@
-"""A rebuilt store holds what a stream of the same events would have left, also after a stop."""
+"""A rebuilt store equals that of a stream of the same events, also if it was stopped."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ import pytest
 
 from rec2pm_jax.errors import UserError
 from rec2pm_jax.stream import rebuild as rebuilding
-from rec2pm_jax.stream.engine import Engine, Options
-from rec2pm_jax.stream.events import make_event
+from rec2pm_jax.stream.engine import Engine
+from rec2pm_jax.stream.lines.events import parse_event
+from rec2pm_jax.stream.options import EngineOptions
 from rec2pm_jax.stream.rebuild import rebuild
-from rec2pm_jax.stream.store import MemoryStore, open_store
+from rec2pm_jax.stream.stores.base import MemoryStore, open_store
 from tests.helpers.stream import make_config, make_data, make_recommender, raw_events, save_run
 
 ROOT = Path(__file__).parents[2]
@@ -27,18 +28,18 @@ def dataset(tmp_path_factory):
 
 
 def streamed(recommender, dataset, memory) -> MemoryStore:
-    """The store after a stream of every user's events."""
+    """Return the store after a stream of every user's events."""
     store = MemoryStore()
-    engine = Engine(recommender, store, Options(memory=memory))
+    engine = Engine(recommender, store, EngineOptions(memory=memory))
     for index in range(dataset.num_users):
         name = dataset.user(index)
-        engine.ingest([make_event(event, name) for event in raw_events(dataset, index)])
-    engine.commits.flush({})
+        engine.ingest([parse_event(event, name) for event in raw_events(dataset, index)])
+    engine.commit_writer.flush({})
     return store
 
 
 def users_of(store, recommender, memory):
-    form = Engine(recommender, store, Options(memory=memory)).form
+    form = Engine(recommender, store, EngineOptions(memory=memory)).record_format
     return {user: form.decode(user, record) for user, record in store.items()}, form
 
 
@@ -52,23 +53,25 @@ def users_of(store, recommender, memory):
     ids=str,
 )
 def test_rebuilt_states_are_streamed_states(case, memory, dataset, monkeypatch):
-    monkeypatch.setattr(rebuilding, "USERS", 5)  # three commits
+    monkeypatch.setattr(rebuilding, "USERS_PER_COMMIT", 5)  # three commits
     recommender = make_recommender(dataset, make_config(*case))
     store, seen = MemoryStore(), []
-    done = rebuild(recommender, dataset, store, Options(memory=memory), lambda *x: seen.append(x))
+    done = rebuild(
+        recommender, dataset, store, EngineOptions(memory=memory), lambda *x: seen.append(x)
+    )
     expected, form = users_of(streamed(recommender, dataset, memory), recommender, memory)
     found, _ = users_of(store, recommender, memory)
     assert set(found) == set(expected) and len(found) == dataset.num_users
-    for user, live in expected.items():
-        ours = found[user]
+    for name, user in expected.items():
+        ours = found[name]
         for field in ("events", "last_time", "groups", "segments", "pending", "watermark"):
-            assert getattr(ours, field) == getattr(live, field), (user, field)
-        assert (ours.memory is None) == (live.memory is None)
-        if live.memory:
-            bytes_ = (np.frombuffer(x.memory, np.uint8) for x in (ours, live))
+            assert getattr(ours, field) == getattr(user, field), (name, field)
+        assert (ours.memory is None) == (user.memory is None)
+        if user.memory:
+            bytes_ = (np.frombuffer(x.memory, np.uint8) for x in (ours, user))
             a, b = (rebuilding.decode(x, memory, form.dim) for x in bytes_)
             np.testing.assert_allclose(a, b, atol=1e-5 if memory == "float32" else 0.03)
-    updates = sum(live.segments for live in expected.values())
+    updates = sum(user.segments for user in expected.values())
     assert done == (dataset.num_users, dataset.lengths.sum(), updates, 0, 0)
     assert seen[-1] == (updates, updates) and seen == sorted(seen)
 
@@ -77,48 +80,51 @@ class Stopped(Exception):
     pass
 
 
-def test_a_stopped_rebuild_goes_on_and_never_mixes(dataset, tmp_path, monkeypatch):
-    monkeypatch.setattr(rebuilding, "USERS", 5)
+def test_a_stopped_rebuild_resumes_and_never_mixes(dataset, tmp_path, monkeypatch):
+    monkeypatch.setattr(rebuilding, "USERS_PER_COMMIT", 5)
     recommender = make_recommender(dataset, make_config())
     whole = MemoryStore()
-    rebuild(recommender, dataset, whole, Options(memory="int8"))
+    rebuild(recommender, dataset, whole, EngineOptions(memory="int8"))
 
     store = MemoryStore()
     put = store.put
 
-    def stop_at_second_commit(records, marks):
+    def stop_at_second_commit(records, metadata):
         if records and dict(store.items()):
             raise Stopped
-        put(records, marks)
+        put(records, metadata)
 
     monkeypatch.setattr(store, "put", stop_at_second_commit)
     with pytest.raises(Stopped):
-        rebuild(recommender, dataset, store, Options(memory="int8"))
+        rebuild(recommender, dataset, store, EngineOptions(memory="int8"))
     assert len(dict(store.items())) == 5
     monkeypatch.setattr(store, "put", put)
-    done = rebuild(recommender, dataset, store, Options(memory="int8"))
+    done = rebuild(recommender, dataset, store, EngineOptions(memory="int8"))
     assert done.found == 5 and done.users == dataset.num_users
     assert dict(store.items()) == dict(whole.items())
-    store.delete([dataset.user(0)])  # whoever is forgotten after that stays so
-    assert rebuild(recommender, dataset, store, Options(memory="int8")).found == dataset.num_users
+    store.delete([dataset.user(0)])  # a user deleted after that is not added again
+    assert (
+        rebuild(recommender, dataset, store, EngineOptions(memory="int8")).found
+        == dataset.num_users
+    )
     assert len(dict(store.items())) == dataset.num_users - 1
 
-    # Another format, another model, other data, somebody's live store.
+    # Another format, another model, other data, the store of a stream.
     with pytest.raises(UserError, match="memory 'int8', not 'float32'"):
-        rebuild(recommender, dataset, store, Options(memory="float32"))
+        rebuild(recommender, dataset, store, EngineOptions(memory="float32"))
     other = make_recommender(dataset, make_config(memory="append"))
     with pytest.raises(UserError, match="model"):
-        rebuild(other, dataset, store, Options(memory="int8"))
+        rebuild(other, dataset, store, EngineOptions(memory="int8"))
     grown = make_data(tmp_path)
     grown.info["content_hash"] = "other"
     with pytest.raises(UserError, match="begun from data"):
-        rebuild(recommender, grown, store, Options(memory="int8"))
+        rebuild(recommender, grown, store, EngineOptions(memory="int8"))
     with pytest.raises(UserError, match="that a stream left"):
         rebuild(
             recommender,
             dataset,
             streamed(recommender, dataset, "int8"),
-            Options(memory="int8"),
+            EngineOptions(memory="int8"),
         )
 
 
@@ -127,7 +133,7 @@ def test_ids_too_long_for_a_store_are_left_out(dataset, monkeypatch):
     longest = max(len(dataset.user(i).encode()) for i in range(dataset.num_users))
     monkeypatch.setattr(rebuilding, "MAX_USER_BYTES", longest - 1)
     store = MemoryStore()
-    done = rebuild(recommender, dataset, store, Options(memory="int8"))
+    done = rebuild(recommender, dataset, store, EngineOptions(memory="int8"))
     assert done.left_out > 0 and done.users + done.left_out == dataset.num_users
     assert len(dict(store.items())) == done.users
 
@@ -151,7 +157,7 @@ def test_command_writes_a_store_under_its_name_when_it_is_complete(dataset, tmp_
     recommender = make_recommender(dataset, config)
     found, _ = users_of(store, recommender, "int8")
     store.close()
-    assert {u: live.events for u, live in found.items()} == {
+    assert {name: user.events for name, user in found.items()} == {
         dataset.user(i): dataset.lengths[i] for i in range(dataset.num_users)
     }
     again = run()

@@ -1,4 +1,4 @@
-"""The shared store against a real server: several workers, a server that goes away, lost data."""
+"""The shared store on a real server: several workers, a server that goes away, lost data."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 
 from rec2pm_jax.errors import UserError
-from rec2pm_jax.stream.engine import Engine, Options
-from rec2pm_jax.stream.redis_store import RedisStore
-from rec2pm_jax.stream.runner import Pace, run_stream
-from rec2pm_jax.stream.sources import FileSource
-from rec2pm_jax.stream.store import MemoryStore
+from rec2pm_jax.stream.engine import Engine
+from rec2pm_jax.stream.lines.sources import FileSource
+from rec2pm_jax.stream.options import EngineOptions, Worker
+from rec2pm_jax.stream.runner import Intervals, run_stream
+from rec2pm_jax.stream.stores.base import MemoryStore
+from rec2pm_jax.stream.stores.redis_store import RedisStore
 from tests.helpers.stream import make_config, make_data, make_recommender, raw_events
 
 pytestmark = pytest.mark.slow
@@ -88,7 +89,7 @@ def assert_same(model, store, clean):
     wanted = dict(clean.store.items())
     assert found.keys() == wanted.keys()
     for user in wanted:
-        a, b = clean.form.decode(user, found[user]), clean.form.decode(user, wanted[user])
+        a, b = (clean.record_format.decode(user, records[user]) for records in (found, wanted))
         assert (a.events, a.last_time, a.pending) == (b.events, b.last_time, b.pending)
         if b.memory is not None:
             memories = [np.frombuffer(x.memory, np.float32) for x in (a, b)]
@@ -102,8 +103,8 @@ def test_protocol(server):
     store.put({"user 7": b"new"}, {"input:a": b"6"})
     again = RedisStore(server.url)
     assert again.get(["user 7", "nobody"]) == [b"new", None]
-    assert again.marks() == {"input:a": b"6", "meaning": b"{}"}
-    assert RedisStore(server.url, "1/2").marks() == {"meaning": b"{}"}
+    assert again.metadata() == {"input:a": b"6", "meaning": b"{}"}
+    assert RedisStore(server.url, "1/2").metadata() == {"meaning": b"{}"}
     assert dict(again.items()) == users | {"user 7": b"new"}
     assert again.delete(["user 7", "nobody"]) == 1 and again.get(["user 7"]) == [None]
     again.compact()
@@ -117,11 +118,11 @@ def test_workers_share_users(server, model, events):
     stores = [RedisStore(server.url, f"{i}/3") for i in range(3)]
     done = []
     for i, store in enumerate(stores):
-        engine = Engine(model, store, Options(worker=f"{i}/3"))
-        done.append(run_stream(engine, FileSource(events, store.marks()), print))
+        engine = Engine(model, store, EngineOptions(worker=Worker(i, 3)))
+        done.append(run_stream(engine, FileSource(events, store.metadata()), print))
     clean = clean_pass(model, events)
     assert sum(s.events for s in done) == sum(1 for _ in open(events))
-    assert all(s.events and s.others for s in done)
+    assert all(s.events and s.other_workers for s in done)
     assert_same(model, stores[0], clean)
     with pytest.raises(UserError, match="states of workers 3, not 1"):
         Engine(model, RedisStore(server.url))
@@ -129,7 +130,7 @@ def test_workers_share_users(server, model, events):
 
 def test_a_server_that_is_killed_and_comes_back(server, model, events):
     store = RedisStore(server.url)
-    engine = Engine(model, store, Options(max_live=1))
+    engine = Engine(model, store, EngineOptions(max_cached_users=1))
     over = threading.Event()
 
     def restarts():
@@ -141,8 +142,8 @@ def test_a_server_that_is_killed_and_comes_back(server, model, events):
     nemesis = threading.Thread(target=restarts)
     nemesis.start()
     try:
-        source = Slow(FileSource(events, store.marks()))
-        summary = run_stream(engine, source, print, pace=Pace(0.02))
+        source = Slow(FileSource(events, store.metadata()))
+        summary = run_stream(engine, source, print, intervals=Intervals(0.02))
     finally:
         over.set()
         nemesis.join()
@@ -159,12 +160,12 @@ class Slow:
     def __getattr__(self, name):
         return getattr(self._source, name)
 
-    def read(self, most, wait):
+    def read(self, max_lines, timeout_s):
         time.sleep(0.02)
-        return self._source.read(40, wait)
+        return self._source.read(40, timeout_s)
 
 
-def test_a_server_that_forgot_is_refused(server, tmp_path):
+def test_a_server_that_lost_commits_is_refused(server, tmp_path):
     store = RedisStore(server.url)
     store.put({"u": b"1"}, {"input:a": b"5"})
     server.kill()

@@ -1,4 +1,4 @@
-"""Exactly-once effect: restarts, replays, kills and growing files give what one clean pass gives."""
+"""Every event counts once: restarts, replays and kills give the states of one clean pass."""
 
 from __future__ import annotations
 
@@ -18,12 +18,13 @@ from hypothesis import strategies as st
 
 from rec2pm_jax.errors import UserError
 from rec2pm_jax.stream import runner
-from rec2pm_jax.stream.engine import Engine, Options
-from rec2pm_jax.stream.events import Event
-from rec2pm_jax.stream.lmdb_store import LmdbStore
-from rec2pm_jax.stream.runner import Pace, run_stream
-from rec2pm_jax.stream.sources import DirectorySource, FileSource
-from rec2pm_jax.stream.store import MemoryStore
+from rec2pm_jax.stream.engine import Engine
+from rec2pm_jax.stream.lines.events import Event
+from rec2pm_jax.stream.lines.sources import DirectorySource, FileSource
+from rec2pm_jax.stream.options import EngineOptions
+from rec2pm_jax.stream.runner import Intervals, run_stream
+from rec2pm_jax.stream.stores.base import MemoryStore
+from rec2pm_jax.stream.stores.lmdb_store import LmdbStore
 from tests.helpers.stream import make_config, make_data, make_recommender, raw_events, save_run
 
 
@@ -38,11 +39,11 @@ def model(dataset):
 
 
 class Killed(Exception):
-    """The process is gone: nothing after this instant happens."""
+    """Stands for the end of the process: nothing after this instant happens."""
 
 
 class Connection:
-    """A process's hold on a store; what a dead process writes never arrives."""
+    """A process's connection to a store; what a dead process writes never arrives."""
 
     def __init__(self, store):
         self._store, self._lock, self._dead = store, threading.Lock(), False
@@ -50,10 +51,10 @@ class Connection:
     def __getattr__(self, name):
         return getattr(self._store, name)
 
-    def put(self, records, marks):
+    def put(self, records, metadata):
         with self._lock:
             if not self._dead:
-                self._store.put(records, marks)
+                self._store.put(records, metadata)
 
     def die(self):
         with self._lock:
@@ -61,11 +62,11 @@ class Connection:
 
 
 def open_engine(model, store, **options):
-    return Engine(model, store, Options(**options))
+    return Engine(model, store, EngineOptions(**options))
 
 
 def interleaved(dataset, turns, seq=False):
-    """Events of users u0, u1, .. in the order of `turns`."""
+    """Return events of users u0, u1, .. in the order of `turns`."""
     waiting = {i: enumerate(raw_events(dataset, i)) for i in set(turns)}
     events = []
     for i in turns:
@@ -76,13 +77,13 @@ def interleaved(dataset, turns, seq=False):
 
 def assert_same_states(engine, expected, users, atol=1e-5):
     for user in users:
-        got, wanted = engine.user(user), expected.user(user)
+        got, wanted = engine.get_user(user), expected.get_user(user)
         np.testing.assert_array_equal(got.pending.ids, wanted.pending.ids)
         np.testing.assert_array_equal(got.pending.times, wanted.pending.times)
         np.testing.assert_array_equal(got.pending.types, wanted.pending.types)
         assert (got.events, got.last_time) == (wanted.events, wanted.last_time)
-        assert engine.form.decode(user, engine.store.get([user])[0]).watermark == (
-            expected.form.decode(user, expected.store.get([user])[0]).watermark
+        assert engine.record_format.decode(user, engine.store.get([user])[0]).watermark == (
+            expected.record_format.decode(user, expected.store.get([user])[0]).watermark
         )
         np.testing.assert_allclose(got.state.memory, wanted.state.memory, rtol=0, atol=atol)
 
@@ -96,7 +97,7 @@ def draw_turns(data, dataset, users=(0, 1, 4)):
 @settings(max_examples=15, deadline=None)
 @given(data=st.data())
 def test_any_restarts_of_a_file(dataset, model, tmp_path_factory, data):
-    """Killed between any two steps of the loop; commits may be begun, half encoded, or done."""
+    """Kill the stream between any two steps of the loop, before, in and after commits."""
     turns = draw_turns(data, dataset)
     path = tmp_path_factory.mktemp("any") / "events.jsonl"
     path.write_bytes(b"".join(json.dumps(e).encode() + b"\n" for e in interleaved(dataset, turns)))
@@ -107,8 +108,8 @@ def test_any_restarts_of_a_file(dataset, model, tmp_path_factory, data):
     store = MemoryStore()
     for steps in [*data.draw(st.lists(st.integers(1, 12), max_size=5)), None]:
         connection = Connection(store)
-        engine = open_engine(model, connection, max_live=1)  # what is settled is read again
-        source = FileSource(path, store.marks())
+        engine = open_engine(model, connection, max_cached_users=1)  # what is settled is read again
+        source = FileSource(path, store.metadata())
         left = iter(range(steps or 10**9))
 
         def stopped(left=left, steps=steps):
@@ -117,21 +118,21 @@ def test_any_restarts_of_a_file(dataset, model, tmp_path_factory, data):
             return False
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(runner, "MICRO_BATCH", data.draw(st.integers(1, 40)))
-            patch.setattr(runner, "_ENCODED", data.draw(st.integers(1, 3)))
+            lines, encoded = data.draw(st.integers(1, 40)), data.draw(st.integers(1, 3))
+            patch.setattr(runner, "BULK", runner.BULK._replace(lines=lines, encoded=encoded))
             try:
-                run_stream(engine, source, print, pace=Pace(0.0), stopped=stopped)
+                run_stream(engine, source, print, intervals=Intervals(0.0), stopped=stopped)
             except Killed:
                 connection.die()
     assert_same_states(open_engine(model, store), clean, users)
-    again = run_stream(open_engine(model, store), FileSource(path, store.marks()), print)
+    again = run_stream(open_engine(model, store), FileSource(path, store.metadata()), print)
     assert again.events == 0
 
 
 @settings(max_examples=15, deadline=None)
 @given(data=st.data())
 def test_any_replays_of_numbered_events(dataset, model, data):
-    """At-least-once delivery without offsets: any stretch is sent again, and restarts lose nothing."""
+    """Without positions: any part is sent again, and restarts lose nothing."""
     turns = draw_turns(data, dataset)
     events = [Event(**e) for e in interleaved(dataset, turns, seq=True)]
     clean = open_engine(model, MemoryStore())
@@ -144,7 +145,7 @@ def test_any_replays_of_numbered_events(dataset, model, data):
         at = min(len(events), at + 20 + data.draw(st.integers(0, 60)))
         done = engine.ingest(events[back:at])
         sent += done.events
-        assert {why.reason for _, why in done.refused} <= {"duplicate"}
+        assert {why.reason for _, why in done.rejected} <= {"duplicate"}
         engine.commit({})
         if data.draw(st.booleans()):
             engine = open_engine(model, store)
@@ -153,7 +154,7 @@ def test_any_replays_of_numbered_events(dataset, model, data):
 
 
 def test_equal_batches_give_equal_bits(dataset, model, monkeypatch):
-    monkeypatch.setattr(runner, "MICRO_BATCH", 16)
+    monkeypatch.setattr(runner, "BULK", runner.BULK._replace(lines=16))
     events = [Event(**e) for e in interleaved(dataset, [0, 1] * 20)]
     whole = open_engine(model, MemoryStore(), memory="int8")
     store = MemoryStore()
@@ -178,16 +179,18 @@ def test_a_store_of_another_model_or_format_is_refused(dataset, model):
 
 def test_far_future_events_do_not_lock_a_user_out(dataset, model):
     event = Event("u", **raw_events(dataset, 0, 1)[0])
-    engine = Engine(model, MemoryStore(), Options(max_ahead=60), now=lambda: event.time + 0.0)
+    engine = Engine(
+        model, MemoryStore(), EngineOptions(max_ahead_s=60), now=lambda: event.time + 0.0
+    )
     done = engine.ingest([event._replace(time=event.time + 61), event, event])
-    assert done.events == 2 and [why.reason for _, why in done.refused] == ["far future"]
-    assert engine.user("u").last_time == event.time
+    assert done.events == 2 and [why.reason for _, why in done.rejected] == ["far future"]
+    assert engine.get_user("u").last_time == event.time
 
 
-def test_ids_that_no_store_takes_are_malformed(dataset, model):
+def test_ids_too_long_for_a_store_are_malformed(dataset, model):
     event = Event("é" * 300, **raw_events(dataset, 0, 1)[0])
     done = open_engine(model, MemoryStore()).ingest([event])
-    assert done.events == 0 and [why.reason for _, why in done.refused] == ["malformed"]
+    assert done.events == 0 and [why.reason for _, why in done.rejected] == ["malformed"]
 
 
 def test_another_file_of_the_same_name_is_refused(tmp_path):
@@ -195,16 +198,16 @@ def test_another_file_of_the_same_name_is_refused(tmp_path):
     path.write_bytes(b"one\ntwo\nthr")
     source = FileSource(path, {})
     assert source.read(1, 0) == [b"one\n"]
-    marks = dict(source.marks())
+    positions = dict(source.positions())
     path.write_bytes(b"one\ntwo\nthree\nfour")
-    assert FileSource(path, marks).read(9, 0) == [b"two\n", b"three\n"]
+    assert FileSource(path, positions).read(9, 0) == [b"two\n", b"three\n"]
     for text in (b"on", b"One\ntwo\n"):
         path.write_bytes(text)
         with pytest.raises(UserError, match="another file .* give the new file another name"):
-            FileSource(path, marks)
+            FileSource(path, positions)
 
 
-def test_a_directory_is_read_in_order_and_lines_when_whole(tmp_path):
+def test_a_directory_is_read_in_order_and_in_whole_lines(tmp_path):
     (tmp_path / "b.jsonl").write_bytes(b"3\n")
     (tmp_path / "a.jsonl").write_bytes(b"1\n2")
     (tmp_path / "other.txt").write_bytes(b"no\n")
@@ -225,7 +228,7 @@ def test_a_directory_is_read_in_order_and_lines_when_whole(tmp_path):
     poll()
     poll()
     assert got[2:] == [b"22\n", b"5\n"]
-    again = DirectorySource(tmp_path, source.marks())
+    again = DirectorySource(tmp_path, source.positions())
     assert again.read(10, 0.3) == []
     assert not source.done
 
@@ -243,7 +246,7 @@ def start_cli(workdir, events, store, *more):
 @pytest.mark.slow
 @pytest.mark.parametrize("kills", [int(os.environ.get("STREAM_KILLS", "8"))])
 def test_kill_9_under_load(dataset, tmp_path, kills):
-    """At any instant, from the start of the process to the middle of a commit."""
+    """Kill processes at any instant, from their start to the middle of a commit."""
     config, rng = make_config(), random.Random(0)
     save_run(tmp_path / "run", dataset, config)
     model = make_recommender(dataset, config)
@@ -278,8 +281,8 @@ def test_kill_9_under_load(dataset, tmp_path, kills):
         process.communicate()
         deaths += 1
         opened = LmdbStore(store)
-        marks = opened.marks()
-        offsets.append(json.loads(marks.get("input:events.jsonl", b'{"offset": 0}'))["offset"])
+        metadata = opened.metadata()
+        offsets.append(json.loads(metadata.get("input:events.jsonl", b'{"offset": 0}'))["offset"])
         opened.close()
     assert deaths == kills and offsets == sorted(offsets)
     assert len(set(offsets)) > kills // 2  # killed while it worked, and work went on
@@ -297,17 +300,17 @@ def test_kill_9_under_load(dataset, tmp_path, kills):
         _, report = process.communicate(timeout=60)
         assert process.returncode == 0 and b"done:" in report, report
         opened = LmdbStore(store)
-        offsets.append(json.loads(opened.marks()["input:events.jsonl"])["offset"])
+        offsets.append(json.loads(opened.metadata()["input:events.jsonl"])["offset"])
         opened.close()
 
     clean = open_engine(model, MemoryStore())
     run_stream(clean, FileSource(path, {}), print)
     opened = LmdbStore(store)
     got = open_engine(model, opened)
-    assert json.loads(opened.marks()["input:events.jsonl"])["offset"] == path.stat().st_size
+    assert json.loads(opened.metadata()["input:events.jsonl"])["offset"] == path.stat().st_size
     assert dict(opened.items()).keys() == dict(clean.store.items()).keys()
     for user in [f"{block} {u}" for block in range(0, blocks, kills) for u in range(12)]:
-        state, wanted = got.user(user), clean.user(user)
+        state, wanted = got.get_user(user), clean.get_user(user)
         np.testing.assert_array_equal(state.pending.ids, wanted.pending.ids)
         assert (state.events, state.last_time) == (wanted.events, wanted.last_time)
         np.testing.assert_allclose(state.state.memory, wanted.state.memory, rtol=0, atol=1e-5)

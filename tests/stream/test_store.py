@@ -1,4 +1,4 @@
-"""Records and stores: what comes back, what is refused, what survives."""
+"""Records and stores: contents come back, foreign and damaged ones are refused."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from array import array
 import pytest
 
 from rec2pm_jax.errors import UserError
-from rec2pm_jax.stream.lmdb_store import LmdbStore
-from rec2pm_jax.stream.mutable_user import MutableUser
-from rec2pm_jax.stream.record import HEADER_BYTES, ModelIdentity, RecordFormat, has_expired
-from rec2pm_jax.stream.store import MemoryStore, claim, open_store, sweep
+from rec2pm_jax.stream.stores.base import MemoryStore, claim_store, delete_matching, open_store
+from rec2pm_jax.stream.stores.lmdb_store import LmdbStore
+from rec2pm_jax.stream.stores.record import HEADER_BYTES, ModelIdentity, RecordFormat, is_expired
+from rec2pm_jax.stream.users.mutable_user import MutableUser
 
-FORM = RecordFormat(ModelIdentity("ab" * 16, "c0ffee"), "int8", rows=4, dim=64, width=1)
+RECORDS = RecordFormat(ModelIdentity("ab" * 16, "c0ffee"), "int8", rows=4, dim=64, width=1)
 FIELDS = MutableUser.__slots__
 
 
-def make_live(pending=(5, 6, 70_000), segments=3, **changes) -> MutableUser:
-    live = MutableUser()
-    live.events, live.segments, live.groups = 603, segments, 1
-    live.memory = bytes(range(256)) + bytes(16) if segments else None
-    live.pending = array("i", pending)
+def make_user(pending=(5, 6, 70_000), segments=3, **changes) -> MutableUser:
+    user = MutableUser()
+    user.events, user.segments, user.groups = 603, segments, 1
+    user.memory = bytes(range(256)) + bytes(16) if segments else None
+    user.pending = array("i", pending)
     for name, value in changes.items():
-        setattr(live, name, value)
-    return live
+        setattr(user, name, value)
+    return user
 
 
 def same(a: MutableUser, b: MutableUser) -> bool:
@@ -36,52 +36,52 @@ def same(a: MutableUser, b: MutableUser) -> bool:
 
 @pytest.mark.smoke
 @pytest.mark.parametrize(
-    "live",
+    "user",
     [
-        make_live(),
-        make_live((), 0),
-        make_live(last_time=-5, watermark=2**62),
-        make_live(last_time=0),
+        make_user(),
+        make_user((), 0),
+        make_user(last_time=-5, watermark=2**62),
+        make_user(last_time=0),
     ],
 )
-def test_records_give_back_what_they_were_made_of(live):
-    record = FORM.encode("Zoë", live)
-    assert same(FORM.decode("Zoë", record), live)
-    assert len(record) == HEADER_BYTES + 272 * bool(live.segments) + 4 * len(live.pending)
+def test_decoding_a_record_gives_back_the_user(user):
+    record = RECORDS.encode("Zoë", user)
+    assert same(RECORDS.decode("Zoë", record), user)
+    assert len(record) == HEADER_BYTES + 272 * bool(user.segments) + 4 * len(user.pending)
     assert HEADER_BYTES <= 48
 
 
 def test_torn_and_foreign_records_are_refused():
-    record = FORM.encode("u", make_live())
+    record = RECORDS.encode("u", make_user())
     for at in range(len(record)):
         with pytest.raises(UserError, match="damaged|cannot read"):
-            FORM.decode("u", record[:at])
+            RECORDS.decode("u", record[:at])
         flipped = record[:at] + bytes([record[at] ^ 1]) + record[at + 1 :]
         with pytest.raises(UserError, match="damaged|cannot read"):
-            FORM.decode("u", flipped)
+            RECORDS.decode("u", flipped)
     with pytest.raises(UserError, match="damaged"):
-        FORM.decode("another user", record)
-    other = dataclasses.replace(FORM, identity=ModelIdentity("cd" * 16, "c0ffee"))
+        RECORDS.decode("another user", record)
+    other = dataclasses.replace(RECORDS, identity=ModelIdentity("cd" * 16, "c0ffee"))
     with pytest.raises(UserError, match="of another model than cdcd.* rebuild the memories"):
         other.decode("u", record)
     with pytest.raises(UserError, match="stored as int8, not bfloat16"):
-        dataclasses.replace(FORM, kind="bfloat16").decode("u", record)
+        dataclasses.replace(RECORDS, kind="bfloat16").decode("u", record)
 
 
 def test_expired_users_are_gone():
-    record = FORM.encode("u", make_live(), expires=1000)
-    assert has_expired("u", record, 1000.0) and not has_expired("u", record, 999.0)
-    assert FORM.decode("u", record, now=999.0) is not None
-    assert FORM.decode("u", record, now=1000.0) is None
+    record = RECORDS.encode("u", make_user(), expires=1000)
+    assert is_expired("u", record, 1000.0) and not is_expired("u", record, 999.0)
+    assert RECORDS.decode("u", record, now=999.0) is not None
+    assert RECORDS.decode("u", record, now=1000.0) is None
     store = MemoryStore()
-    store.put({"u": record, "v": FORM.encode("v", make_live())}, {})
-    assert sweep(store, lambda user, found: has_expired(user, found, 1000.0)) == 1
+    store.put({"u": record, "v": RECORDS.encode("v", make_user())}, {})
+    assert delete_matching(store, lambda user, found: is_expired(user, found, 1000.0)) == 1
     assert [user for user, _ in store.items()] == ["v"]
 
 
 @pytest.fixture(params=["memory", "lmdb"])
 def reopened(request, tmp_path):
-    """A function that opens the store again; of memory there is only one."""
+    """A function that opens the store again; the store in memory stays the same."""
     if request.param == "memory":
         store = MemoryStore()
         yield lambda: store
@@ -102,29 +102,29 @@ def reopened(request, tmp_path):
 def test_protocol(reopened):
     store = reopened()
     users = {f"user {i}": bytes([i]) * (i + 1) for i in range(100)}
-    assert store.get(["user 1"]) == [None] and store.marks() == {}
+    assert store.get(["user 1"]) == [None] and store.metadata() == {}
     store.put(users, {"input:a": b"5"})
     store.put({"user 7": b"new", "Zoë": b"x"}, {"input:a": b"6"})
     for again in (False, True):
         store = reopened() if again else store
         assert store.get(["user 7", "nobody", "user 2", "Zoë"]) == [b"new", None, b"\2\2\2", b"x"]
-        assert store.marks() == {"input:a": b"6"}
+        assert store.metadata() == {"input:a": b"6"}
         assert dict(store.items()) == users | {"user 7": b"new", "Zoë": b"x"}
     assert store.delete(["user 7", "nobody"]) == 1 and store.delete(["user 7"]) == 0
     store.compact()
     for again in (False, True):
         store = reopened() if again else store
         assert store.get(["user 7", "user 8"]) == [None, users["user 8"]]
-        assert len(dict(store.items())) == 100 and store.marks() == {"input:a": b"6"}
+        assert len(dict(store.items())) == 100 and store.metadata() == {"input:a": b"6"}
     assert store.size() > 0
 
 
-def test_another_meaning_is_refused(reopened):
-    meaning = {"model": "m1", "memory": "int8"}
-    claim(reopened(), meaning)
-    claim(reopened(), meaning)
+def test_other_settings_are_refused(reopened):
+    settings = {"model": "m1", "memory": "int8"}
+    claim_store(reopened(), settings)
+    claim_store(reopened(), settings)
     with pytest.raises(UserError, match="states of model 'm1', not 'm2'.* rebuild the memories"):
-        claim(reopened(), {"model": "m2", "memory": "int8"})
+        claim_store(reopened(), {"model": "m2", "memory": "int8"})
 
 
 def test_two_writers_are_refused(tmp_path):
@@ -140,7 +140,7 @@ def test_no_room_changes_nothing(tmp_path):
     store.put({"u": b"old"}, {"input": b"1"})
     with pytest.raises(UserError, match="no room left.* what was committed is safe"):
         store.put({"u": b"new"} | {f"{i}": bytes(1000) for i in range(1000)}, {"input": b"2"})
-    assert store.get(["u", "0"]) == [b"old", None] and store.marks() == {"input": b"1"}
+    assert store.get(["u", "0"]) == [b"old", None] and store.metadata() == {"input": b"1"}
     store.close()
 
 
@@ -148,7 +148,7 @@ def test_compaction_gives_space_back(tmp_path):
     store = LmdbStore(tmp_path)
     store.put({f"{i}": bytes(1000) for i in range(2000)}, {})
     full = store.size()
-    sweep(store, lambda user, _: int(user) >= 100)
+    delete_matching(store, lambda user, _: int(user) >= 100)
     store.compact()
     assert store.size() < full / 5 and len(dict(store.items())) == 100
     store.close()
@@ -166,9 +166,11 @@ def test_tidying_a_store_from_the_command_line(tmp_path):
     path = tmp_path / "users"
     store = LmdbStore(path)
     last_year, next_year = (int(time.time()) + days * 86_400 for days in (-365, 365))
-    records = {f"old {i}": FORM.encode(f"old {i}", make_live(), last_year) for i in range(3000)}
-    kept = {user: FORM.encode(user, make_live(), end) for user, end in (("a", 0), ("b", next_year))}
-    store.put(records | kept | {"7": FORM.encode("7", make_live())}, {"meaning": b"{}"})
+    records = {f"old {i}": RECORDS.encode(f"old {i}", make_user(), last_year) for i in range(3000)}
+    kept = {
+        user: RECORDS.encode(user, make_user(), end) for user, end in (("a", 0), ("b", next_year))
+    }
+    store.put(records | kept | {"7": RECORDS.encode("7", make_user())}, {"meaning": b"{}"})
     full = store.size()
     assert "in use by another process" in tidy(path, "--compact").stderr
     store.close()
@@ -179,7 +181,7 @@ def test_tidying_a_store_from_the_command_line(tmp_path):
         "forgot 3000 expired users",
     ]
     store = LmdbStore(path)
-    assert dict(store.items()) == kept and store.marks() == {"meaning": b"{}"}
+    assert dict(store.items()) == kept and store.metadata() == {"meaning": b"{}"}
     assert store.size() < full / 5
     store.put({"torn": b"x"}, {})
     store.close()

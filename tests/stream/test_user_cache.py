@@ -1,4 +1,4 @@
-"""Users held by a process: a dictionary in parts, against one dictionary."""
+"""The cache of users against one dictionary."""
 
 from __future__ import annotations
 
@@ -6,33 +6,33 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rec2pm_jax.stream.mutable_user import MutableUser
-from rec2pm_jax.stream.user_cache import UserCache
+from rec2pm_jax.stream.users.mutable_user import MutableUser
+from rec2pm_jax.stream.users.user_cache import UserCache
 
 
 @given(st.lists(st.one_of(st.integers(0, 300), st.none())))
-def test_it_holds_what_a_dictionary_would(turns):
-    """A number is a user who comes, None lets one go."""
-    held, expected = UserCache(), {}
+def test_the_cache_equals_a_dictionary(turns):
+    """A number adds a user, None removes one."""
+    cache, expected = UserCache(), {}
     for turn in turns:
         if turn is None and expected:
-            name, live = held.pop()
-            assert expected.pop(name) is live
+            name, user = cache.pop_oldest()
+            assert expected.pop(name) is user
         elif turn is not None and f"u{turn}" not in expected:
             expected[f"u{turn}"] = MutableUser()
-            held.add(f"u{turn}", expected[f"u{turn}"])
-        assert len(held) == len(expected)
-    for name, live in expected.items():
-        assert name in held and held[name] is held.get(name) is live
-    assert "nobody" not in held and held.get("nobody") is None
+            cache.add(f"u{turn}", expected[f"u{turn}"])
+        assert len(cache) == len(expected)
+    for name, user in expected.items():
+        assert name in cache and cache[name] is cache.get(name) is user
+    assert "other" not in cache and cache.get("other") is None
 
 
-def test_nobody_is_let_go_twice_and_the_first_of_a_part_goes_first():
-    held = UserCache()
+def test_every_user_is_removed_once_and_early_ones_first():
+    cache = UserCache()
     for n in range(6400):
-        held.add(f"u{n}", MutableUser())
-    left = [int(held.pop()[0][1:]) for _ in range(6400)]
+        cache.add(f"u{n}", MutableUser())
+    left = [int(cache.pop_oldest()[0][1:]) for _ in range(6400)]
     assert sorted(left) == list(range(6400))
-    assert max(left[:640]) < 3200  # the first tenth to go were among the first half to come
-    with pytest.raises(KeyError, match="nobody is held"):
-        held.pop()
+    assert max(left[:640]) < 3200  # the first tenth removed is among the first half added
+    with pytest.raises(KeyError, match="the cache is empty"):
+        cache.pop_oldest()

@@ -13,8 +13,8 @@ from rec2pm_jax.config_dict import config_hash, from_dict, to_dict
 from rec2pm_jax.errors import UserError
 from rec2pm_jax.train import checkpoint
 from rec2pm_jax.train.checkpoint import Checkpoints, abstract_with_sharding, load_for_inference
-from rec2pm_jax.train.identity import check_same_run
 from rec2pm_jax.train.optimizer import make_optimizer
+from rec2pm_jax.train.run_checks import check_same_run
 from rec2pm_jax.train.step import init_train_state
 from tests.helpers.train_fakes import FakeMethod, make_iterator
 

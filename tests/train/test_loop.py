@@ -14,10 +14,11 @@ import pytest
 
 from rec2pm_jax.config import Config, OptimConfig, TrainConfig
 from rec2pm_jax.errors import UserError
-from rec2pm_jax.train import checkpoint, loop
+from rec2pm_jax.train import checkpoint
 from rec2pm_jax.train.checkpoint import load_for_inference
 from rec2pm_jax.train.loop import train_on
 from rec2pm_jax.train.preemption import Preempted
+from rec2pm_jax.train.training_run import TrainingData, TrainingRun
 from tests.helpers.train_fakes import FakeMethod, assert_same_run, fake_validation, make_iterator
 
 BATCH = 4
@@ -35,8 +36,8 @@ def config_of(**train):
 def run(workdir, validate=fake_validation, method=None, profile="", **train):
     config = config_of(**train)
     method = method or FakeMethod(config, noise=0.1)
-    batches = make_iterator(BATCH)
-    return train_on(config, batches, "data", method, workdir, validate, profile=profile)
+    data = TrainingData(make_iterator(BATCH), "data")
+    return train_on(config, data, method, workdir, validate, profile)
 
 
 def rows(workdir, stream):
@@ -98,8 +99,8 @@ class Crash(Exception):
 
 
 def crash_before(monkeypatch, name, step):
-    """Makes `_Run.<name>` raise once when it is called at `step`."""
-    method = getattr(loop._Run, name)
+    """Makes `TrainingRun.<name>` raise once when it is called at `step`."""
+    method = getattr(TrainingRun, name)
 
     def crash(self):
         if self.progress.step == step:
@@ -107,16 +108,16 @@ def crash_before(monkeypatch, name, step):
             raise Crash
         return method(self)
 
-    monkeypatch.setattr(loop._Run, name, crash)
+    monkeypatch.setattr(TrainingRun, name, crash)
 
 
 @pytest.mark.parametrize(
     ("name", "step"),
     # _save at 4 and 12: the validation row is on disk and must not appear twice.
     [
-        ("advance", 1),
-        ("advance", 5),
-        ("advance", 11),
+        ("take_step", 1),
+        ("take_step", 5),
+        ("take_step", 11),
         ("_validate", 8),
         ("_save", 4),
         ("_save", 12),
@@ -132,7 +133,7 @@ def test_resumes_exactly_after_a_crash(undisturbed, tmp_path, name, step):
 
 
 def test_sigterm_saves_and_the_rerun_is_exact(undisturbed, tmp_path):
-    """It comes during the validation of step 4: the step after it is saved, though none was due."""
+    """It arrives during the validation of step 4; the step after it is saved."""
 
     def validate(params):
         os.kill(os.getpid(), signal.SIGTERM)

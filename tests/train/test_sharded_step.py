@@ -14,13 +14,13 @@ import pytest
 from rec2pm_jax.config_dict import from_dict, to_dict
 from rec2pm_jax.errors import UserError
 from rec2pm_jax.methods.registry import make_method
-from rec2pm_jax.nn.exchange import bucket_capacity
-from rec2pm_jax.nn.item_rows import rows_of, table_rows
+from rec2pm_jax.nn.catalogue.row_exchange import bucket_capacity
+from rec2pm_jax.nn.catalogue.sharded_table import ids_to_rows, table_rows
 from rec2pm_jax.train import optimizer
 from rec2pm_jax.train import partition as partition_lib
-from rec2pm_jax.train.loop import _does_not_fit
 from rec2pm_jax.train.sharded_step import draw_negatives
 from rec2pm_jax.train.step import step_rng
+from rec2pm_jax.train.step_check import check_step
 from tests.helpers.sharded import CONFIG, ITEMS, batches, by_id, config_of, train, train_whole
 
 
@@ -127,11 +127,10 @@ def test_an_overflowing_bucket_stops_and_names_what_it_needs():
     rows = table_rows(ITEMS)
     shared = np.append(0, draw_negatives(step_rng(0, 0), config.loss.negatives, ITEMS))
     asked = [np.unique(np.append(shared, ids)) for ids in np.split(batch["ids"], 8)]
-    needed = max(int(np.bincount(rows_of(ids, rows) // (rows // 8)).max()) for ids in asked)
+    needed = max(int(np.bincount(ids_to_rows(ids, rows) // (rows // 8)).max()) for ids in asked)
     assert int(metrics["bucket_rows"]) == needed > 8
-    error = _does_not_fit(1, {name: float(value) for name, value in metrics.items()})
-    assert isinstance(error, UserError)
-    assert f"for {needed} rows" in str(error) and "--config.compute.bucket_rows=" in str(error)
+    with pytest.raises(UserError, match=f"for {needed} rows.*--config.compute.bucket_rows="):
+        check_step(1, {name: float(value) for name, value in metrics.items()})
 
 
 @pytest.mark.parametrize(

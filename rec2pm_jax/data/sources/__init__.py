@@ -1,4 +1,8 @@
-"""The registry: what `launch.prepare` can read, by name. A new source is a file and a line here."""
+"""The registry of what `launch.prepare` can read. A new source is one file here and one line below.
+
+A source file reads the layout of one publisher into `schema.Interactions`, and exports a `Source`
+(`source.py`). The room `reading/` has helpers for that.
+"""
 
 from __future__ import annotations
 
@@ -18,60 +22,25 @@ from rec2pm_jax.data.sources import (
 )
 from rec2pm_jax.data.sources.source import Source
 
-_INTERACTIONS = Source(
-    name="interactions",
-    description="Your own log: CSV, TSV, Parquet or JSON-lines",
-    licence="Yours.",
-    load=interactions.load,
-    by_hand="name the columns",
-    example="--input=log.csv --user_column=uid --item_column=sku --time_column=ts",
-)
-_SYNTHETIC = Source(
-    name="synthetic",
-    description="Generated users whose taste shows in their first events only: a test of memory",
-    licence="None needed: nothing is read.",
-    load=synthetic.load,
-    by_hand="generated",
-)
-_SYNTHETIC_LOG = Source(
-    name="synthetic_log",
-    description="A generated log of any size with heavy-tailed users: a test of preparation",
-    licence="None needed: nothing is read.",
-    load=synthetic_log.load,
-    by_hand="generated",
-)
-
 SOURCES: dict[str, Source] = {
-    source.name: source
-    for source in (
-        merrec.SOURCE,
-        movielens.SOURCE,
-        kuairand.SOURCE,
-        ebnerd.SOURCE,
-        amazon.SOURCE,
-        yambda.SOURCE,
-        taobao.SOURCE,
-        lastfm.SOURCE,
-        complete_journey.SOURCE,
-        _INTERACTIONS,
-        _SYNTHETIC,
-        _SYNTHETIC_LOG,
+    module.SOURCE.name: module.SOURCE
+    for module in (
+        merrec,
+        movielens,
+        kuairand,
+        ebnerd,
+        amazon,
+        yambda,
+        taobao,
+        lastfm,
+        complete_journey,
+        interactions,
+        synthetic,
+        synthetic_log,
     )
 }
 
 
-def listing() -> str:
-    """The registry for a terminal: what, how to get it, licence, an example."""
-    blocks = []
-    for source in SOURCES.values():
-        get = "downloads with --download_dir=DIR" if source.downloads else source.by_hand
-        command = f"python -m launch.prepare --source={source.name} {source.example}"
-        lines = {
-            "get": get,
-            "licence": source.licence,
-            "page": source.page,
-            "example": f"{command.strip()} --output_dir=data/{source.name}",
-        }
-        details = "".join(f"\n  {label:<9}{text}" for label, text in lines.items() if text)
-        blocks.append(f"{source.name}: {source.description}{details}")
-    return "\n\n".join(blocks)
+def describe_sources() -> str:
+    """Return the registry for a terminal."""
+    return "\n\n".join(source.describe() for source in SOURCES.values())

@@ -1,23 +1,29 @@
 """Amazon Reviews 2023, one category: 571 M reviews from 1996 to 2023 in 33 categories.
 
 Schema: Hou et al., "Bridging Language and Items for Retrieval and Recommendation" (arXiv 2403.03952)
-and amazon-reviews-2023.github.io. Either CATEGORY.csv.gz (all reviews, "0core", or only those of users
-and items with five, "5core") with the header user_id,parent_asin,rating,timestamp, or CATEGORY.jsonl.gz
-("raw") with user_id, parent_asin, timestamp and the texts. Times are milliseconds. Titles come from
-meta_CATEGORY.jsonl.gz beside the file (parent_asin, title, main_category) when it is there.
+and amazon-reviews-2023.github.io. Two layouts are read; times are milliseconds:
+
+    CATEGORY.csv.gz      user_id,parent_asin,rating,timestamp: all reviews ("0core"), or those of users
+                         and items with at least five ("5core")
+    CATEGORY.jsonl.gz    user_id, parent_asin, timestamp and the texts ("raw")
+
+Titles come from meta_CATEGORY.jsonl.gz beside the file (parent_asin, title, main_category), if it
+exists.
 
 An event is a review, whatever its rating. The publisher states no checksums.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import polars as pl
 
-from rec2pm_jax.data.schema import Interactions, no_items
-from rec2pm_jax.data.sources import scan
-from rec2pm_jax.data.sources.download import Download
+from rec2pm_jax.data.options import PrepareOptions
+from rec2pm_jax.data.reading import scan
+from rec2pm_jax.data.reading.download import Download
+from rec2pm_jax.data.schema import Interactions, empty_items
 from rec2pm_jax.data.sources.source import Source
 
 CATEGORIES = tuple(
@@ -39,16 +45,18 @@ _FOLDERS = {
 _COLUMNS = {"user_id": pl.String, "parent_asin": pl.String, "timestamp": pl.Int64}
 
 
-def load(options) -> Interactions:
-    """Reads a file, or the one file of a directory; UserError when it is missing or unreadable."""
+def load(options: PrepareOptions) -> Interactions:
+    """Read a file, or the one file of a directory; UserError when it is missing or unreadable."""
     path = Path(options.input)
     if path.is_dir():
         found = [f for f in sorted(path.glob("*.gz")) if not f.name.startswith("meta_")]
         if len(found) != 1:
-            raise SOURCE.missing(f"{path} holds {len(found)} files .csv.gz or .jsonl.gz, not one.")
+            raise SOURCE.missing_error(
+                f"{path} holds {len(found)} files .csv.gz or .jsonl.gz, not one."
+            )
         path = found[0]
     dropped: dict[str, int] = {}
-    events = scan.events(
+    events = scan.read_events(
         _scan(path, _COLUMNS).select(
             user="user_id",
             item="parent_asin",
@@ -58,23 +66,23 @@ def load(options) -> Interactions:
         [path],
         dropped,
     )
-    return Interactions(events, _items(path), item_level="product", dropped=dropped)
+    return Interactions(events, _read_titles(path), item_level="product", dropped=dropped)
 
 
-def _scan(path: Path, columns: dict) -> pl.LazyFrame:
+def _scan(path: Path, columns: Mapping[str, type[pl.DataType]]) -> pl.LazyFrame:
     if ".jsonl" in path.suffixes:
-        return scan.open_lazily(pl.scan_ndjson, [path], columns, schema=columns)
-    return scan.open_lazily(pl.scan_csv, [path], columns, schema_overrides=columns)
+        return scan.scan_files(pl.scan_ndjson, [path], columns, schema=columns)
+    return scan.scan_files(pl.scan_csv, [path], columns, schema_overrides=columns)
 
 
-def _items(path: Path) -> pl.DataFrame:
+def _read_titles(path: Path) -> pl.DataFrame:
     meta = path.with_name(f"meta_{path.name.split('.')[0]}.jsonl.gz")
     if not meta.is_file():
-        return no_items()
+        return empty_items()
     columns = {"parent_asin": pl.String, "title": pl.String, "main_category": pl.String}
-    # One line per product is expected; where there are more, the smallest text keeps it deterministic.
+    # One line per product is expected. With several, the smallest text keeps the table deterministic.
     products = _scan(meta, columns).group_by(item="parent_asin")
-    return scan.items(
+    return scan.read_items(
         products.agg(pl.col("title").min(), category=pl.col("main_category").min()), [meta]
     )
 

@@ -1,14 +1,17 @@
 """KuaiRand: a month of exposures of short videos, with clicks; Pure, 1K and 27K.
 
 Schema: Gao et al., "KuaiRand: An Unbiased Sequential Recommendation Dataset with Randomly Exposed
-Videos" (CIKM 2022) and the field descriptions at kuairand.com; checksums: Zenodo record 10439422. CSV
-with a header in KuaiRand-X/data: log_standard_4_08_to_4_21_x.csv, log_standard_4_22_to_5_08_x.csv (in
-two parts for 27k) and log_random_4_22_to_5_08_x.csv, with user_id, video_id, time_ms, is_click and
-more; video_features_basic_x.csv with video_id and tag, e.g. "12,65".
+Videos" (CIKM 2022) and the field descriptions at kuairand.com; checksums: Zenodo record 10439422. The
+files in KuaiRand-X/data are CSV with a header:
 
-An event is an exposure with is_click = 1 (a click, or in the single-column interface a valid play);
-randomly exposed videos that were clicked are part of a user's history, too. Tags become categories,
-but not in 27K: its 32 M videos would outweigh its log.
+    log_standard_4_08_to_4_21_x.csv    user_id, video_id, time_ms, is_click and more
+    log_standard_4_22_to_5_08_x.csv    likewise (in two parts for 27k)
+    log_random_4_22_to_5_08_x.csv      likewise
+    video_features_basic_x.csv         video_id and tag, for example "12,65"
+
+An event is an exposure with is_click = 1: a click, or a valid play in the single-column interface.
+Clicked videos that were exposed at random count, too. Tags become categories, except in 27K, whose
+32 M videos would outweigh its log.
 """
 
 from __future__ import annotations
@@ -17,9 +20,10 @@ from pathlib import Path
 
 import polars as pl
 
-from rec2pm_jax.data.schema import Interactions, no_items
-from rec2pm_jax.data.sources import scan
-from rec2pm_jax.data.sources.download import Download
+from rec2pm_jax.data.options import PrepareOptions
+from rec2pm_jax.data.reading import scan
+from rec2pm_jax.data.reading.download import Download
+from rec2pm_jax.data.schema import Interactions, empty_items
 from rec2pm_jax.data.sources.source import Source
 
 _ARCHIVES = {
@@ -31,14 +35,14 @@ _LOGS = ("log_standard_4_08_to_4_21_*.csv", "log_standard_4_22_to_5_08_*.csv", "
 _FEATURES = "video_features_basic_*.csv"
 
 
-def load(options) -> Interactions:
-    """Reads the logs below a directory; UserError for missing or unreadable files."""
+def load(options: PrepareOptions) -> Interactions:
+    """Read the logs below a directory; UserError for missing or unreadable files."""
     directory = Path(options.input)
-    paths = scan.files(directory, _LOGS, SOURCE.missing)
+    paths = scan.find_files(directory, _LOGS, SOURCE.missing_error)
     columns = {"user_id": pl.Int64, "video_id": pl.Int64, "time_ms": pl.Int64, "is_click": pl.Int64}
-    frame = scan.open_lazily(pl.scan_csv, paths, columns, schema_overrides=columns)
+    frame = scan.scan_files(pl.scan_csv, paths, columns, schema_overrides=columns)
     dropped: dict[str, int] = {}
-    events = scan.events(
+    events = scan.read_events(
         frame.select(
             user=pl.col("user_id").cast(pl.String),
             item=pl.col("video_id").cast(pl.String),
@@ -50,16 +54,18 @@ def load(options) -> Interactions:
         dropped,
         {"not_clicked": pl.col("is_click") == 0},
     )
-    return Interactions(events, _categories(directory), item_level="video", dropped=dropped)
+    return Interactions(events, _read_categories(directory), item_level="video", dropped=dropped)
 
 
-def _categories(directory: Path) -> pl.DataFrame:
+def _read_categories(directory: Path) -> pl.DataFrame:
     features = [] if directory.is_file() else sorted(directory.rglob(_FEATURES))
     if not features or features[0].stem.endswith("_27k"):
-        return no_items()
+        return empty_items()
     columns = {"video_id": pl.Int64, "tag": pl.String}
-    frame = scan.open_lazily(pl.scan_csv, features, columns, schema_overrides=columns)
-    return scan.items(frame.select(item="video_id", title=pl.lit(None), category="tag"), features)
+    frame = scan.scan_files(pl.scan_csv, features, columns, schema_overrides=columns)
+    return scan.read_items(
+        frame.select(item="video_id", title=pl.lit(None), category="tag"), features
+    )
 
 
 def _downloads(variant: str) -> tuple[Download, ...]:

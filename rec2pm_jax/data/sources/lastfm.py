@@ -1,13 +1,14 @@
-"""Last.fm-1K: the whole listening of 992 users until May 2009, 19.15 M plays.
+"""Last.fm-1K: everything that 992 users listened to until May 2009, 19.15 M plays.
 
 Schema: Celma, "Music Recommendation and Discovery in the Long Tail", ocelma.net (README of version
-1.0) and Zenodo record 6090214 (checksum). userid-timestamp-artid-artname-traid-traname.tsv: no header,
-UTF-8, tab-separated, nothing quoted: user, 2009-04-08T01:57:47Z, MusicBrainz artist id, artist,
-MusicBrainz track id, track. Ids are often empty, so an item is named by its names: --item=track
-(artist and track, the default) or --item=artist.
+1.0) and Zenodo record 6090214 (checksum). The file is
+userid-timestamp-artid-artname-traid-traname.tsv: UTF-8, tab-separated, without header or quotes. Its
+fields are user, time (2009-04-08T01:57:47Z), MusicBrainz artist id, artist, MusicBrainz track id and
+track. Ids are often empty, so names identify an item: --item=track (artist and track, the default) or
+--item=artist.
 
-Known flaws, dropped and counted: lines without six fields or a readable time, and plays after June
-2009, which is after the collection ended (wrong clocks of players).
+Known flaws are dropped and counted: lines without six fields or a readable time, and plays after June
+2009. These are later than the end of the collection, from players with wrong clocks.
 """
 
 from __future__ import annotations
@@ -16,11 +17,11 @@ from pathlib import Path
 
 import polars as pl
 
+from rec2pm_jax.data.options import PrepareOptions
+from rec2pm_jax.data.reading import scan
+from rec2pm_jax.data.reading.download import Download
 from rec2pm_jax.data.schema import Interactions
-from rec2pm_jax.data.sources import scan
-from rec2pm_jax.data.sources.download import Download
-from rec2pm_jax.data.sources.source import Source
-from rec2pm_jax.errors import UserError, nearest
+from rec2pm_jax.data.sources.source import Source, choose_item_level
 
 TABLE = "userid-timestamp-artid-artname-traid-traname.tsv"
 ITEM_LEVELS = ("track", "artist")
@@ -28,17 +29,12 @@ END = 1_246_406_400  # 2009-07-01
 _FIELDS = ("user", "time", "artist_id", "artist", "track_id", "track")
 
 
-def load(options) -> Interactions:
-    """Reads the table; UserError when it is missing or unreadable, or for an unknown --item."""
-    level = options.item or "track"
-    if level not in ITEM_LEVELS:
-        raise UserError(
-            f"--item={level} is unknown for lastfm; choose one of {', '.join(ITEM_LEVELS)}."
-            f"{nearest(level, ITEM_LEVELS)}"
-        )
-    paths = scan.files(Path(options.input), [TABLE], SOURCE.missing)
-    # Whole lines first: a line with a field too many or too few must not shift its neighbours.
-    lines = scan.open_lazily(
+def load(options: PrepareOptions) -> Interactions:
+    """Read the table; UserError when it is missing or unreadable, or for an unknown --item."""
+    level = choose_item_level(options, ITEM_LEVELS)
+    paths = scan.find_files(Path(options.input), [TABLE], SOURCE.missing_error)
+    # Whole lines first, so that a line with a wrong number of fields does not shift its neighbours.
+    lines = scan.scan_files(
         pl.scan_csv,
         paths,
         ["line"],
@@ -60,7 +56,7 @@ def load(options) -> Interactions:
         name = pl.concat_str("artist", "track", separator=" - ")
     named = (pl.col("artist") != "") & ((pl.col("track") != "") | (level == "artist"))
     dropped: dict[str, int] = {}
-    events = scan.events(
+    events = scan.read_events(
         frame.select(
             "right", "user", named=named, item=name, timestamp=time.dt.epoch("s").cast(pl.Int64)
         ),
@@ -74,7 +70,7 @@ def load(options) -> Interactions:
     )
     items = frame.filter(named).group_by(item=name).agg(pl.col("artist").min())
     items = items.select("item", title="item", category="artist")
-    return Interactions(events, scan.items(items, paths), item_level=level, dropped=dropped)
+    return Interactions(events, scan.read_items(items, paths), item_level=level, dropped=dropped)
 
 
 def _downloads(variant: str) -> tuple[Download, ...]:

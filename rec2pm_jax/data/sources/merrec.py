@@ -1,13 +1,13 @@
 """MerRec: six months of 5.56 M users of Mercari US, 1.27 B events; the paper's public dataset.
 
 Schema: Li et al., "MerRec: A Large-scale Multipurpose Mercari Dataset for Consumer-to-Consumer
-Recommendation Systems" (arXiv 2402.14230) and its dataset card. Parquet shards NNNNNNNNNNNN.parquet in
-a folder per month, 20230501 .. 20231001; a user is in one shard of each month. Of its columns,
-`user_id`, `product_id` (or `item_id`, one listing), `stime` and `event_id` are used: item_view,
+Recommendation Systems" (arXiv 2402.14230) and its dataset card. Shards NNNNNNNNNNNN.parquet are in a
+folder per month, 20230501 .. 20231001. A user is in one shard of each month. The columns read are
+`user_id`, `product_id` (or `item_id`, one listing), `stime` and `event_id`. Types of events: item_view,
 item_like, item_add_to_cart_tap, offer_make, buy_start, buy_comp.
 
-Not verified: the time zone of `stime` where the column has none (taken as UTC), and that brand and
-category are the same in all rows of a product (the smallest of each is the title).
+Two things are not verified. Times without a zone in `stime` are taken as UTC. Brand and category are
+taken to be the same in all rows of a product; the smallest of each is the title.
 
 The paper keeps users with at least 1,003 events: --min_user_events=1003.
 """
@@ -18,30 +18,26 @@ from pathlib import Path
 
 import polars as pl
 
-from rec2pm_jax.data.schema import Interactions, no_items
-from rec2pm_jax.data.sources import scan
-from rec2pm_jax.data.sources.source import Source
-from rec2pm_jax.errors import UserError, nearest
+from rec2pm_jax.data.options import PrepareOptions
+from rec2pm_jax.data.reading import scan
+from rec2pm_jax.data.schema import Interactions, empty_items
+from rec2pm_jax.data.sources.source import Source, choose_item_level
+from rec2pm_jax.errors import UserError
 
 ITEM_LEVELS = {"product": "product_id", "listing": "item_id"}
 
 
-def load(options) -> Interactions:
-    """Reads a directory of shards; UserError for missing or unreadable ones or an unknown --item."""
-    level = options.item or "product"
-    if level not in ITEM_LEVELS:
-        raise UserError(
-            f"--item={level} is unknown for merrec; choose one of {', '.join(ITEM_LEVELS)}."
-            f"{nearest(level, ITEM_LEVELS)}"
-        )
+def load(options: PrepareOptions) -> Interactions:
+    """Read a directory of shards; UserError if one is missing or unreadable, or for a wrong --item."""
+    level = choose_item_level(options, ITEM_LEVELS)
     item = ITEM_LEVELS[level]
-    paths = scan.files(Path(options.input), ["*.parquet"], SOURCE.missing)
+    paths = scan.find_files(Path(options.input), ["*.parquet"], SOURCE.missing_error)
     needed = ["user_id", item, "stime", "event_id", "brand_name", "c2_name"]
-    frame = scan.open_lazily(pl.scan_parquet, paths, needed)
+    frame = scan.scan_files(pl.scan_parquet, paths, needed)
     if not isinstance(frame.collect_schema()["stime"], pl.Datetime):
         raise UserError(f'{paths[0]}: the column "stime" must hold datetimes.')
     dropped: dict[str, int] = {}
-    events = scan.events(
+    events = scan.read_events(
         frame.select(
             user=pl.col("user_id").cast(pl.String),
             item=pl.col(item).cast(pl.String),
@@ -53,18 +49,20 @@ def load(options) -> Interactions:
         dropped,
         {f"without_{item}": pl.col("item").is_null() | (pl.col("item") == "")},
     )
-    return Interactions(events, _products(frame, item, paths), item_level=level, dropped=dropped)
+    return Interactions(
+        events, _read_products(frame, item, paths), item_level=level, dropped=dropped
+    )
 
 
-def _products(frame: pl.LazyFrame, item: str, paths: list[Path]) -> pl.DataFrame:
-    """Brand and finest category of each product; there are 83 M listings, which go without."""
+def _read_products(frame: pl.LazyFrame, item: str, paths: list[Path]) -> pl.DataFrame:
+    """Read brand and finest category of each product. The 83 M listings get none."""
     if item != "product_id":
-        return no_items()
+        return empty_items()
     names = frame.filter(pl.col(item).is_not_null()).group_by(item=pl.col(item).cast(pl.String))
     table = names.agg(pl.col("brand_name").min(), category=pl.col("c2_name").min())
     title = pl.concat_str("brand_name", "category", separator=", ", ignore_nulls=True)
     title = pl.when(title != "").then(title)
-    return scan.items(table.select("item", "category", title=title), paths)
+    return scan.read_items(table.select("item", "category", title=title), paths)
 
 
 SOURCE = Source(

@@ -1,4 +1,4 @@
-"""MovieLens in its own layouts.
+"""MovieLens, in the layouts of its archives.
 
 Schema: Harper and Konstan, "The MovieLens Datasets: History and Context" (TiiS 2015) and the README
 files at grouplens.org; checksums: the .md5 files beside the archives. --input is a file, or the
@@ -9,11 +9,11 @@ directory that an archive was unpacked to.
     any .parquet       user_id, item_id, timestamp and optionally order
 
 Every rating is an interaction, whatever its value. Titles and genres come from movies.dat,
-movies.csv or NAME-items.parquet beside the file when there is one.
+movies.csv or NAME-items.parquet beside the file, if it exists.
 
-A parquet file with an `order` column is put in that order, and its timestamps are then not treated
-as seconds where they only repeat the order. In the ratings files many events of a user share a
-second; the published preprocessings keep the order of the file there, so ties are kept by default.
+A parquet file with an `order` column is read in that order. If its timestamps only repeat the order,
+they are not treated as seconds. In the ratings files many events of a user share a second. The
+published preprocessings keep the order of the file there, so ties are kept by default.
 """
 
 from __future__ import annotations
@@ -22,9 +22,12 @@ from pathlib import Path
 
 import polars as pl
 
-from rec2pm_jax.data.schema import ITEM_COLUMNS, Interactions, no_items
-from rec2pm_jax.data.sources import scan, tables
-from rec2pm_jax.data.sources.download import Download
+from rec2pm_jax.data.options import PrepareOptions
+from rec2pm_jax.data.reading import scan
+from rec2pm_jax.data.reading.column_checks import get_column, to_ids, to_seconds
+from rec2pm_jax.data.reading.download import Download
+from rec2pm_jax.data.reading.log_files import read_whole, unreadable_error
+from rec2pm_jax.data.schema import ITEM_COLUMNS, Interactions, empty_items
 from rec2pm_jax.data.sources.source import Source
 from rec2pm_jax.errors import UserError
 
@@ -36,42 +39,42 @@ _MD5 = {
 }
 
 
-def load(options) -> Interactions:
-    """Reads ratings; UserError for a missing or malformed file."""
+def load(options: PrepareOptions) -> Interactions:
+    """Read ratings; UserError for a missing or malformed file."""
     path = Path(options.input)
     if path.is_dir():
         names = ("ratings.dat", "ratings.csv")
         path = next((path / name for name in names if (path / name).is_file()), path)
         if path.is_dir():
-            raise SOURCE.missing(f"{path} holds no {' and no '.join(names)}.")
+            raise SOURCE.missing_error(f"{path} holds no {' and no '.join(names)}.")
     if path.suffix == ".dat":
-        return _from_dat(path)
+        return _load_dat(path)
     if path.suffix == ".csv":
-        return _from_csv(path)
+        return _load_csv(path)
     if path.suffix == ".parquet":
         titles = path.with_name(f"{path.stem}-items.parquet")
-        return _from_table(path, "user_id", "item_id", titles)
+        return _load_parquet(path, titles)
     raise UserError(f"{path}: movielens reads ratings.dat, ratings.csv or a .parquet file.")
 
 
-def _from_dat(path: Path) -> Interactions:
+def _load_dat(path: Path) -> Interactions:
     ratings = _read_dat(path, ["UserID", "MovieID", "Rating", "Timestamp"])
     titles = path.with_name("movies.dat")
-    items = no_items()
+    items = empty_items()
     if titles.is_file():
         movies = _read_dat(titles, ["MovieID", "Title", "Genres"])
         items = movies.select(item="MovieID", title="Title", category="Genres")
     return Interactions(
-        _events(ratings, "UserID", "MovieID", "Timestamp", path), items, ties="keep"
+        _make_events(ratings, "UserID", "MovieID", "Timestamp", path), items, ties="keep"
     )
 
 
 def _read_dat(path: Path, names: list[str]) -> pl.DataFrame:
-    """Lines of fields separated by "::", all as text."""
+    """Read lines of fields separated by "::", all as text."""
     try:
         lines = path.read_text(encoding="latin-1").splitlines()
     except OSError as error:
-        raise tables.unreadable(path, error) from error
+        raise unreadable_error(path, error) from error
     fields = pl.Series("line", lines, dtype=pl.String).str.split("::")
     wrong = (fields.list.len() != len(names)).arg_true()
     if len(wrong):
@@ -82,11 +85,11 @@ def _read_dat(path: Path, names: list[str]) -> pl.DataFrame:
     return pl.DataFrame({name: fields.list.get(i) for i, name in enumerate(names)})
 
 
-def _from_csv(path: Path) -> Interactions:
+def _load_csv(path: Path) -> Interactions:
     columns = {"userId": pl.Int64, "movieId": pl.Int64, "timestamp": pl.Int64}
-    frame = scan.open_lazily(pl.scan_csv, [path], columns, schema_overrides=columns)
+    frame = scan.scan_files(pl.scan_csv, [path], columns, schema_overrides=columns)
     dropped: dict[str, int] = {}
-    events = scan.events(
+    events = scan.read_events(
         frame.select(
             user=pl.col("userId").cast(pl.String),
             item=pl.col("movieId").cast(pl.String),
@@ -96,48 +99,48 @@ def _from_csv(path: Path) -> Interactions:
         dropped,
         ordered=True,
     )
-    items = _titles(path.with_name("movies.csv"), "movieId")
+    items = _read_titles(path.with_name("movies.csv"), "movieId")
     return Interactions(events, items, ties="keep", dropped=dropped)
 
 
-def _from_table(path: Path, user: str, item: str, titles: Path) -> Interactions:
-    ratings = tables.read_table(path)
+def _load_parquet(path: Path, titles: Path) -> Interactions:
+    ratings = read_whole(path)
     has_times = True
     if "order" in ratings.columns:
-        rank = tables.seconds(ratings["order"], path)
-        has_times = not (rank == tables.column(ratings, "timestamp", path)).all()
+        rank = to_seconds(ratings["order"], path)
+        has_times = not (rank == get_column(ratings, "timestamp", path)).all()
         time = "timestamp" if has_times else "order"
         ratings = ratings[rank.arg_sort()] if has_times else ratings
     else:
         time = "timestamp"
     return Interactions(
-        _events(ratings, user, item, time, path),
-        _titles(titles, item),
+        _make_events(ratings, "user_id", "item_id", time, path),
+        _read_titles(titles, "item_id"),
         ties="keep",
         has_times=has_times,
     )
 
 
-def _titles(path: Path, item: str) -> pl.DataFrame:
+def _read_titles(path: Path, item: str) -> pl.DataFrame:
     if not path.is_file():
-        return no_items()
-    movies = tables.read_table(path)
+        return empty_items()
+    movies = read_whole(path)
     return pl.DataFrame(
         {
-            "item": tables.ids(tables.column(movies, item, path), path),
-            "title": tables.column(movies, "title", path),
-            "category": tables.column(movies, "genres", path),
+            "item": to_ids(get_column(movies, item, path), path),
+            "title": get_column(movies, "title", path),
+            "category": get_column(movies, "genres", path),
         },
         schema=ITEM_COLUMNS,
     )
 
 
-def _events(frame: pl.DataFrame, user: str, item: str, time: str, path: Path) -> pl.DataFrame:
+def _make_events(frame: pl.DataFrame, user: str, item: str, time: str, path: Path) -> pl.DataFrame:
     return pl.DataFrame(
         {
-            "user": tables.ids(tables.column(frame, user, path), path),
-            "item": tables.ids(tables.column(frame, item, path), path),
-            "timestamp": tables.seconds(tables.column(frame, time, path), path),
+            "user": to_ids(get_column(frame, user, path), path),
+            "item": to_ids(get_column(frame, item, path), path),
+            "timestamp": to_seconds(get_column(frame, time, path), path),
         }
     )
 

@@ -1,35 +1,50 @@
-"""What the registry knows of a dataset: what it is, its licence, how to get it, what reads it."""
+"""An entry of the registry: what a dataset is, its licence, how to get it and how to read it."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
-from rec2pm_jax.data.columns import UNREADABLE
 from rec2pm_jax.data.options import PrepareOptions
+from rec2pm_jax.data.polars_io import READ_ERRORS
+from rec2pm_jax.data.reading.download import Download, fetch
+from rec2pm_jax.data.reading.log_files import unreadable_error
 from rec2pm_jax.data.schema import Interactions
-from rec2pm_jax.data.sources import tables
-from rec2pm_jax.data.sources.download import Download, fetch
 from rec2pm_jax.errors import UserError, nearest
+
+
+def choose_item_level(options: PrepareOptions, levels: Collection[str]) -> str:
+    """Return what an item is: `options.item`, or the first level if that is empty.
+
+    Raises:
+      UserError: the source has no such level.
+    """
+    level = options.item or next(iter(levels))
+    if level not in levels:
+        raise UserError(
+            f"--item={level} is unknown for {options.source}; choose one of {', '.join(levels)}."
+            f"{nearest(level, levels)}"
+        )
+    return level
 
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """One row of the registry.
+    """A dataset that `launch.prepare` can read.
 
     Attributes:
       name: value of --source.
       description: one line.
       licence: what its publisher allows, and whether downloading needs an agreement.
       load: reads `options.input` into canonical interactions.
-      page: where a person finds the data and its terms; "" for sources that need none.
-      files: what --input is expected to be, e.g. "DIR with ratings.csv"; "" where `load` checks it.
-      variants: values of --variant that `downloads` knows; empty where there is nothing to choose.
-      downloads: variant -> files that may be fetched without asking anybody; None: by hand only.
-      by_hand: how to fetch the files by hand, where `page` does not say it all.
+      page: where to find the data and its terms; "" for sources without a page.
+      files: what --input should be, for example "DIR with ratings.csv"; "" where `load` checks it.
+      variants: values of --variant that `downloads` knows; empty without a choice.
+      downloads: variant -> files that may be fetched without an agreement; None: by hand only.
+      by_hand: how to fetch the files by hand, if `page` alone does not explain it.
       example: flags of a typical command, after --source.
-      optional_input: `load` works without an input.
+      optional_input: whether `load` works without an input.
     """
 
     name: str
@@ -45,28 +60,44 @@ class Source:
     optional_input: bool = False
 
     def __call__(self, options: PrepareOptions) -> Interactions:
-        """Reads the data, after fetching it where that was asked for; UserError for bad input."""
-        options = self.with_input(options)
+        """Read the data, after downloading it if the options ask for that.
+
+        Raises:
+          UserError: no input, bad input, or a failed download.
+        """
+        options = self.find_input(options)
         try:
             return self.load(options)
-        except UNREADABLE as error:
-            raise tables.unreadable(options.input or self.name, error) from error
+        except READ_ERRORS as error:
+            raise unreadable_error(options.input or self.name, error) from error
+
+    def describe(self) -> str:
+        """Return a few lines for a terminal: what it is, how to get it, its licence, an example."""
+        command = f"python -m launch.prepare --source={self.name} {self.example}"
+        lines = {
+            "get": "downloads with --download_dir=DIR" if self.downloads else self.by_hand,
+            "licence": self.licence,
+            "page": self.page,
+            "example": f"{command.strip()} --output_dir=data/{self.name}",
+        }
+        details = "".join(f"\n  {label:<9}{text}" for label, text in lines.items() if text)
+        return f"{self.name}: {self.description}{details}"
 
     @property
     def _choices(self) -> str:
         some = ", ".join(self.variants[:4])
         return some if len(self.variants) <= 4 else f"{some}, .. ({len(self.variants)} in all)"
 
-    def missing(self, what: str) -> UserError:
-        """An error that says what is missing, where it comes from and under which licence."""
+    def missing_error(self, what: str) -> UserError:
+        """Return an error that states what is missing, where to get it and under which licence."""
         ways = []
         if self.downloads:
             ways.append(f"add --variant ({self._choices}) and --download_dir=DIR to download it")
         ways.append(f"{self.by_hand or f'fetch it from {self.page}'} and give --input={self.files}")
         return UserError(f"{what} To get it, {'; or '.join(ways)}. Licence: {self.licence}")
 
-    def with_input(self, options: PrepareOptions) -> PrepareOptions:
-        """Options whose `input` exists: as given, or downloaded into `options.download_dir`.
+    def find_input(self, options: PrepareOptions) -> PrepareOptions:
+        """Return options whose `input` exists: as given, or downloaded to `options.download_dir`.
 
         Raises:
           UserError: no input and no way to get it, an unknown variant, or a failed download.
@@ -77,12 +108,12 @@ class Source:
             raise UserError("--variant chooses a download; leave it out, or --input.")
         if options.input:
             if self.files and not Path(options.input).exists():
-                raise self.missing(f"--input={options.input} does not exist.")
+                raise self.missing_error(f"--input={options.input} does not exist.")
             return options
         if not self.files or self.optional_input:
             return options
         if not options.download_dir or self.downloads is None:
-            raise self.missing(f"--source={self.name} needs --input.")
+            raise self.missing_error(f"--source={self.name} needs --input.")
         if options.variant not in self.variants:
             raise UserError(
                 f"--variant={options.variant} is unknown for {self.name}; choose {self._choices}."

@@ -1,13 +1,12 @@
-"""A synthetic log of any size, row by row from hashes: what preparation is measured on.
+"""A synthetic log of any size, row by row from hashes: the input of the benchmark of preparation.
 
-Histories are heavy-tailed: a user has floor(m X) events, at least 1 and at most 100 times the mean
---synthetic_length, where X is Pareto with exponent 1.5 (P(X > x) = x^-1.5) and m a third of the mean,
-which makes the mean of m X the one asked for. Half of a user's events are of 20 favourites; these and
-all others are drawn with a popularity of about 1 / rank. Times are uniform over a year.
+Histories are heavy-tailed. A user has floor(m X) events, at least 1 and at most 100 times the mean
+--synthetic_length. X is Pareto with exponent 1.5, P(X > x) = x^-1.5. m is a third of the mean, which
+makes the mean of m X the one asked for. Half of a user's events are of 20 favourites. All items are
+drawn with a popularity of about 1 / rank. Times are uniform over a year.
 
-Every event is a function of (seed, user, number of the event), and rows come in a scattered order, by
-an affine map modulo their number: the log is unsorted, and neither the batch size nor where one begins
-changes a row.
+Every event is a function of (seed, user, number of the event). Rows come in a scattered order, by an
+affine map modulo their number. So the log is unsorted, and the batch size does not change a row.
 """
 
 from __future__ import annotations
@@ -19,7 +18,9 @@ import numpy as np
 import polars as pl
 
 from rec2pm_jax.data.hashing import mix
-from rec2pm_jax.data.schema import Interactions, no_items
+from rec2pm_jax.data.options import PrepareOptions
+from rec2pm_jax.data.schema import Interactions, empty_items
+from rec2pm_jax.data.sources.source import Source
 from rec2pm_jax.errors import UserError
 
 EXPONENT = 1.5
@@ -31,21 +32,21 @@ _BATCH = 1_000_000
 _LENGTH, _KIND, _SLOT, _ITEM, _TIME, _FAVOURITE = range(6)  # what a hash decides
 
 
-def load(options) -> Interactions:
-    """Generates the log; UserError for sizes below 1."""
+def load(options: PrepareOptions) -> Interactions:
+    """Generate the log; UserError for sizes below 1."""
     for name in ("synthetic_users", "synthetic_items", "synthetic_length"):
         if getattr(options, name) < 1:
             raise UserError(f"--{name} must be >= 1, got {getattr(options, name)}.")
     users, items, mean = options.synthetic_users, options.synthetic_items, options.synthetic_length
     return Interactions(
         frames(users, items, mean, options.seed),
-        no_items(),
+        empty_items(),
         notes={"users": users, "items": items, "mean_length": mean, "seed": options.seed},
     )
 
 
 def lengths(users: int, mean: int, seed: int) -> np.ndarray:
-    """int64 [users], events of each."""
+    """Return the number of events of each user, int64 [users]."""
     uniform = _uniform(seed, np.arange(users), np.zeros(users, np.int64), _LENGTH)
     pareto = (1 - uniform) ** (-1 / EXPONENT)
     return np.clip(mean * (EXPONENT - 1) / EXPONENT * pareto, 1, LONGEST * mean).astype(np.int64)
@@ -54,7 +55,15 @@ def lengths(users: int, mean: int, seed: int) -> np.ndarray:
 def frames(
     users: int, items: int, mean: int, seed: int, batch: int = _BATCH
 ) -> Iterator[pl.DataFrame]:
-    """Canonical events, `batch` rows at a time."""
+    """Yield canonical events.
+
+    Args:
+      users: number of users.
+      items: number of items.
+      mean: events per user on average.
+      seed: of all hashes.
+      batch: rows at a time.
+    """
     ends = np.cumsum(lengths(users, mean, seed))
     total = int(ends[-1])
     step = next(s for s in range(int(total * 0.618) | 1, 2 * total + 3) if math.gcd(s, total) == 1)
@@ -78,5 +87,14 @@ def frames(
 
 
 def _uniform(seed: int, user: np.ndarray, number: np.ndarray, what: int) -> np.ndarray:
-    """float64 [n] in [0, 1)."""
+    """Return a number in [0, 1) for each (user, number), float64 [n]; `what` is a purpose."""
     return (mix(seed, user, number, np.full(len(user), what)) >> np.uint64(11)) * 2.0**-53
+
+
+SOURCE = Source(
+    name="synthetic_log",
+    description="A generated log of any size with heavy-tailed users: a test of preparation",
+    licence="None needed: nothing is read.",
+    load=load,
+    by_hand="generated",
+)

@@ -1,9 +1,9 @@
 """Taobao UserBehavior: nine days of late 2017, 988 thousand users, 100 M events.
 
 Schema: "User Behavior Data from Taobao for Recommendation", Tianchi dataset 649. UserBehavior.csv has
-no header; user, item, category, behaviour (pv, buy, cart, fav), seconds since 1970. The times cover 25
-November to 3 December 2017, but a few rows lie outside (known from published analyses): they are
-dropped and counted. Categories are numbers.
+no header. Its fields are user, item, category, behaviour (pv, buy, cart, fav) and seconds since 1970.
+Categories are numbers. The times cover 25 November to 3 December 2017. As published analyses report, a
+few rows lie outside; they are dropped and counted.
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ from pathlib import Path
 
 import polars as pl
 
+from rec2pm_jax.data.options import PrepareOptions
+from rec2pm_jax.data.reading import scan
 from rec2pm_jax.data.schema import Interactions
-from rec2pm_jax.data.sources import scan
 from rec2pm_jax.data.sources.source import Source
 
 _SCHEMA = {
@@ -29,12 +30,12 @@ FIRST = int(datetime.datetime(2017, 11, 25, tzinfo=_ZONE).timestamp())
 END = int(datetime.datetime(2017, 12, 4, tzinfo=_ZONE).timestamp())
 
 
-def load(options) -> Interactions:
-    """Reads UserBehavior.csv; UserError when it is missing or unreadable."""
-    paths = scan.files(Path(options.input), ["UserBehavior.csv"], SOURCE.missing)
-    frame = scan.open_lazily(pl.scan_csv, paths, _SCHEMA, has_header=False, schema=_SCHEMA)
+def load(options: PrepareOptions) -> Interactions:
+    """Read UserBehavior.csv; UserError when it is missing or unreadable."""
+    paths = scan.find_files(Path(options.input), ["UserBehavior.csv"], SOURCE.missing_error)
+    frame = scan.scan_files(pl.scan_csv, paths, _SCHEMA, has_header=False, schema=_SCHEMA)
     dropped: dict[str, int] = {}
-    events = scan.events(
+    events = scan.read_events(
         frame.with_columns(pl.col("user", "item").cast(pl.String)),
         paths,
         dropped,
@@ -42,7 +43,7 @@ def load(options) -> Interactions:
     )
     # Grouped as integers, which take a tenth of the memory of strings.
     items = frame.group_by("item").agg(pl.col("category").min(), title=pl.lit(None))
-    return Interactions(events, scan.items(items, paths), item_level="item", dropped=dropped)
+    return Interactions(events, scan.read_items(items, paths), item_level="item", dropped=dropped)
 
 
 SOURCE = Source(

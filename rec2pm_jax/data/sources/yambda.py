@@ -1,19 +1,22 @@
 """Yambda: ten months of listening on Yandex Music; 50 M, 500 M and 4.8 B events.
 
 Schema: Ploshkin et al., "Yambda-5B: A Large-Scale Multi-modal Dataset for Ranking And Retrieval"
-(arXiv 2505.22238) and its dataset card. flat/SIZE/listens.parquet has uid, item_id, timestamp,
-is_organic, played_ratio_pct, track_length_seconds; likes.parquet the first four; multi_event.parquet
-all and event_type (listen, like, dislike, unlike, undislike). sequential/SIZE/ has the same columns as
-lists, a row per user. All three kinds of file are read.
+(arXiv 2505.22238) and its dataset card. The files in flat/SIZE/ are
 
-`timestamp` is in seconds, rounded to 5 (the publisher's own benchmark reckons days of 86,400), from an
-origin that is not published, so times of day and gaps are real and dates are not.
+    listens.parquet        uid, item_id, timestamp, is_organic, played_ratio_pct, track_length_seconds
+    likes.parquet          the first four of these
+    multi_event.parquet    all of these and event_type (listen, like, dislike, unlike, undislike)
 
-Events are listens of at least half of the track (the publisher's Listen+) and, in multi_event, likes;
-other feedback takes something back or rejects it, and is dropped.
+The files in sequential/SIZE/ have the same columns as lists, a row per user. All are read.
 
-Downloads are checked against the sha256 in the publisher's own Git LFS pointer; that its host shows
-the pointer at this address was not tried here.
+`timestamp` counts seconds, rounded to 5, from an origin that is not published. So gaps are real and
+dates are not. The publisher's own benchmark counts days of 86,400 seconds.
+
+Events are listens of at least half of the track (the publisher's Listen+) and, in multi_event, likes.
+Other feedback takes something back or rejects it, and is dropped.
+
+Downloads are checked against the sha256 in the publisher's Git LFS pointer. It was not tried whether
+the host shows the pointer at this address.
 """
 
 from __future__ import annotations
@@ -22,23 +25,24 @@ from pathlib import Path
 
 import polars as pl
 
-from rec2pm_jax.data.schema import Interactions, no_items
-from rec2pm_jax.data.sources import scan
-from rec2pm_jax.data.sources.download import Download
+from rec2pm_jax.data.options import PrepareOptions
+from rec2pm_jax.data.reading import scan
+from rec2pm_jax.data.reading.download import Download
+from rec2pm_jax.data.schema import Interactions, empty_items
 from rec2pm_jax.data.sources.source import Source
 
 LISTENED = 50  # percent of a track
 _URL = "https://huggingface.co/datasets/yandex/yambda"
 
 
-def load(options) -> Interactions:
-    """Reads one parquet file; UserError when it is missing or unreadable."""
+def load(options: PrepareOptions) -> Interactions:
+    """Read one parquet file; UserError when it is missing or unreadable."""
     path = Path(options.input)
     if path.is_dir():
         path /= "listens.parquet"
         if not path.is_file():
-            raise SOURCE.missing(f"{path} does not exist.")
-    frame = scan.open_lazily(pl.scan_parquet, [path], ("uid", "item_id", "timestamp"))
+            raise SOURCE.missing_error(f"{path} does not exist.")
+    frame = scan.scan_files(pl.scan_parquet, [path], ("uid", "item_id", "timestamp"))
     schema = frame.collect_schema()
     names = ["item_id", "timestamp"]
     names += [name for name in ("played_ratio_pct", "event_type") if name in schema]
@@ -58,10 +62,10 @@ def load(options) -> Interactions:
         columns["played_ratio_pct"] = pl.col("played_ratio_pct")
         drop[f"played_less_than_{LISTENED}_percent"] = pl.col("played_ratio_pct") < LISTENED
     dropped: dict[str, int] = {}
-    events = scan.events(frame.select(**columns), [path], dropped, drop)
+    events = scan.read_events(frame.select(**columns), [path], dropped, drop)
     return Interactions(
         events,
-        no_items(),
+        empty_items(),
         item_level="track",
         dropped=dropped,
         notes={"time_origin": "not published; timestamps count seconds, rounded to 5, from it"},

@@ -1,0 +1,231 @@
+"""Run the stages of a preparation."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from pathlib import Path
+
+import numpy as np
+
+from rec2pm_jax.data.dataset import FORMAT_VERSION, INFO_FILE, read_info
+from rec2pm_jax.data.event_order import TIE_RULES
+from rec2pm_jax.data.options import PrepareOptions
+from rec2pm_jax.data.prepare import dropped_events, encode, partition, write
+from rec2pm_jax.data.prepare.describe import Content, describe
+from rec2pm_jax.data.prepare.filters import Filters
+from rec2pm_jax.data.prepare.memory import MemoryLimit
+from rec2pm_jax.data.prepare.order import OrderedLog, order_partitions
+from rec2pm_jax.data.prepare.workspace import Workspace, open_workspace
+from rec2pm_jax.data.sources import SOURCES
+from rec2pm_jax.errors import UserError, nearest
+
+
+def prepare(options: PrepareOptions) -> tuple[dict, bool]:
+    """Prepare a dataset.
+
+    Memory is bounded by `options.max_memory`, apart from the raw ids of users and items and the
+    memory of the source itself. After a kill, the same call resumes from its finished stages.
+
+    Args:
+      options: what to read, how to filter it and where to write it.
+
+    Returns:
+      The contents of `dataset.json`, and whether anything was written. False means that `output_dir`
+      holds this very dataset already.
+
+    Raises:
+      UserError: unknown source or option, unreadable input, no event left after the filters, an
+        output directory with other contents, or a full disk.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as directory:
+    ...     log = f"{directory}/log.csv"
+    ...     with open(log, "w") as file:
+    ...         _ = file.write("uid,sku,ts\\nann,tea,60\\nann,milk,90\\nbob,tea,70\\n")
+    ...     options = PrepareOptions(
+    ...         source="interactions", input=log, output_dir=f"{directory}/data", progress=False,
+    ...         user_column="uid", item_column="sku", time_column="ts",
+    ...     )
+    ...     info, written = prepare(options)
+    >>> info["users"], info["items"], info["events"], written
+    (2, 2, 3, True)
+    """
+    check_options(options)
+    target = Path(options.output_dir)
+    check_target(target, options.overwrite)
+    with open_workspace(target, make_identity(options)) as space:
+        run = run_stages(space, options)
+        if target.exists() and _holds(target, run.info["content_hash"]):
+            return run.info, False
+        if target.exists() and any(target.iterdir()) and not options.overwrite:
+            raise UserError(
+                f"{target} already holds another dataset; choose another --output_dir or add "
+                "--overwrite."
+            )
+        space.publish(space.stage("dataset", run.write))
+    return read_info(target), True
+
+
+@dataclasses.dataclass(frozen=True)
+class PreparedLog:
+    """A log after stages 1 to 3, ready to be written.
+
+    Attributes:
+      options: with the rule for ties that was applied.
+      encoded, partitioned, ordered: the results of the stages.
+      info: the contents of `dataset.json`, except for the number of shards.
+    """
+
+    options: PrepareOptions
+    encoded: encode.EncodedLog
+    partitioned: partition.PartitionedLog
+    ordered: OrderedLog
+    info: dict
+
+    def write(self, directory: Path) -> None:
+        """Write the files of the dataset (stage 4).
+
+        Raises:
+          OSError: the disk is full.
+        """
+        log, options = self.ordered, self.options
+        shards = write.write_sequences(directory, log, options.shards, options.progress)
+        users = log.users
+        write.write_users(directory, users.names, users.counts, log.newest_times())
+        write.write_items(directory, self.partitioned.items)
+        if self.encoded.ground_truth:
+            shutil.copy(self.encoded.ground_truth, directory)
+        if self.partitioned.dropped_events:
+            kept = directory / dropped_events.DIRECTORY
+            shutil.copytree(self.partitioned.dropped_events, kept)
+        write.write_info(directory, {**self.info, "shards": shards})
+
+
+def run_stages(
+    space: Workspace, options: PrepareOptions, target: partition.AppendTarget | None = None
+) -> PreparedLog:
+    """Run stages 1 to 3, or find those that an earlier start has finished.
+
+    Args:
+      space: keeps finished stages after a kill.
+      options: checked by `check_options`.
+      target: the dataset that the log is appended to.
+
+    Raises:
+      UserError: as `prepare`, or the log is of another kind than `target`.
+    """
+    limit = MemoryLimit.parse(options.max_memory)
+
+    def encode_source(directory: Path) -> None:
+        interactions = SOURCES[options.source](options)
+        if target and target.dropped:
+            interactions = target.dropped.prepend_to(interactions)
+        encode.encode_log(interactions, directory, limit.rows, options.progress)
+
+    log = encode.EncodedLog(space.stage("log", encode_source))
+    facts = log.facts
+    if target and (target.has_times, bool(target.event_types)) != (
+        facts.has_times,
+        bool(facts.event_types),
+    ):
+        raise UserError(
+            f"{options.output_dir} and the new log differ in having real times or event types; append "
+            "a log with the same columns."
+        )
+
+    def partition_events(directory: Path) -> None:
+        partition.partition_log(log, directory, Filters.of(options), limit, target)
+
+    parts = partition.PartitionedLog(space.stage("parts", partition_events))
+    log.events.remove()
+    options = dataclasses.replace(options, ties=options.ties or facts.ties)
+    ordered = order_partitions(parts, space, options.ties, options.seed, options.progress)
+    _check_time_span(ordered, facts.has_times)
+    content = Content(
+        source=facts,
+        users=parts.users.names,
+        lengths=parts.users.counts,
+        items=parts.items,
+        event_types=parts.event_types,
+        column=ordered.column,
+        dropped=parts.dropped,
+        duplicates=ordered.duplicates,
+        first_time=ordered.first_time,
+        order_key=ordered.order_key,
+        ground_truth=log.ground_truth is not None,
+    )
+    info = describe(options, content)
+    if target:
+        info["late_events"] = ordered.count_late(target.users)
+    return PreparedLog(options, log, parts, ordered, info)
+
+
+def check_options(options: PrepareOptions) -> None:
+    """Refuse options before anything is read.
+
+    Raises:
+      UserError: names the flag, and for names the nearest known one.
+    """
+    if options.source not in SOURCES:
+        raise UserError(
+            f"--source={options.source} is unknown; choose one of {', '.join(SOURCES)}."
+            f"{nearest(options.source, SOURCES)}"
+        )
+    if options.shards < 0:
+        raise UserError(f"--shards must be >= 0, got {options.shards}.")
+    if options.ties and options.ties not in TIE_RULES:
+        raise UserError(f"--ties={options.ties} is unknown; choose one of {', '.join(TIE_RULES)}.")
+    Filters.of(options)
+    MemoryLimit.parse(options.max_memory)
+
+
+def make_identity(options: PrepareOptions) -> dict:
+    """Return the options and input files that determine the stages of a preparation.
+
+    Finished stages of a killed start are used again only if this is equal.
+    """
+    fields = dataclasses.asdict(options)
+    for name in ("progress", "overwrite", "shards"):
+        del fields[name]
+    path = Path(options.input)
+    files = sorted(path.rglob("*")) if path.is_dir() else [path] if path.is_file() else []
+    stats = [(str(file), file.stat()) for file in files if options.input]
+    return {
+        "version": FORMAT_VERSION,
+        "options": fields,
+        "files": [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats],
+    }
+
+
+def check_target(target: Path, overwrite: bool) -> None:
+    """Refuse an output directory that holds anything but a prepared dataset.
+
+    Raises:
+      UserError: the target is a file, or a directory with other contents.
+    """
+    if not target.exists():
+        return
+    if not target.is_dir():
+        raise UserError(f"--output_dir={target} is a file; choose a directory.")
+    if any(target.iterdir()) and not (target / INFO_FILE).is_file():
+        raise UserError(
+            f"--output_dir={target} is not empty and holds no prepared dataset; choose another "
+            "directory" + (" (--overwrite replaces prepared datasets only)." if overwrite else ".")
+        )
+
+
+def _holds(target: Path, content_hash: str) -> bool:
+    try:
+        return read_info(target)["content_hash"] == content_hash
+    except UserError:
+        return False
+
+
+def _check_time_span(log: OrderedLog, has_times: bool) -> None:
+    first, last = log.first_time, log.last_time
+    if has_times and last - first > np.iinfo(np.int32).max:
+        raise UserError(
+            f"Timestamps span {last - first} seconds, more than int32 holds (68 years): from "
+            f"{first} to {last}. Are they in milliseconds? Convert them to seconds."
+        )

@@ -1,0 +1,184 @@
+"""Preference memory as tokens: C x D numbers per group, made at the queries and read as tokens."""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import cached_property
+
+import jax.numpy as jnp
+import numpy as np
+
+from rec2pm_jax.errors import UserError
+from rec2pm_jax.methods import layout as layouts
+from rec2pm_jax.methods.memory import Memory, PassInputs
+from rec2pm_jax.methods.memory_tokens import MemoryTokens
+from rec2pm_jax.methods.sketch import up_to
+from rec2pm_jax.methods.windows import TrainingBatch, Window
+from rec2pm_jax.nn.cache import Rows
+from rec2pm_jax.typing import Array, Params, PRNGKey, State
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenMemory(Memory):
+    """Memory is the outputs at Q, and re-enters the backbone as tokens.
+
+    `params["memory"]` holds the parameters of `MemoryTokens`. A user without archived segments has no
+    memory tokens.
+    """
+
+    def __post_init__(self) -> None:
+        method = self.config.method
+        if not method.sketch:
+            return
+        if method.sketch > method.slots:
+            raise UserError(
+                f"config.method.sketch={method.sketch} parts need as many slots; "
+                f"config.method.slots={method.slots}."
+            )
+        for field, reason in (
+            ("recall", "nothing else reads the further parts of an item's vector"),
+            ("running_mean", "an update sums the events of one segment only"),
+        ):
+            if not getattr(method, field):
+                raise UserError(
+                    f"config.method.sketch={method.sketch} needs config.method.{field}=true: {reason}."
+                )
+
+    @cached_property
+    def tokens(self) -> MemoryTokens:
+        """The module with the parameters of the memory."""
+        method = self.config.method
+        return MemoryTokens(
+            self.config.model,
+            method.slots,
+            method.max_groups,
+            method.running_mean,
+            method.recall,
+            method.sketch,
+        )
+
+    def init_params(self, rng: PRNGKey) -> Params:
+        return {"memory": self.tokens.init(rng, 1)["params"]}
+
+    def apply(self, params: Params, function: str, *args: Array | State | int | None) -> Array:
+        """Call a function of `MemoryTokens` with the method's params."""
+        return self.tokens.apply({"params": params["memory"]}, *args, method=function)
+
+    # --- serving ---
+
+    def read_inputs(self, params: Params, state: State, window: Window) -> PassInputs:
+        return self.update_inputs(params, state, window, with_queries=False)
+
+    def add_to_outputs(self, params: Params, state: State, window: Window, vectors: Array) -> Array:
+        return self.apply(params, "add_recall", vectors, state)
+
+    def new_memory(self, params: Params, state: State, window: Window) -> Array:
+        x, layout, _ = self.update_inputs(params, state, window, with_queries=True)
+        outputs, _ = self.network.run(
+            params, x, layout, wanted=self._queries_of(layout), unroll=True
+        )
+        sketch = self.sum_items(params, up_to(window.events.ids, window.lengths))
+        outputs = self.with_sketch(params, outputs, sketch)
+        return self.apply(params, "from_query_outputs", outputs, state)
+
+    # --- passes ---
+
+    def update_inputs(
+        self, params: Params, state: State, window: Window, *, with_queries: bool
+    ) -> PassInputs:
+        """Return [M; S; Q] as the backbone takes it, or [M; S] without queries.
+
+        The tokens are [memory; queries; events], [B, G * C (+ C) + N, D].
+        """
+        layout = layouts.update(
+            window.lengths,
+            state.groups,
+            layouts.Sizes(
+                self.slots, state.memory.shape[1] // self.slots, self.config.data.segment
+            ),
+            num_items=window.size,
+            with_queries=with_queries,
+            row_times=window.row_times,
+            key_times=window.events.times,
+        )
+        positions = np.arange(window.size, dtype=np.int32)[None]
+        parts = [self.apply(params, "to_tokens", state.memory)]
+        if with_queries:
+            parts.append(self.apply(params, "queries", len(state.groups)))
+        parts.append(self.network.embed(params, window.events, positions))
+        return PassInputs(jnp.concatenate(parts, axis=1), layout)
+
+    def update_pass(
+        self, params: Params, state: State, window: Window, rng: PRNGKey | None
+    ) -> tuple[Array, Array]:
+        """Run the update pass [M_{h-1}; S_h; Q] in training.
+
+        Args:
+          params: of the method.
+          state: M_{h-1}, one row per window.
+          window: the window of segment h, with row numbers and, if there is one, its sketch.
+          rng: key of dropout, or None.
+
+        Returns:
+          (outputs at the events [B, N, W], outputs at Q with the sketch [B, C, D]);
+          `from_query_outputs` makes m_h of the latter.
+        """
+        x, layout, _ = self.update_inputs(params, state, window, with_queries=True)
+        outputs, _ = self.network.run(params, x, layout, rng=rng, rows=window.rows)
+        vectors = self.add_to_outputs(params, state, window, outputs[:, layout.num_slots :])
+        at_queries = self._queries_of(layout).of(outputs)
+        return vectors, self.with_sketch(params, at_queries, window.sketch)
+
+    def query_outputs(
+        self, params: Params, state: State, window: Window, rng: PRNGKey | None
+    ) -> Array:
+        """Return the second result of `update_pass` and compute nothing that only readers need.
+
+        Events after the segment, and rows of the last layer other than Q, are left out.
+        """
+        window = window.first(self.config.data.segment)
+        x, layout, _ = self.update_inputs(params, state, window, with_queries=True)
+        wanted = self._queries_of(layout)
+        outputs, _ = self.network.run(params, x, layout, rng=rng, rows=window.rows, wanted=wanted)
+        return self.with_sketch(params, outputs, window.sketch)
+
+    def _queries_of(self, layout: layouts.Layout) -> Rows:
+        """Return the query tokens of `update_inputs`: the last C slots."""
+        return Rows(layout.num_slots - self.slots, self.slots)
+
+    # --- sketches ---
+
+    def sum_items(self, params: Params, ids: Array) -> Array | None:
+        """Return the sketch of each segment, or None without `method.sketch`.
+
+        Sums of item parts, scaled so that S unrelated items have unit scale, as outputs of layers do.
+
+        Args:
+          params: of the method.
+          ids: int32 [..., S].
+
+        Returns:
+          float32 [..., P, D].
+        """
+        if not self.config.method.sketch:
+            return None
+        parts = self.network.item_parts(params, ids)
+        return jnp.sum(parts, axis=-3) * self.config.data.segment**-0.5
+
+    def with_sketch(self, params: Params, at_queries: Array, sketch: Array | None) -> Array:
+        """Return outputs at Q [..., C, D] with the sketch in them, if there is one."""
+        if sketch is None:
+            return at_queries
+        return self.apply(params, "add_sketch", at_queries, sketch)
+
+    def sketch_windows(self, params: Params, batch: TrainingBatch) -> TrainingBatch:
+        """Return a batch whose windows carry the sketches of their segments, and histories all."""
+        data = self.config.data
+        sketch = self.sum_items(params, batch.history.events.ids.reshape(-1, data.segment))
+        if sketch is None:
+            return batch
+        by_user = sketch.reshape(-1, data.segments, *sketch.shape[1:])
+        return batch._replace(
+            windows=batch.windows._replace(sketch=sketch),
+            history=batch.history._replace(sketch=by_user),
+        )

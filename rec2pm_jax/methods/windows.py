@@ -1,0 +1,156 @@
+"""The events that a pass reads, and how a training batch is cut into them."""
+
+from __future__ import annotations
+
+from typing import NamedTuple, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rec2pm_jax.config import DataConfig
+from rec2pm_jax.typing import PADDING_ID, Array, Batch, Events
+
+Tree = TypeVar("Tree")
+
+
+class Window(NamedTuple):
+    """The events that one pass reads, padded on the right.
+
+    Attributes:
+      events: fields [B, N].
+      lengths: int32 [B], events of each user.
+      row_times: int32 [B, N], the query time of each event row; None for events without times.
+      rows: int32 [B], row numbers that are unique within a training step; None at inference.
+      sketch: float32 [B, P, D], sums of item parts of the segment; None without a sketch.
+    """
+
+    events: Events
+    lengths: Array
+    row_times: Array | None = None
+    rows: Array | None = None
+    sketch: Array | None = None
+
+    @property
+    def size(self) -> int:
+        """N, padding included."""
+        return self.events.ids.shape[1]
+
+    def first(self, count: int) -> Window:
+        """Return the window cut to its first `count` events."""
+        events, row_times = jax.tree.map(lambda a: a[:, :count], (self.events, self.row_times))
+        lengths = jnp.minimum(self.lengths, count)
+        return self._replace(events=events, lengths=lengths, row_times=row_times)
+
+
+class TrainingBatch(NamedTuple):
+    """A training batch, cut.
+
+    Attributes:
+      windows: what reads see: K windows per user, folded into the batch (user after user). Window h
+        holds the S + R - 1 events from h * S on; the first S of them are segment h.
+      history: the K segments of each user as one row of K * S events.
+      targets: int32 [B * K, S + R - 1], the next item of each event of `windows`.
+      weights: float32, the same shape: 1 for a target, 0 for padding.
+    """
+
+    windows: Window
+    history: Window
+    targets: Array
+    weights: Array
+
+
+def query_times(times: Array | None, lengths: Array, request_time: Array | None) -> Array | None:
+    """Return the query time of each event row: the next event's time, or the request's.
+
+    Args:
+      times: int32 [B, N], or None for events without times.
+      lengths: int32 [B], valid events.
+      request_time: int32 [B], query time of the last valid row. None: its own time.
+
+    Returns:
+      int32 [B, N], or None.
+    """
+    if times is None:
+        return None
+    following = jnp.concatenate([times[:, 1:], times[:, -1:]], axis=1)
+    last = jnp.arange(times.shape[1], dtype=jnp.int32) == lengths[:, None] - 1
+    asked = times if request_time is None else request_time[:, None]
+    return jnp.where(last, asked, following)
+
+
+def window_of(events: Events, valid: Array, request_time: Array | None) -> Window:
+    """Return the window of a request or an update.
+
+    Args:
+      events: fields [B, N].
+      valid: bool [B, N], true on a prefix of each row.
+      request_time: int32 [B], query time of the last valid event, or None.
+    """
+    lengths = jnp.sum(valid, axis=1, dtype=jnp.int32)
+    return Window(events, lengths, query_times(events.times, lengths, request_time))
+
+
+def training_events(batch: Batch) -> tuple[Window, Array, Array]:
+    """Return the inputs of a batch as one window of T events, the targets, and their weights.
+
+    Args:
+      batch: see `Method.loss`.
+
+    Returns:
+      (window with fields [B, T], targets int32 [B, T], weights float32 [B, T], 1 for a target).
+    """
+    ids, times, types = batch["ids"], batch.get("times"), batch.get("types")
+    inputs = Events(
+        ids[:, :-1],
+        None if times is None else times[:, :-1],
+        None if types is None else types[:, :-1],
+    )
+    targets = ids[:, 1:]
+    next_times = None if times is None else times[:, 1:]
+    window = Window(inputs, _count(inputs.ids), next_times, batch["index"])
+    return window, targets, (targets != PADDING_ID).astype(jnp.float32)
+
+
+def cut_windows(batch: Batch, data: DataConfig) -> TrainingBatch:
+    """Cut a batch into the windows that reads see, and the whole segments of each user.
+
+    Args:
+      batch: see `Method.loss`.
+      data: S, K and R.
+    """
+    whole, targets, weights = training_events(batch)
+    cut_parts = cut(
+        (whole.events, targets, weights, whole.row_times),
+        data.segment,
+        data.read_length,
+        data.segments,
+    )
+    events, targets, weights, row_times = cut_parts
+    rows = segment_rows(batch["index"], data.segments)
+    windows = Window(events, _count(events.ids), row_times, rows)
+    # The last R - 1 events belong to no segment.
+    history = whole.first(data.segments * data.segment)
+    return TrainingBatch(windows, history, targets, weights)
+
+
+def cut(tree: Tree, segment: int, length: int, count: int) -> Tree:
+    """Cut `count` windows [h * segment, h * segment + length), folded into the batch.
+
+    Args:
+      tree: arrays [B, T] (or None).
+
+    Returns:
+      The same tree of arrays [B * count, length].
+    """
+    index = np.arange(count)[:, None] * segment + np.arange(length)[None]
+    return jax.tree.map(lambda a: a[:, index].reshape(-1, length), tree)
+
+
+def segment_rows(rows: Array, count: int) -> Array:
+    """Number the `count` segments of each row as `cut` orders them: int32 [B] -> [B * count]."""
+    return (rows[:, None] * count + jnp.arange(count, dtype=jnp.int32)).reshape(-1)
+
+
+def _count(ids: Array) -> Array:
+    return jnp.sum(ids != PADDING_ID, axis=1, dtype=jnp.int32)

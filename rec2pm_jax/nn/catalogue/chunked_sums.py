@@ -1,0 +1,255 @@
+"""Sums of losses over many rows, with their gradients, a chunk of rows at a time.
+
+A loss over the catalogue makes [positions, candidates] numbers that are needed once. Here they exist
+for one chunk of positions, in the cache. Positions without weight are not computed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple, TypeVar
+
+import jax
+import jax.numpy as jnp
+
+from rec2pm_jax.typing import Array, PyTree
+
+BLOCK_ROWS = 512  # positions of a block of `log_partition_sum`
+MIN_BLOCK_ITEMS = 128
+
+# (shared, rows, context, row_context) -> float32 [chunk], see `weighted_sum`
+RowLoss = Callable[[Any, Any, Any, Any], Array]
+Carry = TypeVar("Carry")
+
+
+def weighted_sum(
+    loss: RowLoss,
+    shared: PyTree,
+    rows: PyTree,
+    context: PyTree,
+    row_context: PyTree,
+    weights: Array,
+    chunk: int,
+) -> Array:
+    """Return sum_t weights[t] * loss(shared, rows[t], context, row_context[t]).
+
+    The gradient of each chunk is taken right after its loss, while its numbers are in the cache, and
+    kept. The gradient of a sum is known except for one factor, so nothing is computed twice.
+
+    Args:
+      loss: must not close over traced arrays.
+      shared: float arrays that every row uses (item embeddings); gets a gradient.
+      rows: float arrays [T, ...]; gets a gradient.
+      context: arrays that every row uses, without gradient (ids of negatives).
+      row_context: arrays [T, ...] without gradient (targets).
+      weights: float32 [T], without gradient. Chunks of rows with weight 0 are skipped.
+      chunk: rows at a time.
+
+    Returns:
+      float32 scalar.
+
+    >>> def square(shared, rows, context, row_context):
+    ...     return shared * rows**2
+    >>> x, weights = jnp.array([1.0, 2.0, 3.0]), jnp.array([1.0, 0.0, 1.0])
+    >>> total = lambda x: weighted_sum(square, jnp.float32(2), x, (), (), weights, chunk=1)
+    >>> float(total(x)), jax.grad(total)(x).tolist()
+    (20.0, [4.0, 0.0, 12.0])
+    """
+    chunk = min(chunk, len(weights))
+    if chunk < len(weights):
+        (rows, row_context), weights = _sort_by_use((rows, row_context), weights, chunk)
+    return _sum(loss, chunk, shared, rows, context, row_context, weights)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _sum(
+    loss: RowLoss,
+    chunk: int,
+    shared: PyTree,
+    rows: PyTree,
+    context: PyTree,
+    row_context: PyTree,
+    weights: Array,
+) -> Array:
+    def add(start: Array | int, total: Array) -> Array:
+        part, part_context, w = _slice((rows, row_context, weights), start, chunk)
+        return total + jnp.sum(loss(shared, part, context, part_context) * w)
+
+    return _over_chunks(add, jnp.float32(0), weights, chunk)
+
+
+def _sum_and_gradients(
+    loss: RowLoss,
+    chunk: int,
+    shared: PyTree,
+    rows: PyTree,
+    context: PyTree,
+    row_context: PyTree,
+    weights: Array,
+) -> tuple[Array, list[PyTree]]:
+    def add(start: Array | int, carry: tuple[Array, PyTree, PyTree]):
+        total, to_shared, to_rows = carry
+        part, part_context, w = _slice((rows, row_context, weights), start, chunk)
+
+        def objective(shared: PyTree, part: PyTree) -> Array:
+            return jnp.sum(loss(shared, part, context, part_context) * w)
+
+        value, (part_to_shared, to_part) = jax.value_and_grad(objective, (0, 1))(shared, part)
+        to_shared = jax.tree.map(jnp.add, to_shared, part_to_shared)
+        to_rows = jax.tree.map(
+            lambda all_rows, new: jax.lax.dynamic_update_slice_in_dim(all_rows, new, start, 0),
+            to_rows,
+            to_part,
+        )
+        return total + value, to_shared, to_rows
+
+    zeros = jax.tree.map(jnp.zeros_like, (shared, rows))
+    total, *gradients = _over_chunks(add, (jnp.float32(0), *zeros), weights, chunk)
+    return total, gradients
+
+
+def _scale_gradients(
+    loss: RowLoss, chunk: int, gradients: list[PyTree], cotangent: Array
+) -> tuple[PyTree, PyTree, None, None, None]:
+    to_shared, to_rows = jax.tree.map(lambda g: g * cotangent, gradients)
+    return to_shared, to_rows, None, None, None
+
+
+_sum.defvjp(_sum_and_gradients, _scale_gradients)
+
+
+def _slice(tree: PyTree, start: Array | int, chunk: int) -> PyTree:
+    return jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, start, chunk), tree)
+
+
+def _over_chunks(
+    add: Callable[[Any, Carry], Carry], carry: Carry, weights: Array, chunk: int
+) -> Carry:
+    """Apply `add(start, carry)` to the chunks that hold a row with weight, or to the only chunk."""
+    if chunk >= len(weights):
+        return add(0, carry)
+    used = jnp.sum(weights != 0)
+    chunks = (used + chunk - 1) // chunk
+    return jax.lax.fori_loop(0, chunks, lambda i, carry: add(i * chunk, carry), carry)
+
+
+def log_partition_sum(vectors: Array, items: Array, weights: Array, chunk_bytes: int) -> Array:
+    """Return sum_t weights[t] * logsumexp(vectors[t] @ items.T), for catalogues of any size.
+
+    Logits exist for one block of positions by items, and the backward pass recomputes them. Memory,
+    besides the arguments and their gradients, does not grow with positions or items.
+
+    Args:
+      vectors: float32 [T, W].
+      items: float32 [V, W].
+      weights: float32 [T], without gradient. Blocks of positions with weight 0 are not computed.
+      chunk_bytes: approximate size of a block of logits, in bytes.
+
+    Returns:
+      float32 scalar.
+    """
+    rows = min(BLOCK_ROWS, len(vectors))
+    columns = min(max(chunk_bytes // (4 * BLOCK_ROWS), MIN_BLOCK_ITEMS), len(items))
+    vectors, weights = _sort_by_use(vectors, weights, rows)
+    return _partition((rows, columns), vectors, items, weights)
+
+
+class _Saved(NamedTuple):
+    """What the forward pass of `_partition` stores for the backward pass."""
+
+    vectors: Array  # T W
+    items: Array  # V W
+    weights: Array  # T
+    log_sums: Array  # T
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _partition(block: tuple[int, int], vectors: Array, items: Array, weights: Array) -> Array:
+    return _log_partitions(block, vectors, items, weights)[0]
+
+
+def _log_partitions(
+    block: tuple[int, int], vectors: Array, items: Array, weights: Array
+) -> tuple[Array, _Saved]:
+    rows, columns = block
+
+    def add_rows(start: Array | int, carry: tuple[Array, Array]) -> tuple[Array, Array]:
+        total, log_sums = carry
+        x, w = _slice((vectors, weights), start, rows)
+
+        def add_items(i: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
+            top, total = carry
+            logits = _block_logits(x, items, i, columns)[0]
+            new_top = jnp.maximum(top, jnp.max(logits, axis=1))
+            part = jnp.sum(jnp.exp(logits - new_top[:, None]), axis=1)
+            return new_top, total * jnp.exp(top - new_top) + part
+
+        nothing = jnp.full(rows, -1e30), jnp.zeros(rows)
+        top, denominator = jax.lax.fori_loop(0, _count_blocks(items, columns), add_items, nothing)
+        z = top + jnp.log(denominator)
+        log_sums = jax.lax.dynamic_update_slice_in_dim(log_sums, z, start, 0)
+        return total + jnp.sum(z * w), log_sums
+
+    carry = jnp.float32(0), jnp.zeros(len(vectors))
+    total, log_sums = _over_chunks(add_rows, carry, weights, rows)
+    return total, _Saved(vectors, items, weights, log_sums)
+
+
+def _partition_gradients(
+    block: tuple[int, int], saved: _Saved, cotangent: Array
+) -> tuple[Array, Array, None]:
+    vectors, items, weights, log_sums = saved
+    rows, columns = block
+
+    def add_items(i: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
+        to_vectors, to_items = carry
+
+        def add_rows(start: Array | int, carry: tuple[Array, Array]) -> tuple[Array, Array]:
+            to_vectors, to_part = carry
+            x, w, z, old = _slice((vectors, weights, log_sums, to_vectors), start, rows)
+            logits, part = _block_logits(x, items, i, columns)
+            p = jnp.exp(logits - z[:, None]) * (w * cotangent)[:, None]
+            to_vectors = jax.lax.dynamic_update_slice_in_dim(to_vectors, old + p @ part, start, 0)
+            return to_vectors, to_part + p.T @ x
+
+        first = _first_item(items, i, columns)
+        # The last block overlaps the one before: repeated items are masked and add nothing.
+        to_part = jax.lax.dynamic_slice_in_dim(to_items, first, columns)
+        to_vectors, to_part = _over_chunks(add_rows, (to_vectors, to_part), weights, rows)
+        return to_vectors, jax.lax.dynamic_update_slice_in_dim(to_items, to_part, first, 0)
+
+    zeros = jnp.zeros_like(vectors), jnp.zeros_like(items)
+    blocks = _count_blocks(items, columns)
+    to_vectors, to_items = jax.lax.fori_loop(0, blocks, add_items, zeros)
+    return to_vectors, to_items, None
+
+
+_partition.defvjp(_log_partitions, _partition_gradients)
+
+
+def _count_blocks(items: Array, columns: int) -> int:
+    return -(-len(items) // columns)
+
+
+def _first_item(items: Array, i: Array, columns: int) -> Array:
+    return jnp.minimum(i * columns, len(items) - columns)
+
+
+def _block_logits(x: Array, items: Array, i: Array, columns: int) -> tuple[Array, Array]:
+    """Return (logits [rows, columns] of block i, its items).
+
+    Logits of items that an earlier block holds are -inf.
+    """
+    first = _first_item(items, i, columns)
+    part = jax.lax.dynamic_slice_in_dim(items, first, columns)
+    new = first + jnp.arange(columns) >= i * columns
+    return jnp.where(new, x @ part.T, -jnp.inf), part
+
+
+def _sort_by_use(tree: PyTree, weights: Array, chunk: int) -> tuple[PyTree, Array]:
+    """Return (tree, weights) with weighted rows first, padded to whole chunks."""
+    order = jnp.argsort(weights == 0, stable=True)
+    order = jnp.pad(order, (0, -len(weights) % chunk))
+    weights = jnp.where(jnp.arange(len(order)) < len(weights), weights[order], 0)
+    return jax.tree.map(lambda x: jnp.asarray(x)[order], tree), weights

@@ -1,0 +1,210 @@
+"""Losses over the catalogue. The output embeddings are the item table of the input (tied)."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from rec2pm_jax.config import ComputeConfig, LossConfig
+from rec2pm_jax.nn.catalogue.chunked_sums import log_partition_sum, weighted_sum
+from rec2pm_jax.nn.dropout import per_row
+from rec2pm_jax.nn.platform import platform_of
+from rec2pm_jax.typing import Array, PRNGKey
+
+MIN_CHUNK = 64  # positions; fewer would leave matrix products inefficient
+CPU_CHUNK_BYTES, DEVICE_CHUNK_BYTES = 1 << 21, 1 << 28
+MANY_ITEMS = 1 << 15  # logits of a chunk over more items leave the cache: split the catalogue too
+
+
+class Positions(NamedTuple):
+    """Positions whose next item is predicted.
+
+    Attributes:
+      vectors: float [T, W], outputs of the model.
+      targets: int32 [T], ids of the next items.
+      weights: float32 [T]. A position with weight 0 does not count, and is not computed.
+      numbers: int32 [T], unique within the step: they select the negatives, see `per_row`.
+    """
+
+    vectors: Array  # T W
+    targets: Array  # T
+    weights: Array  # T
+    numbers: Array  # T
+
+
+def to_queries(config: LossConfig, vectors: Array) -> Array:
+    """Return model outputs as queries: their dot products with `to_item_vectors` are logits.
+
+    A logit is the cosine of an output and an item vector, divided by the temperature. Both functions
+    together are its one definition, for training and for ranking.
+
+    Args:
+      config: its temperature divides the cosines.
+      vectors: float [..., W], outputs of the model.
+
+    Returns:
+      float32 [..., W].
+
+    >>> to_queries(LossConfig(temperature=0.5), jnp.array([3.0, 4.0])).round(3)
+    Array([1.2, 1.6], dtype=float32)
+    """
+    return _normalize(vectors.astype(jnp.float32)) / config.temperature
+
+
+def to_item_vectors(table: Array) -> Array:
+    """Return rows of the item table, float [..., W], as float32 vectors for `to_queries`."""
+    return _normalize(table.astype(jnp.float32))
+
+
+def _normalize(x: Array) -> Array:
+    """Return x / sqrt(||x||^2 + 1e-12) over the last axis: smooth at 0, unlike a clipped norm."""
+    norm = jnp.sqrt(jnp.sum(x * x, axis=-1, keepdims=True) + 1e-12)
+    return x / norm
+
+
+def catalogue_logits(config: LossConfig, vectors: Array, catalogue: Array) -> Array:
+    """Return the logits of all items, with -inf in the padding column.
+
+    Args:
+      config: of the loss.
+      vectors: float [..., W], outputs of the model.
+      catalogue: float32 [V, W], what `to_item_vectors` returned for the item table.
+
+    Returns:
+      float32 [..., V].
+    """
+    logits = to_queries(config, vectors) @ catalogue.T
+    return jnp.where(jnp.arange(catalogue.shape[0]) == 0, -jnp.inf, logits)
+
+
+def loss_chunk_bytes(config: ComputeConfig) -> int:
+    """Return the bytes of a chunk of logits: it fits a CPU core's cache, or keeps a device busy."""
+    return CPU_CHUNK_BYTES if platform_of(config.platform) == "cpu" else DEVICE_CHUNK_BYTES
+
+
+def next_item_loss(
+    config: LossConfig,
+    table: Array,
+    positions: Positions,
+    rng: PRNGKey,
+    chunk_bytes: int,
+    negatives: Array | None = None,
+) -> tuple[Array, Array]:
+    """Return the cross-entropy of the next items.
+
+    Args:
+      config: how many negatives, or none for the full softmax.
+      table: float [V, W] item embeddings; row 0 is padding.
+      positions: what is predicted.
+      rng: key of the sampled negatives.
+      chunk_bytes: size of the logits (or gathered negatives) of a chunk of positions, in bytes.
+      negatives: int32 [R], shared negatives that the caller drew uniformly from a catalogue of which
+        `table` is a part. None: they are drawn from all of `table`.
+
+    Returns:
+      (weighted sum, sum of weights), float32 scalars.
+
+    >>> positions = Positions(jnp.zeros((1, 4)), jnp.array([3]), jnp.ones(1), jnp.array([0]))
+    >>> total, weight = next_item_loss(
+    ...     LossConfig(), jnp.ones((9, 4)), positions, jax.random.key(0), chunk_bytes=1 << 20)
+    >>> bool(jnp.isclose(total, jnp.log(8.0))), float(weight)
+    (True, 1.0)
+    """
+    vectors, targets, weights, _ = positions
+    weights = jax.lax.stop_gradient(weights)
+    if config.negatives is None:
+        queries, table = to_queries(config, vectors), to_item_vectors(table)
+        positives, items = table[targets], table[1:]  # without the padding column
+        if items.shape[0] > MANY_ITEMS:
+            # A gradient of the whole table for every chunk of positions would cost more.
+            total = log_partition_sum(queries, items, weights, chunk_bytes)
+            return total - jnp.sum(queries * positives * weights[:, None]), jnp.sum(weights)
+        parts = (_full_softmax, items, (queries, positives), (), ())
+        width = items.shape[0]
+    else:
+        ids = negatives
+        if ids is None:
+            ids = sample_negatives(config, table.shape[0] - 1, rng, positions.numbers)
+        queries = to_queries(config, vectors)
+        if config.sharing == "shared":
+            # Gather first, then normalise: the cost does not grow with the catalogue.
+            items, positives = to_item_vectors(table[ids]), to_item_vectors(table[targets])
+            parts = (_shared_negatives, items, (queries, positives), ids, targets)
+            width = config.negatives
+        else:
+            items = to_item_vectors(table)
+            parts = (_own_negatives, items, (queries, items[targets]), (), (ids, targets))
+            width = config.negatives * table.shape[1]
+            chunk_bytes = max(chunk_bytes, items.size)  # each chunk adds to a gradient of all items
+    chunk = max(MIN_CHUNK, chunk_bytes // (4 * width))
+    return weighted_sum(*parts, weights, chunk), jnp.sum(weights)
+
+
+def sample_negatives(config: LossConfig, num_items: int, rng: PRNGKey, numbers: Array) -> Array:
+    """Draw negative ids, uniform over the catalogue, with replacement.
+
+    Args:
+      config: how many, and whether positions share them.
+      num_items: items of the catalogue, without padding.
+      rng: random key.
+      numbers: int32 [T], of `Positions`.
+
+    Returns:
+      int32 [R] if positions share them, else [T, R].
+    """
+
+    def draw(key: PRNGKey) -> Array:
+        return jax.random.randint(key, (config.negatives,), 1, num_items + 1)
+
+    return per_row(draw, rng, numbers) if config.sharing == "per_position" else draw(rng)
+
+
+# Each of these is a `chunked_sums.RowLoss`: float32 [chunk] of (shared, rows, context, row_context).
+# Positives are looked up outside, so that their gradient is one scatter and not one for every chunk.
+
+QueriesAndPositives = tuple[Array, Array]  # float32 [chunk, W] each
+
+
+def _full_softmax(items: Array, rows: QueriesAndPositives, context: tuple, _: tuple) -> Array:
+    queries, positives = rows
+    return _logsumexp(queries @ items.T) - jnp.sum(queries * positives, axis=-1)
+
+
+def _shared_negatives(
+    negatives: Array, rows: QueriesAndPositives, ids: Array, targets: Array
+) -> Array:
+    return _sampled_softmax(rows[0] @ negatives.T, rows, ids, targets)
+
+
+def _own_negatives(
+    items: Array, rows: QueriesAndPositives, _: tuple, row_context: tuple[Array, Array]
+) -> Array:
+    ids, targets = row_context
+    logits = jnp.einsum("td,trd->tr", rows[0], items[ids])
+    return _sampled_softmax(logits, rows, ids, targets)
+
+
+def _sampled_softmax(logits: Array, rows: QueriesAndPositives, ids: Array, targets: Array) -> Array:
+    """Return the loss of each position.
+
+    Args:
+      logits: [chunk, R], of the negatives.
+      rows: queries and positives of the positions.
+      ids: [R] or [chunk, R], the negatives.
+      targets: [chunk].
+    """
+    queries, positives = rows
+    positive = jnp.sum(queries * positives, axis=-1)
+    logits = jnp.where(ids == targets[:, None], -jnp.inf, logits)
+    # Not one array with the positive: what is large is written once and read as rarely as possible.
+    top = jax.lax.stop_gradient(jnp.maximum(positive, jnp.max(logits, axis=-1)))
+    total = jnp.exp(positive - top) + jnp.sum(jnp.exp(logits - top[:, None]), axis=-1)
+    return jnp.log(total) + top - positive
+
+
+def _logsumexp(logits: Array) -> Array:
+    """Reduce the last axis of finite logits, with fewer passes over a big array than jax.nn's."""
+    top = jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True))
+    return jnp.log(jnp.sum(jnp.exp(logits - top), axis=-1)) + top[:, 0]

@@ -1,0 +1,132 @@
+"""Exact ranking over a catalogue whose rows are spread over the devices of a mesh.
+
+Every device scores its own rows, block by block. Only counts, or the k best items of each device,
+travel. These functions run inside `jax.shard_map`. Rows are those of `sharded_table`, ids those of the
+catalogue.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from rec2pm_jax.nn.catalogue.row_exchange import all_to_all
+from rec2pm_jax.nn.catalogue.sharded_table import ids_to_rows, rows_to_ids, take_rows
+from rec2pm_jax.nn.catalogue.topk import top_k
+from rec2pm_jax.typing import Array
+
+BLOCK_ROWS = 8192  # rows scored at a time
+
+Transform = Callable[[Array], Array]  # rows [n, W] -> item vectors float32 [n, W], row by row
+
+
+def sharded_ranks(
+    queries: Array,
+    targets: Array,
+    table: Array,
+    num_items: int,
+    transform: Transform,
+    axis_name: str,
+) -> Array:
+    """Return the pessimistic rank of each target among all items.
+
+    Args:
+      queries: float32 [Q, W], the same on all devices.
+      targets: int32 [Q], ids.
+      table: this device's rows, packed.
+      num_items: items of the catalogue.
+      transform: rows of the table -> item vectors.
+      axis_name: of the devices.
+
+    Returns:
+      int32 [Q]; 0 if a score is not finite.
+    """
+    dim = queries.shape[1]
+    pack = table.shape[1] // dim
+    count, total, first = _own_extent(table, dim, axis_name)
+    at = ids_to_rows(targets, total) - first
+    mine = (at >= 0) & (at < count)
+    rows = transform(take_rows(table, jnp.clip(at, 0, count - 1), dim))
+    own = jax.lax.psum(jnp.where(mine, jnp.sum(queries * rows, axis=1), 0), axis_name)
+    block = min(BLOCK_ROWS, count)
+
+    def add(i: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
+        ahead, finite = carry
+        # The last block overlaps the one before: repeated rows do not count.
+        start = jnp.minimum(i * block, count - block)
+        index = start + jnp.arange(block, dtype=jnp.int32)
+        ids = rows_to_ids(first + index, total)
+        real = (index >= i * block) & (ids > 0) & (ids <= num_items)
+        wide = jax.lax.dynamic_slice_in_dim(table, start // pack, block // pack)
+        scores = queries @ transform(wide.reshape(block, dim)).T
+        # The target itself counts once, by definition: rounding cannot lose it.
+        others = real & (ids != targets[:, None])
+        at_least = jnp.sum(others & (scores >= own[:, None]), axis=1, dtype=jnp.int32)
+        return ahead + at_least, finite & jnp.all(jnp.isfinite(scores) | ~real, axis=1)
+
+    start = jnp.zeros(len(queries), jnp.int32), jnp.isfinite(own)
+    ahead, finite = jax.lax.fori_loop(0, -(-count // block), add, start)
+    bad = jax.lax.psum(1 - finite.astype(jnp.int32), axis_name)
+    return jnp.where(bad == 0, 1 + jax.lax.psum(ahead, axis_name), 0)
+
+
+def sharded_top_k(
+    queries: Array, table: Array, k: int, num_items: int, transform: Transform, axis_name: str
+) -> tuple[Array, Array]:
+    """Return the k best items of every query, best first.
+
+    The result is that of `top_k` over the whole catalogue, except that of items with equal scores any
+    may come first. Devices send each other their k best items, and nothing that grows with the
+    catalogue. Arguments are those of `sharded_ranks`; k is at most `num_items`.
+
+    Returns:
+      (scores float32 [Q, k], ids int32 [Q, k]).
+    """
+    found = _top_k_of_own_rows(queries, table, k, num_items, transform, axis_name)
+    return _merge_top_k(k, *(jax.lax.all_gather(x, axis_name, axis=1, tiled=True) for x in found))
+
+
+def top_k_per_device(
+    queries: Array, table: Array, k: int, num_items: int, transform: Transform, axis_name: str
+) -> tuple[Array, Array]:
+    """Return the k best items of this device's queries, best first.
+
+    Arguments and results are those of `sharded_top_k`, but each device has different queries. All
+    devices gather all queries, and return to each device the k best rows that they hold.
+    """
+    gathered = jax.lax.all_gather(queries, axis_name, axis=0, tiled=True)
+    found = _top_k_of_own_rows(gathered, table, k, num_items, transform, axis_name)
+
+    def return_to_sender(x: Array) -> Array:  # [n * Q, k] -> [Q, n * k]
+        x = all_to_all(x.reshape(-1, *queries.shape[:1], x.shape[1]), axis_name)
+        return jnp.swapaxes(x, 0, 1).reshape(len(queries), -1)
+
+    return _merge_top_k(k, *map(return_to_sender, found))
+
+
+def _top_k_of_own_rows(
+    queries: Array, table: Array, k: int, num_items: int, transform: Transform, axis_name: str
+) -> tuple[Array, Array]:
+    """Return the best items [Q, min(k, rows)] among this device's rows: (scores, ids)."""
+    count, total, first = _own_extent(table, queries.shape[1], axis_name)
+
+    def allowed(index: Array) -> Array:
+        ids = rows_to_ids(first + index, total)
+        return (ids > 0) & (ids <= num_items)
+
+    best, at = top_k(queries, table, min(k, count), allowed=allowed, transform=transform)
+    return best, rows_to_ids(first + at, total)
+
+
+def _merge_top_k(k: int, scores: Array, ids: Array) -> tuple[Array, Array]:
+    """Return the k best of scored items [Q, candidates]: (scores, ids)."""
+    best, at = jax.lax.top_k(scores, k)
+    return best, jnp.take_along_axis(ids, at, axis=1)
+
+
+def _own_extent(table: Array, dim: int, axis_name: str) -> tuple[int, int, Array]:
+    """Return (rows of this device, rows of all devices, this device's first row)."""
+    count = table.size // dim
+    return count, count * jax.lax.axis_size(axis_name), count * jax.lax.axis_index(axis_name)

@@ -1,0 +1,1 @@
+"""Calls of the model: memory updates in batches, in a thread or at once, and reads of requests."""

@@ -1,0 +1,154 @@
+"""Open sessions of users who ask often: a read then costs one token per new event."""
+
+from __future__ import annotations
+
+import functools
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from rec2pm_jax.methods.method import Method
+from rec2pm_jax.methods.sessions import Session
+from rec2pm_jax.typing import Array, Events, Params, State
+
+MAX_STEPS = 8  # so many new events are cheaper one at a time than in a new session
+
+BestItems = tuple[Array, Array]  # scores float32 [B, k], ids int32 [B, k]
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _open(
+    method: Method,
+    k: int,
+    params: Params,
+    catalogue: Array,
+    state: State,
+    events: Events,
+    valid: Array,
+    request_time: Array | None,
+) -> tuple[Session, BestItems]:
+    session, vectors = method.open_session(params, state, events, valid, request_time)
+    return session, method.best(params, vectors, k, catalogue)
+
+
+@functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
+def _step(method: Method, params: Params, session: Session, event: Events) -> Session:
+    times = None if event.times is None else event.times[:, 0]
+    return method.step_session(params, session, event, times)[0]
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=4)
+def _step_and_rank(
+    method: Method,
+    k: int,
+    params: Params,
+    catalogue: Array,
+    session: Session,
+    event: Events,
+    request_time: Array | None,
+) -> tuple[Session, BestItems]:
+    session, vectors = method.step_session(params, session, event, request_time)
+    return session, method.best(params, vectors, k, catalogue)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _rank(
+    method: Method,
+    k: int,
+    params: Params,
+    catalogue: Array,
+    session: Session,
+    request_time: Array | None,
+) -> BestItems:
+    return method.best(params, method.read_session(params, session, request_time), k, catalogue)
+
+
+class _OpenSession(NamedTuple):
+    """Attributes:
+    start: events before the first one that the session reads.
+    events: events of the user in all.
+    """
+
+    session: Session
+    start: int
+    events: int
+
+
+class SessionCache:
+    """Open sessions of the users who asked last; the least recently used is dropped first.
+
+    Attributes:
+      hits: reads answered from an open session.
+      misses: reads that opened one.
+    """
+
+    def __init__(self, method: Method, params: Params, catalogue: Array, capacity: int):
+        """Start with no sessions.
+
+        Args:
+          catalogue: the item table, see `batches.prepare_catalogue`.
+          capacity: how many sessions are kept; 0 keeps none.
+        """
+        self._method, self._params, self._catalogue = method, params, catalogue
+        self._capacity = capacity
+        self._sessions: OrderedDict[str, _OpenSession] = OrderedDict()
+        self.hits = self.misses = 0
+
+    def find_best(
+        self,
+        name: str,
+        start: int,
+        state: Callable[[], State],
+        pending: Events,
+        request_time: int | None,
+        k: int,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return the best items of one user with events; `batches.find_best` up to rounding.
+
+        Args:
+          name: the user's id.
+          start: events of the user before the pending ones. An open session with another start has
+            an older memory and is not used.
+          state: returns the user's state, one row; called only if a session is opened.
+          pending: the user's pending events, fields int32 [n].
+          request_time: seconds since the time origin; None for a model without time bias.
+          k: how many items, see `batches.padded_k`.
+
+        Returns:
+          (scores float32 [k], ids int32 [k]), best first.
+        """
+        asked = None if request_time is None else np.array([request_time], np.int32)
+        count = len(pending.ids)
+        known = self._sessions.pop(name, None)
+        new = count + start - known.events if known else 0
+        tables = (self._params, self._catalogue)
+        if known and known.start == start and 0 <= new <= MAX_STEPS:
+            self.hits += 1
+            session = known.session
+            for at in range(count - new, count - 1):
+                session = _step(self._method, self._params, session, _event_at(pending, at))
+            if new:
+                event = _event_at(pending, count - 1)
+                session, found = _step_and_rank(self._method, k, *tables, session, event, asked)
+            else:
+                found = _rank(self._method, k, *tables, session, asked)
+        else:
+            self.misses += 1
+            width = self._method.read_length
+            padded = jax.tree.map(lambda a: np.pad(a, (0, width - count))[None], pending)
+            valid = np.arange(width)[None] < count
+            session, found = _open(self._method, k, *tables, state(), padded, valid, asked)
+        if self._capacity:
+            self._sessions[name] = _OpenSession(session, start, start + count)
+            if len(self._sessions) > self._capacity:
+                self._sessions.popitem(last=False)
+        scores, ids = found
+        return np.asarray(scores)[0], np.asarray(ids)[0]
+
+
+def _event_at(events: Events, at: int) -> Events:
+    """Return one event of fields [n] as fields [1, 1]."""
+    return jax.tree.map(lambda a: a[None, at : at + 1], events)

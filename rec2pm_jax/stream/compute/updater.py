@@ -1,0 +1,143 @@
+"""From users as they are held to arrays and back: stack, decode, update, encode, install."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple, cast
+
+import jax
+import numpy as np
+
+from rec2pm_jax.methods.codec import decode, encode
+from rec2pm_jax.stream.compute import batches
+from rec2pm_jax.stream.recommender import Recommender
+from rec2pm_jax.stream.stores.record import RecordFormat
+from rec2pm_jax.stream.users.mutable_user import MutableUser
+from rec2pm_jax.typing import Events, State
+
+
+class UpdateInputs(NamedTuple):
+    """Copies of what an update of several users needs.
+
+    Attributes:
+      states: numpy, a row per user.
+      events: numpy fields int32 [U, S + 1], the oldest pending segment and the event after it.
+    """
+
+    states: State
+    events: Events
+
+
+class UpdatedStates(NamedTuple):
+    """States of several users after an update.
+
+    Attributes:
+      memories: encoded.
+      groups, segments: as in `State`.
+    """
+
+    memories: list[bytes]
+    groups: list[int]
+    segments: list[int]
+
+
+class MemoryUpdater:
+    """Updates memories of one model in one format.
+
+    Attributes:
+      width: int32 fields of a pending event.
+      max_pending: number of pending fields from which on a segment may be full, or an event out of
+        the reach of reads.
+      record_format: how users become bytes.
+    """
+
+    def __init__(self, recommender: Recommender, memory_format: str):
+        """Prepare for a model.
+
+        Args:
+          memory_format: one of `codec.FORMATS`.
+        """
+        self._method, self._params = recommender.method, recommender.params
+        self._catalogue = recommender.catalogue
+        self._segment = self._method.config.data.segment
+        empty = self._method.init_state(self._params, 1)
+        self._initial = np.asarray(empty.memory, np.float32)[0]
+        rows, dim = self._initial.shape
+        self.width = 1 + self._catalogue.uses_times + self._catalogue.uses_types
+        self.max_pending = (self._method.read_length + 1) * self.width
+        self.record_format = RecordFormat(
+            recommender.identity, memory_format, rows, dim, self.width
+        )
+
+    def plan(self, user: MutableUser) -> tuple[int, int]:
+        """Return what a user needs now, as `Method.plan` decides.
+
+        Returns:
+          (memory updates that are missing, pending events that are used up or out of reach).
+        """
+        plan = self._method.plan(np.asarray(user.events))
+        first_pending = user.events - len(user.pending) // self.width
+        return int(plan.updates) - user.segments, int(plan.start) - first_pending
+
+    def stack_states(self, users: Sequence[MutableUser]) -> State:
+        """Return the decoded states of users: numpy, a row per user."""
+        memory = np.tile(self._initial, (len(users), 1, 1))
+        rows = [row for row, user in enumerate(users) if user.memory is not None]
+        if rows:
+            encoded = np.frombuffer(
+                b"".join(cast(bytes, users[row].memory) for row in rows), np.uint8
+            )
+            form = self.record_format
+            memory[rows] = decode(encoded.reshape(len(rows), -1), form.kind, form.dim)
+        groups = np.array([user.groups for user in users], np.int32)
+        segments = np.array([user.segments for user in users], np.int32)
+        return batches.make_state(memory, groups, segments)
+
+    def pending_events(self, user: MutableUser) -> Events:
+        """Return the pending events of a user: numpy fields int32 [p]."""
+        fields = np.array(user.pending, np.int32).reshape(-1, self.width)
+        return jax.tree.map(np.ascontiguousarray, self._split_fields(fields))
+
+    def copy_inputs(self, users: Sequence[MutableUser]) -> UpdateInputs:
+        """Copy what `compute` needs of users, each with a segment and an event after it pending."""
+        size = self._segment + 1
+        fields = [np.array(user.pending[: size * self.width], np.int32) for user in users]
+        events = self._split_fields(np.stack(fields).reshape(len(users), size, self.width))
+        return UpdateInputs(self.stack_states(users), events)
+
+    def compute(self, inputs: UpdateInputs) -> UpdatedStates:
+        """Update memories with the oldest pending segment; this changes no user."""
+        new = self._update(inputs)
+        memories = [
+            row.tobytes() for row in encode(np.asarray(new.memory), self.record_format.kind)
+        ]
+        return UpdatedStates(memories, new.groups.tolist(), new.segments.tolist())
+
+    def install(self, users: Sequence[MutableUser], updated: UpdatedStates) -> None:
+        """Give users their new states and remove the segment from their pending events.
+
+        Users may have had further events since `copy_inputs`.
+        """
+        used = self._segment * self.width
+        for user, memory, groups, segments in zip(users, *updated, strict=True):
+            user.memory, user.groups, user.segments = memory, groups, segments
+            del user.pending[:used]
+
+    def warm_up(self) -> None:
+        """Compile updates of all batch sizes."""
+        rows = 1
+        while self._initial.size and rows <= batches.MAX_BATCH:
+            events = self._split_fields(np.ones((rows, self._segment + 1, self.width), np.int32))
+            self._update(UpdateInputs(self.stack_states([MutableUser()] * rows), events))
+            rows *= 2
+
+    def _update(self, inputs: UpdateInputs) -> State:
+        states, events = inputs
+        segment = jax.tree.map(lambda a: np.ascontiguousarray(a[:, :-1]), events)
+        next_time = None if events.times is None else np.asarray(events.times[:, -1])
+        return batches.update_memories(self._method, self._params, states, segment, next_time)
+
+    def _split_fields(self, fields: np.ndarray) -> Events:
+        """Return int32 [..., width] as events with fields [...]."""
+        times = fields[..., 1] if self._catalogue.uses_times else None
+        return self._catalogue.select_fields(fields[..., 0], times, fields[..., -1])

@@ -1,0 +1,164 @@
+"""A directory that serves a trained model without this package.
+
+    manifest.json   versions, config, sizes, inputs and outputs of each function, checksums
+    update.bin      `jax.export` programs, see `programs`; methods without memory have no update
+    read.bin
+    weights.npz     their first argument, by name
+    items.jsonl     raw id, title and count of every item: line i is item id i, from 1
+
+It is written under a temporary name and renamed, so the final name always refers to a complete one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from rec2pm_jax.config_dict import to_dict
+from rec2pm_jax.errors import UserError
+from rec2pm_jax.methods.registry import config_hash
+from rec2pm_jax.provenance import git_commit
+from rec2pm_jax.stream.export.programs import (
+    PLATFORMS,
+    ExportedFunction,
+    collect_weights,
+    export_functions,
+)
+from rec2pm_jax.stream.recommender import Recommender
+
+FORMAT_VERSION = 1
+_RULE = (
+    "Events wait until there are segment + recent of them. Then update takes the first `segment`, "
+    "which are forgotten. read takes the waiting events; without an update, the newest read_length."
+)
+
+
+def write_export(
+    recommender: Recommender, meta: Mapping[str, Any], output: str | Path, k: int
+) -> dict[str, Any]:
+    """Write the directory.
+
+    Args:
+      meta: of the checkpoint; `step` and `data_hash` are copied.
+      output: the directory, which must not exist.
+      k: how many items `read` returns; fewer if the catalogue is smaller.
+
+    Returns:
+      The manifest.
+
+    Raises:
+      UserError: `output` exists or cannot be written, or the parameters are not finite.
+    """
+    output = Path(output)
+    check_not_existing(output)
+    k = min(k, recommender.method.num_items)
+    weights = collect_weights(recommender, k)
+    functions = export_functions(recommender.method, weights, k)
+    temporary = output.with_name(f".{output.name}.{os.getpid()}.tmp")
+    try:
+        temporary.mkdir(parents=True)
+        for name, function in functions.items():
+            (temporary / f"{name}.bin").write_bytes(function.program)
+        _write_weights(temporary / "weights.npz", weights)
+        _write_items(temporary / "items.jsonl", recommender)
+        manifest = _make_manifest(recommender, meta, k, weights, functions)
+        manifest["files"] = {path.name: _checksum(path) for path in sorted(temporary.iterdir())}
+        (temporary / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
+        for path in (*temporary.iterdir(), temporary):  # before the rename
+            _sync(path)
+        os.rename(temporary, output)
+    except OSError as error:
+        raise UserError(f"Cannot write {output}: {error.strerror}.") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return manifest
+
+
+def check_not_existing(output: Path) -> None:
+    """Raise UserError if `output` exists: an export must not change while it serves."""
+    if output.exists():
+        raise UserError(
+            f"--output={output} is there already: choose another name, or move it away once nothing "
+            "serves from it."
+        )
+
+
+def _make_manifest(
+    recommender: Recommender,
+    meta: Mapping[str, Any],
+    k: int,
+    weights: Mapping[str, np.ndarray],
+    functions: Mapping[str, ExportedFunction],
+) -> dict[str, Any]:
+    method, catalogue = recommender.method, recommender.catalogue
+    data = method.config.data
+    return {
+        "format_version": FORMAT_VERSION,
+        "versions": {
+            "jax": jax.__version__,
+            "calling_convention": max(f.convention for f in functions.values()),
+            "python": platform.python_version(),
+            "numpy": np.__version__,
+            "git_commit": git_commit(),
+        },
+        "platforms": list(PLATFORMS),
+        "config": to_dict(method.config),
+        "config_hash": config_hash(method.config),
+        "step": meta["step"],
+        "data_hash": meta["data_hash"],
+        "serving": {
+            "segment": data.segment,
+            "recent": data.recent,
+            "read_length": method.read_length,
+            "k": k,
+            "items": method.num_items,
+            "time_origin": catalogue.time_origin,
+            "event_types": list(catalogue.event_types),
+            "rule": _RULE,
+        },
+        "functions": {
+            name: {
+                "file": f"{name}.bin",
+                "call": f"{name}(weights, inputs) -> outputs; dictionaries by name; b is any batch",
+                "inputs": function.inputs,
+                "outputs": function.outputs,
+            }
+            for name, function in functions.items()
+        },
+        "weights": {n: {"shape": x.shape, "dtype": str(x.dtype)} for n, x in weights.items()},
+    }
+
+
+def _write_weights(path: Path, weights: Mapping[str, Any]) -> None:
+    np.savez(path, **weights)
+
+
+def _write_items(path: Path, recommender: Recommender) -> None:
+    items = recommender.catalogue.items
+    rows = zip(items.raw_ids[1:], items.titles[1:], items.counts[1:].tolist(), strict=True)
+    with open(path, "w", encoding="utf-8") as file:
+        for raw_id, title, count in rows:
+            line = {"id": raw_id, "title": title, "count": count}
+            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+
+def _checksum(path: Path) -> dict[str, Any]:
+    with open(path, "rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return {"sha256": digest, "bytes": path.stat().st_size}
+
+
+def _sync(path: Path) -> None:
+    """Write a file or directory through to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    os.fsync(descriptor)
+    os.close(descriptor)

@@ -1,0 +1,1 @@
+"""Durable states: a user as bytes, the stores that keep them, and the thread that commits them."""

@@ -1,0 +1,135 @@
+"""What a store of users is, the store in memory, and what holds for all stores."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Protocol
+
+from rec2pm_jax.errors import UserError
+
+MAX_USER_BYTES = 480  # of an id in UTF-8; LMDB's keys end at 511
+_SETTINGS = "meaning"  # key of the metadata that `claim_store` writes
+
+
+class Store(Protocol):
+    """Records by user id, and a few entries of metadata: settings and positions of the input."""
+
+    def get(self, users: Sequence[str]) -> list[bytes | None]:
+        """Return the record of each user, None for unknown users."""
+        ...
+
+    def put(self, records: Mapping[str, bytes], metadata: Mapping[str, bytes]) -> None:
+        """Replace records and entries of metadata: all of them or none, also if the process dies.
+
+        On return they are as durable as the store can make them.
+
+        Raises:
+          UserError: they cannot be written (full disk, another writer); nothing has changed.
+        """
+        ...
+
+    def metadata(self) -> dict[str, bytes]:
+        """Return all metadata."""
+        ...
+
+    def delete(self, users: Sequence[str]) -> int:
+        """Delete users, durably; return how many of them the store had."""
+        ...
+
+    def items(self) -> Iterator[tuple[str, bytes]]:
+        """Iterate over all users and their records, as of one moment if the store can."""
+        ...
+
+    def compact(self) -> None:
+        """Return unused space to the system."""
+        ...
+
+    def size(self) -> int:
+        """Return how many bytes the store takes."""
+        ...
+
+    def close(self) -> None:
+        """Release the store; it can be opened again."""
+        ...
+
+
+class MemoryStore:
+    """Records in a dictionary, lost when the process ends."""
+
+    def __init__(self) -> None:
+        self._records: dict[str, bytes] = {}
+        self._metadata: dict[str, bytes] = {}
+
+    def get(self, users: Sequence[str]) -> list[bytes | None]:
+        return [self._records.get(user) for user in users]
+
+    def put(self, records: Mapping[str, bytes], metadata: Mapping[str, bytes]) -> None:
+        self._records |= records
+        self._metadata |= metadata
+
+    def metadata(self) -> dict[str, bytes]:
+        return dict(self._metadata)
+
+    def delete(self, users: Sequence[str]) -> int:
+        return sum(self._records.pop(user, None) is not None for user in users)
+
+    def items(self) -> Iterator[tuple[str, bytes]]:
+        yield from list(self._records.items())
+
+    def compact(self) -> None:
+        pass
+
+    def size(self) -> int:
+        return sum(map(len, self._records.values()))
+
+    def close(self) -> None:
+        pass
+
+
+def open_store(address: str, writer: str = "0/1") -> Store:
+    """Open a store by its address, or create it.
+
+    Args:
+      address: a directory (LMDB), or redis://HOST:PORT/NUMBER.
+      writer: name of this process among those that write to a server, usually `Worker.name`.
+
+    Raises:
+      UserError: the store cannot be opened, its package is missing, or another process writes to it.
+    """
+    # Both packages are optional.
+    if address.startswith(("redis://", "rediss://", "unix://")):
+        from rec2pm_jax.stream.stores.redis_store import RedisStore
+
+        return RedisStore(address, writer)
+    from rec2pm_jax.stream.stores.lmdb_store import LmdbStore
+
+    return LmdbStore(address)
+
+
+def claim_store(store: Store, settings: Mapping[str, str | int]) -> None:
+    """Write the settings of its states to a new store, or check those of an existing one.
+
+    Args:
+      settings: what all states of the store have in common, such as the model and the memory format.
+
+    Raises:
+      UserError: the store has other settings; the message names the first that differs.
+    """
+    found = store.metadata().get(_SETTINGS)
+    if found is None:
+        store.put({}, {_SETTINGS: json.dumps(dict(settings), sort_keys=True).encode()})
+        return
+    stored = json.loads(found)
+    for name, value in settings.items():
+        if stored.get(name) != value:
+            raise UserError(
+                f"The store holds states of {name} {stored.get(name)!r}, not {value!r}: states "
+                "cannot be shared between models or settings. Use the model and flags that made it, "
+                "or another --store and rebuild the memories there."
+            )
+
+
+def delete_matching(store: Store, matches: Callable[[str, bytes], bool]) -> int:
+    """Delete the users for whom `matches(user, record)` is true; return how many."""
+    return store.delete([user for user, record in store.items() if matches(user, record)])

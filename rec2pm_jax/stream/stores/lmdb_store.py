@@ -1,0 +1,138 @@
+"""The embedded store: LMDB, a memory-mapped B-tree that survives crashes.
+
+A commit writes changed pages to free places and then one page that refers to them, with an fsync
+before and after. A process killed or a machine without power at any instant leaves the last commit.
+One process writes, others may read.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+
+from rec2pm_jax.errors import UserError
+from rec2pm_jax.lock import alone_in
+
+try:
+    import lmdb
+except ImportError as error:
+    raise UserError(
+        "The embedded store needs the package lmdb: pip install 'rec2pm_jax[stream]'"
+    ) from error
+
+_MAP_BYTES = 1 << 40  # address space, not disk
+_RECORDS_PER_CALL = 16  # LMDB holds the interpreter for 0.1 ms then, and other threads wait
+
+
+class LmdbStore:
+    """A store in a directory, see `stores.base.Store`.
+
+    Attributes:
+      path: the directory.
+    """
+
+    def __init__(self, path: str | Path, *, map_bytes: int = _MAP_BYTES):
+        """Open a store, or create it.
+
+        Args:
+          map_bytes: the largest size of the store.
+
+        Raises:
+          UserError: it cannot be read or written, is damaged, or another process writes to it.
+        """
+        self.path = Path(path)
+        self._map_bytes = map_bytes
+        self._lock = contextlib.ExitStack()
+        self._lock.enter_context(alone_in(self.path))
+        try:
+            self._open()
+        except UserError:
+            self._lock.close()
+            raise
+
+    def _open(self) -> None:
+        with self._explain_errors("opened"):
+            self._env = lmdb.open(
+                str(self.path), map_size=self._map_bytes, max_dbs=2, readahead=False
+            )
+            self._users = self._env.open_db(b"users")
+            self._metadata = self._env.open_db(b"marks")
+
+    @contextlib.contextmanager
+    def _explain_errors(self, action: str) -> Iterator[None]:
+        """Turn errors of LMDB into UserErrors that say what to do."""
+        try:
+            yield
+        except (lmdb.Error, OSError) as error:
+            reason = str(error)
+            full = isinstance(error, lmdb.MapFullError) or os.strerror(errno.ENOSPC) in reason
+            advice = (
+                "there is no room left. Free some and start again: what was committed is safe, and "
+                "the rest is read again from the input"
+                if full
+                else "if it is damaged, restore it from a backup"
+            )
+            raise UserError(
+                f"Store {self.path} cannot be {action} ({reason}): {advice}."
+            ) from error
+
+    def get(self, users: Sequence[str]) -> list[bytes | None]:
+        with self._explain_errors("read"), self._env.begin(db=self._users) as transaction:
+            return [transaction.get(user.encode()) for user in users]
+
+    def put(self, records: Mapping[str, bytes], metadata: Mapping[str, bytes]) -> None:
+        # In the order of keys a commit takes half as long as in any other.
+        rows = ((user, records[user]) for user in sorted(records))
+        with self._explain_errors("written"), self._env.begin(write=True) as transaction:
+            cursor = transaction.cursor(self._users)
+            while part := [
+                (user.encode(), record) for user, record in islice(rows, _RECORDS_PER_CALL)
+            ]:
+                cursor.putmulti(part)
+            for name, value in metadata.items():
+                transaction.put(name.encode(), value, db=self._metadata)
+
+    def metadata(self) -> dict[str, bytes]:
+        with self._explain_errors("read"), self._env.begin(db=self._metadata) as transaction:
+            return {name.decode(): value for name, value in transaction.cursor()}
+
+    def delete(self, users: Sequence[str]) -> int:
+        with (
+            self._explain_errors("written"),
+            self._env.begin(write=True, db=self._users) as transaction,
+        ):
+            return sum(transaction.delete(user.encode()) for user in users)
+
+    def items(self) -> Iterator[tuple[str, bytes]]:
+        with self._explain_errors("read"), self._env.begin(db=self._users) as transaction:
+            for user, record in transaction.cursor():
+                yield user.decode(), record
+
+    def compact(self) -> None:
+        """Copy the store without its holes and rename the copy, which takes room for both."""
+        copy = self.path / "compact"
+        copy.mkdir(exist_ok=True)
+        with self._explain_errors("compacted"):
+            (copy / "data.mdb").unlink(missing_ok=True)  # of a compaction that was stopped
+            self._env.copy(str(copy), compact=True)
+            with open(copy / "data.mdb", "rb+") as file:
+                os.fsync(file.fileno())
+            self._env.close()
+            os.replace(copy / "data.mdb", self.path / "data.mdb")
+            copy.rmdir()
+            directory = os.open(self.path, os.O_RDONLY)
+            os.fsync(directory)
+            os.close(directory)
+        self._open()
+
+    def size(self) -> int:
+        """Return the bytes on disk, which are fewer than the length of a file with holes."""
+        return (self.path / "data.mdb").stat().st_blocks * 512
+
+    def close(self) -> None:
+        self._env.close()
+        self._lock.close()

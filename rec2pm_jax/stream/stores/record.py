@@ -1,0 +1,194 @@
+"""One user as bytes: a versioned record that names its model and detects damage.
+
+Little-endian, 44 bytes before the memory:
+
+    version u8, memory format u8, groups u16, model 8 bytes, watermark i64, last time i64,
+    events u32, segments u32, expires u32 (seconds since 1970; 0: never), CRC-32 u32
+
+The encoded memory follows if there has been an update, then the pending events as int32 fields. The
+CRC-32 covers the user's id and everything but itself. So a record under another user's key is detected
+as well.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import struct
+import sys
+from array import array
+from functools import cached_property
+from zlib import crc32
+
+import jax
+import numpy as np
+
+from rec2pm_jax.config import Config
+from rec2pm_jax.errors import UserError
+from rec2pm_jax.methods.codec import FORMATS, check_format, slot_bytes
+from rec2pm_jax.methods.registry import config_hash
+from rec2pm_jax.stream.users.mutable_user import MutableUser
+from rec2pm_jax.typing import Params
+
+VERSION = 1
+_FIELDS = struct.Struct("<BBH8sqqIII")
+_EXPIRES_AT = _FIELDS.size - 4
+_CRC = struct.Struct("<I")
+HEADER_BYTES = _FIELDS.size + _CRC.size
+_NO_TIME = -(2**63)
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelIdentity:
+    """Which model a state belongs to.
+
+    Attributes:
+      model: hex digest of the parameters as trained.
+      config_hash: hash of its configuration.
+    """
+
+    model: str
+    config_hash: str
+
+    @classmethod
+    def from_params(cls, config: Config, params: Params) -> ModelIdentity:
+        """Identify a model.
+
+        Args:
+          params: as trained, without rows for new items: a grown catalogue keeps the identity, since
+            states stay valid.
+        """
+        digest = hashlib.blake2b(digest_size=16)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+            digest.update(jax.tree_util.keystr(path).encode())
+            digest.update(np.ascontiguousarray(leaf).tobytes())
+        return cls(digest.hexdigest(), config_hash(config))
+
+    @property
+    def tag(self) -> bytes:
+        """8 bytes that stand for the model in every record."""
+        text = f"{self.model} {self.config_hash}"
+        return hashlib.blake2b(text.encode(), digest_size=8).digest()
+
+
+@dataclasses.dataclass(frozen=True)
+class RecordFormat:
+    """How users of one model become bytes.
+
+    Attributes:
+      identity: of the model.
+      kind: format of the memory, one of `codec.FORMATS`.
+      rows, dim: shape of a user's memory, [G * C, D].
+      width: int32 fields of a pending event, 1 to 3.
+    """
+
+    identity: ModelIdentity
+    kind: str
+    rows: int
+    dim: int
+    width: int
+
+    def __post_init__(self) -> None:
+        check_format(self.kind)
+
+    @cached_property
+    def _tag(self) -> bytes:
+        return self.identity.tag
+
+    @cached_property
+    def _kind_code(self) -> int:
+        return FORMATS.index(self.kind)
+
+    @cached_property
+    def _memory_bytes(self) -> int:
+        return self.rows * slot_bytes(self.kind, self.dim)
+
+    def encode(self, name: str, user: MutableUser, expires: int = 0) -> bytes:
+        """Return the record of a user.
+
+        Args:
+          name: the user's id.
+          expires: seconds since 1970 at which the record expires; 0 for never.
+        """
+        time = _NO_TIME if user.last_time is None else user.last_time
+        fields = _FIELDS.pack(
+            VERSION, self._kind_code, user.groups, self._tag, user.watermark, time, user.events,
+            user.segments, expires,
+        )  # fmt: skip
+        body = (user.memory or b"") + _to_little_endian(user.pending).tobytes()
+        crc = crc32(body, crc32(fields, crc32(name.encode())))
+        return b"".join((fields, _CRC.pack(crc), body))
+
+    def decode(self, name: str, record: bytes, now: float = 0.0) -> MutableUser | None:
+        """Return the user of a record, or None if it has expired.
+
+        Args:
+          name: the user's id.
+          now: seconds since 1970.
+
+        Raises:
+          UserError: the record is damaged, of another version of this program or of another model,
+            or its memory has another format.
+        """
+        _check_version(name, record)
+        fields, body = record[: _FIELDS.size], record[HEADER_BYTES:]
+        (crc,) = _CRC.unpack_from(record, _FIELDS.size)
+        if crc != crc32(body, crc32(fields, crc32(name.encode()))):
+            raise UserError(
+                f"The stored state of user {name!r} is damaged (its checksum is wrong): delete the "
+                "user, or restore the store from a backup."
+            )
+        user = MutableUser()
+        _, kind, user.groups, tag, user.watermark, time, user.events, user.segments, expires = (
+            _FIELDS.unpack(fields)
+        )
+        if tag != self._tag:
+            raise UserError(
+                f"The stored state of user {name!r} is of another model than {self.identity.model} "
+                f"(config {self.identity.config_hash}); memories cannot be shared between models: "
+                "serve with the model that made it, or rebuild the memories for this one."
+            )
+        if kind != self._kind_code:
+            raise UserError(
+                f"The memory of user {name!r} is stored as {FORMATS[kind]}, not {self.kind}."
+            )
+        if expires and expires <= now:
+            return None
+        user.last_time = None if time == _NO_TIME else time
+        size = self._memory_bytes if user.segments else 0
+        user.memory = body[:size] if size else None
+        user.pending.frombytes(body[size:])
+        user.pending = _to_little_endian(user.pending)
+        return user
+
+
+def is_expired(name: str, record: bytes, now: float) -> bool:
+    """Return whether a record of any model has expired.
+
+    Args:
+      name: the user's id.
+      now: seconds since 1970.
+
+    Raises:
+      UserError: the record is damaged or of another version of this program.
+    """
+    _check_version(name, record)
+    (expires,) = struct.unpack_from("<I", record, _EXPIRES_AT)
+    return 0 < expires <= now
+
+
+def _check_version(name: str, record: bytes) -> None:
+    if len(record) < HEADER_BYTES or record[0] != VERSION:
+        what = f"version {record[0]}" if len(record) >= HEADER_BYTES else f"{len(record)} bytes"
+        raise UserError(
+            f"The stored state of user {name!r} is {what}, which this program (version "
+            f"{VERSION}) cannot read: it is torn, or of another version. Rebuild the store."
+        )
+
+
+def _to_little_endian(numbers: array) -> array:
+    """Return the numbers with little-endian bytes, or little-endian bytes as numbers."""
+    if sys.byteorder == "big":
+        numbers = array("i", numbers)
+        numbers.byteswap()
+    return numbers

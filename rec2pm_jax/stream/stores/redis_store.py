@@ -1,0 +1,168 @@
+"""A store that several workers share: Redis or Valkey.
+
+A commit is one MULTI/EXEC transaction of whole records, the worker's metadata and the commit's name.
+The name makes a repeated commit harmless, and detects a second process with the same worker number.
+
+A server that goes away is waited for. One that comes back without an acknowledged commit is refused.
+The server's settings decide how durable an acknowledged commit is: with `appendonly yes` and
+`appendfsync always` it survives a power cut. With `everysec` the last second may be lost; workers then
+stop, and a restart reads that second from their inputs again.
+"""
+
+from __future__ import annotations
+
+import functools
+import secrets
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
+
+from rec2pm_jax.errors import UserError
+
+try:
+    import redis
+except ImportError as error:
+    raise UserError(
+        "A store at redis://.. needs the package redis: pip install 'rec2pm_jax[stream]'"
+    ) from error
+
+_T = TypeVar("_T")
+_DISCONNECTED = (redis.exceptions.ConnectionError, redis.exceptions.TimeoutError)
+_USER_PREFIX = b"rec2pm:user:"
+_SHARED_METADATA = b"rec2pm:marks"
+_SCAN_COUNT = 1000
+_RETRY_S = 0.2
+_SOCKET_TIMEOUT_S = 10.0
+
+
+class RedisStore:
+    """A store on a server, see `stores.base.Store`.
+
+    `items` iterates while others write, so records are whole but not all of one moment. Positions of
+    inputs belong to one worker each, as every worker reads all lines.
+    """
+
+    def __init__(self, url: str, writer: str = "0/1", *, patience_s: float = 60.0):
+        """Connect to a server.
+
+        Args:
+          url: redis://HOST:PORT/NUMBER, rediss:// or unix://.
+          writer: name of this process among those that write; of two processes with one name the
+            older one is refused.
+          patience_s: seconds to wait for a server that went away.
+
+        Raises:
+          UserError: the address is wrong, or no such server answers.
+        """
+        self._url, self._patience_s = url, patience_s
+        try:
+            self._server: Any = redis.Redis.from_url(
+                url, socket_timeout=_SOCKET_TIMEOUT_S, retry=None
+            )
+        except ValueError as error:
+            raise UserError(f"--store={url} is no address of a Redis server ({error}).") from error
+        self._own_metadata = f"rec2pm:marks:{writer}".encode()
+        self._last_commit_key = f"rec2pm:newest:{writer}".encode()
+        self._process, self._count = secrets.token_hex(8), 0
+        self._retry(lambda: self._server.set(self._last_commit_key, self._commit_name(0)))
+
+    def _commit_name(self, count: int) -> bytes:
+        return f"{self._process}:{count}".encode()
+
+    def _retry(self, call: Callable[[], _T]) -> _T:
+        """Return the call's result; repeat it while the server is away."""
+        end = time.monotonic() + self._patience_s
+        while True:
+            try:
+                return call()
+            except (*_DISCONNECTED, redis.exceptions.BusyLoadingError) as error:
+                if time.monotonic() > end:
+                    raise UserError(
+                        f"The store {self._url} has not answered for {self._patience_s:g} s "
+                        f"({error}): start the server; what was committed is safe if it kept it, and "
+                        "the rest is read again from the input."
+                    ) from error
+                time.sleep(_RETRY_S)
+            except redis.exceptions.RedisError as error:
+                raise UserError(f"The store {self._url} refuses ({error}).") from error
+
+    def get(self, users: Sequence[str]) -> list[bytes | None]:
+        if not users:
+            return []
+        return self._retry(lambda: self._server.mget([_key(user) for user in users]))
+
+    def put(self, records: Mapping[str, bytes], metadata: Mapping[str, bytes]) -> None:
+        before, after = self._commit_name(self._count), self._commit_name(self._count + 1)
+
+        def commit() -> None:
+            with self._server.pipeline(transaction=True) as pipe:
+                pipe.watch(self._last_commit_key)
+                found = pipe.get(self._last_commit_key)
+                if found == after:  # the commit succeeded, but its answer was lost
+                    return
+                if found != before:
+                    raise UserError(
+                        f"The store {self._url} does not hold this worker's last commit: another "
+                        "process writes as the same --worker, or the server came back without "
+                        "what it had acknowledged. Start again: the input is read from where the "
+                        "store is."
+                    )
+                pipe.multi()
+                if records:
+                    pipe.mset({_key(user): record for user, record in records.items()})
+                for name, value in metadata.items():
+                    pipe.hset(self._metadata_key(name), name, value)
+                pipe.set(self._last_commit_key, after)
+                try:
+                    pipe.execute()
+                except redis.exceptions.WatchError:  # the next attempt finds out who wrote
+                    raise redis.exceptions.ConnectionError("another process wrote") from None
+
+        self._retry(commit)
+        self._count += 1
+
+    def _metadata_key(self, name: str) -> bytes:
+        return self._own_metadata if name.startswith("input:") else _SHARED_METADATA
+
+    def metadata(self) -> dict[str, bytes]:
+        found = {
+            **self._retry(lambda: self._server.hgetall(_SHARED_METADATA)),
+            **self._retry(lambda: self._server.hgetall(self._own_metadata)),
+        }
+        return {name.decode(): value for name, value in found.items()}
+
+    def delete(self, users: Sequence[str]) -> int:
+        if not users:
+            return 0
+        return self._retry(lambda: self._server.delete(*map(_key, users)))
+
+    def items(self) -> Iterator[tuple[str, bytes]]:
+        cursor, seen = 0, set[bytes]()
+        while True:
+            scan = functools.partial(
+                self._server.scan, cursor, match=_USER_PREFIX + b"*", count=_SCAN_COUNT
+            )
+            cursor, keys = self._retry(scan)
+            new = [key for key in keys if key not in seen]  # a scan may return a key twice
+            seen.update(new)
+            users = [key[len(_USER_PREFIX) :].decode() for key in new]
+            for user, record in zip(users, self.get(users), strict=True):
+                if record is not None:
+                    yield user, record
+            if not cursor:
+                return
+
+    def compact(self) -> None:
+        """Have the server rewrite its append-only file, if it has one."""
+        self._retry(self._server.bgrewriteaof)
+
+    def size(self) -> int:
+        """Return the bytes of memory that the server uses."""
+        return int(self._retry(lambda: self._server.info("memory"))["used_memory"])
+
+    def close(self) -> None:
+        self._server.close()
+
+
+def _key(user: str) -> bytes:
+    return _USER_PREFIX + user.encode()
