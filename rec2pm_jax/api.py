@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +17,13 @@ from rec2pm_jax.data.prepare import prepare as write_dataset
 from rec2pm_jax.errors import UserError, nearest
 from rec2pm_jax.evaluate.evaluator import evaluate as evaluate_method
 from rec2pm_jax.evaluate.record import Evaluation
-from rec2pm_jax.evaluate.validation import validate
+from rec2pm_jax.evaluate.spec import EvalSpec
 from rec2pm_jax.methods.registry import make_method
 from rec2pm_jax.stream.load import load_recommender, make_recommender
 from rec2pm_jax.stream.recommender import Recommender
 from rec2pm_jax.train.checkpoint import load_for_inference
-from rec2pm_jax.train.identity import open_training_data
 from rec2pm_jax.train.loop import train_and_evaluate
-from rec2pm_jax.typing import Params
+from rec2pm_jax.train.run_checks import open_training_data
 
 _COLUMN_OPTIONS = ("user_column", "item_column", "time_column", "type_column", "order_column")
 
@@ -60,13 +58,13 @@ def prepare(events: Any, output_dir: str | Path, **options: Any) -> Dataset:
     for name in options:
         if name not in known:
             raise UserError(f"prepare() has no option {name}.{nearest(name, known)}")
-    options = {"source": "interactions", "progress": False} | options
+    given: dict[str, Any] = {"source": "interactions", "progress": False} | options
     with contextlib.ExitStack() as stack:
         if not isinstance(events, str | Path):
             directory = stack.enter_context(tempfile.TemporaryDirectory())
-            columns = [options.get(name, known[name].default) for name in _COLUMN_OPTIONS]
+            columns = [given.get(name, known[name].default) for name in _COLUMN_OPTIONS]
             events = _write_columns(events, [name for name in columns if name], Path(directory))
-        write_dataset(PrepareOptions(input=str(events), output_dir=str(output_dir), **options))
+        write_dataset(PrepareOptions(input=str(events), output_dir=str(output_dir), **given))
     return open_dataset(output_dir)
 
 
@@ -95,12 +93,7 @@ def train(config: Config, dataset: Dataset, workdir: str | Path) -> Recommender:
       >>> model = rec2pm_jax.train(config, dataset, "run")
       workdir ...
     """
-    method = make_method(config, dataset.num_items)
-
-    def on_validation(params: Params) -> Mapping[str, float]:
-        return validate(method, params, dataset, max_users=config.train.eval_users)
-
-    train_and_evaluate(config, dataset, method, workdir, on_validation)
+    train_and_evaluate(config, dataset, make_method(config, dataset.num_items), workdir)
     return load(workdir, dataset.path)
 
 
@@ -109,15 +102,17 @@ def evaluate(
     dataset: Dataset | None = None,
     *,
     split: str = "test",
-    max_users: int = 0,
+    memory: str | None = None,
+    max_users: int | None = None,
 ) -> Evaluation:
     """Rank the full catalogue for every held-out event and compute ranking metrics.
 
     Args:
       model: of `train` or `load`, or the workdir of a training run.
       dataset: the dataset the model was trained on; a workdir knows its own.
-      split: test or validation.
-      max_users: size of a fixed random subset of users; 0 evaluates all.
+      split: "test" or "validation".
+      memory: "overwrite", "append" or "one_time"; None for the memory that the method serves with.
+      max_users: size of a fixed pseudo-random subset of the users; None for all of them.
 
     Returns:
       Ranks and metrics; `metrics["ndcg@10"]` is a fraction of 1, averaged over users.
@@ -133,11 +128,13 @@ def evaluate(
     """
     if not isinstance(model, Recommender):
         config, params, meta = load_for_inference(model)
-        dataset = open_training_data(dataset and dataset.path, model, meta)
+        path = None if dataset is None else dataset.path
+        dataset = open_training_data(path, model, meta)
         model = make_recommender(config, params, dataset)
     elif dataset is None:
         raise UserError("evaluate() of a loaded model needs its dataset: evaluate(model, dataset).")
-    return evaluate_method(model.method, model.params, dataset, split=split, max_users=max_users)
+    spec = EvalSpec(split, memory=memory, max_users=max_users)
+    return evaluate_method(model.method, model.params, dataset, spec)
 
 
 def load(

@@ -111,6 +111,7 @@ def test_hash_leaves_out_fields_that_the_method_and_the_backbone_do_not_read():
 PRESETS = sorted(p.stem for p in (ROOT / "launch/configs").glob("*.py") if p.stem != "__init__")
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("name", PRESETS)
 def test_presets_are_valid(name):
     module = importlib.import_module(f"launch.configs.{name}")
