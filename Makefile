@@ -44,7 +44,7 @@ lint: install
 	$(VENV)/bin/ruff format --check .
 	$(RUN) -m mypy
 
-# The wheel in an environment and a directory of its own: prepare, train, evaluate, recommend.
+# The wheel in a new environment and another directory: prepare, train, evaluate, recommend.
 check-wheel: install
 	PYTHON=$(PYTHON) tests/package/check_wheel.sh
 

@@ -68,7 +68,7 @@ def _is_flag(name: str) -> bool:
 
 
 def in_fork(line: dict) -> str | None:
-    """Return the result of `parse` in a process of its own."""
+    """Return the result of `parse` in a separate process."""
     read, write = os.pipe()
     if os.fork() == 0:
         with open(write, "w") as pipe:

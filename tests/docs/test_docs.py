@@ -92,7 +92,7 @@ def test_commands_of_launch_parse(commands):
     )
     assert result.returncode == 0, result.stderr
     for command, error in zip(lines, json.loads(result.stdout), strict=True):
-        if error and not any(error in line for line in bad):  # a broken module is told once
+        if error and not any(error in line for line in bad):  # a broken module is reported once
             bad.append(f"{command.place}: {' '.join(command.words)}\n    {error}")
     assert not bad, "\n" + "\n".join(bad)
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Builds the wheel, installs it into an environment of its own and uses it from another directory:
+# Builds the wheel, installs it into a new environment and uses it from another directory:
 # prepares a log, trains ten steps, evaluates and recommends. PYTHON says which Python.
 set -euo pipefail
 root=$(cd "$(dirname "$0")/../.." && pwd)

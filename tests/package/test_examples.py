@@ -27,7 +27,7 @@ def test_train_and_recommend(tmp_path):
 def test_notebook_runs(tmp_path, monkeypatch):
     nbclient = pytest.importorskip("nbclient", reason="needs pip install 'rec2pm_jax[examples]'")
     nbformat = pytest.importorskip("nbformat")
-    # The kernel is a process of its own; it must not look for eight devices as tests do.
+    # The kernel is a separate process; it must not look for eight devices as tests do.
     monkeypatch.setenv("XLA_FLAGS", "")
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     resources = {"metadata": {"path": str(tmp_path)}}
