@@ -12,6 +12,8 @@ dtype and unit. `1|B` is an axis of length 1 or B: one row that serves all users
 
 A pass of attention has axes of tokens (slots, then items), of rows (tokens that attend) and of keys
 (tokens that a block of rows can reach). A head has dqk features of queries and keys, dv of values.
+In `nn/catalogue`, T counts predicted positions, Q queries, R sampled negatives, or rows of a table that
+n devices share.
 
 Item ids are contiguous from 1; id 0 is padding everywhere. Times are int32 seconds since the
 dataset's `time_origin` (x64 stays off). Sequences are padded on the right.

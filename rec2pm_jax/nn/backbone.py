@@ -33,6 +33,7 @@ class Backbone:
 
     def init(self, rng: PRNGKey, x: Array, layout: Layout) -> Params:
         """Return fresh parameters; x [B, tokens, D] and `layout` describe any pass."""
+        x = x.astype(jnp.dtype(self.spec.config.dtype))
         return _Stack(self.spec).init(rng, x, layout)["params"]
 
     def __call__(

@@ -44,12 +44,18 @@ def attend_blockwise(
     return jnp.swapaxes(out, 1, 2)
 
 
+class _SoftmaxSums(NamedTuple):
+    """What the gradient of softmax needs of the forward pass."""
+
+    log_sums: Array  # b H rows: log of the sum of exp(scores)
+    inner: Array  # b H rows: <out, gradient of out>
+
+
 class _RowInputs(NamedTuple):
     """What the backward pass reads besides `BlockInputs`."""
 
     to_out: Array  # b H rows dv: gradient of the outputs
-    log_sums: Array | None  # b H rows: of softmax
-    inner: Array | None  # b H rows: of softmax, <out, to_out>
+    softmax: _SoftmaxSums | None  # None for SiLU
 
 
 class _Saved(NamedTuple):
@@ -92,7 +98,7 @@ def _forward(
             scores, mask = _scores(inputs, layout.num_slots)
             weights, log_sums = _weights(normalizer, scores, mask)
             if dropout is not None:
-                weights = weights * _dropout_factors(dropout, number, inputs, weights)
+                weights = weights * _dropout_factors(dropout, number, inputs)
             out = jnp.einsum("bhqk,bhkd->bhqd", weights.astype(v.dtype), inputs.v)
             return None, (out, log_sums)
 
@@ -125,7 +131,8 @@ def _backward(normalizer: ScoreNormalizer, saved: _Saved, to_out: Array) -> tupl
     first = layout.first_row
     # Of softmax: sum_k weight_k d(weight_k) = <out, d(out)>, dropout included.
     inner = None if normalizer.norm else jnp.sum((out * to_out).astype(jnp.float32), axis=-1)
-    to_q, to_biases = [], []
+    to_q: list[Array] = []  # of each band
+    to_biases: list[Array] = []  # of each block
     to_k, to_v = (jnp.zeros(x.shape, jnp.float32) for x in (k, v))
 
     def run_block(
@@ -138,43 +145,26 @@ def _backward(normalizer: ScoreNormalizer, saved: _Saved, to_out: Array) -> tupl
 
         def run(to_shared_bias: Array | None, given: tuple[BlockInputs, _RowInputs]) -> tuple:
             inputs, rows = given
-            factors = None
-            scores, mask = _scores(inputs, layout.num_slots)
-            to_weights = jnp.einsum(
-                "bhqd,bhkd->bhqk", rows.to_out, inputs.v, preferred_element_type=jnp.float32
+            factors = None if dropout is None else _dropout_factors(dropout, number, inputs)
+            *gradients, to_scores = _block_gradients(
+                normalizer, inputs, rows, layout.num_slots, factors
             )
-            if normalizer.norm:
-                gate = jax.nn.sigmoid(scores)
-                weights = jnp.where(mask, scores * gate / normalizer.norm, 0)
-                slope = gate * (1 + scores * (1 - gate)) / normalizer.norm
-                to_scores = jnp.where(mask, slope * to_weights, 0)
-            else:
-                weights = jnp.where(mask, jnp.exp(scores - rows.log_sums[..., None]), 0)
-                if dropout is not None:
-                    factors = _dropout_factors(dropout, number, inputs, weights)
-                    to_weights = to_weights * factors
-                to_scores = weights * (to_weights - rows.inner[..., None])
-                if factors is not None:
-                    weights = weights * factors
-            d = to_scores.astype(q.dtype)
-            dot = partial(jnp.einsum, preferred_element_type=jnp.float32)
-            # The rows are contracted with the small side in front: five times as fast on a CPU.
-            gradients = (
-                dot("bhqk,bhkd->bhqd", d, inputs.k).astype(q.dtype),
-                dot("bhdq,bhqk->bhdk", jnp.swapaxes(inputs.q, 2, 3), d),
-                dot("bhdq,bhqk->bhdk", jnp.swapaxes(rows.to_out, 2, 3), weights.astype(v.dtype)),
-            )
-            to_bias = None if inputs.bias is None else jnp.sum(to_scores, axis=1)
-            if to_shared_bias is not None:
-                shared = to_shared_bias + jnp.sum(to_bias, axis=0, keepdims=True)
-                return shared, (*gradients, None)
-            return None, (*gradients, to_bias)
+            if inputs.bias is None:
+                return None, (*gradients, None)
+            to_bias = jnp.sum(to_scores, axis=1)
+            if to_shared_bias is None:
+                return None, (*gradients, to_bias)
+            shared = to_shared_bias + jnp.sum(to_bias, axis=0, keepdims=True)
+            return shared, (*gradients, None)
 
         return scan_users(run, to_shared_bias, (inputs, rows), inputs)
 
     for band, sums in zip(group_blocks(layout, loops=biases is None), log_sums, strict=True):
         cut = slice(band.rows.start - first, band.rows.stop - first)
-        rows = _RowInputs(to_out[:, :, cut], sums, None if inner is None else inner[:, :, cut])
+        softmax = None
+        if sums is not None and inner is not None:
+            softmax = _SoftmaxSums(sums, inner[:, :, cut])
+        rows = _RowInputs(to_out[:, :, cut], softmax)
         if len(band.numbers) == 1:
             (number,) = band.numbers
             to_shared = None
@@ -186,34 +176,77 @@ def _backward(normalizer: ScoreNormalizer, saved: _Saved, to_out: Array) -> tupl
             to_k = add_to_keys(to_k, jnp.swapaxes(dk, 2, 3), block, layout.num_slots)
             to_v = add_to_keys(to_v, jnp.swapaxes(dv, 2, 3), block, layout.num_slots)
             if biases is not None:
-                to_bias = to_bias if to_shared is None else to_shared
-                to_biases.append(to_bias.astype(biases[number].dtype))
+                of_block = to_bias if to_shared is None else to_shared
+                to_biases.append(jnp.asarray(of_block, biases[number].dtype))
         else:
 
             def step(
                 totals: tuple[Array, Array],
                 given: tuple[LoopedBlock, _RowInputs],
                 band: Band = band,
-            ) -> tuple[tuple[Array, ...], Array]:
+            ) -> tuple[tuple[Array, Array], Array]:
                 block, rows = given
                 inputs = select_looped_block(band, block, k, v, layout, dropout)
-                _, (dq, *to_keys, _) = run_block(inputs, rows, block.number)
-                totals = tuple(
-                    band.add_to_keys(total, jnp.swapaxes(d, 2, 3), block.start, layout.num_slots)
-                    for total, d in zip(totals, to_keys, strict=True)
-                )
-                return totals, dq
+                _, (dq, dk, dv, _) = run_block(inputs, rows, block.number)
+
+                def add(total: Array, part: Array) -> Array:
+                    part = jnp.swapaxes(part, 2, 3)
+                    return band.add_to_keys(total, part, block.start, layout.num_slots)
+
+                return (add(totals[0], dk), add(totals[1], dv)), dq
 
             looped = (stack_blocks(band, q, layout), jax.tree.map(band.split, rows))
             (to_k, to_v), dq = jax.lax.scan(step, (to_k, to_v), looped)
             dq = band.join(dq)
         to_q.append(dq)
-    to_q = jnp.concatenate(to_q, axis=2)
-    to_biases = None if biases is None else tuple(to_biases)
-    return to_q, to_k.astype(k.dtype), to_v.astype(v.dtype), to_biases, None, None
+    return (
+        jnp.concatenate(to_q, axis=2),
+        to_k.astype(k.dtype),
+        to_v.astype(v.dtype),
+        None if biases is None else tuple(to_biases),
+        None,
+        None,
+    )
 
 
 _attend.defvjp(_forward, _backward)
+
+
+def _block_gradients(
+    normalizer: ScoreNormalizer,
+    inputs: BlockInputs,
+    rows: _RowInputs,
+    num_slots: int,
+    factors: Array | None,  # b H rows keys
+) -> tuple[Array, Array, Array, Array]:
+    """Recompute the weights of a block, and return the gradients of its q, k, v and scores.
+
+    Those of k and v are float32 and transposed, [b, H, d, keys].
+    """
+    q, k, v = inputs.q, inputs.k, inputs.v
+    scores, mask = _scores(inputs, num_slots)
+    dot = partial(jnp.einsum, preferred_element_type=jnp.float32)
+    to_weights = dot("bhqd,bhkd->bhqk", rows.to_out, v)
+    if rows.softmax is None:
+        gate = jax.nn.sigmoid(scores)
+        weights = jnp.where(mask, scores * gate / normalizer.norm, 0)
+        slope = gate * (1 + scores * (1 - gate)) / normalizer.norm
+        to_scores = jnp.where(mask, slope * to_weights, 0)
+    else:
+        weights = jnp.where(mask, jnp.exp(scores - rows.softmax.log_sums[..., None]), 0)
+        if factors is not None:
+            to_weights = to_weights * factors
+        to_scores = weights * (to_weights - rows.softmax.inner[..., None])
+        if factors is not None:
+            weights = weights * factors
+    d = to_scores.astype(q.dtype)
+    return (
+        dot("bhqk,bhkd->bhqd", d, k).astype(q.dtype),
+        # The rows are contracted with the small side in front: five times as fast on a CPU.
+        dot("bhdq,bhqk->bhdk", jnp.swapaxes(q, 2, 3), d),
+        dot("bhdq,bhqk->bhdk", jnp.swapaxes(rows.to_out, 2, 3), weights.astype(v.dtype)),
+        to_scores,
+    )
 
 
 def _scores(inputs: BlockInputs, num_slots: int) -> tuple[Array, Array]:
@@ -234,8 +267,7 @@ def _weights(normalizer: ScoreNormalizer, scores: Array, mask: Array) -> tuple[A
     return weights / total, (top + jnp.log(total))[..., 0]
 
 
-def _dropout_factors(
-    dropout: AttentionDropout, number: Array | int, inputs: BlockInputs, weights: Array
-) -> Array:
-    """Return `AttentionDropout.factors` of the users of this block."""
-    return dropout.replace(rows=inputs.numbers).factors(number, weights.shape[1:])
+def _dropout_factors(dropout: AttentionDropout, number: Array | int, inputs: BlockInputs) -> Array:
+    """Return `AttentionDropout.factors` of the users of a block."""
+    shape = (*inputs.q.shape[1:3], inputs.k.shape[2])
+    return dropout.replace(rows=inputs.numbers).factors(number, shape)

@@ -111,4 +111,8 @@ def weight_recorder(module: nn.Module) -> Callable[[Array], None] | None:
     """Return `attend`'s `record`: it stores weights in Flax's "intermediates" if these are wanted."""
     if not module.is_mutable_collection("intermediates") or module.is_initializing():
         return None
-    return lambda weights: module.sow("intermediates", "attention", weights)
+
+    def record(weights: Array) -> None:
+        module.sow("intermediates", "attention", weights)
+
+    return record

@@ -29,8 +29,7 @@ class VisibleRange(NamedTuple):
     item_hi: Array
 
 
-@struct.dataclass
-class Block:
+class Block(struct.PyTreeNode):
     """Rows [row_start, row_stop) of the token axis attend to keys [key_start, key_stop).
 
     Attributes:
@@ -58,8 +57,7 @@ class Block:
         return jnp.concatenate([x[:, :num_slots], items], axis=1)
 
 
-@struct.dataclass
-class Layout:
+class Layout(struct.PyTreeNode):
     """The tokens of a pass: who sees whom, and the place and the time of each token.
 
     The first slots may be cached tokens of an earlier pass (`KeyValues`). They are keys, but not rows.

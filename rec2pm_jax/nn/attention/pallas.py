@@ -160,7 +160,7 @@ def _backward(sizes: Sizes, saved: _Saved, to_out: Array) -> tuple[Array | None,
     """Return the gradients of q, k, v and bias; None for intervals."""
     q, k, v, bias, intervals, out, log_sums = saved
     inner = None
-    if not sizes.norm:
+    if out is not None:  # softmax
         # sum_k weight_k d(weight_k) = <out, d(out)>
         inner = out.astype(jnp.float32) * to_out.astype(jnp.float32)
         inner = jnp.sum(inner.reshape(len(q), sizes.heads, -1, sizes.rows), axis=2)
@@ -168,11 +168,8 @@ def _backward(sizes: Sizes, saved: _Saved, to_out: Array) -> tuple[Array | None,
         **{"q": q, "k": k, "v": v, "intervals": intervals, "bias": bias},
         **{"to_out": to_out, "log_sums": log_sums, "inner": inner},
     }
-    outputs: dict[str, jax.ShapeDtypeStruct | None] = {
-        name: jax.ShapeDtypeStruct(x.shape, x.dtype)
-        for name, x in (("to_q", q), ("to_k", k), ("to_v", v))
-    }
-    outputs["to_bias"] = None
+    gradients = (("to_q", q), ("to_k", k), ("to_v", v))
+    outputs = {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in gradients}
     if bias is not None:
         outputs["to_bias"] = jax.ShapeDtypeStruct((len(q), *bias.shape[1:]), jnp.float32)
     scratch = {
@@ -182,9 +179,11 @@ def _backward(sizes: Sizes, saved: _Saved, to_out: Array) -> tuple[Array | None,
     }
     call = KernelCall("attention_backward", pallas_kernels.backward, BackwardRefs, 5)
     made = run_kernel(sizes, call, arrays, outputs, scratch)
-    to_bias = made.get("to_bias")
-    if bias is not None and len(bias) == 1:
-        to_bias = jnp.sum(to_bias, axis=0, keepdims=True)
+    to_bias = None
+    if bias is not None:
+        to_bias = made["to_bias"]
+        if len(bias) == 1:
+            to_bias = jnp.sum(to_bias, axis=0, keepdims=True)
     return made["to_q"], made["to_k"], made["to_v"], to_bias, None
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -29,7 +29,7 @@ class KernelCall(NamedTuple):
     """
 
     name: str
-    kernel: Callable[[Sizes, Ref, KeyRefs], None]
+    kernel: Callable[[Sizes, Ref, Any], None]
     refs: type[KeyRefs]
     products: int
 
@@ -37,8 +37,8 @@ class KernelCall(NamedTuple):
 def run_kernel(
     sizes: Sizes,
     call: KernelCall,
-    arrays: dict[str, Array | None],
-    outputs: dict[str, jax.ShapeDtypeStruct | None],
+    arrays: dict[str, Any],
+    outputs: dict[str, jax.ShapeDtypeStruct],
     scratch: dict[str, tuple[int, int]],
 ) -> dict[str, Array]:
     """Run a kernel over the grid (user, tile of rows).
@@ -46,22 +46,21 @@ def run_kernel(
     Args:
       sizes: of the call.
       call: the kernel.
-      arrays, outputs: by the names of the kernel's references; None reaches the kernel as None.
-      scratch: name -> shape of float32.
+      arrays: by the names of the kernel's references; those that are None are left out.
+      outputs: shapes by the names of the kernel's references.
+      scratch: shapes of float32 by the names of the kernel's references.
 
     Returns:
-      name -> array, of the outputs that are not None.
+      The outputs by name.
     """
     bias, intervals = arrays["bias"], arrays["intervals"]
     specs = _block_specs(sizes, bias, intervals)
     given = {name: x for name, x in arrays.items() if x is not None}
-    made = {name: x for name, x in outputs.items() if x is not None}
     users = len(given["q"])
 
     def body(tiles: Ref, *refs: Ref) -> None:
-        unused = dict.fromkeys([*arrays, *outputs])
-        present = zip([*given, *made, *scratch], refs, strict=True)
-        call.kernel(sizes, tiles, call.refs(**{**unused, **dict(present)}))
+        named = dict(zip([*given, *outputs, *scratch], refs, strict=True))
+        call.kernel(sizes, tiles, call.refs(**named))
 
     traffic = sum(x.nbytes for x in given.values())
     if bias is not None and len(bias) == 1:
@@ -69,7 +68,7 @@ def run_kernel(
     cost = pl.CostEstimate(
         flops=call.products * users * sizes.pairs * (sizes.features + sizes.value_features),
         transcendentals=users * sizes.heads * sizes.pairs,
-        bytes_accessed=traffic + sum(o.size * o.dtype.itemsize for o in made.values()),
+        bytes_accessed=traffic + sum(o.size * o.dtype.itemsize for o in outputs.values()),
     )
     # What keeps the matrix unit busy: whole tiles, and features padded to its 128.
     depth = -(-sizes.features // sizes.heads // 128) * 128
@@ -79,12 +78,12 @@ def run_kernel(
     def run(interpret: bool, tiles: Array, *arrays: Array) -> list[Array]:
         return pl.pallas_call(
             body,
-            out_shape=list(made.values()),
+            out_shape=list(outputs.values()),
             grid_spec=pltpu.PrefetchScalarGridSpec(
                 num_scalar_prefetch=1,
                 grid=(users, sizes.row_tiles),
                 in_specs=[specs[name] for name in given],
-                out_specs=[specs[name] for name in made],
+                out_specs=[specs[name] for name in outputs],
                 scratch_shapes=[pltpu.VMEM(shape, jnp.float32) for shape in scratch.values()],
             ),
             compiler_params=pltpu.CompilerParams(
@@ -103,10 +102,12 @@ def run_kernel(
         tpu=partial(run, False),
         default=partial(run, True),
     )
-    return dict(zip(made, results, strict=True))
+    return dict(zip(outputs, results, strict=True))
 
 
-def _block_specs(sizes: Sizes, bias: Array | None, intervals: Array) -> dict:
+def _block_specs(
+    sizes: Sizes, bias: Array | None, intervals: Array
+) -> dict[str, pl.BlockSpec | None]:
     """Return name -> how an array is cut over the grid (user, tile of rows)."""
 
     def of_rows(height: int, per_user: bool = True) -> pl.BlockSpec:

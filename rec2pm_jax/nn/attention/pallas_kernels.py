@@ -30,29 +30,29 @@ LOWEST = -1e30  # of scores: a finite stand-in for minus infinity
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ForwardRefs(KeyRefs):
-    """References of the forward kernels; `log_sums`, `tops` and `sums` are of softmax only."""
+    """References of the forward kernels; `log_sums`, `tops` and `sums` are None for SiLU."""
 
     q: Ref  # 1 features rows
     out: Ref  # 1 value_features rows
-    log_sums: Ref | None = None  # 1 H rows, float32: log of the sum of exp(scores)
+    log_sums: Ref = None  # 1 H rows, float32: log of the sum of exp(scores)
     # scratch, float32
     total: Ref  # value_features rows: sum of weights times values
-    tops: Ref | None = None  # H rows: largest score up to now
-    sums: Ref | None = None  # H rows: sum of exp(scores - tops)
+    tops: Ref = None  # H rows: largest score up to now
+    sums: Ref = None  # H rows: sum of exp(scores - tops)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BackwardRefs(KeyRefs):
-    """References of the backward kernel; `log_sums` and `inner` are of softmax only."""
+    """References of the backward kernel; `log_sums` and `inner` are None for SiLU."""
 
     q: Ref  # 1 features rows
     to_out: Ref  # 1 value_features rows: gradient of the outputs
-    log_sums: Ref | None  # 1 H rows, float32
-    inner: Ref | None  # 1 H rows, float32: sum(out * to_out) of each head
+    log_sums: Ref = None  # 1 H rows, float32
+    inner: Ref = None  # 1 H rows, float32: sum(out * to_out) of each head
     to_q: Ref  # 1 features rows
     to_k: Ref  # 1 features keys
     to_v: Ref  # 1 value_features keys
-    to_bias: Ref | None  # 1 keys rows, float32
+    to_bias: Ref = None  # 1 keys rows, float32; None without a bias
     # scratch, float32
     sum_q: Ref  # features rows
     sum_k: Ref  # features keys

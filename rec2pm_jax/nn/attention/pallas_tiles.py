@@ -20,7 +20,7 @@ from jax.experimental import pallas as pl
 
 from rec2pm_jax.typing import Array
 
-Ref = Any  # a Pallas reference to an array in vector memory
+Ref = Any  # a Pallas reference to an array in vector memory, or None for an array that is absent
 
 
 class Sizes(NamedTuple):
@@ -150,7 +150,7 @@ class KeyRefs:
     k: Ref  # 1 features keys
     v: Ref  # 1 value_features keys
     intervals: Ref  # 1 4 rows, int32
-    bias: Ref | None  # 1 keys rows, float32
+    bias: Ref = None  # 1 keys rows, float32; None without a bias
 
 
 def for_each_tile(sizes: Sizes, tiles: Ref, refs: KeyRefs, visit: Callable[[Tile], None]) -> None:

@@ -53,8 +53,7 @@ class ScoreNormalizer:
         return weights / jnp.maximum(jnp.sum(weights, axis=-1, keepdims=True), 1e-30)
 
 
-@struct.dataclass
-class AttentionDropout:
+class AttentionDropout(struct.PyTreeNode):
     """Dropout of attention weights.
 
     Attributes:
@@ -67,7 +66,7 @@ class AttentionDropout:
     rows: Array  # B
     dropped: int = struct.field(pytree_node=False, default=0)
 
-    def factors(self, block: int, shape: tuple[int, ...]) -> Array:
+    def factors(self, block: int | Array, shape: tuple[int, ...]) -> Array:
         """Return what the weights of a block are multiplied by: 0 or 1 / (1 - rate).
 
         Args:
@@ -83,8 +82,7 @@ class AttentionDropout:
         return jnp.where(bits >= self.dropped, scale, 0)
 
 
-@struct.dataclass
-class AttentionSpec:
+class AttentionSpec(struct.PyTreeNode):
     """How the scores of a pass become weights.
 
     Attributes:

@@ -112,34 +112,14 @@ def next_item_loss(
     >>> bool(jnp.isclose(total, jnp.log(8.0))), float(weight)
     (True, 1.0)
     """
-    vectors, targets, weights, _ = positions
-    weights = jax.lax.stop_gradient(weights)
+    positions = positions._replace(weights=jax.lax.stop_gradient(positions.weights))
     if config.negatives is None:
-        queries, table = to_queries(config, vectors), to_item_vectors(table)
-        positives, items = table[targets], table[1:]  # without the padding column
-        if items.shape[0] > MANY_ITEMS:
-            # A gradient of the whole table for every chunk of positions would cost more.
-            total = log_partition_sum(queries, items, weights, chunk_bytes)
-            return total - jnp.sum(queries * positives * weights[:, None]), jnp.sum(weights)
-        parts = (_full_softmax, items, (queries, positives), (), ())
-        width = items.shape[0]
+        total = _sum_full_softmax(config, table, positions, chunk_bytes)
     else:
-        ids = negatives
-        if ids is None:
-            ids = sample_negatives(config, table.shape[0] - 1, rng, positions.numbers)
-        queries = to_queries(config, vectors)
-        if config.sharing == "shared":
-            # Gather first, then normalise: the cost does not grow with the catalogue.
-            items, positives = to_item_vectors(table[ids]), to_item_vectors(table[targets])
-            parts = (_shared_negatives, items, (queries, positives), ids, targets)
-            width = config.negatives
-        else:
-            items = to_item_vectors(table)
-            parts = (_own_negatives, items, (queries, items[targets]), (), (ids, targets))
-            width = config.negatives * table.shape[1]
-            chunk_bytes = max(chunk_bytes, items.size)  # each chunk adds to a gradient of all items
-    chunk = max(MIN_CHUNK, chunk_bytes // (4 * width))
-    return weighted_sum(*parts, weights, chunk), jnp.sum(weights)
+        if negatives is None:
+            negatives = sample_negatives(config, table.shape[0] - 1, rng, positions.numbers)
+        total = _sum_sampled_softmax(config, table, positions, negatives, chunk_bytes)
+    return total, jnp.sum(positions.weights)
 
 
 def sample_negatives(config: LossConfig, num_items: int, rng: PRNGKey, numbers: Array) -> Array:
@@ -159,6 +139,42 @@ def sample_negatives(config: LossConfig, num_items: int, rng: PRNGKey, numbers: 
         return jax.random.randint(key, (config.negatives,), 1, num_items + 1)
 
     return per_row(draw, rng, numbers) if config.sharing == "per_position" else draw(rng)
+
+
+def _sum_full_softmax(
+    config: LossConfig, table: Array, positions: Positions, chunk_bytes: int
+) -> Array:
+    vectors, targets, weights, _ = positions
+    queries, table = to_queries(config, vectors), to_item_vectors(table)
+    positives, items = table[targets], table[1:]  # without the padding column
+    if items.shape[0] > MANY_ITEMS:
+        # A gradient of the whole table for every chunk of positions would cost more.
+        total = log_partition_sum(queries, items, weights, chunk_bytes)
+        return total - jnp.sum(queries * positives * weights[:, None])
+    chunk = _chunk_positions(chunk_bytes, items.shape[0])
+    return weighted_sum(_full_softmax, items, (queries, positives), (), (), weights, chunk)
+
+
+def _sum_sampled_softmax(
+    config: LossConfig, table: Array, positions: Positions, ids: Array, chunk_bytes: int
+) -> Array:
+    """Return the weighted sum; ids are those of `sample_negatives`."""
+    vectors, targets, weights, _ = positions
+    queries, count = to_queries(config, vectors), ids.shape[-1]
+    if config.sharing == "shared":
+        # Gather first, then normalise: the cost does not grow with the catalogue.
+        negatives, positives = to_item_vectors(table[ids]), to_item_vectors(table[targets])
+        rows, chunk = (queries, positives), _chunk_positions(chunk_bytes, count)
+        return weighted_sum(_shared_negatives, negatives, rows, ids, targets, weights, chunk)
+    items = to_item_vectors(table)
+    chunk_bytes = max(chunk_bytes, items.size)  # each chunk adds to a gradient of all items
+    rows, chunk = (queries, items[targets]), _chunk_positions(chunk_bytes, count * table.shape[1])
+    return weighted_sum(_own_negatives, items, rows, (), (ids, targets), weights, chunk)
+
+
+def _chunk_positions(chunk_bytes: int, numbers: int) -> int:
+    """Return the positions of a chunk, for float32 `numbers` per position."""
+    return max(MIN_CHUNK, chunk_bytes // (4 * numbers))
 
 
 # Each of these is a `chunked_sums.RowLoss`: float32 [chunk] of (shared, rows, context, row_context).

@@ -83,7 +83,8 @@ def take_rows(table: Array, rows: Array, dim: int) -> Array:
     wide = table.at[rows // pack].get(mode="fill", fill_value=0)
     place = (rows % pack)[..., None]
     parts = (wide[..., i * dim : (i + 1) * dim] for i in range(pack))
-    return sum(jnp.where(place == i, part, 0) for i, part in enumerate(parts))
+    own = (jnp.where(place == i, part, 0) for i, part in enumerate(parts))
+    return sum(own, start=jnp.zeros((), table.dtype))
 
 
 def add_to_rows(table: Array, rows: Array, values: Array) -> Array:

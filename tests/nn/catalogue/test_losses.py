@@ -196,12 +196,12 @@ def test_chunks_change_neither_loss_nor_gradient(how, monkeypatch):
     jax.tree.map(same, value_and_gradient(1), expected)
 
 
-@pytest.mark.parametrize("kind", ["full_softmax", "sampled_softmax"])
-def test_a_batch_without_targets_has_loss_and_gradient_zero(kind):
+@pytest.mark.parametrize("negatives", [None, 5])
+def test_a_batch_without_targets_has_loss_and_gradient_zero(negatives):
     vectors, table, targets, weights = many()
     value, gradient = jax.value_and_grad(
         lambda table: loss_of(
-            LossConfig(kind=kind, negatives=5),
+            LossConfig(negatives=negatives),
             *(vectors, table, targets, 0 * weights, KEY, np.arange(len(targets), dtype=np.int32)),
             chunk_bytes=1 << 10,
         )[0]
@@ -209,13 +209,13 @@ def test_a_batch_without_targets_has_loss_and_gradient_zero(kind):
     assert value == 0 and not np.any(gradient)
 
 
-@pytest.mark.parametrize("kind", ["full_softmax", "sampled_softmax"])
-def test_positions_without_weight_are_not_computed(kind):
+@pytest.mark.parametrize("negatives", [None, 5])
+def test_positions_without_weight_are_not_computed(negatives):
     """They would spread a NaN; only whole chunks are left out."""
     vectors, table, targets, weights = many(positions=256)
     weights = np.where(np.arange(256) % 4 == 0, 1, 0).astype(np.float32)
     bad = np.where(weights[:, None] == 0, np.nan, vectors)
-    config = LossConfig(kind=kind, negatives=5)
+    config = LossConfig(negatives=negatives)
     data = (table, targets, weights, KEY, np.arange(256, dtype=np.int32))
     expected, found = (loss_of(config, v, *data, chunk_bytes=1)[0] for v in (vectors, bad))
     assert found == expected
