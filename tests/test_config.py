@@ -110,6 +110,7 @@ def test_hash_leaves_out_fields_that_the_method_and_the_backbone_do_not_read():
     assert config_hash(Config(model=hstu)) != config_hash(Config(model=biased))
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("name", presets())
 def test_presets_are_valid(name):
     module = importlib.import_module(f"launch.configs.{name}")

@@ -26,6 +26,7 @@ from tests.helpers.data import make_dataset, prepare_log, random_log
 from tests.helpers.evaluate_fakes import PARAMS, FakeMethod
 
 
+@pytest.mark.smoke
 def test_leave_one_out_of_five_events():
     rule = split_rule("leave_one_out")
     assert rule.train_end(5) == 3

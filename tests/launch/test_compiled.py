@@ -16,6 +16,7 @@ from launch.compiled.report import find_largest_buffers
 MODULE = (Path(__file__).parent / "loop.hlo").read_text()  # a scan of a kernel over 16 layers
 
 
+@pytest.mark.smoke
 def test_parse_reads_tuples_layouts_and_attributes_over_lines():
     module = hlo.parse(MODULE)
     assert module.entry == "main.1"
