@@ -35,9 +35,11 @@ def define_flags() -> None:
 
 def main(_) -> None:
     args = flags.FLAGS
-    unknown = [name for name in args.methods if name not in METHODS]
+    unknown = [name for name in args.methods if name not in METHODS.names()]
     if unknown:
-        raise UserError(f"--methods: {unknown[0]} is unknown; choose from {', '.join(METHODS)}.")
+        raise UserError(
+            f"--methods: {unknown[0]} is unknown; choose from {', '.join(METHODS.names())}."
+        )
     began = time.time()
     results = compare_methods(get_config(), args.data, args.workdir, args.methods)
     print(f"\n{format_report(results)}\n{time.time() - began:.0f} s in all")
