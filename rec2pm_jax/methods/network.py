@@ -57,6 +57,9 @@ class Network:
     max_positions: int
     parts: int = 1
 
+    def __post_init__(self) -> None:
+        self.backbone.new_layer()  # refuses an unknown backbone, and fields that it does not support
+
     @property
     def item_dim(self) -> int:
         """W = P * D, numbers of an item's vector."""

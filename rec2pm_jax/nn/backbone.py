@@ -31,6 +31,14 @@ class Backbone:
 
     spec: LayerSpec
 
+    def new_layer(self) -> nn.Module:
+        """Return the module of one layer.
+
+        Raises:
+          UserError: an unknown backbone, or fields that it does not support.
+        """
+        return BACKBONES[self.spec.config.backbone].build(self.spec, parent=None)
+
     def init(self, rng: PRNGKey, x: Array, layout: Layout) -> Params:
         """Return fresh parameters; x [B, tokens, D] and `layout` describe any pass."""
         x = x.astype(jnp.dtype(self.spec.config.dtype))
@@ -63,7 +71,7 @@ class Backbone:
           (outputs [B, wanted tokens, D], keys and values of x [layers, B, tokens, H, d]).
         """
         config, compute = self.spec.config, self.spec.compute
-        layer: Any = _new_layer(self.spec, parent=None)
+        layer: Any = self.new_layer()
         unroll = unroll or not SCAN_LAYERS
         kept, first = cache if isinstance(cache, InPlaceCache) else (cache, None)
         keys = None
@@ -107,7 +115,7 @@ class Backbone:
         Returns:
           A float32 array [layers, B, H, rows, keys] for each block of `layout`.
         """
-        layer = _new_layer(self.spec, parent=None)
+        layer = self.new_layer()
 
         def body(x: Array, params: Params) -> tuple[Array, list[Array]]:
             (x, _), found = layer.apply(
@@ -116,10 +124,6 @@ class Backbone:
             return x, list(found["intermediates"]["attention"])
 
         return jax.lax.scan(body, x.astype(jnp.dtype(self.spec.config.dtype)), params["layers"])[1]
-
-
-def _new_layer(spec: LayerSpec, **options: Any) -> nn.Module:
-    return BACKBONES[spec.config.backbone].build(spec, **options)
 
 
 class _Stack(nn.Module):
@@ -139,4 +143,5 @@ class _Stack(nn.Module):
             in_axes=nn.broadcast,
             length=self.spec.config.layers,
         )
-        return stack(_new_layer(self.spec, name="layers"), x, layout)[0]
+        layer = BACKBONES[self.spec.config.backbone].build(self.spec, name="layers")
+        return stack(layer, x, layout)[0]
