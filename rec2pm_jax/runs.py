@@ -16,7 +16,6 @@ from rec2pm_jax.evaluate.evaluator import evaluate
 from rec2pm_jax.evaluate.heuristic import Heuristic, evaluate_heuristic
 from rec2pm_jax.evaluate.record import Evaluation
 from rec2pm_jax.evaluate.spec import EvalSpec
-from rec2pm_jax.evaluate.validation import validate
 from rec2pm_jax.methods.method import Method
 from rec2pm_jax.methods.registry import config_hash, make_method
 from rec2pm_jax.provenance import git_commit
@@ -106,10 +105,7 @@ def train_model(config: Config, dataset: Dataset, workdir: str | Path) -> Traine
     """
     method = make_method(config, dataset.num_items)
 
-    def on_validation(params: Params) -> Any:
-        return validate(method, params, dataset, max_users=config.train.eval_users)
-
-    summary = train_and_evaluate(config, dataset, method, workdir, on_validation)
+    summary = train_and_evaluate(config, dataset, method, workdir)
     _, params, meta = load_for_inference(workdir)
     return TrainedModel(config, method, params, meta, summary["wall_s"], summary["device"])
 
