@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from rec2pm_jax.config import Config
-from rec2pm_jax.config_dict import config_hash, from_dict, to_dict
+from rec2pm_jax.config_dict import from_dict, to_dict
 from rec2pm_jax.errors import UserError
+from rec2pm_jax.methods.registry import config_hash
 from rec2pm_jax.train import checkpoint
 from rec2pm_jax.train.checkpoint import Checkpoints, abstract_with_sharding, load_for_inference
 from rec2pm_jax.train.optimizer import make_optimizer

@@ -12,9 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rec2pm_jax.config_dict import config_hash, to_dict
+from rec2pm_jax.config_dict import to_dict
 from rec2pm_jax.errors import UserError
-from rec2pm_jax.methods.registry import make_method
+from rec2pm_jax.methods.registry import config_hash, make_method
 from rec2pm_jax.train.checkpoint import Checkpoints, load_for_inference
 from rec2pm_jax.train.partition import make_partition
 from tests.helpers.sharded import CONFIG, ITEMS, by_id, config_of
