@@ -1,9 +1,9 @@
-"""Compiles a step for TPUs that are not there and says what it needs.
+"""Compile a step for TPUs that need not exist and report what it needs.
 
-    python -m launch.aot --topology=v5e:1x1 --config=launch/configs/paper_merrec_hstu.py \\
+    python -m launch.aot --topology=v5e:1x1 --config=paper_merrec_hstu \\
         --json=aot.json --step=train --items=20000
     python -m launch.aot --topology=v5e:2x4,v5e:8x8,v5e:16x16 --items_per_chip=2148438 \\
-        --batch_per_chip=8 --config=launch/configs/industrial.py --json=scaling.json
+        --batch_per_chip=8 --config=industrial --json=scaling.json
 
 The real TPU compiler (libtpu) compiles on any Linux host. The report is of one chip: memory, work,
 collectives, and how long products, memory and interconnect would take at their nominal speeds.
@@ -15,14 +15,15 @@ from __future__ import annotations
 
 import dataclasses
 import runpy
+from pathlib import Path
 from typing import Any
 
 import jax
 from absl import flags
-from ml_collections import config_flags
 
-from launch import cli
 from launch.compiled import chips, programs, report
+from launch.configs.flags import define_config, get_config, get_preset_file
+from rec2pm_jax import cli
 from rec2pm_jax.config import Config
 from rec2pm_jax.config_dict import to_dict
 from rec2pm_jax.evaluate.record import write_records
@@ -31,7 +32,7 @@ from rec2pm_jax.train.partition import make_mesh
 
 
 def define_flags() -> None:
-    cli.define_config()
+    define_config()
     flags.DEFINE_list("topology", None, "Generation and shape, such as v5e:16x16; or several.")
     flags.DEFINE_string(
         "json", None, "File for the record, or the list of those of all topologies."
@@ -62,45 +63,47 @@ def main(_) -> None:
     jax.config.update("jax_platforms", "cpu")
     # Entries for a TPU cannot be read without one, and the time reported is that of compiling.
     jax.config.update("jax_enable_compilation_cache", False)
-    config = programs.for_tpu(cli.get_config())
-    described = [(name, *chips.describe(name)) for name in args.topology]
+    config = programs.for_tpu(get_config())
+    described = [(name, *chips.describe_topology(name)) for name in args.topology]
     records = []
     for name, chip, devices in described:
-        records.append(_record(args, config, name, chip, devices))
-        print(report.text(records[-1]), flush=True)
+        records.append(_compile(config, name, chip, devices))
+        print(report.format_text(records[-1]), flush=True)
         write_records(args.json, records if len(described) > 1 else records[0])
     if len(records) > 1:
-        print(report.table(records))
+        print(report.format_table(records))
     print(f"written to {args.json}")
 
 
-def _record(args, config: Config, topology: str, chip: chips.Chip, devices) -> dict[str, Any]:
-    """Compiles the step for one topology."""
+def _compile(
+    config: Config, topology: str, chip: chips.Chip, devices: list[jax.Device]
+) -> dict[str, Any]:
+    """Compile the step for one topology and return its record."""
+    args = flags.FLAGS
     if args.batch_per_chip:
         train = dataclasses.replace(config.train, batch_size=args.batch_per_chip * len(devices))
         config = dataclasses.replace(config, train=train)
     items = args.items or args.items_per_chip * len(devices)
-    items = items or _items_of_preset(config_flags.get_config_filename(args["config"]))
+    items = items or _items_of_preset()
     program = programs.BUILDERS[args.step](config, items, make_mesh(devices))
     compiled, seconds = report.compile_program(program)
     if args.hlo:
-        with open(args.hlo, "w") as file:
-            file.write(compiled.as_text())
+        Path(args.hlo).write_text(str(compiled.as_text()))
     return {
         "topology": topology,
         "step": args.step,
         "items": items,
         **seconds,
-        **report.record(compiled, chip, len(devices)),
+        **report.make_record(compiled, chip, len(devices)),
         "config": to_dict(config),
         "env": chips.environment(),
         "git_commit": git_commit(),
     }
 
 
-def _items_of_preset(path: str) -> int:
-    """`ITEMS` of a preset's file: the size its catalogue has, which no dataset is here to say."""
-    return runpy.run_path(path).get("ITEMS", 20_000)
+def _items_of_preset() -> int:
+    """Return `ITEMS` of the preset's file, the size of its catalogue: no dataset is at hand."""
+    return runpy.run_path(str(get_preset_file())).get("ITEMS", 20_000)
 
 
 if __name__ == "__main__":

@@ -1,39 +1,54 @@
-"""Measures speed and memory and writes a record.
+"""Measure speed and memory and write a record.
 
     python -m launch.bench --suite=train --json=train.json --threads=1
     python -m launch.bench --suite=infer --json=infer.json --threads=1 --only=hstu
 
-Every row runs in a process of its own; rows of a group are measured in alternation after a warm-up,
-together with a matrix product as the yardstick. The record holds medians of wall and CPU seconds,
-`flops` of the matrix products (counted in the jaxpr, loops by their turns) and their share of the
-yardstick's rate (`mfu`), `peak_rss_bytes` of the measured calls (what building and compiling
-took before is `start_rss_bytes`) and `first_s`, the first call with its compilation. With
-`--threads=1` rows are pinned to one core, and CPU seconds are what to compare on a busy machine.
+Every row runs in a separate process. Rows of a group are measured in alternation after a warm-up,
+together with a matrix product as the yardstick. The record holds
+
+  wall_s, cpu_s    medians of the repetitions
+  flops            of the matrix products, counted in the jaxpr, loops by their trip counts
+  mfu              their share of the yardstick's rate
+  peak_rss_bytes   of the measured calls
+  start_rss_bytes  of building and compiling
+  first_s          the first call with its compilation
+
+With `--threads=1` rows are pinned to one core; then compare CPU seconds on a busy machine.
 """
 
 from __future__ import annotations
 
 import os
 import re
+from typing import Any
 
 from absl import flags
 
-from launch import cli, processes
-from launch.benchmarks import driver, infer, inputs, prepare, report, scale, stream, topk, train
+from launch.benchmarks import (
+    driver,
+    infer,
+    inputs,
+    prepare,
+    processes,
+    report,
+    scale,
+    stream,
+    topk,
+    train,
+)
+from rec2pm_jax import cli
 from rec2pm_jax.errors import UserError
 from rec2pm_jax.evaluate.record import write_records
 
 SUITES = {  # name -> (smoke) -> cases
-    "train": train.cases,
-    "infer": infer.cases,
-    "scale": scale.cases,
-    "topk": topk.cases,
-    "input": inputs.cases,
+    "train": train.make_cases,
+    "infer": infer.make_cases,
+    "scale": scale.make_cases,
+    "topk": topk.make_cases,
+    "input": inputs.make_cases,
 }
-
-
-# Suites that measure something whole: name -> (smoke) -> rows
-COMMANDS = {"prepare": prepare.rows, "stream": stream.rows}
+# Suites that measure a whole command: name -> (smoke) -> rows
+COMMANDS = {"prepare": prepare.measure_rows, "stream": stream.measure_rows}
 
 
 def define_flags() -> None:
@@ -60,7 +75,7 @@ def main(_) -> None:
         max_rss=args.max_gb * 1e9 or 0.6 * _free_memory(),
     )
     if args.suite in COMMANDS:
-        _measure_command(args, settings)
+        _measure_command(settings)
         return
     cases = [case for case in SUITES[args.suite](args.smoke) if re.search(args.only, case.name)]
     if not cases:
@@ -69,14 +84,16 @@ def main(_) -> None:
             f"--only={args.only}: no row of suite {args.suite} has such a name: {names}"
         )
     for record in driver.measure(args.suite, cases, settings):
-        write_records(args.json, record)  # whole so far: a stopped run keeps its rows
-    print(report.setting_line(record))
-    print(report.table(record))
+        write_records(args.json, record)  # after every group, so a stopped run keeps its rows
+    print(report.format_setting(record))
+    print(report.format_record(record))
     print(f"written to {args.json}")
 
 
-def _measure_command(args, settings: driver.Settings) -> None:
-    record = {"suite": args.suite, "env": driver.environment(settings), "rows": []}
+def _measure_command(settings: driver.Settings) -> None:
+    args = flags.FLAGS
+    env = driver.describe_environment(settings)
+    record: dict[str, Any] = {"suite": args.suite, "env": env, "rows": []}
     for row in COMMANDS[args.suite](args.smoke):
         record["rows"].append(row)
         write_records(args.json, record)

@@ -1,8 +1,7 @@
 """The main job in one command: `make demo`.
 
-Prepares Complete Journey product types, trains recent, full and rec2pm_o with the preset
-`launch/configs/demo.py`, rolls the memories forward over whole histories, and writes
-runs/demo/summary.json and runs/demo/summary.png.
+Prepares Complete Journey product types, trains recent, full and rec2pm_o with the preset `demo`, rolls
+the memories forward over whole histories, and writes runs/demo/summary.json and runs/demo/summary.png.
 """
 
 from __future__ import annotations
@@ -12,8 +11,10 @@ from pathlib import Path
 
 from absl import flags
 
-from launch import cli, compare
 from launch.configs import demo as preset
+from launch.experiments.comparison import compare_methods, format_report
+from launch.experiments.figures import draw_comparison
+from rec2pm_jax import cli
 from rec2pm_jax.config_dict import from_dict
 from rec2pm_jax.data.options import PrepareOptions
 from rec2pm_jax.data.prepare import prepare, summary
@@ -31,10 +32,10 @@ def main(_) -> None:
     )
     print(summary(info), flush=True)
     config = from_dict(preset.get_config().to_dict())
-    results = compare.compare(config, str(data), output)
-    print(f"\n{compare.report(results)}")
+    results = compare_methods(config, str(data), output)
+    print(f"\n{format_report(results)}")
     write_records(output / "summary.json", [row.record for row in results])
-    compare.draw(results, output / "summary.png")
+    draw_comparison(results, output / "summary.png")
     print(
         f"{time.time() - began:.0f} s in all; records in {output / 'summary.json'}, figure in "
         f"{output / 'summary.png'}"

@@ -14,9 +14,9 @@ from typing import Any
 
 from absl import flags
 
-from launch import cli
+from rec2pm_jax import cli
 from rec2pm_jax.config import DataConfig
-from rec2pm_jax.config_dict import config_hash, to_dict
+from rec2pm_jax.config_dict import to_dict
 from rec2pm_jax.data.dataset import open_dataset
 from rec2pm_jax.data.splits import SPLITS
 from rec2pm_jax.data.splits import settings as protocol_settings
@@ -27,6 +27,7 @@ from rec2pm_jax.evaluate.heuristic import Heuristic, evaluate_heuristic
 from rec2pm_jax.evaluate.record import write_records
 from rec2pm_jax.evaluate.report import diagnostics_table, metrics_table, setting_line
 from rec2pm_jax.evaluate.spec import EvalSpec
+from rec2pm_jax.methods.registry import config_hash
 from rec2pm_jax.provenance import git_commit
 from rec2pm_jax.train.trained_run import load_run
 

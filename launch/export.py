@@ -14,7 +14,7 @@ from pathlib import Path
 
 from absl import flags
 
-from launch import cli
+from rec2pm_jax import cli
 from rec2pm_jax.stream.export.directory import check_not_existing, write_export
 from rec2pm_jax.stream.load import make_recommender
 from rec2pm_jax.train.checkpoint import load_for_inference

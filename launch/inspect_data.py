@@ -11,7 +11,7 @@ from pathlib import Path
 
 from absl import flags
 
-from launch import cli
+from rec2pm_jax import cli
 from rec2pm_jax.data.dataset import open_dataset
 from rec2pm_jax.evaluate.inspection import format_report, inspect_dataset
 from rec2pm_jax.evaluate.inspection.figures import draw_figures

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from absl import flags
 
-from launch import cli
+from rec2pm_jax import cli
 from rec2pm_jax.config import Config
 from rec2pm_jax.config_fields import replace_section, to_markdown
 from rec2pm_jax.errors import UserError

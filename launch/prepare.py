@@ -19,7 +19,7 @@ from typing import Any
 
 from absl import flags
 
-from launch import cli
+from rec2pm_jax import cli
 from rec2pm_jax.data.options import PrepareOptions
 from rec2pm_jax.data.prepare import append, compact, prepare, summary
 from rec2pm_jax.data.sources import describe_sources

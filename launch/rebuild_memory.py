@@ -16,7 +16,7 @@ import time
 from absl import flags
 from tqdm import tqdm
 
-from launch import cli
+from rec2pm_jax import cli
 from rec2pm_jax.methods.codec import FORMATS
 from rec2pm_jax.stream.load import make_recommender
 from rec2pm_jax.stream.options import EngineOptions, Worker

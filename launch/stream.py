@@ -29,7 +29,7 @@ import sys
 from absl import flags
 
 import rec2pm_jax
-from launch import cli
+from rec2pm_jax import cli
 from rec2pm_jax.methods.codec import FORMATS
 from rec2pm_jax.stream.engine import Engine
 from rec2pm_jax.stream.lines.output import open_metrics, open_output

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from absl import flags
 
-from launch import cli
+from rec2pm_jax import cli
 from rec2pm_jax.errors import UserError
 from rec2pm_jax.stream.stores.base import delete_matching, open_store
 from rec2pm_jax.stream.stores.record import is_expired

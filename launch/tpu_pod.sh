@@ -52,7 +52,7 @@ install() {
   git archive --format=tar.gz --output=/tmp/rec2pm_jax.tar.gz HEAD
   gcloud compute tpus tpu-vm scp /tmp/rec2pm_jax.tar.gz "$NAME": --zone="$ZONE" --worker=all
   on all "mkdir -p rec2pm_jax && tar -xzf rec2pm_jax.tar.gz -C rec2pm_jax && cd rec2pm_jax &&
-    python3 -m venv .venv && .venv/bin/pip install --quiet -r requirements-tpu.txt"
+    python3 -m venv .venv && .venv/bin/pip install --quiet --editable '.[tpu]'"
 }
 
 prepare() { # once, by worker 0, for all

@@ -3,7 +3,7 @@
 If logs were appended to --data since then, training continues with them: new items get rows. With
 more --config.train.steps a complete run trains on.
 
-    python -m launch.train --config=launch/configs/synthetic.py \\
+    python -m launch.train --config=synthetic \\
         --data=data/synthetic --workdir=runs/synthetic --config.train.steps=2000
 
 For a job of several processes see docs/distributed.md.
@@ -13,13 +13,14 @@ from __future__ import annotations
 
 from absl import flags
 
-from launch import cli
+from launch.configs.flags import define_config, get_config
+from rec2pm_jax import cli
 from rec2pm_jax.data.dataset import open_dataset
 from rec2pm_jax.methods.registry import make_method
 from rec2pm_jax.train.distributed import distributed_job
 from rec2pm_jax.train.loop import train_and_evaluate
 
-cli.define_config()
+define_config()
 flags.DEFINE_string("data", None, "Directory of a prepared dataset (see launch.prepare).")
 flags.DEFINE_string("workdir", None, "Directory of the run: checkpoints, logs and summary.")
 flags.DEFINE_string("profile", "", "Directory for a trace of a few steps after the warm-up.")
@@ -41,7 +42,7 @@ def main(_: list[str]) -> None:
     with distributed_job(
         args.distributed, args.coordinator_address, args.num_processes, args.process_id
     ):
-        config = cli.get_config()
+        config = get_config()
         dataset = open_dataset(args.data)
         method = make_method(config, dataset.num_items)
         train_and_evaluate(config, dataset, method, args.workdir, profile=args.profile)

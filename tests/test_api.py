@@ -1,21 +1,22 @@
-"""The public Python API: load, observe, recommend."""
+"""The public Python API: prepare, train, evaluate, load, observe, recommend."""
 
 from __future__ import annotations
 
 import math
 import shutil
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
+import polars as pl
 import pytest
 
 import rec2pm_jax
+from rec2pm_jax import api
 from rec2pm_jax.errors import UserError
+from rec2pm_jax.presets import presets
 from rec2pm_jax.stream.latency import measure
 from rec2pm_jax.stream.recommender import Recommender
-from tests.helpers.data import make_dataset
+from tests.helpers.data import make_dataset, random_log
 from tests.helpers.stream import make_config, make_data, make_recommender, raw_events, save_run
 
 
@@ -29,9 +30,84 @@ def model(dataset):
     return make_recommender(dataset, make_config())
 
 
-def test_importing_the_package_is_light():
-    code = "import sys, rec2pm_jax; assert not {'jax', 'numpy', 'orbax'} & set(sys.modules)"
-    subprocess.run([sys.executable, "-c", code], check=True)
+@pytest.mark.smoke
+def test_from_a_frame_to_recommendations(tmp_path):
+    """A frame is prepared, trained on, evaluated and served; a workdir is as good as its model."""
+    events = random_log(users=12, items=9, events=600)
+    dataset = api.prepare(events, tmp_path / "data")
+    changes = {
+        "data.segment": 4,
+        "data.segments": 2,
+        "model.dim": 8,
+        "train.steps": 2,
+        "train.batch_size": 4,
+        "train.eval_every": 2,
+    }
+    config = rec2pm_jax.load_preset("base", changes)
+    model = api.train(config, dataset, tmp_path / "run")
+    evaluation = api.evaluate(model, dataset, split="validation")
+    assert 0 < evaluation.metrics["ndcg@10"] <= 1
+    again = api.evaluate(tmp_path / "run", split="validation")
+    assert again.metrics == evaluation.metrics
+    user = model.observe(model.new_user(), events["item"][:9])
+    answer = model.recommend(user, k=3)
+    assert rec2pm_jax.load(tmp_path / "run").recommend(user, k=3) == answer
+    with pytest.raises(UserError, match="needs its dataset"):
+        api.evaluate(model)
+
+
+def test_any_frame_or_file_of_one_log_is_one_dataset(tmp_path):
+    pandas = pytest.importorskip("pandas", reason="needs pip install 'rec2pm_jax[examples]'")
+    log = random_log().with_columns(timestamp=pl.from_epoch("timestamp"))
+    columns = {name: log[name].to_list() for name in log.columns}
+    log.write_parquet(tmp_path / "log.parquet")
+    frames = {
+        "polars": log,
+        "dict": columns,
+        "pandas": pandas.DataFrame(columns),
+        "file": tmp_path / "log.parquet",
+    }
+    hashes = {
+        name: api.prepare(frame, tmp_path / name, type_column="kind").content_hash
+        for name, frame in frames.items()
+    }
+    assert len(set(hashes.values())) == 1, hashes
+
+
+def test_prepare_names_what_it_does_not_know(tmp_path):
+    events = {"user": ["a"], "item": ["b"], "time": [1]}
+    with pytest.raises(UserError, match='no option user_colum. Did you mean "user_column"'):
+        api.prepare(events, tmp_path / "data", user_colum="user")
+    for frame in (events, pl.DataFrame(events)):
+        with pytest.raises(
+            UserError, match="no column 'timestamp'; its columns are user, item, time"
+        ):
+            api.prepare(frame, tmp_path / "data")
+
+
+@pytest.mark.parametrize(
+    ("preset", "changes", "message"),
+    [
+        ("developmnt", {}, 'no such preset or file. Did you mean "development"'),
+        ("base", {"train.step": 3}, 'Unknown config field train.step. Did you mean "steps"'),
+        ("base", {"steps": 3}, "Unknown config field steps"),
+        ("base", {"train.steps": "3"}, "config.train.steps must be int"),
+    ],
+)
+def test_load_preset_names_what_it_does_not_know(preset, changes, message):
+    with pytest.raises(UserError, match=message):
+        rec2pm_jax.load_preset(preset, changes)
+
+
+def test_presets_are_found_by_name_and_by_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    by_name = rec2pm_jax.load_preset("synthetic")
+    assert rec2pm_jax.load_preset("launch/configs/synthetic.py") == by_name
+    (tmp_path / "mine.py").write_text(presets()["synthetic"].read_text())
+    assert rec2pm_jax.load_preset("mine.py") == by_name
+    (tmp_path / "empty.py").write_text("")
+    with pytest.raises(UserError, match="empty.py defines no get_config"):
+        rec2pm_jax.load_preset(tmp_path / "empty.py")
 
 
 def test_load_recommends_as_the_saved_parameters(dataset, model, tmp_path):

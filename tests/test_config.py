@@ -12,12 +12,14 @@ from pathlib import Path
 import pytest
 from absl import flags
 
-from launch import cli
 from launch.configs.base import base_config
+from launch.configs.flags import define_config, get_config
+from rec2pm_jax import cli
 from rec2pm_jax.config import Config, MethodConfig, ModelConfig
 from rec2pm_jax.config_dict import field_types, from_dict, to_dict
 from rec2pm_jax.errors import UserError
 from rec2pm_jax.methods.registry import config_hash, make_method
+from rec2pm_jax.presets import presets
 
 ROOT = Path(__file__).parents[1]
 BASE = str(ROOT / "launch/configs/base.py")
@@ -108,10 +110,8 @@ def test_hash_leaves_out_fields_that_the_method_and_the_backbone_do_not_read():
     assert config_hash(Config(model=hstu)) != config_hash(Config(model=biased))
 
 
-PRESETS = sorted(p.stem for p in (ROOT / "launch/configs").glob("*.py") if p.stem != "__init__")
-
-
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.smoke
+@pytest.mark.parametrize("name", presets())
 def test_presets_are_valid(name):
     module = importlib.import_module(f"launch.configs.{name}")
     from_dict(module.get_config().to_dict())
@@ -126,11 +126,48 @@ def parse(monkeypatch):
 
     def parse(*arguments):
         argv = ["program", *arguments]
-        cli.define_config(flag_values=values, sys_argv=argv)
-        cli._parse(argv)
-        return cli.get_config()
+        define_config(values)
+        cli.parse_flags(argv)
+        return get_config()
 
     return parse
+
+
+def test_presets_are_found_by_name_from_any_directory(parse, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert "base" in presets() and "flags" not in presets()
+    assert parse("--config=base", "--config.data.segment=7").data.segment == 7
+
+
+def test_presets_are_found_by_their_path_in_a_checkout_from_any_directory(
+    parse, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    assert parse("--config", "launch/configs/base.py") == Config()
+
+
+def test_a_preset_may_be_any_python_file(parse, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("mine.py").write_text(
+        "from launch.configs.base import base_config\n\n\n"
+        "def get_config():\n"
+        "    config = base_config()\n"
+        "    config.data.segment = 7\n"
+        "    return config\n"
+    )
+    assert parse("--config=mine.py", "--config.data.segments=2").data.segment == 7
+
+
+def test_a_preset_needs_get_config(parse, tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text("config = 3\n")
+    with pytest.raises(UserError, match="mine.py defines no get_config()"):
+        parse(f"--config={path}")
+
+
+def test_overrides_may_come_before_the_preset_and_the_last_one_counts(parse):
+    config = parse("--config.data.segment=7", "--config=base", "--config.data.segment=9")
+    assert config.data.segment == 9
 
 
 def test_overrides(parse):
@@ -139,11 +176,12 @@ def test_overrides(parse):
         "--config.data.segment=7",
         "--config.optim.learning_rate=1",
         "--config.model.backbone=hstu",
+        "--noconfig.method.recall",
         "--config.method.reference_window=3",
         "--config.optim.clip_norm=None",
     )
     assert (config.data.segment, config.optim.learning_rate) == (7, 1.0)
-    assert config.model.backbone == "hstu"
+    assert (config.model.backbone, config.method.recall) == ("hstu", False)
     assert (config.method.reference_window, config.optim.clip_norm) == (3, None)
 
 
@@ -152,11 +190,12 @@ def test_overrides(parse):
     [
         (
             [f"--config={BASE}", "--config.data.segmnt=3"],
-            'data.segmnt. Did you mean "data.segment"',
+            "flag 'config.data.segmnt'. Did you mean: config.data.segment",
         ),
-        ([f"--config={BASE}", "--config.modl.dim", "3"], 'modl.dim. Did you mean "model.dim"'),
+        ([f"--config={BASE}", "--config.modl.dim", "3"], "Did you mean: config.model.dim"),
         ([f"--config={BASE}", "--config.data.segment=x"], "config.data.segment"),
-        (["--config=launch/configs/bas.py"], 'no such file. Did you mean "base"'),
+        (["--config=developement"], 'Did you mean "development"? Presets: base, demo, development'),
+        (["--config=launch/configs/bas.py"], 'no such preset or file. Did you mean "base"'),
         ([], "--config must have a value"),
         (
             [f"--config={BASE}", "--confg=3"],
@@ -178,7 +217,7 @@ def test_bad_flags_are_one_line(parse, capsys, arguments, message):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--config.data.segmnt=3"], 'Did you mean "data.segment"'),
+        (["--config.data.segmnt=3"], "Did you mean: config.data.segment"),
         (["--config.data.segment=-1"], "config.data.segment must be >= 1, got -1"),
         (["--data=missing"], "missing"),
         (["--dta=x"], "Unknown command line flag 'dta'"),

@@ -1,4 +1,4 @@
-"""What a suite is made of: rows to measure, and the work behind each."""
+"""The rows of a suite and the work behind each."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from rec2pm_jax.config import Config
 from rec2pm_jax.config_dict import to_dict
 from rec2pm_jax.evaluate.report import display_name
+from rec2pm_jax.methods.registry import make_method
 
 # Every row of a record has these fields, null where they do not apply, and perhaps more.
 FIELDS = (
@@ -21,12 +22,12 @@ class Case(NamedTuple):
     """One row before it is measured.
 
     Attributes:
-      name: unique in its suite; what `--only` looks at.
-      group: rows of a group are measured in alternation, so that drift of the machine meets all.
+      name: unique in its suite; `--only` selects by it.
+      group: rows of a group are measured in alternation, so that drift of the machine affects all.
       build: "module:function" under `launch.benchmarks`; called with `options` in the row's own
         process, it returns `Work`.
       options: JSON-ready arguments of `build`.
-      row: fields of the record that are known beforehand.
+      row: fields of the record that are known before measuring.
     """
 
     name: str
@@ -38,13 +39,13 @@ class Case(NamedTuple):
 
 @dataclasses.dataclass
 class Work:
-    """What a row's process measures.
+    """A call to measure, built in the row's process.
 
     Attributes:
-      run: one call, which waits for its results.
-      tokens: events that a call takes in, for tokens/s; None where that says nothing.
-      flops: () -> matmul FLOPs of a call, see `flops.matmul_flops`; None where there are none.
-      fields: fields of the record that only the process knows.
+      run: makes one call and waits for its results.
+      tokens: events that a call consumes, for tokens/s; None if that has no meaning.
+      flops: counts the matmul FLOPs of a call, see `flops.count_matmul_flops`; None without any.
+      fields: more fields of the record.
     """
 
     run: Callable[[], object]
@@ -53,43 +54,62 @@ class Work:
     fields: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
-def model_case(
+@dataclasses.dataclass(frozen=True)
+class Workload:
+    """What a row about a method does.
+
+    Attributes:
+      mode: step, read, read_incremental, update or full.
+      items: size of the catalogue.
+      batch: users per call.
+      length: events of each user.
+    """
+
+    mode: str
+    items: int
+    batch: int
+    length: int
+
+
+def make_model_case(
     config: Config,
+    workload: Workload,
     *,
     group: str,
     build: str,
-    mode: str,
-    items: int,
-    batch: int,
-    length: int,
     name: str = "",
     options: dict[str, Any] | None = None,
 ) -> Case:
-    """A row about a method: `build` gets `config` and `items` beside `options`.
+    """Return a row about a method.
 
-    name: by default backbone, layers x heads, width, method, mode and length.
+    Args:
+      config: the method and its model.
+      workload: what the row does.
+      group: see `Case`.
+      build: see `Case`; it gets `config` and `items` beside `options`.
+      name: by default backbone, layers x heads, width, method, mode and length.
+      options: more arguments of `build`.
     """
     model, method = config.model, config.method
-    has_memory = method.name not in ("full", "recent")
+    made = make_method(config, workload.items)
     row = {
-        "mode": mode,
+        "mode": workload.mode,
         "method": method.name,
-        "memory": method.memory if has_memory else "none",
+        "memory": made.memory_kind,
         "backbone": model.backbone,
         "layers": model.layers,
         "heads": model.heads,
         "dim": model.dim,
-        "batch": batch,
-        "length": length,
-        "segment": config.data.segment if has_memory else None,
-        "slots": method.slots if has_memory else None,
-        "item_dim": config.item_dim,
-        "items": items,
+        "batch": workload.batch,
+        "length": workload.length,
+        "segment": config.data.segment if made.stores_memory else None,
+        "slots": method.slots if made.stores_memory else None,
+        "item_dim": made.item_dim,
+        "items": workload.items,
         "dtype": model.dtype,
     }
     shape = f"{model.backbone}{model.layers}x{model.heads}x{model.dim}"
     shown = display_name(row) + ("_sketch" if method.sketch else "")
-    name = name or f"{shape}/{shown}/{mode}/{length}"
-    return Case(
-        name, group, build, {"config": to_dict(config), "items": items} | (options or {}), row
-    )
+    name = name or f"{shape}/{shown}/{workload.mode}/{workload.length}"
+    arguments = {"config": to_dict(config), "items": workload.items} | (options or {})
+    return Case(name, group, build, arguments, row)

@@ -1,7 +1,7 @@
-"""A row's own process: builds the work, then measures it whenever it is told to.
+"""The process of one row: builds the work and measures it on request.
 
-Started by `driver.Child`. Reads JSON lines: first the case, then "run" for one repetition, at last
-"finish". Answers each with a JSON line. A process per row gives each its own peak memory.
+`driver.Child` starts it. It reads JSON lines: first the case, then "run" for each repetition, at last
+"finish", and answers each with a JSON line. One process per row gives every row a peak memory.
 """
 
 from __future__ import annotations
@@ -21,13 +21,14 @@ from typing import Any
 
 import jax
 
-from launch import cli
 from launch.benchmarks.case import Work
+from rec2pm_jax import cli
 
 _REPETITION_S = 0.3  # short calls are repeated until a repetition takes about this long
 
 
 def build(case: dict[str, Any]) -> Work:
+    """Return the work that a case names in `build`, made with its `options`."""
     module, function = case["build"].split(":")
     return getattr(importlib.import_module(f"launch.benchmarks.{module}"), function)(
         **case["options"]
@@ -35,15 +36,15 @@ def build(case: dict[str, Any]) -> Work:
 
 
 def forget_peak() -> None:
-    """Makes `peak_rss` start from now, where the system can: what compiling took is not the work's."""
+    """Make `measure_peak_rss` start from now, if the system can: compiling is not part of the work."""
     gc.collect()
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
         Path("/proc/self/clear_refs").write_text("5")
 
 
-def peak_rss() -> int:
-    """Most bytes of physical memory since `forget_peak`, or since the start where it does nothing."""
+def measure_peak_rss() -> int:
+    """Return the most bytes of physical memory since `forget_peak`, or since the start without it."""
     with contextlib.suppress(OSError):
         for line in Path("/proc/self/status").read_text().splitlines():
             if line.startswith("VmHWM:"):
@@ -52,6 +53,7 @@ def peak_rss() -> int:
 
 
 def repeat(work: Work, calls: int) -> dict[str, float]:
+    """Return wall and CPU seconds per call."""
     wall, cpu = time.perf_counter(), time.process_time()
     for _ in range(calls):
         work.run()
@@ -60,7 +62,7 @@ def repeat(work: Work, calls: int) -> dict[str, float]:
 
 
 def main() -> None:
-    # Whatever libraries print goes to stderr; stdout is for answers.
+    # Output of libraries goes to stderr; stdout is for answers.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
 
@@ -70,16 +72,17 @@ def main() -> None:
 
     try:
         serve(answer)
-    except Exception as error:  # the row says why, and the other rows go on
+    except Exception as error:  # recorded in the row; other rows continue
         answer({"error": f"{type(error).__name__}: {error}"})
 
 
 def serve(answer: Callable[[dict[str, Any]], None]) -> None:
+    """Answer the lines of stdin until "finish"."""
     case = json.loads(sys.stdin.readline())
     cli.use_compilation_cache(case["cache"])
     work = build(case)
     first, second = repeat(work, 1), repeat(work, 1)
-    building = peak_rss()
+    building = measure_peak_rss()
     forget_peak()
     calls = max(1, round(_REPETITION_S / max(second["wall_s"], 1e-6)))
     answer({"platform": jax.default_backend(), "device": jax.devices()[0].device_kind})
@@ -87,8 +90,8 @@ def serve(answer: Callable[[dict[str, Any]], None]) -> None:
         if json.loads(line) == "run":
             answer(repeat(work, calls))
             continue
-        peak = peak_rss()  # before counting, which traces everything again
-        fields = {
+        peak = measure_peak_rss()  # before counting FLOPs, which traces everything again
+        fields: dict[str, Any] = {
             "peak_rss_bytes": peak,
             "start_rss_bytes": building,
             "first_s": first["wall_s"],
@@ -97,7 +100,7 @@ def serve(answer: Callable[[dict[str, Any]], None]) -> None:
         if work.flops:
             try:
                 fields["flops"] = work.flops()
-            except ValueError as error:  # nothing to hide a measured time for
+            except ValueError as error:  # the measured time still counts
                 fields["flops_unknown"] = str(error)
         answer({"tokens": work.tokens, "fields": fields | work.fields})
         break

@@ -1,7 +1,8 @@
-"""Drives the processes of rows: builds them, measures them in alternation, makes records."""
+"""Runs the processes of rows: builds them, measures them in alternation, makes records."""
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import select
@@ -10,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,24 +19,25 @@ from typing import Any, NamedTuple
 import jax
 from tqdm import tqdm
 
-from launch import processes
+from launch.benchmarks import processes
 from launch.benchmarks.case import FIELDS, Case
 from rec2pm_jax.provenance import git_commit
 
-PEAK = "matmul"
 _POLL_S = 0.1
 
 Row = dict[str, Any]
 
 
 class Settings(NamedTuple):
-    """Attributes:
-    threads: cores that rows run on; 0: all of this process's.
-    allocator: a key of `processes.ALLOCATORS`.
-    repeats: measured repetitions per row, after the warm-up.
-    cache: directory of compiled programs, or empty.
-    max_rss: bytes a row may use before it is ended.
-    timeout_s: seconds a row may take for one answer (building it, or a repetition).
+    """How rows are measured.
+
+    Attributes:
+      threads: cores that rows run on; 0: all of this process's.
+      allocator: a key of `processes.ALLOCATORS`.
+      repeats: measured repetitions per row, after the warm-up.
+      cache: directory of compiled programs, or empty.
+      max_rss: bytes a row may use before it is ended.
+      timeout_s: seconds a row may take for one answer (building it, or a repetition).
     """
 
     threads: int = 0
@@ -47,18 +49,24 @@ class Settings(NamedTuple):
 
     @property
     def cores(self) -> list[int]:
-        return processes.usable_cores()[: self.threads or None]
+        """The cores that rows run on."""
+        return processes.list_usable_cores()[: self.threads or None]
 
 
 class RowError(Exception):
-    """A row that could not be measured; the message says why."""
+    """A row that could not be measured; the message names the reason."""
 
 
 class Child:
-    """The process of one row, warmed up: see `child`."""
+    """The process of one row, built and warmed up; see `child`.
+
+    Attributes:
+      repetitions: wall and CPU seconds per call of every repetition.
+      device: platform and device as JAX names them.
+    """
 
     def __init__(self, case: Case, settings: Settings):
-        """Starts, builds and warms up.
+        """Start the process, build the work and warm it up.
 
         Raises:
           RowError: it failed, or used more memory or time than allowed.
@@ -66,7 +74,7 @@ class Child:
         self.case, self.settings = case, settings
         self.repetitions: list[dict[str, float]] = []
         self.stderr = tempfile.TemporaryFile()
-        env = processes.environment(settings.allocator, single_thread=settings.threads == 1)
+        env = processes.make_environment(settings.allocator, single_thread=settings.threads == 1)
         self.process = subprocess.Popen(
             [sys.executable, "-m", "launch.benchmarks.child"],
             stdin=subprocess.PIPE,
@@ -75,30 +83,35 @@ class Child:
             env=env,
             cwd=Path(__file__).parents[2],
         )
+        assert self.process.stdin and self.process.stdout  # as they are pipes
+        self._input, self._output = self.process.stdin, self.process.stdout
         processes.pin(self.process.pid, set(settings.cores))
-        self.where = self._ask(
+        self.device = self._ask(
             {"build": case.build, "options": case.options, "cache": settings.cache}
         )
 
     def repeat(self) -> None:
+        """Measure one repetition."""
         self.repetitions.append(self._ask("run"))
 
     def finish(self) -> dict[str, Any]:
+        """Return tokens and further fields, and end the process."""
         answer = self._ask("finish")
         self.close()
         return answer
 
     def close(self) -> None:
+        """Kill the process."""
         self.process.kill()
         self.process.wait()
-        for file in (self.process.stdin, self.process.stdout, self.stderr):
+        for file in (self._input, self._output, self.stderr):
             file.close()
 
     def _ask(self, message: Any) -> Any:
         try:
-            self.process.stdin.write(json.dumps(message).encode() + b"\n")
-            self.process.stdin.flush()
-            line = self._line()
+            self._input.write(json.dumps(message).encode() + b"\n")
+            self._input.flush()
+            line = self._read_line()
         except BrokenPipeError:
             line = b""
         if line:
@@ -113,19 +126,19 @@ class Child:
         self.close()
         raise RowError(f"exit code {self.process.returncode}: {' '.join(tail)[-300:]}")
 
-    def _line(self) -> bytes:
-        """The answer; empty if the process ended without one."""
+    def _read_line(self) -> bytes:
+        """Return the answer; empty if the process ended without one."""
         began = time.monotonic()
-        while not select.select([self.process.stdout], [], [], _POLL_S)[0]:
-            if self._rss() > self.settings.max_rss:
+        while not select.select([self._output], [], [], _POLL_S)[0]:
+            if self._measure_rss() > self.settings.max_rss:
                 self.close()
                 raise RowError(f"needs more than {self.settings.max_rss / 1e9:.1f} GB")
             if time.monotonic() - began > self.settings.timeout_s:
                 self.close()
                 raise RowError(f"took longer than {self.settings.timeout_s:.0f} s")
-        return self.process.stdout.readline()
+        return self._output.readline()
 
-    def _rss(self) -> int:
+    def _measure_rss(self) -> int:
         try:
             pages = int(Path(f"/proc/{self.process.pid}/statm").read_text().split()[1])
         except (OSError, IndexError):
@@ -134,26 +147,31 @@ class Child:
 
 
 def measure(suite: str, cases: Sequence[Case], settings: Settings) -> Iterator[dict[str, Any]]:
-    """Measures all rows; yields the record so far after every group, whole in the end.
+    """Measure all rows; yield the record after every group, complete in the end.
 
-    Utilisation is against the best matmul rate of the run, which a process of its own measures in
+    Utilisation is relative to the best matmul rate of the run, which a separate process measures in
     alternation with the rows of each group.
+
+    Args:
+      suite: name of the suite.
+      cases: rows, those of a group next to each other.
+      settings: how they are measured.
     """
     rows: list[Row] = []
     peaks: dict[str, float] = {}
-    record = {"suite": suite, "env": environment(settings), "rows": rows}
-    record["env"] |= {"matmul_flops_per_s": peaks, "platform": None, "device": None}
-    for group, members in groupby(cases, key=lambda case: case.group):
-        members = list(members)
+    env = describe_environment(settings)
+    env |= {"matmul_flops_per_s": peaks, "platform": None, "device": None}
+    for group, iterator in groupby(cases, key=lambda case: case.group):
+        members = list(iterator)
         dtypes = sorted({case.row.get("dtype") or "float32" for case in members})
         references = [
-            Case(dtype, group, "peak:matmul", {"dtype": dtype}, {"dtype": dtype})
+            Case(dtype, group, "peak:multiply_matrices", {"dtype": dtype}, {"dtype": dtype})
             for dtype in dtypes
         ]
-        *found, where = _measure_group([*references, *members], settings)
-        record["env"] |= where
-        by_cpu = settings.threads == 1 and record["env"]["platform"] == "cpu"
-        record["env"]["mfu_clock"] = clock = "cpu_s" if by_cpu else "wall_s"
+        found, device = _measure_group([*references, *members], settings)
+        env |= device
+        by_cpu = settings.threads == 1 and env["platform"] == "cpu"
+        env["mfu_clock"] = clock = "cpu_s" if by_cpu else "wall_s"
         for row in found[: len(references)]:
             if row.get(clock):
                 rate = row["flops"] / row["best"][clock]
@@ -165,15 +183,17 @@ def measure(suite: str, cases: Sequence[Case], settings: Settings) -> Iterator[d
             peak = peaks.get(row["dtype"])
             if row["flops"] and row[clock] and peak:
                 row["mfu"] = row["flops"] / row[clock] / peak
-        yield record
+        yield {"suite": suite, "env": env, "rows": rows}
 
 
-def _measure_group(cases: Sequence[Case], settings: Settings) -> list[Any]:
-    """A row per case, in order, and last `platform` and `device` as JAX names them."""
+def _measure_group(cases: Sequence[Case], settings: Settings) -> tuple[list[Row], dict[str, Any]]:
+    """Return a row per case, in order, and `platform` and `device` as JAX names them."""
     children: dict[str, Child] = {}
-    rows = {case.name: {"name": case.name, "best": {}, **case.row} for case in cases}
+    rows: dict[str, Row] = {
+        case.name: {"name": case.name, "best": {}, **case.row} for case in cases
+    }
 
-    def attempt(name: str, action) -> Any:
+    def attempt(name: str, action: Callable[[], Any]) -> Any:
         try:
             return action()
         except RowError as error:
@@ -184,28 +204,29 @@ def _measure_group(cases: Sequence[Case], settings: Settings) -> list[Any]:
 
     try:
         for case in tqdm(cases, desc=f"{cases[0].group}: building", leave=False, disable=None):
-            child = attempt(case.name, lambda case=case: Child(case, settings))
+            child = attempt(case.name, functools.partial(Child, case, settings))
             if child is not None:
                 children[case.name] = child
-        turns = range(settings.repeats)
-        for _ in tqdm(turns, desc=f"{cases[0].group}: repetitions", leave=False, disable=None):
+        repeats = range(settings.repeats)
+        for _ in tqdm(repeats, desc=f"{cases[0].group}: repetitions", leave=False, disable=None):
             for name, child in list(children.items()):
                 attempt(name, child.repeat)
-        where = next((child.where for child in children.values()), {})
+        device: dict[str, Any] = next((child.device for child in children.values()), {})
         for name, child in list(children.items()):
             answer = attempt(name, child.finish)
             if answer is not None:
-                rows[name] |= _figures(child.repetitions, answer)
+                rows[name] |= _summarise(child.repetitions, answer)
     finally:
         for child in children.values():
             if child.process.poll() is None:
                 child.close()
-    return [*rows.values(), where]
+    return list(rows.values()), device
 
 
-def _figures(repetitions: Sequence[dict[str, float]], answer: dict[str, Any]) -> Row:
+def _summarise(repetitions: Sequence[dict[str, float]], answer: dict[str, Any]) -> Row:
+    """Return the fields of a row: medians of its repetitions, and what its process answered."""
     clocks = ("wall_s", "cpu_s")
-    row = {clock: statistics.median(r[clock] for r in repetitions) for clock in clocks}
+    row: Row = {clock: statistics.median(r[clock] for r in repetitions) for clock in clocks}
     row["best"] = {clock: min(r[clock] for r in repetitions) for clock in clocks}
     row |= answer["fields"]
     if answer["tokens"]:
@@ -213,10 +234,10 @@ def _figures(repetitions: Sequence[dict[str, float]], answer: dict[str, Any]) ->
     return row
 
 
-def environment(settings: Settings) -> dict[str, Any]:
-    """Where and how a record was made."""
+def describe_environment(settings: Settings) -> dict[str, Any]:
+    """Return where and how a record is made."""
     return {
-        "cpu": _cpu_name(),
+        "cpu": _read_cpu_name(),
         "cores": os.cpu_count(),
         "threads": settings.threads or len(settings.cores),
         "jax": jax.__version__,
@@ -224,11 +245,11 @@ def environment(settings: Settings) -> dict[str, Any]:
         "allocator": settings.allocator,
         "repeats": settings.repeats,
         "load": round(os.getloadavg()[0], 2),
-        "flops": "matrix products of the jaxpr, a scan's by its turns; no elementwise work",
+        "flops": "matrix products of the jaxpr, a scan's by its trip count; no elementwise work",
     }
 
 
-def _cpu_name() -> str | None:
+def _read_cpu_name() -> str | None:
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

@@ -1,7 +1,7 @@
 """--suite=prepare: speed and memory of `launch.prepare` on synthetic logs of several sizes.
 
-A log of scattered rows (`sources/synthetic_log.py`, 100 events per user on average) is written to
-Parquet files first, outside the timing; then the command is run as a user runs it.
+A log of scattered rows (`sources/synthetic_log.py`, 100 events per user on average) is first written to
+Parquet files, outside the timing. Then the command runs as a user runs it.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from rec2pm_jax.data.dataset import read_info
 from rec2pm_jax.data.sources.synthetic_log import frames
@@ -20,15 +21,13 @@ from rec2pm_jax.errors import UserError
 
 MEAN_LENGTH = 100
 ITEMS = 200_000
-
-
 EVENTS = (10_000_000, 100_000_000)
 SMOKE_EVENTS = (5_000,)
 MAX_MEMORY = "4GiB"
 
 
-def rows(smoke: bool) -> Iterator[dict]:
-    """One row per size: events, users, wall_s, events_per_s, cpu_s, peak_rss_bytes, content_hash."""
+def measure_rows(smoke: bool) -> Iterator[dict[str, Any]]:
+    """Yield one row per size, see `_measure`; smoke: one tiny size."""
     for size in SMOKE_EVENTS if smoke else EVENTS:
         with tempfile.TemporaryDirectory() as work:
             log = Path(work) / "log"
@@ -38,15 +37,16 @@ def rows(smoke: bool) -> Iterator[dict]:
             yield _measure(log, Path(work) / "data")
 
 
-def _measure(log: Path, target: Path) -> dict:
+def _measure(log: Path, target: Path) -> dict[str, Any]:
+    """Prepare a log and return its size, time, rate, peak memory and content hash."""
     command = [sys.executable, "-m", "launch.prepare", "--source=interactions", f"--input={log}"]
     command += [f"--output_dir={target}", f"--max_memory={MAX_MEMORY}", "--noprogress"]
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     began = time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     peak = 0
-    while process.poll() is None:  # VmHWM is a high-water mark: only the last reading counts
-        peak = max(peak, _high_water(process.pid))
+    while process.poll() is None:  # VmHWM only grows
+        peak = max(peak, _read_peak_rss(process.pid))
         time.sleep(0.05)
     wall = time.perf_counter() - began
     if process.returncode:
@@ -65,8 +65,8 @@ def _measure(log: Path, target: Path) -> dict:
     }
 
 
-def _high_water(pid: int) -> int:
-    """VmHWM of a process in bytes; the command starts no others. 0 once it is gone."""
+def _read_peak_rss(pid: int) -> int:
+    """Return VmHWM of a process in bytes, 0 if it has ended; the command starts no others."""
     try:
         for line in Path(f"/proc/{pid}/status").read_text().splitlines():
             if line.startswith("VmHWM:"):

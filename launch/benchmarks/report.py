@@ -1,4 +1,4 @@
-"""A benchmark record as text a person reads."""
+"""A benchmark record as text."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import Any
 from rec2pm_jax.evaluate.report import format_table
 
 
-def setting_line(record: Mapping[str, Any]) -> str:
+def format_setting(record: Mapping[str, Any]) -> str:
+    """Return one line with the machine and how rows were measured."""
     env = record["env"]
     peaks = ", ".join(f"{d} {p / 1e9:.1f} GFLOP/s" for d, p in env["matmul_flops_per_s"].items())
     return (
@@ -19,20 +20,20 @@ def setting_line(record: Mapping[str, Any]) -> str:
     )
 
 
-def table(record: Mapping[str, Any]) -> str:
-    """One line per row; rows that could not be measured say why."""
+def format_record(record: Mapping[str, Any]) -> str:
+    """Return one line per row, and the reasons of rows that could not be measured."""
     header = ["row", "wall", "cpu", "peak MB", "tokens/s", "GFLOP", "mfu %", "state B", "first s"]
     body = [
         [
             row["name"],
-            _seconds(row["wall_s"]),
-            _seconds(row["cpu_s"]),
-            _number(row["peak_rss_bytes"], 1e-6, 0),
-            _number(row["tokens_per_s"], 1, 0),
-            _number(row["flops"], 1e-9, 2),
-            _number(row["mfu"], 100, 1),
-            _number(row["state_bytes_per_user"], 1, 0),
-            _number(row.get("first_s"), 1, 1),
+            _format_seconds(row["wall_s"]),
+            _format_seconds(row["cpu_s"]),
+            _format_number(row["peak_rss_bytes"], 1e-6, 0),
+            _format_number(row["tokens_per_s"], 1, 0),
+            _format_number(row["flops"], 1e-9, 2),
+            _format_number(row["mfu"], 100, 1),
+            _format_number(row["state_bytes_per_user"], 1, 0),
+            _format_number(row.get("first_s"), 1, 1),
         ]
         for row in record["rows"]
     ]
@@ -40,11 +41,11 @@ def table(record: Mapping[str, Any]) -> str:
     return "\n".join([format_table(header, body), *failed])
 
 
-def _seconds(value: float | None) -> str:
+def _format_seconds(value: float | None) -> str:
     if value is None:
         return "-"
     return f"{value:.2f} s" if value >= 1 else f"{1e3 * value:.3g} ms"
 
 
-def _number(value: float | None, scale: float, digits: int) -> str:
+def _format_number(value: float | None, scale: float, digits: int) -> str:
     return "-" if value is None else f"{scale * value:,.{digits}f}"

@@ -1,4 +1,4 @@
-"""The setting of all rows: B = 8, L = 1000, D = 64, 20,000 items, 128 negatives per position."""
+"""Models and sizes of rows: B = 8, L = 1000, D = 64, 20,000 items, 128 negatives per position."""
 
 from __future__ import annotations
 
@@ -27,22 +27,31 @@ DEVELOPMENT = {"backbone": "sasrec", "layers": 2, "heads": 2, "dim": 64}
 # The setting of `launch.reproduce`: a window of 16 short segments, items few enough for all to count.
 MANY_SEGMENTS = {
     "data": {"segment": 25, "segments": 16},
-    "loss": {"kind": "full_softmax"},
+    "loss": {"negatives": None},
     "train": {"batch_size": 16},
 }
-# For tests of the suites: seconds in all.
+# For --smoke: a suite takes seconds.
 SMOKE_ITEMS = 200
 SMOKE_SASREC = {"backbone": "sasrec", "layers": 2, "heads": 2, "dim": 8}
 SMOKE_HSTU = {"backbone": "hstu", "layers": 2, "heads": 2, "dim": 8}
 
 
-def setting(method: str, model: dict[str, Any], *, smoke: bool = False, **changes) -> Config:
-    """The configuration of a row; method: a key of METHODS; changes: section={field: value}."""
+def make_config(
+    method: str, model: dict[str, Any], *, smoke: bool = False, **changes: dict[str, Any]
+) -> Config:
+    """Return the configuration of a row.
+
+    Args:
+      method: a key of `METHODS`.
+      model: fields of the section `model`.
+      smoke: whether sizes are tiny.
+      changes: further fields by section, as in `data={"segment": 10}`.
+    """
     values: dict[str, dict[str, Any]] = {
         "data": {"segment": 200, "segments": 5},
         "model": model,
         "method": METHODS[method] | {"slots": 4},
-        "loss": {"kind": "sampled_softmax", "negatives": 128, "sharing": "per_position"},
+        "loss": {"negatives": 128, "sharing": "per_position"},
         "train": {"batch_size": 8},
     }
     if smoke:
@@ -55,7 +64,7 @@ def setting(method: str, model: dict[str, Any], *, smoke: bool = False, **change
 
 
 def random_batch(config: Config, items: int, seed: int = 0) -> Batch:
-    """A training batch without padding, see `Method.loss`; items are drawn uniformly."""
+    """Return a training batch without padding, see `Method.loss`; items are drawn uniformly."""
     rng = np.random.default_rng(seed)
     rows, window = config.train.batch_size, config.data.window
     return {

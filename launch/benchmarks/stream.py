@@ -1,17 +1,17 @@
 """--suite=stream: events of many users into an embedded store, with int8 memory and commits.
 
-The law of activity: the user of an event is floor(N u^2) with u uniform in (0, 1), of N users, so that
-the share of the first x users is sqrt(x): a tenth of the users make a third of the events, a hundredth
-a tenth of them (rank-activity exponent 1/2, density ~ x^(-1/2)). Items likewise with u^3.
+How active users are: the user of an event is floor(N u^2) with u uniform in (0, 1), of N users. So the
+share of the first x users is sqrt(x): a tenth of the users make a third of the events, a hundredth a
+tenth of them (rank-activity exponent 1/2, density ~ x^(-1/2)). Items are drawn likewise with u^3.
 
-Three phases, one after the other on the same store:
+Three phases use the same store:
 
-1. history: the store gets every user with a history drawn by the same law (a record with the memory of
-   random events where there has been an update, and its pending events), outside the timing; then it
-   is closed and opened again, which is `open_s`, up to the first user read.
-2. throughput: lines are parsed, applied, folded and committed as fast as they go.
-3. latency: lines come at half of the target rate by the clock, one request in `_EVERY` lines, of users
-   drawn from a pool of recent askers; a request's latency runs from the instant it is due.
+1. history, not timed: the store gets every user with a history drawn by the same law. A user's record
+   holds the pending events, and a random memory if the history is long enough for an update. Then the
+   store is closed; opening it up to the first user read is `open_s`.
+2. throughput: lines are parsed, applied, folded and committed at full speed.
+3. latency: lines arrive by the clock at half of the target rate. One line in `_EVERY` is a request, of
+   a user from a pool of recent askers. Latency counts from the scheduled time of the request.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import resource
 import tempfile
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
@@ -28,7 +29,7 @@ from launch.benchmarks.stream_load import (
     Listed,
     Paced,
     Population,
-    event_lines,
+    make_event_lines,
     make_recommender,
     write_history,
 )
@@ -50,12 +51,12 @@ _EVERY = 150  # lines per request
 _ASKERS = 64
 
 
-def rows(smoke: bool) -> Iterator[dict]:
-    """One row, see the module."""
+def measure_rows(smoke: bool) -> Iterator[dict[str, Any]]:
+    """Yield one row, see the module; smoke: with few users."""
     population = SMOKE_POPULATION if smoke else POPULATION
     model = settings.SMOKE_SASREC if smoke else settings.SASREC
     recommender = make_recommender(
-        settings.setting("rec2pm_o", model, smoke=smoke), population.items
+        settings.make_config("rec2pm_o", model, smoke=smoke), population.items
     )
     options = EngineOptions(memory="int8")
     with tempfile.TemporaryDirectory() as directory:
@@ -72,23 +73,23 @@ def rows(smoke: bool) -> Iterator[dict]:
 
         engine.warm_up()
         configure_interpreter()
-        lines = event_lines(population, _SMOKE_EVENTS if smoke else _EVENTS, seed=1)
-        before = _cpu_s()
+        lines = make_event_lines(population, _SMOKE_EVENTS if smoke else _EVENTS, seed=1)
+        before = _measure_cpu_s()
         fast = run_stream(engine, Listed(lines), lambda line: None)
-        cpu = _cpu_s() - before
+        cpu = _measure_cpu_s() - before
 
         rate = TARGET_RATE / 2
         paced = Paced(
-            _with_requests(
+            _make_lines(
                 population, int(rate * (_SMOKE_LATENCY_S if smoke else _LATENCY_S)), seed=2
             ),
             rate,
         )
-        before = _cpu_s()
-        answered = run_stream(engine, paced, paced.answered, intervals=Intervals())
-        paced_cpu = _cpu_s() - before
+        before = _measure_cpu_s()
+        answered = run_stream(engine, paced, paced.record_answer, intervals=Intervals())
+        paced_cpu = _measure_cpu_s() - before
         size = store.size()
-        pending, record_bytes = _contents(store, form)
+        pending, record_bytes = _measure_contents(store, form)
         store.compact()
         compacted = store.size()
         store.close()
@@ -119,23 +120,26 @@ def rows(smoke: bool) -> Iterator[dict]:
     }
 
 
-def _with_requests(population: Population, count: int, seed: int) -> list[bytes]:
-    lines = event_lines(population, count, seed, first=_EVENTS)
+def _make_lines(population: Population, count: int, seed: int) -> list[bytes]:
+    """Return lines of events with a request in every `_EVERY` of them."""
+    lines = make_event_lines(population, count, seed, first=_EVENTS)
     askers = population.draw_users(np.random.default_rng(seed), _ASKERS)
     for n in range(_EVERY - 1, count, _EVERY):
         lines[n] = b'{"user": "u%d", "recommend": 10}\n' % askers[n // _EVERY % _ASKERS]
     return lines
 
 
-def _contents(store: Store, form: RecordFormat) -> tuple[int, int]:
-    """(pending events, bytes of records) of all users."""
+def _measure_contents(store: Store, form: RecordFormat) -> tuple[int, int]:
+    """Return the pending events and the bytes of records of all users."""
     pending = total = 0
     for user, record in store.items():
         total += len(record)
-        pending += len(form.decode(user, record).pending) // form.width
+        decoded = form.decode(user, record)
+        assert decoded is not None  # written by this run
+        pending += len(decoded.pending) // form.width
     return pending, total
 
 
-def _cpu_s() -> float:
+def _measure_cpu_s() -> float:
     used = resource.getrusage(resource.RUSAGE_SELF)
     return used.ru_utime + used.ru_stime

@@ -1,11 +1,11 @@
-"""What --suite=stream feeds to a stream: users with histories in a store, and lines by the clock."""
+"""Input of --suite=stream: users with histories in a store, and lines by the clock."""
 
 from __future__ import annotations
 
 import time
 from array import array
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -19,27 +19,34 @@ from rec2pm_jax.stream.stores.base import Store
 from rec2pm_jax.stream.stores.record import RecordFormat
 from rec2pm_jax.stream.users.mutable_user import MutableUser
 
-_PUT = 20_000  # records of a transaction
-_MEMORIES = 64  # distinct ones
+_PUT = 20_000  # records per transaction
+_MEMORIES = 64  # distinct memories
 
 
 class Population(NamedTuple):
-    """Attributes: users, items, mean_history: events per user before the measurement."""
+    """Users and items, and how often each occurs.
+
+    Attributes:
+      users: number of users.
+      items: number of items.
+      mean_history: events per user before the measurement.
+    """
 
     users: int
     items: int
     mean_history: int
 
     def draw_users(self, rng: np.random.Generator, count: int) -> np.ndarray:
-        """Users of events, by the law of the suite."""
+        """Return the users of events, int [count], drawn as the suite describes."""
         return (self.users * rng.random(count) ** 2).astype(np.int64)
 
     def draw_items(self, rng: np.random.Generator, count: int) -> np.ndarray:
+        """Return the items of events, int [count], 1 and up."""
         return 1 + (self.items * rng.random(count) ** 3).astype(np.int64)
 
 
 class _Items:
-    """As much of `data.dataset.Items` as a stream needs."""
+    """The part of `data.dataset.Items` that a stream uses."""
 
     def __init__(self, count: int):
         self.raw_ids = self.titles = ["", *(str(i) for i in range(1, count + 1))]
@@ -48,17 +55,18 @@ class _Items:
 
 
 def make_recommender(config: Config, items: int) -> Recommender:
-    """A model with random parameters over items "1", "2", ..."""
+    """Return a model with random parameters over items "1", "2", ..."""
     method = make_method(config, items)
     params = jax.jit(method.init)(jax.random.key(0))
-    catalogue = Catalogue(_Items(items), (), 0, uses_times=False, uses_types=False)
+    table: Any = _Items(items)
+    catalogue = Catalogue(table, (), 0, uses_times=False, uses_types=False)
     return Recommender(method, params, catalogue)
 
 
 def write_history(
     store: Store, form: RecordFormat, recommender: Recommender, population: Population
 ) -> int:
-    """Puts every user into a store, in no order; returns how many have memory (random numbers)."""
+    """Put every user into a store in random order; return how many have a (random) memory."""
     rng = np.random.default_rng(0)
     counts = np.zeros(population.users, np.int64)
     for _ in range(population.mean_history):
@@ -83,8 +91,8 @@ def write_history(
     return int(np.count_nonzero(plan.updates))
 
 
-def event_lines(population: Population, count: int, seed: int, first: int = 0) -> list[bytes]:
-    """Events as a stream brings them, a hundred in a second of theirs, from number `first` on."""
+def make_event_lines(population: Population, count: int, seed: int, first: int = 0) -> list[bytes]:
+    """Return lines of events, a hundred per second of their time stamps, from number `first` on."""
     rng = np.random.default_rng(seed)
     users = population.draw_users(rng, count).tolist()
     items = population.draw_items(rng, count).tolist()
@@ -95,13 +103,14 @@ def event_lines(population: Population, count: int, seed: int, first: int = 0) -
 
 
 class Listed:
-    """Lines that are all there from the start; see `stream.lines.sources.Source`."""
+    """A source whose lines are all available from the start; see `stream.lines.sources.Source`."""
 
     def __init__(self, lines: list[bytes]):
         self.done = False
         self._lines, self._next = lines, 0
 
     def read(self, max_lines: int, timeout_s: float) -> list[bytes]:
+        """Return the next lines, at most `max_lines`."""
         taken = self._lines[self._next : self._next + max_lines]
         self._next += len(taken)
         self.done = not taken
@@ -115,29 +124,31 @@ class Listed:
 
 
 class Paced(Listed):
-    """Lines that come by the clock, and how long those who ask wait.
+    """A source whose lines become available by the clock; it measures the latency of requests.
 
     Attributes:
-      latencies_ms: from the instant a request was due until its answer.
+      latencies_ms: from the scheduled time of each request until its answer.
     """
 
     def __init__(self, lines: list[bytes], rate: float):
         super().__init__(lines)
         self.latencies_ms: list[float] = []
-        self._rate, self._began = rate, None
+        self._rate = rate
+        self._began = 0.0  # set by the first read
         self._asked = (n for n, line in enumerate(lines) if b'"recommend"' in line)
 
     def read(self, max_lines: int, timeout_s: float) -> list[bytes]:
+        """Return at most `max_lines` lines whose time has come; wait for the next one if none has."""
         now = time.perf_counter()
-        if self._began is None:
+        if not self._began:
             self._began = now
-        there = int((now - self._began) * self._rate) - self._next
-        if there <= 0 and self._next < len(self._lines):
+        available = int((now - self._began) * self._rate) - self._next
+        if available <= 0 and self._next < len(self._lines):
             time.sleep(min(timeout_s, 1 / self._rate))
             return []
-        return super().read(min(max_lines, max(there, 1)), timeout_s)
+        return super().read(min(max_lines, max(available, 1)), timeout_s)
 
-    def answered(self, line: str) -> None:
-        """Takes the next answer."""
-        due = self._began + (next(self._asked) + 1) / self._rate
-        self.latencies_ms.append((time.perf_counter() - due) * 1e3)
+    def record_answer(self, line: str) -> None:
+        """Record the latency of the next request, which is answered now."""
+        scheduled = self._began + (next(self._asked) + 1) / self._rate
+        self.latencies_ms.append((time.perf_counter() - scheduled) * 1e3)

@@ -1,4 +1,4 @@
-"""--suite=train: a training step of every method, both backbones, and of harder settings."""
+"""--suite=train: a training step of every method with both backbones, and of harder settings."""
 
 from __future__ import annotations
 
@@ -9,35 +9,33 @@ import jax
 import jax.numpy as jnp
 
 from launch.benchmarks import settings
-from launch.benchmarks.case import Case, Work, model_case
-from launch.benchmarks.flops import matmul_flops
-from launch.runs import suited
+from launch.benchmarks.case import Case, Work, Workload, make_model_case
+from launch.benchmarks.flops import count_matmul_flops
 from rec2pm_jax.config import Config
 from rec2pm_jax.config_dict import from_dict
 from rec2pm_jax.methods.method import Method
 from rec2pm_jax.methods.network import Network
 from rec2pm_jax.methods.registry import make_method
+from rec2pm_jax.runs import fit_to_backend
 from rec2pm_jax.train.partition import make_partition
-from rec2pm_jax.typing import Batch
+from rec2pm_jax.typing import Batch, Params
 
 
-def cases(smoke: bool) -> list[Case]:
-    """The reference table first, so that `--only` finds it in few groups."""
+def make_cases(smoke: bool) -> list[Case]:
+    """Return the rows: those of the reference table first, in few groups."""
     items = settings.SMOKE_ITEMS if smoke else settings.ITEMS
     sasrec, hstu = (
         (settings.SMOKE_SASREC, settings.SMOKE_HSTU) if smoke else (settings.SASREC, settings.HSTU)
     )
-    rows = []
+    rows: list[Case] = []
 
-    def add(
-        group: str, model: dict[str, Any], methods: str, name: str = "", items=items, **changes
-    ):
+    def add(group: str, model: dict[str, Any], methods: str, **changes: dict[str, Any]) -> None:
         for method in methods.split():
-            config = settings.setting(method, model, smoke=smoke, **changes)
-            rows.append(step_case(config, items, group, name))
+            config = settings.make_config(method, model, smoke=smoke, **changes)
+            rows.append(make_step_case(config, items, group))
 
     def micro(parts: int) -> dict[str, int]:
-        return {"accumulate": 1 if smoke else parts}  # on a CPU, see `step`
+        return {"accumulate": 1 if smoke else parts}  # on a CPU, see `build_step`
 
     add("sasrec", sasrec, "full rec2pm_o tok_serial_o rec2pm_sketch", compute=micro(8))
     add("hstu", hstu, "full rec2pm_o", compute=micro(8))
@@ -46,44 +44,47 @@ def cases(smoke: bool) -> list[Case]:
     add("hstu, more methods", hstu, "rec2pm_a kv_mask_o", compute=micro(8))
     if smoke:
         return rows
-    add(
-        "many segments",
-        settings.DEVELOPMENT,
-        "full rec2pm_o tok_serial_o kv_mask_o",
-        items=settings.FEW_ITEMS,
-        compute=micro(4),
-        **settings.MANY_SEGMENTS,
-    )
+    changes: dict[str, Any] = {"compute": micro(4)} | settings.MANY_SEGMENTS
+    for method in ("full", "rec2pm_o", "tok_serial_o", "kv_mask_o"):
+        config = settings.make_config(method, settings.DEVELOPMENT, **changes)
+        rows.append(make_step_case(config, settings.FEW_ITEMS, "many segments"))
     add("wide", sasrec | {"dim": 256}, "full", compute=micro(8))
-    full_softmax = {"kind": "full_softmax"}
-    add("full softmax", sasrec, "full", "full_softmax/1000000", items=1_000_000, loss=full_softmax)
+    config = settings.make_config("full", sasrec, loss={"negatives": None})
+    rows.append(make_step_case(config, 1_000_000, "full softmax", "full_softmax/1000000"))
     return rows
 
 
-def step_case(config: Config, items: int, group: str, name: str = "", **fields) -> Case:
-    case = model_case(
-        config,
-        name=name,
-        group=group,
-        build="train:step",
-        mode="step",
-        items=items,
-        batch=config.train.batch_size,
-        length=config.data.window,
-    )
+def make_step_case(config: Config, items: int, group: str, name: str = "", **fields: Any) -> Case:
+    """Return the row of a training step.
+
+    Args:
+      config: the whole configuration.
+      items: size of the catalogue.
+      group: see `Case`.
+      name: see `make_model_case`.
+      fields: more fields of the record.
+    """
+    workload = Workload("step", items, config.train.batch_size, config.data.window)
+    case = make_model_case(config, workload, name=name, group=group, build="train:build_step")
     extra = {"dropout": config.model.dropout}
     return case._replace(row=case.row | extra | fields)
 
 
-def step(config: dict[str, Any], items: int) -> Work:
-    """The step as `launch.train` compiles it, state donated; batches come from the host."""
-    config = suited(from_dict(config))
+def build_step(config: dict[str, Any], items: int) -> Work:
+    """Return the step as `launch.train` compiles it, state donated; batches come from the host.
+
+    On accelerators it takes whole batches; micro-batches are for the caches of CPU cores.
+    """
+    return _build_step(fit_to_backend(from_dict(config)), items)
+
+
+def _build_step(config: Config, items: int) -> Work:
     method, train = make_method(config, items), config.train
     partition = make_partition(config, method)
     batch = settings.random_batch(config, items)
     state = partition.init()
 
-    def run():
+    def run() -> None:
         nonlocal state
         state, _ = jax.block_until_ready(partition.step(state, batch))
 
@@ -91,7 +92,7 @@ def step(config: dict[str, Any], items: int) -> Work:
     return Work(
         run,
         tokens=train.batch_size * config.data.window,
-        flops=lambda: gradient_flops(method, state.params, batch),
+        flops=lambda: count_gradient_flops(method, state.params, batch),
         fields={
             "state_bytes_per_user": memory.size * memory.dtype.itemsize,
             "accumulate": config.compute.accumulate,
@@ -100,13 +101,18 @@ def step(config: dict[str, Any], items: int) -> Work:
 
 
 class _OneProduct(Network):
-    """Scores the candidates of all positions in one product. It is only ever traced, to be counted:
-    the real loss works in as many chunks as the data need, and makes some numbers twice."""
+    """Scores the candidates of all positions in one product.
 
-    def next_item(self, params, vectors, targets, weights, rng, rows):
+    It is only traced, to be counted: the real loss works in as many chunks as the data need, and
+    computes some numbers twice.
+    """
+
+    def next_item(
+        self, params: Any, vectors: Any, targets: Any, weights: Any, rng: Any, rows: Any
+    ) -> tuple[jax.Array, jax.Array]:
         loss, table = self.config.loss, self.table(params)
         x = vectors.reshape(-1, vectors.shape[-1]).astype(table.dtype)
-        if loss.kind == "full_softmax":
+        if loss.negatives is None:
             logits = x @ table[1:].T
         elif loss.sharing == "shared":
             logits = x @ table[jnp.arange(loss.negatives + 1)].T
@@ -116,20 +122,21 @@ class _OneProduct(Network):
         return jnp.sum(logits), jnp.sum(weights)
 
 
-def gradient_flops(method: Method, params, batch: Batch) -> float:
-    """Matmul FLOPs of the loss and its gradient over a batch; the optimiser has none.
+def count_gradient_flops(method: Method, params: Params, batch: Batch) -> float:
+    """Return the matmul FLOPs of the loss and its gradient over a batch; the optimiser has none.
 
-    What an implementation computes a second time to save memory is no work of the model: attention is
-    counted as `dense` does it.
+    Work that an implementation repeats to save memory does not count: attention counts as `dense`.
     """
     compute = dataclasses.replace(method.config.compute, attention="dense")
     config = dataclasses.replace(method.config, compute=compute)
-    counted = make_method(config, method.num_items)
-    network = _OneProduct(config, method.num_items, method.read_length)
-    counted.__dict__["network"] = network  # where its cached property would put it
+    network = method.network
+    network = _OneProduct(config, network.num_items, network.max_positions, network.parts)
+    counted = dataclasses.replace(
+        method, memory=dataclasses.replace(method.memory, network=network)
+    )
 
-    def objective(params, batch):
-        terms = counted.loss(params, batch, jax.random.key(0), step=0)
+    def objective(params: Params, batch: Batch) -> Any:
+        terms = counted.loss(params, batch, jax.random.key(0))
         return sum(value for value, _ in terms.values())
 
-    return matmul_flops(jax.grad(objective), params, batch)
+    return count_matmul_flops(jax.grad(objective), params, batch)

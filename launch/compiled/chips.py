@@ -1,4 +1,4 @@
-"""What a TPU chip can do, by its maker's figures."""
+"""TPU chips: their nominal figures, and the devices of a topology that need not exist."""
 
 from __future__ import annotations
 
@@ -14,11 +14,13 @@ from rec2pm_jax.errors import UserError
 
 
 class Chip(NamedTuple):
-    """Per chip, decimal units but for memory.
+    """Nominal figures of one chip, decimal units except for memory.
 
     Attributes:
-      flops: bfloat16 products per second, nominal. mxu: side of the matrix unit.
-      hbm_limit: bytes of memory. hbm: bytes per second.
+      flops: bfloat16 FLOPs per second.
+      mxu: side of the matrix unit.
+      hbm_limit: bytes of memory.
+      hbm: bytes of memory per second.
       ici: bytes per second into the interconnect, all links together.
     """
 
@@ -37,18 +39,18 @@ CHIPS = {
     "v6e": Chip(918e12, 256, 32 << 30, 1638e9, 3584e9 / 8),
 }
 _AXES = {"v4": 3, "v5p": 3, "v5e": 2, "v6e": 2}
-# There is no TPU's host to ask, and other processes may compile at the same time.
+# No TPU host exists that libtpu could ask, and other processes may compile at the same time.
 _NO_HOST = {
     "TPU_SKIP_MDS_QUERY": "1",
-    "TPU_ACCELERATOR_TYPE": "v5litepod-1",  # the topology says what counts
+    "TPU_ACCELERATOR_TYPE": "v5litepod-1",  # without effect: the topology decides
     "TPU_WORKER_HOSTNAMES": "localhost",
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
 }
-INSTALL = "pip install -r requirements-tpu.txt, or just 'libtpu==0.0.42.*' beside jax 0.10"
+INSTALL = "pip install 'rec2pm_jax[tpu]', or just 'libtpu==0.0.42.*' beside jax 0.10"
 
 
-def describe(topology: str) -> tuple[Chip, list[jax.Device]]:
-    """The chip of a topology such as v5e:16x16, and its devices, none of which needs to exist.
+def describe_topology(topology: str) -> tuple[Chip, list[jax.Device]]:
+    """Return the chip of a topology such as v5e:16x16 and its devices, none of which needs to exist.
 
     Raises:
       UserError: an unknown generation, a malformed or impossible shape, or no TPU compiler.
@@ -76,5 +78,5 @@ def describe(topology: str) -> tuple[Chip, list[jax.Device]]:
 
 
 def environment() -> dict[str, str]:
-    """Versions that a compiled program depends on."""
+    """Return the versions that a compiled program depends on."""
     return {name: metadata.version(name) for name in ("jax", "jaxlib", "libtpu")}

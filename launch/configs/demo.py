@@ -3,7 +3,7 @@
 Command: make demo
 Hardware: two CPU cores.
 Time: at most ten minutes after installation.
-Metrics: printed as a table; see README.md for what to expect.
+Metrics: printed as a table; docs/results.md has those of version 0.1.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ def get_config() -> ml_collections.ConfigDict:
     config = base_config()
     config.data.segment = 16
     config.data.segments = 25
-    config.method.sketch = 4  # households buy again and again what they bought
-    config.model.dropout = 0.0  # every event is seen about twice
+    config.method.sketch = 4  # households buy the same products repeatedly
+    config.model.dropout = 0.0  # training sees every event about twice
     config.train.batch_size = 8
     config.train.steps = 700
     config.train.eval_every = 350

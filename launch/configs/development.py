@@ -1,4 +1,4 @@
-"""The setting of every comparison: small enough that 24 core-hours make all of `results/`.
+"""The setting of every suite: small enough that 24 core-hours suffice for all results.
 
 Command:
     python -m launch.prepare --source=complete_journey --item=product_type \\
@@ -6,7 +6,7 @@ Command:
     python -m launch.reproduce --suite=main --data=data --workdir=runs/reproduce
 Hardware: CPU cores, one per run, or a GPU that all runs share.
 Time: 3 (recent) to 20 (rec2pm_a) minutes per run on a core; HSTU's slowest takes 27.
-Metrics: results/main.md.
+Metrics: docs/results.md; records in results/v0.1/main.md.
 """
 
 from __future__ import annotations
@@ -20,9 +20,7 @@ def get_config() -> ml_collections.ConfigDict:
     config = base_config()
     config.data.segment = 25
     config.data.segments = 16
-    config.compute.accumulate = (
-        4  # quarter batches stay in a core's cache: 1.6 to 2 times the speed
-    )
+    config.compute.accumulate = 4  # a quarter batch fits into a core's cache: 1.6 to 2 times faster
     config.train.batch_size = 16
     config.train.steps = 1500  # of the slowest method (with SASRec) in about 20 minutes
     config.train.eval_every = 500

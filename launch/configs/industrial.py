@@ -1,16 +1,15 @@
 """The paper's industrial scale: 550 million items in a table sharded over a pod.
 
-Command: launch/tpu_pod.sh (README.md, "Many devices, pods"), which on every worker says
-    python -m launch.train --distributed --config=launch/configs/industrial.py \\
-        --data=DIR --workdir=DIR
+Command: launch/tpu_pod.sh (docs/distributed.md), which runs on every worker
+    python -m launch.train --distributed --config=industrial --data=DIR --workdir=DIR
 Hardware: TPU v5e-256, 16 GiB per chip; batch 8 per chip. Fewer chips take a smaller batch:
     --config.train.batch_size=64 on 8 chips.
-Time: not measured, as no TPU was at hand.
+Time: not measured, for want of a TPU; docs/performance.md has the compiler's figures.
 Metrics: the paper's industrial data are not public.
 
-The paper's K * S = 1000 events, HSTU with 16 layers and 8 heads, D = 64, float32, rec2pm_o; 4,096
-negatives are shared by the whole step. Ours: row-wise Adagrad for the table (one float per item where
-Adam has 128) and no bag loss.
+As in the paper: K * S = 1000 events, HSTU with 16 layers and 8 heads, D = 64, float32, rec2pm_o.
+Ours: 4,096 negatives shared by the whole step, and row-wise Adagrad for the table, which keeps one
+float per item where Adam keeps 128.
 """
 
 from __future__ import annotations
@@ -25,7 +24,6 @@ ITEMS = 550_000_000
 def get_config() -> ml_collections.ConfigDict:
     config = paper_merrec_hstu()
     config.model.table = "sharded"
-    config.method.bag = 0.0
     config.loss.negatives = 4096
     config.optim.table = "rowwise_adagrad"
     config.optim.table_learning_rate = 0.01

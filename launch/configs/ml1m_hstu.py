@@ -1,11 +1,11 @@
 """generative-recommenders' public ML-1M setting, HSTU: 2 layers, 1 head of 50, protocol genrec.
 
-Command, hardware and what is theirs: as in ml1m_sasrec.py.
+Command, hardware, differences: as in ml1m_sasrec.py.
 Time: about 45 minutes.
-Metrics: published, HR@10 .3097 and NDCG@10 .1720; ours in results/genrec.md.
+Metrics: published, HR@10 .3097 and NDCG@10 .1720; ours in results/v0.1/genrec.md.
 
-Theirs has a relative bias by position and by time. With real timestamps (ml-1m/ratings.dat) add
-`--config.model.relative_bias=position_time`; the default here is position, which also serves a copy
+Their model has a relative bias by position and by time. With real timestamps (ml-1m/ratings.dat) add
+`--config.model.relative_bias=position_time`. The preset uses position alone, which also fits a copy
 that keeps only the order of events.
 """
 

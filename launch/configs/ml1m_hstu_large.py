@@ -1,7 +1,7 @@
 """generative-recommenders' public ML-1M setting, HSTU-large: 8 layers, 2 heads of 25, protocol genrec.
 
-Command, hardware and what is theirs: as in ml1m_hstu.py.
-Time: about ten hours on one CPU core; give it an accelerator.
+Command, hardware, differences: as in ml1m_sasrec.py.
+Time: about ten hours on one CPU core (estimated); use an accelerator.
 Metrics: published, HR@10 .3294 and NDCG@10 .1893.
 """
 

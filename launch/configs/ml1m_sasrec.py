@@ -6,13 +6,13 @@ Command:
     python -m launch.reproduce --suite=genrec --data=data --workdir=runs/reproduce
 Hardware: one CPU core per run.
 Time: about 45 minutes.
-Metrics: published, HR@10 .2853 and NDCG@10 .1603; ours in results/genrec.md.
+Metrics: published, HR@10 .2853 and NDCG@10 .1603; ours in results/v0.1/genrec.md.
 
 As theirs: no validation split, the best of all evaluated steps on the test targets, items of the last
 200 events left out of the ranking. AdamW (.9, .98) at a constant 1e-3, no weight decay, no clipping;
-128 uniform negatives per position, cosine / .05. Otherwise than theirs: windows of 201 events are cut
-anywhere in a history, not only at its end, and an epoch of 6,040 users in batches of 128 is 47 steps,
-evaluated every five epochs.
+128 uniform negatives per position, cosine / .05. Unlike theirs: windows of 201 events are cut anywhere
+in a history, not only at its end; an epoch of 6,040 users in batches of 128 counts as 47 steps;
+evaluation takes place every five epochs.
 """
 
 from __future__ import annotations
@@ -35,14 +35,13 @@ def get_config() -> ml_collections.ConfigDict:
     config.model.dropout = 0.2
     config.model.identity_init = False
     config.method.name = "full"
-    config.loss.kind = "sampled_softmax"
     config.loss.negatives = 128
     config.loss.sharing = "per_position"
     config.optim.learning_rate = 1e-3
     config.optim.warmup_steps = 0
     config.optim.schedule = "constant"
     config.optim.weight_decay = 0.0
-    config.optim.clip_norm = 0.0
+    config.optim.clip_norm = None
     config.compute.accumulate = 16  # on a CPU, so that arrays stay in the cache
     config.train.batch_size = 128
     config.train.steps = 101 * STEPS_PER_EPOCH

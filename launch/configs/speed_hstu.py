@@ -1,14 +1,15 @@
 """The setting of the speed tables on an accelerator: HSTU 16 x 8 x 64, K * S = 1000, batch 8, bfloat16.
 
-Command, the TPU table of BUILD_NOTES.md (compiled, no TPU needed):
-    python -m launch.aot --topology=v5e:1x1 --config=launch/configs/speed_hstu.py --json=tpu.json
-    python -m launch.aot --topology=v5e:1x1 --config=launch/configs/speed_hstu.py --json=xla.json \\
+Command, for the TPU tables of docs/performance.md (compiled, no TPU needed):
+    python -m launch.aot --topology=v5e:1x1 --config=speed_hstu --json=tpu.json
+    python -m launch.aot --topology=v5e:1x1 --config=speed_hstu --json=xla.json \\
         --config.compute.attention=dense
-Hardware: none but a Linux host with libtpu. Time: two minutes each on one core.
+Hardware: a Linux host with libtpu.
+Time: two minutes each on one core.
 Metrics: none; nothing is trained.
 
-One set of 128 negatives serves all positions of a step: own negatives for every position, as the
-CPU rows of the tables have them, are a gather of a million rows of half a tile each on a TPU.
+One set of 128 negatives serves all positions of a step. With own negatives for every position, as in
+the CPU rows of the tables, a TPU would gather a million rows of half a tile each.
 """
 
 from __future__ import annotations
@@ -30,7 +31,6 @@ def get_config() -> ml_collections.ConfigDict:
     config.model.dim = 64
     config.model.dtype = "bfloat16"
     config.method.slots = 4
-    config.loss.kind = "sampled_softmax"
     config.loss.negatives = 128
     config.loss.sharing = "shared"
     config.train.batch_size = 8

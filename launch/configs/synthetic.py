@@ -2,11 +2,12 @@
 
 Command:
     python -m launch.prepare --source=synthetic --output_dir=data/synthetic
-    python -m launch.compare --config=launch/configs/synthetic.py --data=data/synthetic \\
-        --workdir=runs/synthetic --json=results/synthetic.json
+    python -m launch.compare --config=synthetic --data=data/synthetic --workdir=runs/synthetic \\
+        --json=runs/synthetic.json
 Hardware: two CPU cores.
 Time: under two minutes per method.
-Metrics: results/synthetic.json; a reader who cannot know the taste gets NDCG@10 .28, one who does .82.
+Metrics: results/v0.1/synthetic.json. A model that cannot know the taste gets NDCG@10 .28, one that
+    knows it .82.
 """
 
 from __future__ import annotations

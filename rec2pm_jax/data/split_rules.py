@@ -180,7 +180,7 @@ class Temporal(SplitRule):
                 "last_10."
             )
         times = dataset.relative_times.astype(np.int64) + dataset.time_origin
-        test = parse_time(data.split_time)
+        test = parse_time(data.split_time or "")
         start = test - round(data.validation_days * 86_400)
         if not times.min() < start or not test <= times.max():
             raise UserError(

@@ -12,14 +12,11 @@ Every target at position p (from 0) is predicted from the user's whole prefix [0
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Any
 
 from rec2pm_jax.config import DataConfig
 from rec2pm_jax.data.split_rules import SPLITS, HoldOut, LastEvents, SplitRule, Temporal
 from rec2pm_jax.errors import UserError, nearest
-
-if TYPE_CHECKING:
-    from rec2pm_jax.data.dataset import Dataset
 
 __all__ = [
     "LAST_10",
@@ -68,12 +65,12 @@ def split_rule(name: str) -> SplitRule:
     return SPLIT_RULES[name]
 
 
-def bound_rule(data: DataConfig, dataset: Dataset, protocol: str = "") -> SplitRule:
+def bound_rule(data: DataConfig, dataset: Any, protocol: str = "") -> SplitRule:
     """Return the rule of a protocol, bound to a dataset.
 
     Args:
       data: the protocol and its settings.
-      dataset: the dataset.
+      dataset: a `Dataset`, or a view of some of its users.
       protocol: takes the place of `data.protocol` if not empty.
 
     Raises:

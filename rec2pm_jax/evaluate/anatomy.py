@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from rec2pm_jax.errors import UserError
@@ -16,7 +17,7 @@ from rec2pm_jax.methods.memory import PassInputs
 from rec2pm_jax.methods.rec2pm import reference_inputs
 from rec2pm_jax.methods.token_memory import TokenMemory
 from rec2pm_jax.methods.windows import Window
-from rec2pm_jax.typing import Array, Events, Params, State
+from rec2pm_jax.typing import Params, State
 
 NEIGHBOURS = 10
 
@@ -92,8 +93,7 @@ class _Examined:
         before = self._memories(self.rows.updates[self.chosen] - 1)
         memory = before.memory.shape[1]
         length = np.full(len(self.chosen), self.segment)
-        events, lengths, times = self._events(self.start - self.segment, length, self.segment)
-        window = Window(events, lengths, times)
+        window = self._window(self.start - self.segment, length, self.segment)
         inputs = self.method.memory.update_inputs(self.params, before, window, with_queries=True)
         blocks, count = self._mean_weights(inputs)
         weights = _join_blocks(blocks)
@@ -105,12 +105,11 @@ class _Examined:
         states = self._memories(self.rows.updates[self.chosen])
         memory, width = states.memory.shape[1], self.method.read_length
         raw = np.minimum(self.rows.end - self.rows.start, width)[self.chosen]
-        events, lengths, times = self._events(self.start, raw, width)
-        window = Window(events, lengths, times)
+        window = self._window(self.start, raw, width)
         inputs = self.method.memory.update_inputs(self.params, states, window, with_queries=False)
         weights = np.abs(_join_blocks(self._weights(inputs)).astype(np.float64))
         weights = weights.mean(axis=2)  # layers, users, rows, keys
-        last = weights[:, np.arange(len(self.chosen)), memory + lengths - 1]
+        last = weights[:, np.arange(len(self.chosen)), memory + np.asarray(window.lengths) - 1]
         last = _normalise(last).mean(axis=1)
         return [last[:, :memory], last[:, memory:]]
 
@@ -121,9 +120,9 @@ class _Examined:
         slots, segments = self.method.config.method.slots, self.method.config.data.segments
         width = segments * self.segment
         length = np.full(len(self.chosen), width)
-        events, lengths, times = self._events(self.start - width, length, width)
-        history = Window(events, lengths, times)
-        inputs = reference_inputs(self.method.memory, self.params, history, lengths[:, None])
+        history = self._window(self.start - width, length, width)
+        ends = history.lengths[:, None]
+        inputs = reference_inputs(self.method.memory, self.params, history, ends)
         (weights, *_), count = self._mean_weights(inputs)
         by_segment = weights[:, :slots, count:].reshape(len(weights), slots, segments, -1)
         return by_segment.sum(axis=-1)[..., ::-1].tolist()
@@ -137,17 +136,15 @@ class _Examined:
             self.method, self.params, self.histories, wanted, kind, self.batch_size
         )
 
-    def _events(
-        self, start: np.ndarray, length: np.ndarray, width: int
-    ) -> tuple[Events, np.ndarray, Any]:
-        """Return a window of each user: events, lengths int32 [users] and times."""
+    def _window(self, start: np.ndarray, length: np.ndarray, width: int) -> Window:
+        """Return a window of each user; rows ask at the times of their events."""
         events, valid = self.histories.window(self.user, start, length, width)
-        return events, valid.sum(axis=1, dtype=np.int32), events.times
+        return Window(events, jnp.asarray(valid.sum(axis=1, dtype=np.int32)), events.times)
 
-    def _weights(self, inputs: PassInputs) -> list[Array]:
+    def _weights(self, inputs: PassInputs) -> list[np.ndarray]:
         """Return the attention weights of each block: [layers, users, heads, rows, keys]."""
         run = self.method.network.attention_weights
-        return jax.jit(lambda p: run(p, inputs.x, inputs.layout))(self.params)
+        return jax.device_get(jax.jit(lambda p: run(p, inputs.x, inputs.layout))(self.params))
 
     def _mean_weights(self, inputs: PassInputs) -> tuple[list[np.ndarray], int]:
         """Return normalised weights per block, means over heads and users, and the slot count.

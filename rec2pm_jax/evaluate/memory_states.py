@@ -258,8 +258,8 @@ def _compress(
     memory_format: str,
     params: Params,
     events: Events,
-    valid: np.ndarray,
-    next_time: np.ndarray | None,
+    valid: Array,
+    next_time: Array | None,
 ) -> State:
     return _round_memory(method.compress(params, events, valid, next_time), memory_format)
 

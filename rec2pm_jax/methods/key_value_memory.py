@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from functools import cached_property
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -61,7 +62,8 @@ class KeyValueMemory(Memory):
 
     def queries(self, params: Params, batch: int) -> Array:
         """Return Q repeated over the batch: [B, C, D]."""
-        return self.tokens.apply({"params": params["memory"]}, batch, method="queries")
+        tokens: Any = self.tokens  # Flax does not say what `apply` returns
+        return tokens.apply({"params": params["memory"]}, batch, method="queries")
 
     def embed(self, params: Params, events: Events) -> Array:
         """Embed events [B, N, D]; positions count within the window."""

@@ -36,7 +36,7 @@ def loss(method: Method, params: Params, batch: Batch, rng: PRNGKey | None) -> T
     outputs = masked_pass(memory, params, cut.windows, batch["index"], dropout_rng)
     return {
         "ar": method.network.next_item(
-            params, outputs, cut.targets, cut.weights, negative_rng, cut.windows.rows
+            params, outputs, cut.targets, cut.weights, negative_rng, cut.windows.step_rows
         )
     }
 

@@ -108,11 +108,8 @@ def update(
             cuts.insert(0, (0, num_slots, num_slots + seen))
     slot_ids = jnp.arange(memory, dtype=jnp.int32) % sizes.slots
     slot_place = jnp.concatenate([jnp.zeros(memory), jnp.full(queries, sizes.segment)])
-    if row_times is not None:
-        last = jnp.take_along_axis(key_times, jnp.maximum(covered - 1, 0), axis=1)
-        at_slots = spread(last, num_slots)
-        row_times = jnp.concatenate([at_slots, row_times], axis=1)
-        key_times = jnp.concatenate([at_slots, key_times], axis=1)
+    last = spread(jnp.maximum(covered - 1, 0), num_slots)
+    row_times, key_times = _prepend_slot_times(last, row_times, key_times)
     return Layout(
         blocks=tuple(
             Block(VisibleRange(*(x[:, begin:end] for x in visible)), begin, end, 0, key_stop)
@@ -157,11 +154,8 @@ def reference(
     ends = jnp.repeat(query_ends, slots, axis=1)
     stop = jnp.minimum(ends, lengths[:, None])
     queries = VisibleRange(first, first + slots, jnp.zeros_like(stop), stop)
-    if row_times is not None:
-        last = jnp.broadcast_to(jnp.maximum(stop - 1, 0), (key_times.shape[0], total))
-        at_slots = jnp.take_along_axis(key_times, last, axis=1)
-        row_times = jnp.concatenate([at_slots, row_times], axis=1)
-        key_times = jnp.concatenate([at_slots, key_times], axis=1)
+    last = jnp.broadcast_to(jnp.maximum(stop - 1, 0), (lengths.shape[0], total))
+    row_times, key_times = _prepend_slot_times(last, row_times, key_times)
     place = jnp.arange(num_items, dtype=jnp.int32)[None]
     place = jnp.broadcast_to(place, (ends.shape[0], num_items))
     return Layout(
@@ -239,11 +233,8 @@ def masked(
                 item_start=start * window,
             )
 
-    if row_times is not None:
-        last = each(first + jnp.maximum(covered - 1, 0), slots)
-        at_slots = jnp.take_along_axis(key_times, last, axis=1)
-        row_times = jnp.concatenate([at_slots, row_times], axis=1)
-        key_times = jnp.concatenate([at_slots, key_times], axis=1)
+    last = each(first + jnp.maximum(covered - 1, 0), slots)
+    row_times, key_times = _prepend_slot_times(last, row_times, key_times)
     return Layout(
         blocks=(*blocks(queries, slots, 0), *blocks(items, window, total)),
         place=jnp.concatenate([jnp.full((1, total), sizes.segment, jnp.int32), place], axis=1),
@@ -266,6 +257,19 @@ def without_memory_rows(layout: Layout, sizes: Sizes) -> Layout:
         visible = VisibleRange(*(x[:, memory:] for x in first.visible))
         blocks.insert(0, first.replace(visible=visible, row_start=memory))
     return layout.replace(blocks=tuple(blocks), slot_ids=_query_ids(layout.num_slots, sizes.slots))
+
+
+def _prepend_slot_times(
+    last: Array, row_times: Array | None, key_times: Array | None
+) -> tuple[Array | None, Array | None]:
+    """Return row and key times of all tokens; a slot has the time of the event `last` [B, slots]."""
+    if row_times is None or key_times is None:
+        return None, None
+    at_slots = jnp.take_along_axis(key_times, last, axis=1)
+    return (
+        jnp.concatenate([at_slots, row_times], axis=1),
+        jnp.concatenate([at_slots, key_times], axis=1),
+    )
 
 
 def _query_ids(count: int, slots: int) -> Array:

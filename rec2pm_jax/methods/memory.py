@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -156,7 +156,8 @@ class NoMemory(Memory):
             return vectors
         parts = self.network.item_parts(params, up_to(window.events.ids, window.lengths))
         sums = jnp.sum(parts, axis=1) if vectors.ndim == 2 else jnp.cumsum(parts, axis=1)
-        return self.sketch.apply({"params": params["sketch"]}, vectors, sums)
+        sketch: Any = self.sketch  # Flax does not say what `apply` returns
+        return sketch.apply({"params": params["sketch"]}, vectors, sums)
 
     def new_memory(self, params: Params, state: State, window: Window) -> Array:
         return state.memory

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from functools import cached_property
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -107,9 +108,8 @@ class Network:
                 f"Got {positions.max() + 1} events to read at once, but this method reads at most "
                 f"{self.max_positions}: cut them by `plan`."
             )
-        return self.embedding.apply(
-            {"params": params["embedding"]}, events.ids, positions, events.types
-        )
+        embedding: Any = self.embedding  # Flax does not say what `apply` returns
+        return embedding.apply({"params": params["embedding"]}, events.ids, positions, events.types)
 
     def run(
         self,
@@ -124,8 +124,16 @@ class Network:
         unroll: bool = False,
     ) -> tuple[Array, KeyValues]:
         """Run the backbone over [B, tokens, D]; arguments and results are those of `Backbone`."""
-        options = {"rng": rng, "rows": rows, "cache": cache, "wanted": wanted, "unroll": unroll}
-        return self.backbone(params["backbone"], x, layout, **options)
+        return self.backbone(
+            params["backbone"],
+            x,
+            layout,
+            rng=rng,
+            rows=rows,
+            cache=cache,
+            wanted=wanted,
+            unroll=unroll,
+        )
 
     def attention_weights(self, params: Params, x: Array, layout: Layout) -> list[Array]:
         """Return the weights of a pass, see `Backbone.attention_weights`."""

@@ -66,7 +66,9 @@ def loss(method: Method, params: Params, batch: Batch, rng: PRNGKey | None) -> T
     share = method.config.method.live_memory_prob
     if share and mixing_rng is not None:
         live = live_memories(memory, params, memory_in, windows, chain_rng)
-        chosen = per_row(lambda key: jax.random.bernoulli(key, share), mixing_rng, windows.rows)
+        chosen = per_row(
+            lambda key: jax.random.bernoulli(key, share), mixing_rng, windows.step_rows
+        )
         chosen = chosen.reshape(reference.shape[:2])[:, :-1]
         memory_in = jnp.where(chosen[..., None, None], live, memory_in)
 
@@ -75,7 +77,7 @@ def loss(method: Method, params: Params, batch: Batch, rng: PRNGKey | None) -> T
     updated = memory.apply(params, "from_query_outputs", at_queries, before)
     terms = {
         "ar": method.network.next_item(
-            params, outputs, cut.targets, cut.weights, negative_rng, windows.rows
+            params, outputs, cut.targets, cut.weights, negative_rng, windows.step_rows
         )
     }
     whole = ends <= history.lengths[:, None]

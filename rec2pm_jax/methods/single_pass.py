@@ -6,7 +6,7 @@ import jax
 
 from rec2pm_jax.config import Config
 from rec2pm_jax.methods.memory import NoMemory
-from rec2pm_jax.methods.method import Method
+from rec2pm_jax.methods.method import Loss, Method
 from rec2pm_jax.methods.network import Network
 from rec2pm_jax.methods.registry import register_method
 from rec2pm_jax.methods.windows import Window, cut_windows, training_events
@@ -25,7 +25,7 @@ def make_recent(config: Config, num_items: int) -> Method:
     return _without_memory(config, num_items, config.data.read_length, recent_loss)
 
 
-def _without_memory(config: Config, num_items: int, length: int, loss) -> Method:
+def _without_memory(config: Config, num_items: int, length: int, loss: Loss) -> Method:
     network = Network(config, num_items, length, max(1, config.method.sketch))
     return Method(NoMemory(network, length), loss)
 
@@ -54,5 +54,5 @@ def _causal_loss(
     x, layout, _ = method.memory.read_inputs(params, state, window)
     outputs, _ = method.network.run(params, x, layout, rng=dropout_rng, rows=window.rows)
     outputs = method.memory.add_to_outputs(params, state, window, outputs)
-    rows = window.rows
+    rows = window.step_rows
     return {"ar": method.network.next_item(params, outputs, targets, weights, negative_rng, rows)}

@@ -52,6 +52,6 @@ def loss(method: Method, params: Params, batch: Batch, rng: PRNGKey | None) -> T
     outputs = jnp.swapaxes(outputs, 0, 1).reshape(-1, *outputs.shape[2:])  # K B N W -> B*K N W
     return {
         "ar": method.network.next_item(
-            params, outputs, cut.targets, cut.weights, negative_rng, cut.windows.rows
+            params, outputs, cut.targets, cut.weights, negative_rng, cut.windows.step_rows
         )
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from functools import cached_property
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -62,7 +63,8 @@ class TokenMemory(Memory):
 
     def apply(self, params: Params, function: str, *args: Array | State | int | None) -> Array:
         """Call a function of `MemoryTokens` with the method's params."""
-        return self.tokens.apply({"params": params["memory"]}, *args, method=function)
+        tokens: Any = self.tokens  # Flax does not say what `apply` returns
+        return tokens.apply({"params": params["memory"]}, *args, method=function)
 
     # --- serving ---
 

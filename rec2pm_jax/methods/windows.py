@@ -32,6 +32,12 @@ class Window(NamedTuple):
     sketch: Array | None = None
 
     @property
+    def step_rows(self) -> Array:
+        """The row numbers, in training."""
+        assert self.rows is not None, "a window of training has row numbers"
+        return self.rows
+
+    @property
     def size(self) -> int:
         """N, padding included."""
         return self.events.ids.shape[1]

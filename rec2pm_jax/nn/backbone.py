@@ -63,19 +63,22 @@ class Backbone:
           (outputs [B, wanted tokens, D], keys and values of x [layers, B, tokens, H, d]).
         """
         config, compute = self.spec.config, self.spec.compute
-        layer = _new_layer(self.spec, parent=None)
+        layer: Any = _new_layer(self.spec, parent=None)
         unroll = unroll or not SCAN_LAYERS
         kept, first = cache if isinstance(cache, InPlaceCache) else (cache, None)
         keys = None
         if rng is not None:
             input_key, *layer_keys = jax.random.split(rng, config.layers + 1)
             keys = jnp.stack(layer_keys)
-            x = Dropout(config.dropout).apply({}, x, rows, rngs={"dropout": input_key})
+            drop: Any = Dropout(config.dropout)
+            x = drop.apply({}, x, rows, rngs={"dropout": input_key})
 
         def run(
             x: Array, stacked: Any, layout: Layout, wanted: Rows | None, scanned: bool
         ) -> tuple[Array, KeyValues]:
-            def once(x: Array, params: Params, kept: KeyValues | None, key: PRNGKey | None):
+            def once(
+                x: Array, params: Params, kept: Any, key: PRNGKey | None
+            ) -> tuple[Array, KeyValues]:
                 own = kept if first is None else InPlaceCache(kept, first)
                 rngs = None if key is None else {"dropout": key}
                 numbers = None if key is None else rows

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -46,7 +47,8 @@ def write(kept: KeyValues, own: KeyValues, first: Array, axis: int) -> KeyValues
     return KeyValues(*(over_batch(*pair, first) for pair in zip(kept, own, strict=True)))
 
 
-class Rows(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Rows:
     """Consecutive tokens of a pass.
 
     Attributes:
@@ -57,21 +59,16 @@ class Rows(NamedTuple):
     first: int | Array
     count: int
 
-    @property
-    def shared(self) -> bool:
-        """Whether all users have the same tokens."""
-        return isinstance(self.first, int)
-
     def after(self, start: int) -> Rows:
         """Return the same tokens as numbered from token `start` on."""
-        return self._replace(first=self.first - start)
+        return dataclasses.replace(self, first=self.first - start)
 
     def of(self, x: Array) -> Array:
         """Take the tokens out of x: [B, tokens, ...] -> [B, count, ...].
 
         If each user has different tokens, x may be [1, ...].
         """
-        if self.shared:
+        if isinstance(self.first, int):
             return x[:, self.first : self.first + self.count]
         index = self.first[:, None] + jnp.arange(self.count, dtype=jnp.int32)
         x = jnp.broadcast_to(x, (self.first.shape[0], *x.shape[1:]))
@@ -101,9 +98,9 @@ def rows_of(layout: Layout, rows: Rows) -> Layout:
     each_bound = zip(*(block.visible for block in layout.blocks), strict=True)
     own = rows.after(layout.first_row)
     visible = VisibleRange(*(own.of(joined(parts)) for parts in each_bound))
-    first = rows.first if rows.shared else tokens
+    first = rows.first if isinstance(rows.first, int) else tokens
     layout = layout.replace(blocks=(Block(visible, first, first + rows.count, 0, tokens),))
-    if rows.shared:
+    if first < tokens:
         return layout
     return layout.replace(
         place=with_rows(layout.place),

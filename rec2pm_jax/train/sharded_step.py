@@ -219,9 +219,9 @@ def _update_rows(
     )
 
 
-def _clip_factor(norm: Array, limit: float) -> Array:
-    """Return the factor that reduces a gradient of this norm to `limit`; 1 if `limit` is 0."""
-    return jnp.where(norm > limit, limit / norm, 1.0) if limit else jnp.float32(1)
+def _clip_factor(norm: Array, limit: float | None) -> Array:
+    """Return the factor that reduces a gradient of this norm to `limit`; 1 if there is none."""
+    return jnp.float32(1) if limit is None else jnp.where(norm > limit, limit / norm, 1.0)
 
 
 def _split(params: Params) -> tuple[Params, Array]:

@@ -27,6 +27,7 @@ def rows_equal(left, right):
         np.testing.assert_array_equal(left[name], right[name], err_msg=name)
 
 
+@pytest.mark.smoke
 def test_shapes_and_dtypes(dataset):
     batch = next(train_iterator(dataset, DATA, 4, seed=0))
     assert {name: (value.shape, str(value.dtype)) for name, value in batch.items()} == {

@@ -135,6 +135,7 @@ def test_filters_are_iterated(tmp_path):
     assert info["dropped_rows"] == {"min_item_count": 2, "min_user_events": 1}
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("shards", [1, 3, 50])
 def test_a_dataset_reads_back(tmp_path, shards):
     log = random_log()

@@ -98,6 +98,7 @@ def test_complete_journey_counts(tmp_path, item, least, items, events):
     assert abs(np.mean(np.diff(histories.ids)[tied] > 0) - 0.5) < 0.01
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("suffix", ["csv", "tsv", "parquet", "jsonl"])
 def test_any_log(tmp_path, suffix):
     log = pl.DataFrame(

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rec2pm_jax.config import Config, DataConfig
-from rec2pm_jax.config_dict import config_hash, from_dict
+from rec2pm_jax.config_dict import from_dict
 from rec2pm_jax.data.dataset import open_dataset
 from rec2pm_jax.data.dates import parse_time
 from rec2pm_jax.data.pipeline import select_training_users
@@ -21,10 +21,12 @@ from rec2pm_jax.evaluate.heuristic import Heuristic, evaluate_heuristic
 from rec2pm_jax.evaluate.histories import load_histories
 from rec2pm_jax.evaluate.spec import EvalSpec
 from rec2pm_jax.evaluate.targets import make_targets, select_users
+from rec2pm_jax.methods.registry import config_hash
 from tests.helpers.data import make_dataset, prepare_log, random_log
 from tests.helpers.evaluate_fakes import PARAMS, FakeMethod
 
 
+@pytest.mark.smoke
 def test_leave_one_out_of_five_events():
     rule = split_rule("leave_one_out")
     assert rule.train_end(5) == 3

@@ -106,6 +106,7 @@ class OneByOne:
         return np.array(found)
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize(
     ("setting", "memory", "times"),
     [

@@ -70,6 +70,7 @@ def test_scores_that_are_not_finite_raise(bad, column):
         metrics.summarize(ranks)
 
 
+@pytest.mark.smoke
 def test_formulas_on_a_hand_computed_example():
     found = metrics.summarize(np.array([1, 3, 10, 11, 50, 51]))
     assert found["hr@1"] == pytest.approx(1 / 6)

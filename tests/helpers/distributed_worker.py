@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import optax
 
-from launch import cli, train
+from launch import train
+from rec2pm_jax import cli
 from rec2pm_jax.train import partition
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import pytest
 
 from launch.compiled import chips, hlo, programs, report
-from launch.compiled.costs import costs_of
+from launch.compiled.costs import count_costs
 from rec2pm_jax.config import ComputeConfig
 from rec2pm_jax.config_dict import from_dict
 from rec2pm_jax.errors import UserError
@@ -56,13 +56,13 @@ TINY = [
 )
 def test_an_unknown_topology_is_a_user_error(topology, said):
     with pytest.raises(UserError, match=said):
-        chips.describe(topology)
+        chips.describe_topology(topology)
 
 
-def test_without_the_compiler_it_says_what_to_install(monkeypatch):
+def test_without_the_compiler_the_error_names_what_to_install(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match="TPU compiler is not installed: pip install"):
-        chips.describe("v5e:1x1")
+        chips.describe_topology("v5e:1x1")
 
 
 @pytest.mark.parametrize("step", programs.BUILDERS)
@@ -173,7 +173,7 @@ def test_what_does_not_fit_the_chip_is_said_in_a_line(tmp_path):
 @compiler
 def test_costs_of_scanned_layers_are_those_of_unrolled_ones():
     """FLOPs against XLA's own count of the unrolled build, the XLA path and our kernel alike."""
-    chip, devices = chips.describe("v5e:1x1")
+    chip, devices = chips.describe_topology("v5e:1x1")
     found = {}
     for attention, scan in (("dense", True), ("dense", False), ("pallas", True)):
         config = from_dict(
@@ -189,9 +189,9 @@ def test_costs_of_scanned_layers_are_those_of_unrolled_ones():
                 "compute": {"attention": attention},
             }
         )
-        program = programs.train(programs.for_tpu(config), 100, make_mesh(devices))
+        program = programs.build_train(programs.for_tpu(config), 100, make_mesh(devices))
         compiled, _ = report.compile_program(program)
-        found[attention, scan] = costs_of(hlo.parse(compiled.as_text()), chip.mxu), compiled
+        found[attention, scan] = count_costs(hlo.parse(compiled.as_text()), chip.mxu), compiled
     scanned, (unrolled, compiled) = found["dense", True][0], found["dense", False]
     xla = compiled.cost_analysis()
     assert scanned.flops == pytest.approx(xla["flops"], rel=0.05)
@@ -218,7 +218,7 @@ CASES = [
 @pytest.mark.parametrize("name, normalizer, heads, dim, bias, dtype", CASES)
 def test_the_kernel_compiles_for_a_tpu(name, normalizer, heads, dim, bias, dtype):
     """Forward and backward by the TPU's own compiler, several tiles of rows and keys."""
-    _, devices = chips.describe("v5e:1x1")
+    _, devices = chips.describe_topology("v5e:1x1")
     one = jax.sharding.SingleDeviceSharding(devices[0])
     layout = small_layouts(n=300, window=60)[name]()
     arrays = inputs(layout, heads, dim, bias=bias, dtype=dtype)

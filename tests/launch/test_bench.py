@@ -15,7 +15,7 @@ import pytest
 
 from launch import bench
 from launch.benchmarks import case, driver, settings, topk, train
-from launch.benchmarks.flops import matmul_flops
+from launch.benchmarks.flops import count_matmul_flops
 from rec2pm_jax.methods.registry import make_method
 
 ROOT = Path(__file__).parents[2]
@@ -35,10 +35,10 @@ def test_flops_of_loops_are_those_of_the_unrolled_program():
 
     shapes = [jax.ShapeDtypeStruct(s, jnp.float32) for s in ((3, 5, 8), (6, 8, 8))]
     unrolled = jax.jit(product(6)).lower(*shapes).cost_analysis()["flops"]
-    assert matmul_flops(product(1), *shapes) == unrolled == 2 * 6 * 3 * 5 * 8 * 8
+    assert count_matmul_flops(product(1), *shapes) == unrolled == 2 * 6 * 3 * 5 * 8 * 8
     gradient = jax.grad(lambda x, k: product(1)(x, k).sum(), argnums=(0, 1))
     # Backwards a product becomes two; the last one's output is never needed.
-    assert matmul_flops(gradient, *shapes) in (3 * unrolled, 3 * unrolled - unrolled / 6)
+    assert count_matmul_flops(gradient, *shapes) in (3 * unrolled, 3 * unrolled - unrolled / 6)
 
 
 def test_flops_of_branches_and_endless_loops():
@@ -47,9 +47,9 @@ def test_flops_of_branches_and_endless_loops():
     def branch(x):
         return jax.lax.cond(x[0, 0] > 0, lambda x: x @ x @ x, lambda x: x @ x, x)
 
-    assert matmul_flops(branch, square) == 2 * 2 * 4**3
-    with pytest.raises(ValueError, match="number of turns"):
-        matmul_flops(
+    assert count_matmul_flops(branch, square) == 2 * 2 * 4**3
+    with pytest.raises(ValueError, match="trip count"):
+        count_matmul_flops(
             lambda x: jax.lax.while_loop(lambda x: x[0, 0] > 0, lambda x: x @ x, x), square
         )
 
@@ -59,14 +59,14 @@ def test_flops_of_a_step_do_not_depend_on_scanned_layers(method):
     """And they are most of what XLA counts, which has elementwise work too."""
     model = {"layers": 3, "heads": 2, "dim": 64, "dropout": 0.0, "scan_layers": False}
     data = {"segment": 16, "segments": 2}
-    config = settings.setting(method, model, smoke=True, data=data)
+    config = settings.make_config(method, model, smoke=True, data=data)
     scanned = dataclasses.replace(config.model, scan_layers=True)
     batch = settings.random_batch(config, 50)
     flops = []
     for model in (config.model, scanned):
         recurrent = make_method(dataclasses.replace(config, model=model), 50)
         params = jax.eval_shape(recurrent.init, jax.random.key(0))
-        flops.append(train.gradient_flops(recurrent, params, batch))
+        flops.append(train.count_gradient_flops(recurrent, params, batch))
     assert flops[0] == flops[1]
 
     def gradient(params, batch):
@@ -82,7 +82,7 @@ def test_flops_of_a_step_do_not_depend_on_scanned_layers(method):
 
 
 def test_rows_are_measured_and_failures_say_why():
-    good = topk.cases(smoke=True)[0]
+    good = topk.make_cases(smoke=True)[0]
     bad = good._replace(name="bad", build="topk:blockwise", options=good.options | {"k": 0})
     hungry = good._replace(name="hungry", options=good.options | {"items": 2_000_000, "dim": 64})
     limits = driver.Settings(threads=1, repeats=2, max_rss=600e6)

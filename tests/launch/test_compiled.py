@@ -9,13 +9,14 @@ import jax.numpy as jnp
 import pytest
 
 from launch.compiled import hlo, products
-from launch.compiled.costs import costs_of, group_size
+from launch.compiled.costs import count_costs, count_group
 from launch.compiled.products import Product
-from launch.compiled.report import largest_buffers
+from launch.compiled.report import find_largest_buffers
 
 MODULE = (Path(__file__).parent / "loop.hlo").read_text()  # a scan of a kernel over 16 layers
 
 
+@pytest.mark.smoke
 def test_parse_reads_tuples_layouts_and_attributes_over_lines():
     module = hlo.parse(MODULE)
     assert module.entry == "main.1"
@@ -56,8 +57,8 @@ def test_bytes_of_a_shape_with_its_tiles(text, size):
     assert instruction.shape.bytes == size
 
 
-def test_costs_of_a_loop_count_by_its_turns():
-    costs = costs_of(hlo.parse(MODULE), mxu=128)
+def test_the_body_of_a_loop_counts_by_its_trip_count():
+    costs = count_costs(hlo.parse(MODULE), mxu=128)
     tile = 8 * 128 * 4
     assert costs.flops == 16 * (
         100 + 2
@@ -71,15 +72,15 @@ def test_costs_of_a_loop_count_by_its_turns():
     assert costs.wire_bytes == 2 * tile * 3 / 4
 
 
-def test_a_loop_whose_turns_the_data_decide_is_said_to_count_once():
+def test_a_loop_whose_trip_count_depends_on_data_counts_once_and_is_reported():
     known, unknown = "s32[]{:T(128)} constant(16)", "s32[] get-tuple-element(%arg.1), index=0"
     text = MODULE.replace(known, unknown)
-    costs = costs_of(hlo.parse(text), mxu=128)
+    costs = count_costs(hlo.parse(text), mxu=128)
     assert costs.unknown_loops == 1 and costs.product_flops == 100
 
 
 def test_largest_buffers_are_those_in_hbm_outside_of_fusions():
-    found = largest_buffers(hlo.parse(MODULE), count=1)
+    found = find_largest_buffers(hlo.parse(MODULE), count=1)
     assert found == [{"shape": "f32[4,8]", "bytes": 4096, "made_by": 2, "op": "jit(step)/psum"}]
 
 
@@ -91,7 +92,7 @@ def convolution(attributes: str, result: str, left: str, right: str) -> Product:
 }}
 """
     entry = hlo.parse(text).computations["e"]
-    return products.of(entry.root, *(entry.by_name[n].shape for n in "ab"))
+    return products.read_product(entry.root, *(entry.by_name[n].shape for n in "ab"))
 
 
 def test_products_that_became_convolutions():
@@ -126,7 +127,7 @@ def test_the_matrix_unit_is_busy_with_filled_up_sides():
 )
 def test_chips_of_a_collective(groups, size):
     text = f"ENTRY %e (p: f32[]) -> f32[] {{\n  ROOT %r = f32[] all-reduce(%p), {groups}\n}}\n"
-    assert group_size(hlo.parse(text).computations["e"].root, 32) == size
+    assert count_group(hlo.parse(text).computations["e"].root, 32) == size
 
 
 @pytest.mark.parametrize("trip_count", [1, 5])
@@ -143,7 +144,7 @@ def test_costs_of_a_scan_are_those_of_its_unrolled_program(trip_count):
     scanned, unrolled = (
         jax.jit(run, static_argnums=2).lower(x, weights, n).compile() for n in (1, trip_count)
     )
-    costs = costs_of(hlo.parse(scanned.as_text()), mxu=128)
+    costs = count_costs(hlo.parse(scanned.as_text()), mxu=128)
     assert costs.product_flops == trip_count * 2 * 64 * 128 * 128
     analysis = unrolled.cost_analysis()
     assert costs.flops == pytest.approx(analysis["flops"], rel=0.03)
@@ -185,7 +186,7 @@ ENTRY %main (a: f32[4,8,8], b: f32[4,8,8], i: s32[]) -> f32[4,8,8] {
 
 def test_fusions_in_fusions_read_what_they_slice_and_write_in_place():
     """All of a, one slice of b, the index; and one slice is written."""
-    costs = costs_of(hlo.parse(NESTED), mxu=128)
+    costs = count_costs(hlo.parse(NESTED), mxu=128)
     assert costs.bytes_accessed == costs.hbm_bytes == 4 * 8 * 8 * 4 + 8 * 8 * 4 + 4 + 8 * 8 * 4
 
 
@@ -208,5 +209,5 @@ ENTRY %main (a: f32[1000,8], i: s32[5], b: f32[5,8]) -> f32[1000,8] {
 
 def test_rows_that_are_added_to_count_and_not_their_table():
     """As XLA counts: rows before, rows after, what is added, and where."""
-    costs = costs_of(hlo.parse(SCATTER), mxu=128)
+    costs = count_costs(hlo.parse(SCATTER), mxu=128)
     assert costs.bytes_accessed == 3 * 5 * 8 * 4 + 5 * 4

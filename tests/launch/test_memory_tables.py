@@ -7,16 +7,16 @@ import dataclasses
 import numpy as np
 import pytest
 
-from launch import memory_tables, tables
-from launch.analyses import ANALYSES
-from launch.reproduce import Results
-from launch.run_one import label_records, write_users
-from launch.runs import Trained
-from launch.suites import Run
-from launch.tables import Row, TargetValues
+from launch.experiments import memory_tables
+from launch.experiments.analyses import ANALYSES
+from launch.experiments.results_file import SuiteResults, write_user_values
+from launch.experiments.rows import Row, TargetValues, collect_rows
+from launch.experiments.run import Run
+from launch.experiments.run_one import label_records
 from rec2pm_jax.evaluate.record import write_records
 from rec2pm_jax.methods.codec import FORMATS
 from rec2pm_jax.methods.registry import make_method
+from rec2pm_jax.runs import TrainedModel
 from tests.helpers.evaluate_fakes import FakeDataset
 from tests.helpers.stream import make_config, random_params
 
@@ -55,7 +55,7 @@ def test_quantised_table_pairs_formats_of_all_users_and_of_many_updates():
         for split, by_kind in ndcg.items()
         for kind, values in by_kind.items()
     ]
-    lines = memory_tables.quantised(rows)
+    lines = memory_tables.tabulate_quantised(rows)
     header, _, everyone, many, both, _ = (cells(line) for line in lines[:6])
     assert everyone[:4] == ["x", "test", "all (4)", "30.000"]
     by_name = dict(zip(header, everyone, strict=True))
@@ -84,7 +84,7 @@ def test_since_archive_groups_targets_by_raw_events():
         of("rec2pm_o", [0.2, 0.8, 0.4, 0.6, 0.2]),
         of("ablation/R = 3", [0.4] * 5, {"segment": 10, "recent": 3}),
     ]
-    header, _, *body = (cells(line) for line in memory_tables.since_archive(rows))
+    header, _, *body = (cells(line) for line in memory_tables.tabulate_since_archive(rows))
     assert header == ["method", "S, R", "all targets", "/ full"] + [
         "1-2", "3-4", "5-6", "7-8", "9-10", "11-12",
     ]  # fmt: skip
@@ -96,7 +96,7 @@ def test_since_archive_groups_targets_by_raw_events():
     assert ours[7].startswith("2.000 (") and ours[4] == ours[6] == "-"
     # R = 3: raw events 1, 10, 11, 12, 5.
     assert found["R = 3"][0] == "10, 3" and found["R = 3"][8].startswith("1.000 (")
-    assert memory_tables.since_archive(rows[1:])[2].count("(") == 0  # no `full`: no ratios
+    assert memory_tables.tabulate_since_archive(rows[1:])[2].count("(") == 0  # no `full`: no ratios
 
 
 @pytest.mark.parametrize("analysis", ["quantised", "since_archive"])
@@ -105,17 +105,17 @@ def test_an_analysis_leaves_what_its_table_needs(analysis, tmp_path):
     config = make_config()
     method = make_method(config, dataset.num_items)
     meta = {"step": 1, "git_commit": "c"}
-    trained = Trained(config, method, random_params(method), meta, 1.0, "cpu")
+    model = TrainedModel(config, method, random_params(method), meta, 1.0, "cpu")
     run = Run("synthetic", "rec2pm_o", config, analysis=analysis)
-    results = ANALYSES[analysis](run, trained, dataset)
+    results = ANALYSES[analysis](run, model, dataset)
     label_records(run, results)
-    found = Results(tmp_path, analysis)
-    path = found.users_of(run.name)
+    found = SuiteResults(tmp_path, analysis)
+    path = found.users_path(run.name)
     path.parent.mkdir()
-    write_users(path, results)
+    write_user_values(path, results)
     found.records = [result.record for result in results]
     write_records(found.path, found.records)
-    [rows] = tables.collect(found).values()
+    [rows] = collect_rows(found).values()
     if analysis == "quantised":
         assert {row.variant for row in rows} == {
             f"rec2pm_o/{kind}/{split}" for kind in FORMATS for split in ("test", "validation")
@@ -128,17 +128,17 @@ def test_an_analysis_leaves_what_its_table_needs(analysis, tmp_path):
             if step["updates"] == 5
         ]
         assert 0 < strayed < 0.1
-        assert cells(memory_tables.quantised(rows)[2])[0] == "rec2pm_o"
+        assert cells(memory_tables.tabulate_quantised(rows)[2])[0] == "rec2pm_o"
     else:
         [only] = rows
         evaluation = results[0].evaluation
         assert only.targets.position.tolist() == evaluation.position.tolist()
         per_user = [only.targets.ndcg[only.targets.user == u].mean() for u in range(3)]
         np.testing.assert_allclose(per_user, only.ndcg[0], rtol=1e-6)
-        [line] = memory_tables.since_archive(rows)[2:]
+        [line] = memory_tables.tabulate_since_archive(rows)[2:]
         assert cells(line)[0] == "rec2pm_o"
         with pytest.raises(ValueError, match="different targets"):
-            moved = only.targets._replace(position=only.targets.position + 1)
-            memory_tables.since_archive(
+            moved = dataclasses.replace(only.targets, position=only.targets.position + 1)
+            memory_tables.tabulate_since_archive(
                 [only, dataclasses.replace(only, variant="full", targets=moved)]
             )

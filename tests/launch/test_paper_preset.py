@@ -1,4 +1,4 @@
-"""The paper's preset trains rec2pm on data of MerRec's shape, as its docstring says."""
+"""The paper's preset trains rec2pm on data of MerRec's shape, with the command of its docstring."""
 
 from __future__ import annotations
 

@@ -15,23 +15,16 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from launch import reproduce as launch_reproduce
-from launch import run_one, summaries, tables
-from launch.reproduce import Results
-from launch.suites import (
-    CHOSEN,
-    CHOSEN_HSTU,
-    CHOSEN_SKETCH,
-    METHODS,
-    SKETCHES,
-    SUITES,
-    TUNING_GRID,
-    runs_of,
-)
-from rec2pm_jax.config_dict import config_hash
+from launch.experiments import results_file, scheduler, summaries, tables
+from launch.experiments.results_file import SuiteResults
+from launch.experiments.rows import Row
+from launch.experiments.settings import METHODS, SKETCHES, TUNING_GRID, choose_setting
+from launch.experiments.suites import SUITES, list_runs
 from rec2pm_jax.data.splits import settings as protocol_settings
 from rec2pm_jax.errors import UserError
 from rec2pm_jax.evaluate.record import write_records
+from rec2pm_jax.lock import alone_in
+from rec2pm_jax.methods.registry import config_hash
 
 ROOT = Path(__file__).parents[2]
 
@@ -62,7 +55,7 @@ def record(variant, seed, ndcg, backbone="sasrec"):
 @pytest.fixture
 def found(tmp_path):
     """Two seeds of rec2pm_o, one of full and recent, and a heuristic that beats them all."""
-    results = Results(tmp_path, "main")
+    results = SuiteResults(tmp_path, "main")
     rows = [
         ("full", 0, [0.2, 0.2, 0.2, 0.2], "sasrec"),
         ("recent", 0, [0.1, 0.1, 0.1, 0.1], "sasrec"),
@@ -73,7 +66,7 @@ def found(tmp_path):
     for variant, seed, ndcg, backbone in rows:
         one = record(variant, seed, ndcg, backbone)
         results.records.append(one)
-        path = results.users_of(one["run"])
+        path = results.users_path(one["run"])
         path.parent.mkdir(exist_ok=True)
         lengths = np.array([30, 499, 500, 900], np.int32)
         np.savez(path, ndcg=np.array([ndcg], np.float32), lengths=lengths)
@@ -85,7 +78,7 @@ def cells(line):
 
 
 def test_table_pairs_every_row_and_shows_the_best_first(found):
-    summaries.write("main", found)
+    summaries.write(found)
     lines = (found.path.with_suffix(".md")).read_text().splitlines()
     header = next(i for i, line in enumerate(lines) if line.startswith("| method"))
     names = cells(lines[header])
@@ -101,7 +94,7 @@ def test_table_pairs_every_row_and_shows_the_best_first(found):
 
 
 def test_long_histories_have_a_table_of_their_own(found):
-    summaries.write("main", found)
+    summaries.write(found)
     text = found.path.with_suffix(".md").read_text()
     long = text[text.index("at least 500 events (2)") :].splitlines()
     ours = next(line for line in long if line.startswith("| rec2pm_o"))
@@ -110,33 +103,33 @@ def test_long_histories_have_a_table_of_their_own(found):
     assert found.path.with_suffix(".png").stat().st_size > 10_000
 
 
-def test_a_suite_says_which_of_mains_runs_it_trained_anew(found):
+def test_a_suite_names_the_runs_of_main_that_it_trained_again(found):
     write_records(found.path, found.records)
-    other = Results(found.path.parent, "denoise")
+    other = SuiteResults(found.path.parent, "denoise")
     for one in found.records[:2]:
         name = f"{one['variant']}/random 0"
         noise = {"kind": "random", "fraction": 0.0}
         other.records.append(one | {"variant": name, "noise": noise})
-        other.users.mkdir(exist_ok=True)
-        other.users_of(one["run"]).write_bytes(found.users_of(one["run"]).read_bytes())
-    assert summaries._trained_anew(other) == []
+        other.users_path(one["run"]).parent.mkdir(exist_ok=True)
+        other.users_path(one["run"]).write_bytes(found.users_path(one["run"]).read_bytes())
+    assert summaries.note_retrained(other) == []
     other.records[1]["step"] = 1000
-    (_, line) = summaries._trained_anew(other)
-    assert line.endswith("not its very weights: sasrec/recent/seed0.")
+    (_, line) = summaries.note_retrained(other)
+    assert line.endswith("weights are not main's: sasrec/recent/seed0.")
 
 
 def row(variant, ndcg, lengths=(30, 200, 500, 1000), **fields):
     one = record(variant, 0, ndcg) | fields
-    return tables.Row(variant, [one], np.array([ndcg]), np.array(lengths))
+    return Row(variant, [one], np.array([ndcg]), np.array(lengths))
 
 
-def test_noise_table_says_what_is_left_of_the_clean_value():
+def test_noise_table_shows_the_share_of_the_clean_value():
     levels = [("popular", 0.5, 0.1), ("random", 0.5, 0.2), ("random", 0.0, 0.4)]
     rows = [
         row(f"full/{kind} {share:g}", [value] * 4, noise={"kind": kind, "fraction": share})
         for kind, share, value in levels
     ]
-    header, _, full = (cells(line) for line in tables.noise(rows))
+    header, _, full = (cells(line) for line in tables.tabulate_noise(rows))
     assert header == ["method", "clean", "popular 50%", "random 50%"]
     assert full == ["full", "40.00", "10.00 (0.250)", "20.00 (0.500)"]
 
@@ -147,19 +140,19 @@ def test_tables_by_length_and_of_drift():
         {"updates": 20, "users": 3, "relative": 0.5},
     ]
     rows = [row("rec2pm_o", [0.1, 0.2, 0.3, 0.4], drift=steps), row("full", [0.5] * 4, drift=[])]
-    header, _, ours, _ = (cells(line) for line in tables.by_length(rows))
+    header, _, ours, _ = (cells(line) for line in tables.tabulate_lengths(rows))
     assert header[1:] == [f"{bin} (1 users)" for bin in ("0-200", "200-500", "500-1000", ">= 1000")]
     assert ours == ["rec2pm_o", "10.00", "20.00", "30.00", "40.00"]
-    assert [cells(line) for line in tables.drift(rows)[::2]] == [
+    assert [cells(line) for line in tables.tabulate_drift(rows)[::2]] == [
         ["method", "1", "20"],
         ["rec2pm_o", "0.000 (9)", "0.500 (3)"],
     ]
-    assert tables.drift(rows[1:]) == []
+    assert tables.tabulate_drift(rows[1:]) == []
 
 
 def test_a_run_is_done_only_for_the_same_configuration_budget_and_data(tmp_path):
-    results = Results(tmp_path, "smoke")
-    run = runs_of("smoke")[0]
+    results = SuiteResults(tmp_path, "smoke")
+    run = list_runs("smoke")[0]
     results.records.append(
         {
             "run": run.name,
@@ -169,8 +162,8 @@ def test_a_run_is_done_only_for_the_same_configuration_budget_and_data(tmp_path)
         }
     )
     assert not results.has(run, "d")  # the per-user values are missing
-    results.users_of(run.name).parent.mkdir()
-    results.users_of(run.name).touch()
+    results.users_path(run.name).parent.mkdir()
+    results.users_path(run.name).touch()
     assert results.has(run, "d")
     assert not results.has(run, "e")
     for field, value in (("config_hash", "x"), ("budget", {"steps": 5, "batch_size": 4})):
@@ -181,21 +174,21 @@ def test_a_run_is_done_only_for_the_same_configuration_budget_and_data(tmp_path)
 
 
 def test_records_of_another_suite_configuration_or_data_are_dropped(tmp_path):
-    results, runs = Results(tmp_path, "smoke"), runs_of("smoke")
+    results, runs = SuiteResults(tmp_path, "smoke"), list_runs("smoke")
     current = [record(run.variant, 0, [0.1]) | {"run": run.name} for run in runs]
     for one, run in zip(current, runs, strict=True):
-        one |= {"config_hash": config_hash(run.config), "budget": run_one.budget(run)}
+        one |= {"config_hash": config_hash(run.config), "budget": run.budget}
     gone = record("gone", 0, [0.1])
     heuristic = record("popularity", 0, [0.1], backbone=None)
     results.records = [*current, gone, heuristic]
     current[1]["budget"] = {"steps": 2500, "batch_size": 16}
-    results.users.mkdir()
+    results.users_path(gone["run"]).parent.mkdir()
     for one in results.records:
-        results.users_of(one["run"]).touch()
+        results.users_path(one["run"]).touch()
     assert results.drop_stale(runs, {}) == [runs[1].name, gone["run"]]
-    assert Results(tmp_path, "smoke").records == [current[0], current[2], heuristic]
-    assert not results.users_of(gone["run"]).exists()
-    assert results.users_of(runs[0].name).exists()
+    assert SuiteResults(tmp_path, "smoke").records == [current[0], current[2], heuristic]
+    assert not results.users_path(gone["run"]).exists()
+    assert results.users_path(runs[0].name).exists()
     assert results.drop_stale(runs, {"synthetic": "d"}) == []
     assert results.drop_stale(runs, {"synthetic": "e"}) == [runs[0].name, runs[2].name]
 
@@ -215,58 +208,56 @@ def test_heuristics_are_made_again_for_another_window(tmp_path, monkeypatch):
             for name, window in rows
         ]
 
-    monkeypatch.setattr(
-        launch_reproduce, "open_dataset", lambda _: SimpleNamespace(content_hash="d")
-    )
-    monkeypatch.setattr(launch_reproduce, "heuristics", fake)
-    monkeypatch.setattr(launch_reproduce, "write_users", lambda path, results: path.touch())
-    config = runs_of("smoke")[0].config
+    monkeypatch.setattr(results_file, "open_dataset", lambda _: SimpleNamespace(content_hash="d"))
+    monkeypatch.setattr(results_file, "evaluate_heuristics", fake)
+    monkeypatch.setattr(results_file, "write_user_values", lambda path, results: path.touch())
+    config = list_runs("smoke")[0].config
     longer = dataclasses.replace(config, data=dataclasses.replace(config.data, segment=50))
     for one in (config, config, longer, longer):
-        Results(tmp_path, "smoke").take_heuristics("synthetic", tmp_path, one)
+        SuiteResults(tmp_path, "smoke").add_heuristics("synthetic", tmp_path, one)
     assert made == [config.data.read_length, longer.data.read_length]
-    assert len(Results(tmp_path, "smoke").records) == 2
+    assert len(SuiteResults(tmp_path, "smoke").records) == 2
 
 
 def test_more_workers_than_cores_and_a_second_process_are_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(launch_reproduce, "_data_hash", lambda *_: "d")
-    call = ("smoke", "data", tmp_path / "runs", tmp_path / "results")
+    monkeypatch.setattr(scheduler, "_data_hash", lambda *_: "d")
+    job = scheduler.Job("smoke", "data", tmp_path / "runs", tmp_path / "results")
     with pytest.raises(UserError, match="this process may use"):
-        launch_reproduce.reproduce(*call, workers=10_000)
-    with run_one.alone_in(tmp_path / "results/smoke.users"):
+        scheduler.reproduce(dataclasses.replace(job, workers=10_000))
+    with alone_in(tmp_path / "results/smoke.users"):
         with pytest.raises(UserError, match="smoke.users is in use by another process"):
-            launch_reproduce.reproduce(*call)
+            scheduler.reproduce(job)
 
 
 def test_results_of_something_else_are_not_overwritten(tmp_path):
     (tmp_path / "main.json").write_text('[{"method": "full"}]')
     with pytest.raises(UserError, match="move it away"):
-        Results(tmp_path, "main")
+        SuiteResults(tmp_path, "main")
 
 
 def test_results_that_are_not_json_are_not_overwritten(tmp_path):
     (tmp_path / "main.json").write_text("[{")
     with pytest.raises(UserError, match="is not JSON"):
-        Results(tmp_path, "main")
+        SuiteResults(tmp_path, "main")
 
 
 @pytest.mark.parametrize("suite", SUITES)
 def test_names_of_runs_are_unique(suite):
-    assert max(Counter(run.name for run in runs_of(suite)).values()) == 1
+    assert max(Counter(run.name for run in list_runs(suite)).values()) == 1
 
 
 def test_main_holds_every_method_on_both_datasets_with_three_seeds():
-    runs = [run for run in runs_of("main") if run.config.model.backbone == "sasrec"]
+    runs = [run for run in list_runs("main") if run.config.model.backbone == "sasrec"]
     for dataset in ("complete_journey_types", "ml1m_200"):
         seen = {(run.variant, run.seed) for run in runs if run.dataset == dataset}
-        rows = (*METHODS, "rec2pm_o lambda 0.1")
+        rows = tuple(METHODS)
         if dataset == "complete_journey_types":
             rows += ("rec2pm_sketch", "tok_serial_sketch")  # the claim at the top of the table
         assert set(itertools.product(rows, range(3))) <= seen
 
 
 def test_settings_are_those_that_the_search_found_best():
-    records = json.loads((ROOT / "results/tuning.json").read_text())
+    records = json.loads((ROOT / "results/v0.1/tuning.json").read_text())
     found = {"sasrec": {}, "hstu": {}}
     for record in records:
         name, config = record["variant"].split("/")[1], record["config"]
@@ -279,14 +270,14 @@ def test_settings_are_those_that_the_search_found_best():
         scores = found[record["backbone"]].setdefault(name, {})
         scores[tuple(setting.values())] = record["metrics"]["ndcg@10"]
     tie = 1e-3  # another seed moves a value by half of it, and it has one: see summaries.SUMMARIES
-    for backbone, chosen in (
-        ("sasrec", CHOSEN | CHOSEN_SKETCH),
-        ("hstu", dict.fromkeys(found["hstu"], CHOSEN_HSTU)),
-    ):
-        assert set(found[backbone]) == set(chosen)
-        for name, scores in found[backbone].items():
+    names = {"full", "recent", "rec2pm", "tok_serial", "kv_mask", *SKETCHES}
+    assert set(found["sasrec"]) == names and set(found["hstu"]) == {"full", "rec2pm"}
+    rows = {METHODS[method]["name"]: method for method in METHODS}
+    for backbone, families in found.items():
+        for name, scores in families.items():
+            chosen = choose_setting(rows.get(name, name), backbone)
             assert len(scores) == (len(TUNING_GRID) if backbone == "sasrec" else 3)
-            assert scores[tuple(chosen[name].values())] > max(scores.values()) - tie
+            assert scores[tuple(chosen.values())] > max(scores.values()) - tie
 
 
 def changed(config, base):
@@ -302,10 +293,9 @@ def changed(config, base):
 
 
 def test_ablations_change_one_factor():
-    base, *others = runs_of("ablation")
+    base, *others = list_runs("ablation")
     together = {  # factors of several fields
         "without live memories or L_con": {"live", "consistency"},
-        "losses of the recipe before": {"stop_target", "reference_ar", "reference_window", "live"},
         "S = 10": {"segment", "segments"},
         "S = 50": {"segment", "segments"},
     }
@@ -315,15 +305,15 @@ def test_ablations_change_one_factor():
             assert {"running_mean", "identity_init", "recall"} < fields
         else:
             assert len(fields) == 1 or fields == together[name], (name, fields)
-    assert len({config_hash(run.config) for run in runs_of("ablation")}) == len(others) + 1
+    assert len({config_hash(run.config) for run in list_runs("ablation")}) == len(others) + 1
 
 
 def test_a_run_is_refused_while_another_process_is_at_it(tmp_path):
-    with run_one.alone_in(tmp_path / "run"):
+    with alone_in(tmp_path / "run"):
         with pytest.raises(UserError, match="in use by another process"):
-            with run_one.alone_in(tmp_path / "run"):
+            with alone_in(tmp_path / "run"):
                 raise AssertionError("both hold the lock")
-    with run_one.alone_in(tmp_path / "run"):
+    with alone_in(tmp_path / "run"):
         pass
 
 
@@ -357,13 +347,13 @@ def test_smoke_suite_is_stopped_goes_on_and_skips_what_is_done(tmp_path):
     assert all(r["git_commit"] and r["data_hash"] and r["targets"] for r in records)
     table = (tmp_path / "results/smoke.md").read_text()
 
-    # Neither a run's directory nor time is needed for what is in the results.
+    # Runs with results need neither their directory nor time.
     (tmp_path / "runs").rename(tmp_path / "elsewhere")
     again = reproduce(tmp_path)
     assert again.returncode == 0 and "3 runs, 3 done, 0 to do" in again.stdout
     assert (tmp_path / "results/smoke.md").read_text() == table
 
-    # A lost run is made again, alone.
+    # Only a lost run is repeated.
     write_records(tmp_path / "results/smoke.json", [r for r in records if r["variant"] != "recent"])
     once_more = reproduce(tmp_path, only="recent", workers=1)
     assert once_more.returncode == 0 and "1 runs, 0 done" in once_more.stdout

@@ -212,6 +212,7 @@ def test_overwritten_memory_reaches_back_layers_minus_one_segments(layers, memor
     assert np.all(gradient["memory"]["query_embedding"])
 
 
+@pytest.mark.smoke
 def test_scan_equals_a_python_loop():
     method, params = kv_mask("hstu", "position", "append")
     events, valid = histories([9, 6, 0], K * S)

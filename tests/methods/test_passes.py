@@ -146,6 +146,7 @@ def segment_inputs(events, valid):
     return jax.tree.map(lambda a: np.stack(np.split(a, a.shape[1] // S, axis=1)), (events, valid))
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("memory", ["overwrite", "append"])
 def test_scan_equals_a_python_loop_over_updates(memory):
     method, params = make("hstu", bias="position_time", memory=memory)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -14,6 +15,7 @@ cuts = st.integers(1, 40).flatmap(
 )
 
 
+@pytest.mark.smoke
 def test_small_table():
     n = np.arange(10)
     np.testing.assert_array_equal(archived(n, 3, 1), [0, 0, 0, 0, 3, 3, 3, 6, 6, 6])

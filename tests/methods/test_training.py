@@ -93,6 +93,7 @@ class ByHand:
         return cross_entropy(self.method, self.params, vectors, targets), (targets > 0).sum()
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize(("backbone", "bias", "memory", "recent", "sketch"), CASES)
 def test_training_is_what_inference_does(backbone, bias, memory, recent, sketch):
     """AR: `read_all` with the reference memories as state. L_con: `update` on the same state."""

@@ -31,6 +31,7 @@ from tests.helpers.layers import (
 )
 
 
+@pytest.mark.smoke
 def test_sasrec_layer_is_its_equation():
     config = ModelConfig(dim=DIM, heads=2, ffn_dim=12, dropout=0.5)
     layer, x, layout = layer_of(config), inputs(), make_layout()
@@ -40,6 +41,7 @@ def test_sasrec_layer_is_its_equation():
     np.testing.assert_allclose(out[0], expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("bias", ["none", "position", "position_time"])
 def test_hstu_layer_is_its_equation(bias):
     config = ModelConfig(backbone="hstu", dim=DIM, heads=2, head_dim=3, relative_bias=bias)

@@ -55,6 +55,7 @@ def dataset(tmp_path_factory):
     return make_data(tmp_path_factory.mktemp("stream"))
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("name", CONFIGS)
 def test_streamed_scores_are_those_of_evaluation(dataset, name):
     recommender = make_recommender(dataset, CONFIGS[name])
@@ -260,6 +261,7 @@ def test_open_sessions_answer_as_whole_reads(dataset, name, kind):
     assert engine.sessions.hits > 5 and engine.sessions.misses > 5
 
 
+@pytest.mark.smoke
 def test_old_states_stay_valid(dataset):
     recommender = make_recommender(dataset, CONFIGS["rec2pm_o sasrec"])
     history = raw_events(dataset, 0)

@@ -141,6 +141,7 @@ def check_described(described, arrays, batch):
         assert described[name]["meaning"]
 
 
+@pytest.mark.smoke
 def test_manifest_describes_the_files(dataset, tmp_path):
     config = make_config()
     recommender = make_recommender(dataset, config)

@@ -44,6 +44,7 @@ def stream(engine, lines):
     return [json.loads(line) for line in answers], summary
 
 
+@pytest.mark.smoke
 def test_parse_line():
     assert parse_line(b'{"user": 7, "item": "a", "time": 5.0}') == Event("7", "a", 5, None)
     assert parse_line(b'{"user": "7", "item": 3, "type": "buy", "more": []}') == Event(

@@ -34,6 +34,7 @@ def same(a: MutableUser, b: MutableUser) -> bool:
     return all(getattr(a, name) == getattr(b, name) for name in FIELDS)
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize(
     "user",
     [

@@ -76,6 +76,7 @@ def kept(workdir):
     return sorted(int(p.name) for p in (workdir / "checkpoints").iterdir())
 
 
+@pytest.mark.smoke
 def test_restores_state_meta_and_data_position(tmp_path):
     assert restore(tmp_path)[0] is None
     write_run(tmp_path, [2, 5])

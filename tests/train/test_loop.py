@@ -61,6 +61,7 @@ def undisturbed(tmp_path_factory):
     return workdir, run(workdir)
 
 
+@pytest.mark.smoke
 def test_writes_logs_checkpoints_and_summary(undisturbed):
     workdir, summary = undisturbed
     log = rows(workdir, "train")

@@ -65,6 +65,7 @@ def test_dividing_the_batch_changes_nothing(kind, accumulate, devices, undivided
         assert_same(got, want, 1e-5)
 
 
+@pytest.mark.smoke
 def test_matches_the_objective_written_out():
     """One step against jax.grad of sum_i c_i * sum_i / W_i on the whole batch."""
     method = FakeMethod(CONFIG, noise=0.1)

@@ -88,7 +88,9 @@ def _sum_and_gradients(
     row_context: PyTree,
     weights: Array,
 ) -> tuple[Array, list[PyTree]]:
-    def add(start: Array | int, carry: tuple[Array, PyTree, PyTree]):
+    def add(
+        start: Array | int, carry: tuple[Array, PyTree, PyTree]
+    ) -> tuple[Array, PyTree, PyTree]:
         total, to_shared, to_rows = carry
         part, part_context, w = _slice((rows, row_context, weights), start, chunk)
 

@@ -135,8 +135,10 @@ def sample_negatives(config: LossConfig, num_items: int, rng: PRNGKey, numbers: 
       int32 [R] if positions share them, else [T, R].
     """
 
+    count = config.negatives or 0
+
     def draw(key: PRNGKey) -> Array:
-        return jax.random.randint(key, (config.negatives,), 1, num_items + 1)
+        return jax.random.randint(key, (count,), 1, num_items + 1)
 
     return per_row(draw, rng, numbers) if config.sharing == "per_position" else draw(rng)
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from rec2pm_jax.errors import UserError
 from rec2pm_jax.nn.attention import (
     AttentionSpec,
     Block,
@@ -103,6 +105,13 @@ class HSTULayer(nn.Module):
         by_slot = self.param("slot_bias", small, (self.spec.num_slot_ids,))
         by_time = self.param("time_bias", small, (TIME_BUCKETS,)) if kind != "position" else None
         slots = layout.num_slots
+        row_times: Any = layout.row_times
+        key_times: Any = layout.key_times
+        if by_time is not None and (row_times is None or key_times is None):
+            raise UserError(
+                "config.model.relative_bias=position_time needs events with times; use position for "
+                "a dataset without them."
+            )
 
         def bias(block: Block) -> Array:
             rows = slice(block.row_start, block.row_stop)
@@ -110,7 +119,7 @@ class HSTULayer(nn.Module):
             distance = layout.place[:, rows, None] - layout.place[:, None, keys]
             items = by_distance[jnp.clip(distance, 0, self.spec.max_distance)]
             if by_time is not None:
-                gap = layout.row_times[:, rows, None] - layout.key_times[:, None, keys]
+                gap = row_times[:, rows, None] - key_times[:, None, keys]
                 items = items + by_time[time_bucket(gap)]
             if block.key_start:
                 return items

@@ -60,6 +60,7 @@ def test_blocks_of_any_size_equal_one_dense_formula(name):
         np.testing.assert_allclose(out, expected, atol=1e-5)
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("implementation", HERE)
 @pytest.mark.parametrize("name", SPECS)
 def test_rows_that_see_nothing_give_zero_and_finite_gradients(name, implementation):

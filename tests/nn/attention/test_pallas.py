@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from launch.benchmarks.flops import matmul_flops
+from launch.benchmarks.flops import count_matmul_flops
 from rec2pm_jax.config import ComputeConfig
 from rec2pm_jax.errors import UserError
 from rec2pm_jax.methods import layout as layouts
@@ -94,12 +94,14 @@ def test_costs_of_the_kernel_are_those_of_the_unrolled_xla_path():
     def both(name):
         return lambda q, k, v: jax.vjp(forward(name), q, k, v)[1](v)
 
-    one, two = (matmul_flops(forward(name), q, k, v) for name in ("pallas", "dense"))
+    one, two = (count_matmul_flops(forward(name), q, k, v) for name in ("pallas", "dense"))
     assert one == two
     # XLA counts some ten elementwise operations beside the 2 x 2 x 8 of a score and its use.
     dense = jax.jit(forward("dense")).lower(q, k, v).compile().cost_analysis()["flops"]
     assert one < dense < 1.5 * one
-    assert matmul_flops(both("pallas"), q, k, v) == 7 / 6 * matmul_flops(both("dense"), q, k, v)
+    assert count_matmul_flops(both("pallas"), q, k, v) == 7 / 6 * count_matmul_flops(
+        both("dense"), q, k, v
+    )
 
 
 @pytest.mark.parametrize(

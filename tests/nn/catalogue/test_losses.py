@@ -49,6 +49,7 @@ def logsumexp(x):
     return np.log(np.sum(np.exp(x), axis=-1))
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("temperature", [0.05, 0.5])
 def test_full_softmax_is_cross_entropy_over_real_items(temperature):
     config = LossConfig(temperature=temperature)

@@ -26,6 +26,7 @@ def assert_equal(got, want):
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.smoke
 @settings(max_examples=25, deadline=None)
 @given(
     rows=st.sampled_from([topk._SORTED_BLOCKS * BLOCK + 1, 2500, 18 * BLOCK, 3000]),

@@ -1,0 +1,104 @@
+"""The flags `--config=PRESET` and `--config.section.field=value`."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import typing
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+
+from rec2pm_jax.config import Config
+from rec2pm_jax.presets import find_preset, load_preset, presets
+
+
+def define_config(flag_values: flags.FlagValues | None = None) -> None:
+    """Define the required flag `--config`, and a flag for every field of the configuration.
+
+    Args:
+      flag_values: where to define them; the process's flags by default.
+    """
+    flag_values = flags.FLAGS if flag_values is None else flag_values
+    flags.DEFINE(
+        _PresetParser(),
+        "config",
+        None,
+        f"Preset, one of {', '.join(presets())}, or a Python file; --config.section.field=value "
+        "overrides a field.",
+        flag_values=flag_values,
+    )
+    # So that --help of the command shows it, although this module defines it.
+    flag_values.register_key_flag_for_module(sys.argv[0], flag_values["config"])
+    flags.mark_flag_as_required("config", flag_values=flag_values)
+    for name, (kind, optional) in _list_fields().items():
+        text = f"Overrides {name} of the preset."
+        if kind is bool:
+            flags.DEFINE_bool(f"config.{name}", None, text, flag_values=flag_values)
+        else:
+            parser = _FieldParser(kind, optional)
+            flags.DEFINE(parser, f"config.{name}", None, text, flag_values=flag_values)
+
+
+def get_config(flag_values: flags.FlagValues | None = None) -> Config:
+    """Return the validated configuration of `--config` and its overrides, once flags are parsed.
+
+    Args:
+      flag_values: as in `define_config`.
+
+    Raises:
+      UserError: a field of the preset is unknown, of the wrong type or out of range.
+    """
+    values = flags.FLAGS if flag_values is None else flag_values
+    given = {name: values[f"config.{name}"] for name in _list_fields()}
+    changes = {name: flag.value for name, flag in given.items() if flag.present}
+    preset: Any = values["config"].value
+    return load_preset(preset, changes)
+
+
+def get_preset_file() -> Path:
+    """Return the file of the preset that `--config` names, once flags are parsed."""
+    preset: Any = flags.FLAGS["config"].value
+    return find_preset(preset)
+
+
+class _PresetParser(flags.ArgumentParser):
+    """Accepts what `find_preset` finds."""
+
+    def parse(self, argument: str) -> str:
+        find_preset(argument)
+        return argument
+
+
+class _FieldParser(flags.ArgumentParser):
+    """Parses the value of a field; "None" is a value of optional fields."""
+
+    def __init__(self, kind: type, optional: bool):
+        self._optional = optional
+        self._parser = {
+            int: flags.IntegerParser,
+            float: flags.FloatParser,
+            str: flags.ArgumentParser,
+        }[kind]()
+
+    def parse(self, argument: str) -> Any:
+        if self._optional and argument == "None":
+            return None
+        return self._parser.parse(argument)
+
+    def flag_type(self) -> str:
+        return self._parser.flag_type()
+
+
+def _list_fields() -> dict[str, tuple[type, bool]]:
+    """Return the type of each field, and whether it may be None, by "section.field"."""
+    fields = {}
+    for section in dataclasses.fields(Config):
+        for name, annotation in typing.get_type_hints(type(section.default)).items():
+            options = [t for t in typing.get_args(annotation) if t is not type(None)]
+            fields[f"{section.name}.{name}"] = (
+                options[0] if options else annotation,
+                bool(options),
+            )
+    return fields

@@ -1,0 +1,117 @@
+"""Rows of tables: the runs of one variant over seeds, from records and per-user values alone."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from launch.experiments.results_file import SuiteResults
+
+LONG = 500  # events from which a history counts as long
+
+
+@dataclasses.dataclass(frozen=True)
+class TargetValues:
+    """NDCG@10 of every target.
+
+    Attributes:
+      ndcg: float [targets], mean over seeds.
+      user: int [targets].
+      position: int [targets], events of the user before the target.
+    """
+
+    ndcg: np.ndarray
+    user: np.ndarray
+    position: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One line of a table: the runs of one variant, over seeds.
+
+    Attributes:
+      variant: as records name it.
+      records: one per seed.
+      ndcg: float [seeds, users], NDCG@10 of every user.
+      lengths: int [users], events before the last target.
+      targets: values of every target, if the analysis keeps them.
+    """
+
+    variant: str
+    records: Sequence[dict[str, Any]]
+    ndcg: np.ndarray
+    lengths: np.ndarray
+    targets: TargetValues | None = None
+
+    @property
+    def label(self) -> str:
+        """The variant as tables show it."""
+        return self.variant.rsplit("ablation/", 1)[-1]
+
+    @property
+    def trained(self) -> bool:
+        """Whether this is a model, not a heuristic."""
+        return self.records[0]["config_hash"] is not None
+
+    def mean(self, metric: str = "ndcg@10") -> float:
+        """Return the mean of a metric over seeds."""
+        return float(np.mean([record["metrics"][metric] for record in self.records]))
+
+    def user_values(self, long: bool = False) -> np.ndarray:
+        """Return each user's NDCG@10, mean over seeds; `long`: only of users with long histories."""
+        return self.ndcg.mean(axis=0)[self.select_users(long)]
+
+    def select_users(self, long: bool) -> np.ndarray:
+        """Return which users count, bool [users]."""
+        return self.lengths >= LONG if long else np.ones_like(self.lengths, bool)
+
+
+Tables = dict[tuple[str, str], list[Row]]  # (dataset, backbone) -> rows, best first
+
+
+def collect_rows(found: SuiteResults) -> Tables:
+    """Return the rows of each dataset and backbone, best first.
+
+    Heuristics belong to every backbone of a dataset.
+    """
+    groups: dict[tuple[str, str | None, str], list[Row]] = {}
+    for record in found.records:
+        key = (record["run"].split("/", 1)[0], record["backbone"], record["variant"])
+        groups.setdefault(key, []).append(_load_row(found, record))
+    rows = {key: _merge_seeds(seeds) for key, seeds in groups.items()}
+    tables: Tables = {}
+    for (dataset, backbone, _variant), row in rows.items():
+        if backbone is not None:
+            tables.setdefault((dataset, backbone), []).append(row)
+    for (dataset, _backbone), table in tables.items():
+        table += [row for key, row in rows.items() if key[0] == dataset and key[1] is None]
+        table.sort(key=Row.mean, reverse=True)
+    return tables
+
+
+def _load_row(found: SuiteResults, record: dict[str, Any]) -> Row:
+    """Return the row of one record, with one seed."""
+    number = [r for r in found.records if r["run"] == record["run"]].index(record)
+    with np.load(found.users_path(record["run"])) as arrays:
+        targets = None
+        if "target_ndcg" in arrays:
+            targets = TargetValues(
+                arrays["target_ndcg"][number], arrays["target_user"], arrays["target_position"]
+            )
+        ndcg = arrays["ndcg"][number][None]
+        return Row(record["variant"], [record], ndcg, arrays["lengths"], targets)
+
+
+def _merge_seeds(seeds: Sequence[Row]) -> Row:
+    first, targets = seeds[0], [seed.targets for seed in seeds if seed.targets is not None]
+    return dataclasses.replace(
+        first,
+        records=[record for seed in seeds for record in seed.records],
+        ndcg=np.concatenate([seed.ndcg for seed in seeds]),
+        targets=dataclasses.replace(targets[0], ndcg=np.mean([t.ndcg for t in targets], axis=0))
+        if targets
+        else None,
+    )

@@ -1,0 +1,75 @@
+"""One training run of a suite, and the datasets that runs are made on."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from rec2pm_jax.config import Config
+
+
+@dataclasses.dataclass(frozen=True)
+class DatasetSpec:
+    """A prepared dataset that suites look for under `--data`.
+
+    Attributes:
+      title: for headings.
+      prepare: arguments of `launch.prepare` that make it.
+    """
+
+    title: str
+    prepare: str
+
+
+DATASETS = {
+    "complete_journey_types": DatasetSpec(
+        "Complete Journey, product types", "--source=complete_journey --item=product_type"
+    ),
+    "complete_journey_products": DatasetSpec(
+        "Complete Journey, products",
+        "--source=complete_journey --item=product --min_item_count=20",
+    ),
+    "ml1m": DatasetSpec(
+        "MovieLens 1M", "--source=movielens --input=ml-1m/ratings.dat --min_item_count=5"
+    ),
+    "ml1m_200": DatasetSpec(
+        "MovieLens 1M, users with at least 200 events",
+        "--source=movielens --input=ml-1m/ratings.dat --min_item_count=5 --min_user_events=200",
+    ),
+    "synthetic": DatasetSpec("Synthetic hidden taste", "--source=synthetic"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One training run, and what is evaluated from it.
+
+    Attributes:
+      dataset: key of `DATASETS`.
+      variant: what distinguishes the run from others of its group: a row of the table.
+      config: the whole configuration, seed included.
+      memories: kinds of memory that are evaluated from the same weights; "" is the run's own.
+      split: the targets of its records.
+      analysis: what is done with the trained model, a key of `analyses.ANALYSES`.
+    """
+
+    dataset: str
+    variant: str
+    config: Config
+    memories: tuple[str, ...] = ("",)
+    split: str = "test"
+    analysis: str = "test"
+
+    @property
+    def seed(self) -> int:
+        """The training seed."""
+        return self.config.train.seed
+
+    @property
+    def name(self) -> str:
+        """The directory of the run under `--workdir`; suites that name the same run share it."""
+        return f"{self.dataset}/{self.config.model.backbone}/{self.variant}/seed{self.seed}"
+
+    @property
+    def budget(self) -> dict[str, int]:
+        """Steps and batch size; `config_hash` leaves the number of steps out."""
+        return {"steps": self.config.train.steps, "batch_size": self.config.train.batch_size}

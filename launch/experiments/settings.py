@@ -1,0 +1,82 @@
+"""The methods that suites compare, and the settings that a search found for each."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from rec2pm_jax.config import Config
+
+# Every method of the paper: its row in the tables, and the fields of `config.method` that make it.
+METHODS: dict[str, dict[str, Any]] = {
+    "full": {"name": "full"},
+    "recent": {"name": "recent"},
+    "rec2pm_o": {"name": "rec2pm", "memory": "overwrite"},
+    "tok_serial_o": {"name": "tok_serial", "memory": "overwrite"},
+    "kv_mask_o": {"name": "kv_mask", "memory": "overwrite"},
+    "rec2pm_a": {"name": "rec2pm", "memory": "append"},
+    "tok_serial_a": {"name": "tok_serial", "memory": "append"},
+    "kv_mask_a": {"name": "kv_mask", "memory": "append"},
+}
+# Item vectors of four parts, one for each slot; chosen on validation of Complete Journey.
+SKETCHES: dict[str, dict[str, Any]] = {
+    f"{name}_sketch": METHODS[method] | {"sketch": 4}
+    for name, method in (
+        ("full", "full"),
+        ("rec2pm", "rec2pm_o"),
+        ("tok_serial", "tok_serial_o"),
+    )
+}
+MEMORIES = tuple(name for name in METHODS if METHODS[name]["name"] not in ("full", "recent"))
+
+# A cross around the setting that rec2pm was developed with.
+TUNING_GRID: tuple[dict[str, float], ...] = tuple(
+    {"learning_rate": rate, "dropout": dropout}
+    for rate, dropout in ((5e-3, 0.1), (1e-2, 0.1), (2.5e-3, 0.1), (5e-3, 0.2), (5e-3, 0.05))
+)
+# By method. An earlier choice stands unless a setting in results/v0.1/tuning.md is better by .1.
+CHOSEN: dict[str, dict[str, float]] = {
+    "full": {"learning_rate": 5e-3, "dropout": 0.1},
+    "recent": {"learning_rate": 5e-3, "dropout": 0.05},
+    "tok_serial": {"learning_rate": 5e-3, "dropout": 0.05},
+    "kv_mask": {"learning_rate": 5e-3, "dropout": 0.1},
+    "rec2pm": {"learning_rate": 5e-3, "dropout": 0.05},
+}
+CHOSEN_SKETCH: dict[str, dict[str, float]] = {
+    "full_sketch": {"learning_rate": 5e-3, "dropout": 0.1},
+    "rec2pm_sketch": {"learning_rate": 2.5e-3, "dropout": 0.1},
+    "tok_serial_sketch": {"learning_rate": 5e-3, "dropout": 0.2},
+}
+CHOSEN_HSTU: dict[str, float] = {"learning_rate": 5e-3, "dropout": 0.1}  # with and without memory
+
+
+def choose_setting(method: str, backbone: str) -> dict[str, float]:
+    """Return the learning rate and dropout that the search found.
+
+    Args:
+      method: a key of `METHODS` or `SKETCHES`.
+      backbone: sasrec or hstu.
+    """
+    if backbone == "hstu":
+        return CHOSEN_HSTU
+    if method in SKETCHES:
+        return CHOSEN_SKETCH[method]
+    return CHOSEN[METHODS[method]["name"]]
+
+
+def with_setting(config: Config, setting: dict[str, float]) -> Config:
+    """Return `config` with a setting of `TUNING_GRID`."""
+    return override(
+        config,
+        optim={"learning_rate": setting["learning_rate"]},
+        model={"dropout": setting["dropout"]},
+    )
+
+
+def override(config: Config, **sections: dict[str, Any]) -> Config:
+    """Return `config` with fields of some sections replaced: `override(c, method={"slots": 8})`."""
+    changed = {
+        section: dataclasses.replace(getattr(config, section), **fields)
+        for section, fields in sections.items()
+    }
+    return dataclasses.replace(config, **changed)

@@ -1,0 +1,211 @@
+"""The suites of `launch.reproduce`: which runs each of them consists of.
+
+Every run uses the defaults of the configuration, and learning rate and dropout as a search found them
+(`settings`). Grids were fixed before their results were looked at.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Iterable, Iterator
+
+from launch.configs import development, ml1m_hstu, ml1m_hstu_large, ml1m_sasrec, paper_plain
+from launch.experiments.run import Run
+from launch.experiments.settings import (
+    MEMORIES,
+    METHODS,
+    SKETCHES,
+    TUNING_GRID,
+    choose_setting,
+    override,
+    with_setting,
+)
+from rec2pm_jax.config import Config
+from rec2pm_jax.config_dict import from_dict
+from rec2pm_jax.errors import UserError, nearest
+
+# Overwrite and append of a family share a setting. The slowest stand first, so that two workers end
+# together.
+TUNED = ("rec2pm_o", "tok_serial_o", "kv_mask_o", "full", "recent", *SKETCHES)
+TUNED_HSTU = ("full", "rec2pm_o")  # one method without a memory, one with
+# Seeds of rows with a sketch. On films a sketch loses by more than seeds differ by: one is enough.
+SKETCH_SEEDS = {
+    "complete_journey_types": {"rec2pm_sketch": 3, "tok_serial_sketch": 3, "full_sketch": 1},
+    "ml1m_200": {"rec2pm_sketch": 1},
+}
+PRODUCT_METHODS = (
+    "recent",
+    "full",
+    "rec2pm_o",
+    "tok_serial_o",
+    "rec2pm_sketch",
+    "tok_serial_sketch",
+)
+
+
+def list_runs(suite: str) -> list[Run]:
+    """Return the runs of a suite, the most useful first.
+
+    Raises:
+      UserError: there is no such suite.
+    """
+    if suite not in _SUITES:
+        raise UserError(
+            f"--suite={suite}: choose one of {', '.join(SUITES)}.{nearest(suite, SUITES)}"
+        )
+    return list(_SUITES[suite]())
+
+
+def _development() -> Config:
+    return from_dict(development.get_config().to_dict())
+
+
+def _tuning() -> Iterator[Run]:
+    """The same small search for every family, on the validation split, with the budget of `main`."""
+    sasrec = _development()
+    hstu = override(sasrec, model={"backbone": "hstu"})
+    for method, setting in itertools.product(TUNED, TUNING_GRID):
+        yield _tuning_run(sasrec, method, setting)
+    for method, setting in itertools.product(TUNED_HSTU, TUNING_GRID[:3]):
+        yield _tuning_run(hstu, method, setting)
+
+
+def _tuning_run(config: Config, method: str, setting: dict[str, float]) -> Run:
+    name = ",".join(f"{field}={value:g}" for field, value in setting.items())
+    config = with_setting(override(config, method=(METHODS | SKETCHES)[method]), setting)
+    return Run("complete_journey_types", f"tuning/{method}/{name}", config, split="validation")
+
+
+def _main() -> Iterator[Run]:
+    """All methods on both datasets; the first seed of everything before the second of anything."""
+    long = ("complete_journey_types", "ml1m_200")
+    for seed, backbone in ((0, "sasrec"), (0, "hstu"), (1, "sasrec"), (2, "sasrec")):
+        for dataset, method in itertools.product(long, METHODS):
+            yield _main_run(dataset, method, backbone, seed)
+    for dataset, methods in SKETCH_SEEDS.items():
+        for method, seeds in methods.items():
+            for seed in range(seeds):
+                yield _main_run(dataset, method, "sasrec", seed)
+    for method in PRODUCT_METHODS:
+        yield _main_run("complete_journey_products", method, "sasrec", 0)
+
+
+def _main_run(dataset: str, method: str, backbone: str, seed: int) -> Run:
+    fields = (METHODS | SKETCHES)[method]
+    config = with_setting(_development(), choose_setting(method, backbone))
+    config = override(config, model={"backbone": backbone}, method=fields, train={"seed": seed})
+    if dataset == "complete_journey_products":  # 13,343 items: a step takes three times as long
+        config = override(config, train={"steps": 1000})
+    both = fields["name"] == "rec2pm" and fields["memory"] == "overwrite"
+    return Run(dataset, method, config, ("", "one_time") if both else ("",))
+
+
+def _ablation() -> Iterator[Run]:
+    """One factor at a time, rec2pm_o on Complete Journey, half of the steps."""
+    base = override(_development(), train={"steps": 750}, method=METHODS["rec2pm_o"])
+    base = with_setting(base, choose_setting("rec2pm_o", "sasrec"))
+    for variant, config in _ablated(base).items():
+        memories = ("",) if variant == "append" else ("", "one_time")
+        yield Run("complete_journey_types", f"ablation/{variant}", config, memories)
+
+
+def _ablated(base: Config) -> dict[str, Config]:
+    plain = from_dict(paper_plain.get_config().to_dict())
+    window = base.data.segment * base.data.segments
+    weights = [w for w in (0.1, 0.3, 1.0, 3.0) if w != base.method.consistency]
+    return {
+        "recipe": base,
+        "without live memories": override(base, method={"live_memory_prob": 0.0}),
+        "live memories only": override(base, method={"live_memory_prob": 1.0}),
+        "without L_con": override(base, method={"consistency": 0.0}),
+        "without live memories or L_con": override(
+            base, method={"live_memory_prob": 0.0, "consistency": 0.0}
+        ),
+        **{f"lambda = {w:g}": override(base, method={"consistency": w}) for w in weights},
+        "without identity initialisation": override(base, model={"identity_init": False}),
+        "without recall": override(base, method={"recall": False}),
+        "without running mean": override(base, method={"running_mean": False}),
+        "plain recipe": override(
+            base,
+            method=dataclasses.asdict(plain.method),
+            model={"identity_init": plain.model.identity_init},
+        ),
+        **{f"C = {c}": override(base, method={"slots": c}) for c in (1, 2, 8, 16)},
+        **{
+            f"S = {s}": override(base, data={"segment": s, "segments": window // s})
+            for s in (10, 50)
+        },
+        "append": override(base, method=METHODS["rec2pm_a"]),
+        "reference pass without window": override(base, method={"reference_window": None}),
+        **{
+            f"reference window of {w}": override(base, method={"reference_window": w})
+            for w in (2, 4)
+        },
+        **{f"R = {r}": override(base, data={"recent": r}) for r in (13, 25)},
+    }
+
+
+def _analysis_of_main(
+    analysis: str,
+    methods: Iterable[str],
+    datasets: Iterable[str] = ("complete_journey_types",),
+) -> Iterator[Run]:
+    """Another analysis of the main suite's models of seed 0."""
+    for dataset, method in itertools.product(datasets, methods):
+        run = _main_run(dataset, method, "sasrec", 0)
+        yield dataclasses.replace(run, analysis=analysis, memories=("",))
+
+
+def _quantised() -> Iterator[Run]:
+    """The main suite's memories, stored in fewer bytes."""
+    yield from _analysis_of_main("quantised", MEMORIES, ("complete_journey_types", "ml1m_200"))
+    yield from _analysis_of_main("quantised", ("rec2pm_sketch",))
+
+
+def _since_archive() -> Iterator[Run]:
+    """By raw events read: the main suite's models, and rec2pm_o trained at several R."""
+    yield from _analysis_of_main(
+        "since_archive",
+        ("full", "recent", "rec2pm_o", "tok_serial_o"),
+        ("complete_journey_types", "ml1m_200"),
+    )
+    for run in _ablation():
+        if run.variant == "ablation/recipe" or run.variant.startswith("ablation/R = "):
+            yield dataclasses.replace(run, analysis="since_archive", memories=("",))
+
+
+def _genrec() -> Iterator[Run]:
+    """generative-recommenders' public setting, with their way of choosing a checkpoint."""
+    for preset in (ml1m_sasrec, ml1m_hstu, ml1m_hstu_large):
+        name = preset.__name__.rsplit("_", 1)[-1]
+        yield Run("ml1m", f"genrec/{name}", from_dict(preset.get_config().to_dict()))
+
+
+def _smoke() -> Iterator[Run]:
+    """One minute that shows whether everything works here; its numbers mean nothing."""
+    config = override(
+        _development(),
+        data={"segment": 10, "segments": 4},
+        model={"dim": 16},
+        optim={"warmup_steps": 1},
+        compute={"accumulate": 1},
+        train={"steps": 4, "batch_size": 4, "log_every": 1, "eval_every": 2, "eval_users": 20},
+    )
+    for method in ("full", "recent", "rec2pm_o"):
+        yield Run("synthetic", method, override(config, method=METHODS[method]))
+
+
+_SUITES: dict[str, Callable[[], Iterator[Run]]] = {
+    "tuning": _tuning,
+    "main": _main,
+    "ablation": _ablation,
+    "denoise": lambda: _analysis_of_main("denoise", (*METHODS, "rec2pm_sketch")),
+    "lifelong": lambda: _analysis_of_main("lifelong", (*METHODS, "rec2pm_sketch")),
+    "anatomy": lambda: _analysis_of_main("anatomy", ("rec2pm_o", "tok_serial_o", "rec2pm_sketch")),
+    "quantised": _quantised,
+    "since_archive": _since_archive,
+    "genrec": _genrec,
+    "smoke": _smoke,
+}
+SUITES = tuple(_SUITES)

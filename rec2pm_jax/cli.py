@@ -1,0 +1,107 @@
+"""Start of every launch command: parse flags, report user errors in one line, set the exit code."""
+
+from __future__ import annotations
+
+import logging as standard_logging
+import os
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn
+
+import jax
+from absl import app, flags, logging
+
+from rec2pm_jax.errors import UserError
+from rec2pm_jax.train.preemption import Preempted
+
+STOPPED = 75  # exit code of a run that received SIGTERM, saved a checkpoint and can be resumed
+
+_CACHES = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+
+flags.DEFINE_string(
+    "compilation_cache",
+    # JAX's own variable, or our folder among the user's caches.
+    os.environ.get("JAX_COMPILATION_CACHE_DIR", str(_CACHES / "rec2pm_jax")),
+    "Directory of compiled programs, shared by runs; empty for none.",
+)
+
+
+def run(main: Callable[[list[str]], None]) -> None:
+    """Run `main(argv)` under absl; report bad flags and `UserError`s without a traceback.
+
+    The process exits with 0, with 1 after an error, or with `STOPPED` after a preemption.
+
+    Args:
+      main: the command, called once flags are parsed.
+    """
+
+    def guarded(argv: list[str]) -> None:
+        try:
+            if len(argv) > 1:
+                raise UserError(f"Unexpected argument {argv[1]!r}; flags are --name=value.")
+            use_compilation_cache(flags.FLAGS.compilation_cache)
+            return main(argv)
+        except Preempted as stopped:
+            print(stopped, flush=True)
+            sys.exit(STOPPED)
+        except UserError as error:
+            _fail(error)
+
+    # Orbax logs every phase of a save and warns of every directory that it only reads.
+    # --verbosity=0 brings those lines back. Warnings of this package stay.
+    logging.set_verbosity(logging.ERROR)
+    standard_logging.getLogger("rec2pm_jax").setLevel(standard_logging.WARNING)
+    app.run(guarded, flags_parser=parse_flags)
+
+
+def parse_flags(argv: list[str]) -> list[str]:
+    """Parse the flags of a command line and return the rest; exit with one line if they are bad.
+
+    Args:
+      argv: the command line, program name first.
+
+    Returns:
+      The program name and all arguments that are not flags.
+    """
+    try:
+        return flags.FLAGS(argv)
+    except (flags.Error, UserError) as error:
+        _fail(error)
+
+
+def define_only(what: str) -> None:
+    """Define `--only=REGEX`, which selects things by their names.
+
+    Args:
+      what: what is selected, as the help text calls it.
+    """
+
+    def compiles(pattern: str) -> bool:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise flags.ValidationError(f"is no regular expression ({error})") from error
+        return True
+
+    flags.DEFINE_string("only", "", f"Regular expression that names of {what} must contain.")
+    flags.register_validator("only", compiles)
+    # So that --help of the command shows it, although this module defines it.
+    flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS["only"])
+
+
+def use_compilation_cache(directory: str) -> None:
+    """Keep compiled programs in a directory, so that only the first start compiles.
+
+    Args:
+      directory: where to keep them; empty: nowhere.
+    """
+    jax.config.update("jax_compilation_cache_dir", directory or None)
+    # By default JAX does not keep programs that compile within a second; a start has dozens.
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+
+
+def _fail(error: Exception) -> NoReturn:
+    print("error: " + " ".join(str(error).split()), file=sys.stderr)
+    sys.exit(1)

@@ -1,0 +1,152 @@
+"""Train a configuration and evaluate what came out: the steps behind every row of a comparison."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from rec2pm_jax.config import Config
+from rec2pm_jax.config_dict import to_dict
+from rec2pm_jax.data.dataset import Dataset
+from rec2pm_jax.data.splits import settings as protocol_settings
+from rec2pm_jax.evaluate.evaluator import evaluate
+from rec2pm_jax.evaluate.heuristic import Heuristic, evaluate_heuristic
+from rec2pm_jax.evaluate.record import Evaluation
+from rec2pm_jax.evaluate.spec import EvalSpec
+from rec2pm_jax.evaluate.validation import validate
+from rec2pm_jax.methods.method import Method
+from rec2pm_jax.methods.registry import config_hash, make_method
+from rec2pm_jax.provenance import git_commit
+from rec2pm_jax.stream.latency import measure
+from rec2pm_jax.train.checkpoint import load_for_inference
+from rec2pm_jax.train.loop import train_and_evaluate
+from rec2pm_jax.typing import Params
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """One row of a comparison: an evaluation and its JSON record.
+
+    Attributes:
+      by_target: whether tables need every target's value, not only every user's mean.
+    """
+
+    evaluation: Evaluation
+    record: dict[str, Any]
+    by_target: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainedModel:
+    """The best checkpoint of a complete run.
+
+    Attributes:
+      meta: the checkpoint's meta data.
+      wall_s: seconds of training in all.
+      device: what it was trained on, as JAX names it.
+    """
+
+    config: Config
+    method: Method
+    params: Params
+    meta: dict[str, Any]
+    wall_s: float
+    device: str
+
+
+def evaluate_heuristics(config: Config, dataset: Dataset, split: str = "test") -> list[Result]:
+    """Evaluate the heuristics that every table shows: popularity and personal frequency.
+
+    Args:
+      config: names the protocol and, by its read length, the recent window.
+      dataset: a prepared dataset.
+      split: which targets to rank.
+
+    Returns:
+      Popularity, then personal frequency over the recent window, the whole history, and with decay.
+    """
+    settings: list[tuple[str, dict[str, Any]]] = [
+        ("popularity", {}),
+        ("personal_frequency", {"window": config.data.read_length}),
+        ("personal_frequency", {}),
+        ("personal_frequency", {"half_life": 200.0}),
+    ]
+    results = []
+    for name, setting in settings:
+        heuristic = Heuristic(name, **setting)
+        evaluation = evaluate_heuristic(heuristic, dataset, EvalSpec(split), config.data)
+        shown = {"window": None, "half_life": None} | setting | protocol_settings(config.data)
+        results.append(Result(evaluation, evaluation.record(config=shown, git_commit=git_commit())))
+    return results
+
+
+def fit_to_backend(config: Config) -> Config:
+    """Return `config` without micro-batches unless JAX runs on a CPU.
+
+    Micro-batches of comparisons exist for the caches of CPU cores; accelerators take whole batches.
+    """
+    if jax.default_backend() == "cpu":
+        return config
+    return dataclasses.replace(config, compute=dataclasses.replace(config.compute, accumulate=1))
+
+
+def train_model(config: Config, dataset: Dataset, workdir: str | Path) -> TrainedModel:
+    """Train a model, or resume, or only load it if the run is complete.
+
+    Args:
+      config: the whole configuration.
+      dataset: the prepared dataset to train on.
+      workdir: directory of the run.
+
+    Raises:
+      UserError: as training does.
+    """
+    method = make_method(config, dataset.num_items)
+
+    def on_validation(params: Params) -> Any:
+        return validate(method, params, dataset, max_users=config.train.eval_users)
+
+    summary = train_and_evaluate(config, dataset, method, workdir, on_validation)
+    _, params, meta = load_for_inference(workdir)
+    return TrainedModel(config, method, params, meta, summary["wall_s"], summary["device"])
+
+
+def evaluate_model(model: TrainedModel, dataset: Dataset, **options: Any) -> Result:
+    """Evaluate a trained model and record how it was trained.
+
+    Args:
+      model: of `train_model`.
+      dataset: the dataset it was trained on.
+      options: fields of `EvalSpec`.
+
+    Raises:
+      UserError: as evaluation does.
+    """
+    print(f"evaluating {model.config.method.name} ...", flush=True)
+    evaluation = evaluate(model.method, model.params, dataset, EvalSpec(**options))
+    record = evaluation.record(
+        config=to_dict(model.config),
+        config_hash=config_hash(model.config),
+        seed=model.config.train.seed,
+        step=model.meta["step"],
+        git_commit=model.meta["git_commit"],
+    )
+    training = {"train_wall_s": round(model.wall_s, 1), "train_device": model.device}
+    return Result(evaluation, record | training)
+
+
+def train_and_test(config: Config, dataset: Dataset, workdir: str | Path) -> Result:
+    """Train a model and evaluate it on the test split; measure `update_ms` and `read_ms` (B = 1) too.
+
+    Args: as `train_model`.
+
+    Raises:
+      UserError: as training and evaluation do.
+    """
+    model = train_model(config, dataset, workdir)
+    result = evaluate_model(model, dataset, split="test")
+    result.record.update(measure(model.method, model.params))
+    return result
