@@ -145,7 +145,6 @@ def make_sharded_step(
             {"dense": dense, "rows": fetched},
             own,
             rng,
-            state.step,
             config.compute.accumulate,
             axis_name,
         )

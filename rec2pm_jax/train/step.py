@@ -78,7 +78,6 @@ def make_train_step(
             state.params,
             batch,
             rng,
-            state.step,
             accumulate,
             axis_name,
         )
@@ -121,7 +120,6 @@ def batch_gradient(
     variables: Params,
     batch: Batch,
     rng: PRNGKey,
-    step: Array,
     accumulate: int,
     axis_name: str | None,
 ) -> tuple[Params, Array, Metrics]:

@@ -1,4 +1,4 @@
-"""Anatomy: shares of attention add up and respect who sees whom; neighbours and items are found."""
+"""Anatomy: shares of attention add up; neighbours and items are found."""
 
 from __future__ import annotations
 
@@ -37,15 +37,13 @@ def looked_at(name, backbone="sasrec", lengths=LENGTHS, data=SHORT):
 
 
 @pytest.mark.parametrize("backbone", ["sasrec", "hstu"])
-def test_shares_add_up_and_slots_look_no_farther_than_their_horizon(backbone):
+def test_shares_add_up_and_every_slot_looks_at_every_segment(backbone):
     found = looked_at("rec2pm", backbone)
     update, read, one_pass = (np.array(found[name]) for name in ("update", "read", "one_pass"))
     assert update.shape == (2, 3, 3) and read.shape == (2, 2) and one_pass.shape == (2, 3, 4)
     np.testing.assert_allclose(update.sum(axis=-1), 1, rtol=1e-5)
     np.testing.assert_allclose(read.sum(axis=-1), 1, rtol=1e-5)
-    assert (update > 0).all() and (read > 0).all()
-    seen = one_pass > 0  # newest segment first; horizons are unlimited, 2 and 1 segments
-    assert seen.tolist() == [[[True] * 4, [True] * 2 + [False] * 2, [True] + [False] * 3]] * 2
+    assert (update > 0).all() and (read > 0).all() and (one_pass > 0).all()
     assert (one_pass.sum(axis=-1) < 1).all()  # the rest is the queries themselves
 
 

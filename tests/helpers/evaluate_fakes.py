@@ -54,16 +54,22 @@ class FakeMethod:
     config: Config
     num_items: int
 
+    can_compress = True
+
     @property
-    def has_memory(self):
+    def stores_memory(self):
         return self.config.method.name == "rec2pm"
+
+    @property
+    def memory_kind(self):
+        return self.config.method.memory if self.stores_memory else "none"
 
     @property
     def read_length(self):
         return self.config.data.read_length
 
     def init_state(self, params, batch_size):
-        rows = 1 if self.has_memory else 0
+        rows = 1 if self.stores_memory else 0
         shape = (batch_size, rows, self.num_items + 1)
         none = jnp.zeros(batch_size, jnp.int32)
         return State(jnp.zeros(shape), none, none)
@@ -104,7 +110,7 @@ class FakeMethod:
         return vectors.at[..., 0].set(-jnp.inf)
 
     def plan(self, n, max_segments=0):
-        if self.has_memory:
+        if self.stores_memory:
             return plan_memory(n, self.config.data, max_segments)
         return plan_last(n, self.read_length)
 

@@ -75,7 +75,7 @@ def train(config: Config, steps: int = 20):
 def by_id(params, config: Config = CONFIG):
     """Return params with the table [V, W] in the order of ids."""
     embedding = params["embedding"]
-    table = embedding[TABLE].reshape(-1, config.item_dim)
+    table = embedding[TABLE].reshape(-1, make_method(config, ITEMS).item_dim)
     table = table[ids_to_rows(np.arange(ITEMS + 1), len(table))]
     return {**params, "embedding": {**embedding, TABLE: table}}
 
@@ -90,7 +90,7 @@ def train_whole(config: Config, params, steps: int):
         rng = step_rng(config.train.seed, number)
         negatives = draw_negatives(rng, config.loss.negatives, ITEMS)
         gradient, loss, _ = batch_gradient(
-            method, lambda p: with_step_rows(p, negatives), params, batch, rng, number, 1, None
+            method, lambda p: with_step_rows(p, negatives), params, batch, rng, 1, None
         )
         with jax.numpy_dtype_promotion("standard"):
             updates, opt_state = optimizer.update(gradient, opt_state, params)

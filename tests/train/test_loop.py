@@ -19,7 +19,13 @@ from rec2pm_jax.train.checkpoint import load_for_inference
 from rec2pm_jax.train.loop import train_on
 from rec2pm_jax.train.preemption import Preempted
 from rec2pm_jax.train.training_run import TrainingData, TrainingRun
-from tests.helpers.train_fakes import FakeMethod, assert_same_run, fake_validation, make_iterator
+from tests.helpers.train_fakes import (
+    FakeMethod,
+    assert_same_run,
+    fake_validation,
+    is_step,
+    make_iterator,
+)
 
 BATCH = 4
 
@@ -28,7 +34,7 @@ def config_of(**train):
     fields = {"steps": 12, "batch_size": BATCH, "log_every": 5, "eval_every": 4}
     fields |= {"checkpoint_every": 3} | train
     return Config(
-        optim=OptimConfig(learning_rate=1e-2, warmup_steps=3, decay_steps=12),
+        optim=OptimConfig(learning_rate=1e-2, warmup_steps=3),
         train=TrainConfig(**fields),
     )
 
@@ -186,10 +192,12 @@ def test_early_stopping_counts_validations_without_a_better_one(tmp_path):
 
 
 class Explodes(FakeMethod):
-    def loss(self, params, batch, rng, *, step, target_params=None):
-        terms = super().loss(params, batch, rng, step=step)
+    def loss(self, params, batch, rng):
+        terms = super().loss(params, batch, rng)
         value, weight = terms["ar"]
-        return terms | {"ar": (value + jax.numpy.where(step >= 7, jax.numpy.inf, 0.0), weight)}
+        return terms | {
+            "ar": (value + jax.numpy.where(is_step(rng, 7), jax.numpy.inf, 0.0), weight)
+        }
 
 
 def test_stops_when_the_loss_is_not_finite(tmp_path):

@@ -37,7 +37,7 @@ def config_of(steps: int):
             "model": {"dim": 8, "layers": 1, "heads": 1, "dropout": 0.1},
             "optim": {"schedule": "constant", "warmup_steps": 2},
             "train": {"steps": steps, "batch_size": 4, "eval_every": 3, "log_every": 1}
-            | {"checkpoint_every": 2, "keep_checkpoints": 20},
+            | {"checkpoint_every": 2},
         }
     )
 

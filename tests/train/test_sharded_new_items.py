@@ -73,7 +73,8 @@ def test_a_run_continues_with_more_items_on_other_devices(tmp_path):
     before = run(ITEMS, 4, 2, "data")[-1]
     after, *_ = run(MORE, 2, 4, "grown", grown_from=("data",))  # validated at once
     rows = [ids_to_rows(np.arange(ITEMS + 1), table_rows(n)) for n in (ITEMS, MORE)]
-    tables = [p["embedding"]["item_embedding"].reshape(-1, SMALL.item_dim) for p in (before, after)]
+    dim = make_method(SMALL, ITEMS).item_dim
+    tables = [p["embedding"]["item_embedding"].reshape(-1, dim) for p in (before, after)]
     np.testing.assert_array_equal(tables[0][rows[0]], tables[1][rows[1]])
 
 
