@@ -91,7 +91,7 @@ def evaluate_baseline(args: Any) -> dict[str, Any]:
     heuristic = Heuristic(args.heuristic, args.window or None, args.half_life or None)
     data = DataConfig(
         protocol=args.protocol or "last_10",
-        split_time=args.split_time,
+        split_time=args.split_time or None,
         validation_days=args.validation_days,
         holdout_fraction=args.holdout_fraction,
     )
