@@ -14,9 +14,7 @@ import jax
 from absl import app, flags, logging
 
 from rec2pm_jax.errors import UserError
-from rec2pm_jax.train.preemption import Preempted
-
-STOPPED = 75  # exit code of a run that received SIGTERM, saved a checkpoint and can be resumed
+from rec2pm_jax.train.preemption import EXIT_PREEMPTED, Preempted
 
 _CACHES = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
 
@@ -31,7 +29,7 @@ flags.DEFINE_string(
 def run(main: Callable[[list[str]], None]) -> None:
     """Run `main(argv)` under absl; report bad flags and `UserError`s without a traceback.
 
-    The process exits with 0, with 1 after an error, or with `STOPPED` after a preemption.
+    The process exits with 0, with 1 after an error, or with `EXIT_PREEMPTED` after a preemption.
 
     Args:
       main: the command, called once flags are parsed.
@@ -45,7 +43,7 @@ def run(main: Callable[[list[str]], None]) -> None:
             return main(argv)
         except Preempted as stopped:
             print(stopped, flush=True)
-            sys.exit(STOPPED)
+            sys.exit(EXIT_PREEMPTED)
         except UserError as error:
             _fail(error)
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
 import sys
-import typing
 from pathlib import Path
 from typing import Any
 
 from absl import flags
 
 from rec2pm_jax.config import Config
+from rec2pm_jax.config_dict import field_types
 from rec2pm_jax.presets import find_preset, load_preset, presets
 
 
@@ -32,7 +31,7 @@ def define_config(flag_values: flags.FlagValues | None = None) -> None:
     # So that --help of the command shows it, although this module defines it.
     flag_values.register_key_flag_for_module(sys.argv[0], flag_values["config"])
     flags.mark_flag_as_required("config", flag_values=flag_values)
-    for name, (kind, optional) in _list_fields().items():
+    for name, (kind, optional) in field_types().items():
         text = f"Overrides {name} of the preset."
         if kind is bool:
             flags.DEFINE_bool(f"config.{name}", None, text, flag_values=flag_values)
@@ -51,7 +50,7 @@ def get_config(flag_values: flags.FlagValues | None = None) -> Config:
       UserError: a field of the preset is unknown, of the wrong type or out of range.
     """
     values = flags.FLAGS if flag_values is None else flag_values
-    given = {name: values[f"config.{name}"] for name in _list_fields()}
+    given = {name: values[f"config.{name}"] for name in field_types()}
     changes = {name: flag.value for name, flag in given.items() if flag.present}
     preset: Any = values["config"].value
     return load_preset(preset, changes)
@@ -89,16 +88,3 @@ class _FieldParser(flags.ArgumentParser):
 
     def flag_type(self) -> str:
         return self._parser.flag_type()
-
-
-def _list_fields() -> dict[str, tuple[type, bool]]:
-    """Return the type of each field, and whether it may be None, by "section.field"."""
-    fields = {}
-    for section in dataclasses.fields(Config):
-        for name, annotation in typing.get_type_hints(type(section.default)).items():
-            options = [t for t in typing.get_args(annotation) if t is not type(None)]
-            fields[f"{section.name}.{name}"] = (
-                options[0] if options else annotation,
-                bool(options),
-            )
-    return fields

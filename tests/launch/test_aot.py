@@ -19,6 +19,7 @@ from launch.compiled.costs import count_costs
 from rec2pm_jax.config import ComputeConfig
 from rec2pm_jax.config_dict import from_dict
 from rec2pm_jax.errors import UserError
+from rec2pm_jax.nn import backbone
 from rec2pm_jax.nn.attention import ScoreNormalizer
 from rec2pm_jax.train.partition import make_mesh
 from tests.helpers.attention import inputs, objective, small_layouts
@@ -171,7 +172,7 @@ def test_what_does_not_fit_the_chip_is_said_in_a_line(tmp_path):
 
 @pytest.mark.slow
 @compiler
-def test_costs_of_scanned_layers_are_those_of_unrolled_ones():
+def test_costs_of_scanned_layers_are_those_of_unrolled_ones(monkeypatch):
     """FLOPs against XLA's own count of the unrolled build, the XLA path and our kernel alike."""
     chip, devices = chips.describe_topology("v5e:1x1")
     found = {}
@@ -179,26 +180,25 @@ def test_costs_of_scanned_layers_are_those_of_unrolled_ones():
         config = from_dict(
             {
                 "data": {"segment": 64, "segments": 3},
-                "model": {
-                    **dict(backbone="hstu", layers=3, heads=2, dim=32, dropout=0.0),
-                    "scan_layers": scan,
-                },
-                "loss": {"kind": "sampled_softmax", "negatives": 16},
-                "method": {"bag": 0.0},
+                "model": dict(backbone="hstu", layers=3, heads=2, dim=32, dropout=0.0),
+                "loss": {"negatives": 16},
                 "train": {"batch_size": 4},
                 "compute": {"attention": attention},
             }
         )
         program = programs.build_train(programs.for_tpu(config), 100, make_mesh(devices))
-        compiled, _ = report.compile_program(program)
+        with monkeypatch.context() as patch:
+            if not scan:
+                patch.setattr(backbone, "SCAN_LAYERS", False)
+            compiled, _ = report.compile_program(program)
         found[attention, scan] = count_costs(hlo.parse(compiled.as_text()), chip.mxu), compiled
     scanned, (unrolled, compiled) = found["dense", True][0], found["dense", False]
     xla = compiled.cost_analysis()
     assert scanned.flops == pytest.approx(xla["flops"], rel=0.05)
     assert unrolled.flops == pytest.approx(xla["flops"], rel=0.05)
     assert 0.5 * xla["bytes accessed"] < unrolled.bytes_accessed < 1.1 * xla["bytes accessed"]
-    # Both make scores once more in the backward pass, 7 products in all: the XLA path, as layers are
-    # made again, and the kernel always.
+    # Both compute scores once more in the backward pass, 7 products in all: the XLA path, as layers
+    # are recomputed, and the kernel always.
     kernel = found["pallas", True][0]
     assert kernel.product_flops == pytest.approx(scanned.product_flops, rel=0.01)
 

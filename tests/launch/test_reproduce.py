@@ -295,7 +295,7 @@ def changed(config, base):
 def test_ablations_change_one_factor():
     base, *others = list_runs("ablation")
     together = {  # factors of several fields
-        "without live memories or L_con": {"live", "consistency"},
+        "without live memories or L_con": {"live_memory_prob", "consistency"},
         "S = 10": {"segment", "segments"},
         "S = 50": {"segment", "segments"},
     }
