@@ -26,9 +26,9 @@ from launch.configs.flags import define_config, get_config, get_preset_file
 from rec2pm_jax import cli
 from rec2pm_jax.config import Config
 from rec2pm_jax.config_dict import to_dict
-from rec2pm_jax.evaluate.record import write_records
+from rec2pm_jax.evaluation.record import write_records
 from rec2pm_jax.provenance import git_commit
-from rec2pm_jax.train.partition import make_mesh
+from rec2pm_jax.training.partition import make_mesh
 
 
 def define_flags() -> None:

@@ -38,7 +38,7 @@ from launch.benchmarks import (
 )
 from rec2pm_jax import cli
 from rec2pm_jax.errors import UserError
-from rec2pm_jax.evaluate.record import write_records
+from rec2pm_jax.evaluation.record import write_records
 
 SUITES = {  # name -> (smoke) -> cases
     "train": train.make_cases,

@@ -19,7 +19,7 @@ from launch.experiments.comparison import DEFAULT_METHODS, compare_methods, form
 from launch.experiments.figures import draw_comparison
 from rec2pm_jax import cli
 from rec2pm_jax.errors import UserError
-from rec2pm_jax.evaluate.record import write_records
+from rec2pm_jax.evaluation.record import write_records
 from rec2pm_jax.methods.registry import METHODS
 
 

@@ -18,7 +18,7 @@ from rec2pm_jax import cli
 from rec2pm_jax.config_dict import from_dict
 from rec2pm_jax.data.options import PrepareOptions
 from rec2pm_jax.data.prepare import prepare, summary
-from rec2pm_jax.evaluate.record import write_records
+from rec2pm_jax.evaluation.record import write_records
 
 flags.DEFINE_string("output_dir", "runs/demo", "Directory of everything the demo makes.")
 

@@ -21,15 +21,15 @@ from rec2pm_jax.data.dataset import open_dataset
 from rec2pm_jax.data.splits import SPLITS
 from rec2pm_jax.data.splits import settings as protocol_settings
 from rec2pm_jax.errors import UserError
-from rec2pm_jax.evaluate.diagnostics import memory_diagnostics
-from rec2pm_jax.evaluate.evaluator import evaluate
-from rec2pm_jax.evaluate.heuristic import Heuristic, evaluate_heuristic
-from rec2pm_jax.evaluate.record import write_records
-from rec2pm_jax.evaluate.report import diagnostics_table, metrics_table, setting_line
-from rec2pm_jax.evaluate.spec import EvalSpec
+from rec2pm_jax.evaluation.diagnostics import memory_diagnostics
+from rec2pm_jax.evaluation.evaluator import evaluate
+from rec2pm_jax.evaluation.heuristic import Heuristic, evaluate_heuristic
+from rec2pm_jax.evaluation.record import write_records
+from rec2pm_jax.evaluation.report import diagnostics_table, metrics_table, setting_line
+from rec2pm_jax.evaluation.spec import EvalSpec
 from rec2pm_jax.methods.registry import config_hash
 from rec2pm_jax.provenance import git_commit
-from rec2pm_jax.train.trained_run import load_run
+from rec2pm_jax.training.trained_run import load_run
 
 flags.DEFINE_string("workdir", "", "Directory of a training run.")
 flags.DEFINE_string("heuristic", "", "Instead of a run: popularity or personal_frequency.")

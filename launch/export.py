@@ -17,8 +17,8 @@ from absl import flags
 from rec2pm_jax import cli
 from rec2pm_jax.stream.export.directory import check_not_existing, write_export
 from rec2pm_jax.stream.load import make_recommender
-from rec2pm_jax.train.checkpoint import load_for_inference
-from rec2pm_jax.train.run_checks import open_training_data
+from rec2pm_jax.training.checkpoint import load_for_inference
+from rec2pm_jax.training.run_checks import open_training_data
 
 flags.DEFINE_string("workdir", None, "Directory of a training run.")
 flags.DEFINE_string("output", None, "Directory to write, which must not exist.")

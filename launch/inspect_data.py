@@ -13,9 +13,9 @@ from absl import flags
 
 from rec2pm_jax import cli
 from rec2pm_jax.data.dataset import open_dataset
-from rec2pm_jax.evaluate.inspection import format_report, inspect_dataset
-from rec2pm_jax.evaluate.inspection.figures import draw_figures
-from rec2pm_jax.evaluate.record import dataset_name
+from rec2pm_jax.evaluation.inspection import format_report, inspect_dataset
+from rec2pm_jax.evaluation.inspection.figures import draw_figures
+from rec2pm_jax.evaluation.record import dataset_name
 from rec2pm_jax.plotting import pyplot
 
 flags.DEFINE_string("data", None, "Directory made by launch.prepare.")

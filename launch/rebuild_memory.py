@@ -21,8 +21,8 @@ from rec2pm_jax.methods.codec import FORMATS
 from rec2pm_jax.stream.load import make_recommender
 from rec2pm_jax.stream.options import EngineOptions, Worker
 from rec2pm_jax.stream.rebuild import open_new_store, rebuild
-from rec2pm_jax.train.checkpoint import load_for_inference
-from rec2pm_jax.train.run_checks import open_training_data
+from rec2pm_jax.training.checkpoint import load_for_inference
+from rec2pm_jax.training.run_checks import open_training_data
 
 flags.DEFINE_string("workdir", None, "Directory of the training run that will serve.")
 flags.DEFINE_string("data", "", "Prepared histories; by default those the run was trained on.")

@@ -17,8 +17,8 @@ from launch.configs.flags import define_config, get_config
 from rec2pm_jax import cli
 from rec2pm_jax.data.dataset import open_dataset
 from rec2pm_jax.methods.registry import make_method
-from rec2pm_jax.train.distributed import distributed_job
-from rec2pm_jax.train.loop import train_and_evaluate
+from rec2pm_jax.training.distributed import distributed_job
+from rec2pm_jax.training.loop import train_and_evaluate
 
 define_config()
 flags.DEFINE_string("data", None, "Directory of a prepared dataset (see launch.prepare).")

@@ -15,15 +15,15 @@ from rec2pm_jax.data.dataset import Dataset, open_dataset
 from rec2pm_jax.data.options import PrepareOptions
 from rec2pm_jax.data.prepare import prepare as write_dataset
 from rec2pm_jax.errors import UserError, nearest
-from rec2pm_jax.evaluate.evaluator import evaluate as evaluate_method
-from rec2pm_jax.evaluate.record import Evaluation
-from rec2pm_jax.evaluate.spec import EvalSpec
+from rec2pm_jax.evaluation.evaluator import evaluate as evaluate_method
+from rec2pm_jax.evaluation.record import Evaluation
+from rec2pm_jax.evaluation.spec import EvalSpec
 from rec2pm_jax.methods.registry import make_method
 from rec2pm_jax.stream.load import load_recommender, make_recommender
 from rec2pm_jax.stream.recommender import Recommender
-from rec2pm_jax.train.checkpoint import load_for_inference
-from rec2pm_jax.train.loop import train_and_evaluate
-from rec2pm_jax.train.run_checks import open_training_data
+from rec2pm_jax.training.checkpoint import load_for_inference
+from rec2pm_jax.training.loop import train_and_evaluate
+from rec2pm_jax.training.run_checks import open_training_data
 
 _COLUMN_OPTIONS = ("user_column", "item_column", "time_column", "type_column", "order_column")
 

@@ -14,7 +14,7 @@ import jax
 from absl import app, flags, logging
 
 from rec2pm_jax.errors import UserError
-from rec2pm_jax.train.preemption import EXIT_PREEMPTED, Preempted
+from rec2pm_jax.training.preemption import EXIT_PREEMPTED, Preempted
 
 _CACHES = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
 

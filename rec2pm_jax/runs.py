@@ -12,16 +12,16 @@ from rec2pm_jax.config import Config
 from rec2pm_jax.config_dict import to_dict
 from rec2pm_jax.data.dataset import Dataset
 from rec2pm_jax.data.splits import settings as protocol_settings
-from rec2pm_jax.evaluate.evaluator import evaluate
-from rec2pm_jax.evaluate.heuristic import Heuristic, evaluate_heuristic
-from rec2pm_jax.evaluate.record import Evaluation
-from rec2pm_jax.evaluate.spec import EvalSpec
+from rec2pm_jax.evaluation.evaluator import evaluate
+from rec2pm_jax.evaluation.heuristic import Heuristic, evaluate_heuristic
+from rec2pm_jax.evaluation.record import Evaluation
+from rec2pm_jax.evaluation.spec import EvalSpec
 from rec2pm_jax.methods.method import Method
 from rec2pm_jax.methods.registry import config_hash, make_method
 from rec2pm_jax.provenance import git_commit
 from rec2pm_jax.stream.latency import measure
-from rec2pm_jax.train.checkpoint import load_for_inference
-from rec2pm_jax.train.loop import train_and_evaluate
+from rec2pm_jax.training.checkpoint import load_for_inference
+from rec2pm_jax.training.loop import train_and_evaluate
 from rec2pm_jax.typing import Params
 
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from rec2pm_jax.config import Config
 from rec2pm_jax.config_dict import to_dict
-from rec2pm_jax.evaluate.report import display_name
+from rec2pm_jax.evaluation.report import display_name
 from rec2pm_jax.methods.registry import make_method
 
 # Every row of a record has these fields, null where they do not apply, and perhaps more.

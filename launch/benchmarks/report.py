@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from rec2pm_jax.evaluate.report import format_table
+from rec2pm_jax.evaluation.report import format_table
 
 
 def format_setting(record: Mapping[str, Any]) -> str:

@@ -17,7 +17,7 @@ from rec2pm_jax.methods.method import Method
 from rec2pm_jax.methods.network import Network
 from rec2pm_jax.methods.registry import make_method
 from rec2pm_jax.runs import fit_to_backend
-from rec2pm_jax.train.partition import make_partition
+from rec2pm_jax.training.partition import make_partition
 from rec2pm_jax.typing import Batch, Params
 
 

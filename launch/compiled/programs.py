@@ -19,7 +19,7 @@ from rec2pm_jax.methods.registry import make_method
 from rec2pm_jax.methods.sharded_serving import ShardedServing
 from rec2pm_jax.nn.catalogue.sharded_table import check_shards, packed_shape, table_rows
 from rec2pm_jax.nn.embedding import TABLE
-from rec2pm_jax.train.partition import AXIS, make_program, partition_specs
+from rec2pm_jax.training.partition import AXIS, make_program, partition_specs
 from rec2pm_jax.typing import Events, Params, State
 
 K = 10  # best items of a read

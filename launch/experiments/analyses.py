@@ -12,10 +12,10 @@ from launch.experiments.anatomy import examine_anatomy
 from launch.experiments.run import Run
 from rec2pm_jax.data.dataset import Dataset
 from rec2pm_jax.data.splits import bound_rule
-from rec2pm_jax.evaluate.denoise import KINDS, Noise
-from rec2pm_jax.evaluate.heuristic import dataset_popularity
-from rec2pm_jax.evaluate.histories import load_histories
-from rec2pm_jax.evaluate.memory_drift import measure_drift, measure_rounding_drift
+from rec2pm_jax.evaluation.denoise import KINDS, Noise
+from rec2pm_jax.evaluation.heuristic import dataset_popularity
+from rec2pm_jax.evaluation.histories import load_histories
+from rec2pm_jax.evaluation.memory_drift import measure_drift, measure_rounding_drift
 from rec2pm_jax.methods.codec import FORMATS
 from rec2pm_jax.runs import Result, TrainedModel, evaluate_model
 

@@ -9,14 +9,14 @@ import numpy as np
 from launch.experiments.run import Run
 from rec2pm_jax.data.dataset import Dataset
 from rec2pm_jax.data.splits import bound_rule
-from rec2pm_jax.evaluate.anatomy import (
+from rec2pm_jax.evaluation.anatomy import (
     attention_shares,
     dominant_groups,
     nearest_items,
     neighbour_agreement,
 )
-from rec2pm_jax.evaluate.memory_states import compute_memories
-from rec2pm_jax.evaluate.targets import final_rows, plan_rows, select_targets
+from rec2pm_jax.evaluation.memory_states import compute_memories
+from rec2pm_jax.evaluation.targets import final_rows, plan_rows, select_targets
 from rec2pm_jax.runs import Result, TrainedModel, evaluate_model
 
 CATEGORIES = 8  # the largest ones, by which users are told apart

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from rec2pm_jax.config import Config
 from rec2pm_jax.data.dataset import open_dataset
-from rec2pm_jax.evaluate.bootstrap import paired_bootstrap
-from rec2pm_jax.evaluate.report import display_name, format_table, metrics_table, setting_line
+from rec2pm_jax.evaluation.bootstrap import paired_bootstrap
+from rec2pm_jax.evaluation.report import display_name, format_table, metrics_table, setting_line
 from rec2pm_jax.runs import Result, evaluate_heuristics, train_and_test
 
 DEFAULT_METHODS = ("recent", "full", "rec2pm")

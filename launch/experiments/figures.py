@@ -10,9 +10,9 @@ import numpy as np
 
 from launch.experiments.rows import Row, Tables
 from launch.experiments.tables import group_noise_levels
-from rec2pm_jax.evaluate.bootstrap import bootstrap
-from rec2pm_jax.evaluate.denoise import KINDS
-from rec2pm_jax.evaluate.report import display_name
+from rec2pm_jax.evaluation.bootstrap import bootstrap
+from rec2pm_jax.evaluation.denoise import KINDS
+from rec2pm_jax.evaluation.report import display_name
 from rec2pm_jax.plotting import pyplot, save
 from rec2pm_jax.runs import Result
 

@@ -9,8 +9,8 @@ import numpy as np
 
 from launch.experiments.rows import Row, TargetValues
 from launch.experiments.tables import format_markdown, tabulate_drift
-from rec2pm_jax.evaluate.bootstrap import Interval, paired_bootstrap
-from rec2pm_jax.evaluate.metrics import user_means
+from rec2pm_jax.evaluation.bootstrap import Interval, paired_bootstrap
+from rec2pm_jax.evaluation.metrics import user_means
 from rec2pm_jax.methods.codec import FORMATS
 from rec2pm_jax.methods.segments import archived
 

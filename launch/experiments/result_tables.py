@@ -12,7 +12,7 @@ from launch.experiments import memory_tables, tables
 from launch.experiments.results_file import SuiteResults
 from launch.experiments.rows import Row, collect_rows
 from rec2pm_jax.errors import UserError
-from rec2pm_jax.evaluate.report import display_name
+from rec2pm_jax.evaluation.report import display_name
 
 Table = Callable[[], list[str]]  # -> lines of markdown
 

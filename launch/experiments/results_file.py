@@ -17,9 +17,9 @@ from rec2pm_jax.config import Config
 from rec2pm_jax.data.dataset import open_dataset
 from rec2pm_jax.data.splits import settings as protocol_settings
 from rec2pm_jax.errors import UserError
-from rec2pm_jax.evaluate.metrics import ndcg
-from rec2pm_jax.evaluate.record import write_records
-from rec2pm_jax.evaluate.report import display_name
+from rec2pm_jax.evaluation.metrics import ndcg
+from rec2pm_jax.evaluation.record import write_records
+from rec2pm_jax.evaluation.report import display_name
 from rec2pm_jax.methods.registry import config_hash
 from rec2pm_jax.runs import Result, evaluate_heuristics
 

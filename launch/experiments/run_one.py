@@ -21,7 +21,7 @@ from launch.experiments.suites import list_runs
 from rec2pm_jax import cli
 from rec2pm_jax.data.dataset import open_dataset
 from rec2pm_jax.errors import UserError, nearest
-from rec2pm_jax.evaluate.record import write_records
+from rec2pm_jax.evaluation.record import write_records
 from rec2pm_jax.lock import alone_in
 from rec2pm_jax.runs import Result, fit_to_backend, train_model
 

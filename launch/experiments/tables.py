@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from launch.experiments.rows import Row
-from rec2pm_jax.evaluate.bootstrap import paired_bootstrap
+from rec2pm_jax.evaluation.bootstrap import paired_bootstrap
 
 BINS = ((0, 200), (200, 500), (500, 1000), (1000, 1 << 30))  # events before the last target
 

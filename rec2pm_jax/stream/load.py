@@ -10,9 +10,9 @@ from rec2pm_jax.methods.registry import make_method
 from rec2pm_jax.stream.catalogue import Catalogue
 from rec2pm_jax.stream.recommender import Recommender
 from rec2pm_jax.stream.stores.record import ModelIdentity
-from rec2pm_jax.train.checkpoint import load_for_inference
-from rec2pm_jax.train.new_items import grow_items
-from rec2pm_jax.train.run_checks import open_training_data
+from rec2pm_jax.training.checkpoint import load_for_inference
+from rec2pm_jax.training.new_items import grow_items
+from rec2pm_jax.training.run_checks import open_training_data
 from rec2pm_jax.typing import Params
 
 

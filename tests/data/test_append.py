@@ -14,7 +14,7 @@ from rec2pm_jax.data.dataset import open_dataset
 from rec2pm_jax.data.options import PrepareOptions
 from rec2pm_jax.data.prepare import append, compact, compaction, summary
 from rec2pm_jax.errors import UserError
-from rec2pm_jax.train.new_items import grow_items
+from rec2pm_jax.training.new_items import grow_items
 from tests.helpers.data import prepare_log, random_log
 
 

@@ -16,11 +16,11 @@ from rec2pm_jax.data.dates import parse_time
 from rec2pm_jax.data.pipeline import select_training_users
 from rec2pm_jax.data.splits import bound_rule, split_rule
 from rec2pm_jax.errors import UserError
-from rec2pm_jax.evaluate.evaluator import evaluate
-from rec2pm_jax.evaluate.heuristic import Heuristic, evaluate_heuristic
-from rec2pm_jax.evaluate.histories import load_histories
-from rec2pm_jax.evaluate.spec import EvalSpec
-from rec2pm_jax.evaluate.targets import make_targets, select_users
+from rec2pm_jax.evaluation.evaluator import evaluate
+from rec2pm_jax.evaluation.heuristic import Heuristic, evaluate_heuristic
+from rec2pm_jax.evaluation.histories import load_histories
+from rec2pm_jax.evaluation.spec import EvalSpec
+from rec2pm_jax.evaluation.targets import make_targets, select_users
 from rec2pm_jax.methods.registry import config_hash
 from tests.helpers.data import make_dataset, prepare_log, random_log
 from tests.helpers.evaluate_fakes import PARAMS, FakeMethod

@@ -6,7 +6,7 @@ import optax
 
 from launch import train
 from rec2pm_jax import cli
-from rec2pm_jax.train import partition
+from rec2pm_jax.training import partition
 
 if __name__ == "__main__":
     partition.make_dense_optimizer = lambda *_: optax.sgd(0.05)

@@ -25,11 +25,11 @@ from rec2pm_jax.methods.network import with_step_rows
 from rec2pm_jax.methods.registry import make_method
 from rec2pm_jax.nn.catalogue.sharded_table import ids_to_rows, packed_shape, table_rows
 from rec2pm_jax.nn.embedding import TABLE
-from rec2pm_jax.train import partition as partition_lib
-from rec2pm_jax.train.optimizer import make_optimizer
-from rec2pm_jax.train.partition import AXIS, make_mesh
-from rec2pm_jax.train.sharded_step import draw_negatives
-from rec2pm_jax.train.step import batch_gradient, step_rng
+from rec2pm_jax.training import partition as partition_lib
+from rec2pm_jax.training.optimizer import make_optimizer
+from rec2pm_jax.training.partition import AXIS, make_mesh
+from rec2pm_jax.training.sharded_step import draw_negatives
+from rec2pm_jax.training.step import batch_gradient, step_rng
 
 ITEMS, BATCH = 9000, 16  # three rows per slice, the last not full
 

@@ -13,17 +13,17 @@ import numpy as np
 from rec2pm_jax.config import Config
 from rec2pm_jax.config_dict import from_dict, to_dict
 from rec2pm_jax.data.dataset import Dataset, open_dataset
-from rec2pm_jax.evaluate.histories import load_histories
-from rec2pm_jax.evaluate.memory_states import fold_memories
-from rec2pm_jax.evaluate.ranking import read_targets
-from rec2pm_jax.evaluate.targets import Targets, plan_rows
+from rec2pm_jax.evaluation.histories import load_histories
+from rec2pm_jax.evaluation.memory_states import fold_memories
+from rec2pm_jax.evaluation.ranking import read_targets
+from rec2pm_jax.evaluation.targets import Targets, plan_rows
 from rec2pm_jax.methods.method import Method
 from rec2pm_jax.methods.registry import config_hash, make_method
 from rec2pm_jax.stream.catalogue import Catalogue
 from rec2pm_jax.stream.recommender import Recommender
-from rec2pm_jax.train.checkpoint import Checkpoints
-from rec2pm_jax.train.optimizer import make_optimizer
-from rec2pm_jax.train.step import init_train_state
+from rec2pm_jax.training.checkpoint import Checkpoints
+from rec2pm_jax.training.optimizer import make_optimizer
+from rec2pm_jax.training.step import init_train_state
 from rec2pm_jax.typing import Params
 from tests.helpers.data import prepare_log, random_log
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rec2pm_jax.config import Config
-from rec2pm_jax.train.checkpoint import load_for_inference
+from rec2pm_jax.training.checkpoint import load_for_inference
 
 WINDOW = 6
 

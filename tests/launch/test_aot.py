@@ -21,7 +21,7 @@ from rec2pm_jax.config_dict import from_dict
 from rec2pm_jax.errors import UserError
 from rec2pm_jax.nn import backbone
 from rec2pm_jax.nn.attention import ScoreNormalizer
-from rec2pm_jax.train.partition import make_mesh
+from rec2pm_jax.training.partition import make_mesh
 from tests.helpers.attention import inputs, objective, small_layouts
 from tests.helpers.sharded import CONFIG as SHARDED
 

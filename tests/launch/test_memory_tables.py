@@ -13,7 +13,7 @@ from launch.experiments.results_file import SuiteResults, write_user_values
 from launch.experiments.rows import Row, TargetValues, collect_rows
 from launch.experiments.run import Run
 from launch.experiments.run_one import label_records
-from rec2pm_jax.evaluate.record import write_records
+from rec2pm_jax.evaluation.record import write_records
 from rec2pm_jax.methods.codec import FORMATS
 from rec2pm_jax.methods.registry import make_method
 from rec2pm_jax.runs import TrainedModel

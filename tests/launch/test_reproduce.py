@@ -22,7 +22,7 @@ from launch.experiments.settings import METHODS, SKETCHES, TUNING_GRID, choose_s
 from launch.experiments.suites import SUITES, list_runs
 from rec2pm_jax.data.splits import settings as protocol_settings
 from rec2pm_jax.errors import UserError
-from rec2pm_jax.evaluate.record import write_records
+from rec2pm_jax.evaluation.record import write_records
 from rec2pm_jax.lock import alone_in
 from rec2pm_jax.methods.registry import config_hash
 

@@ -7,8 +7,8 @@ import pytest
 
 from rec2pm_jax.data.splits import split_rule
 from rec2pm_jax.errors import UserError
-from rec2pm_jax.evaluate.heuristic import Heuristic, evaluate_heuristic
-from rec2pm_jax.evaluate.spec import EvalSpec
+from rec2pm_jax.evaluation.heuristic import Heuristic, evaluate_heuristic
+from rec2pm_jax.evaluation.spec import EvalSpec
 from rec2pm_jax.methods.heuristics import personal_frequency, training_popularity
 from tests.helpers.evaluate_fakes import FakeDataset, slow_rank
 

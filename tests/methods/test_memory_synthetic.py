@@ -9,11 +9,11 @@ from rec2pm_jax.config_dict import from_dict
 from rec2pm_jax.data.dataset import open_dataset
 from rec2pm_jax.data.options import PrepareOptions
 from rec2pm_jax.data.prepare import prepare
-from rec2pm_jax.evaluate.evaluator import evaluate
-from rec2pm_jax.evaluate.spec import EvalSpec
+from rec2pm_jax.evaluation.evaluator import evaluate
+from rec2pm_jax.evaluation.spec import EvalSpec
 from rec2pm_jax.methods.registry import make_method
-from rec2pm_jax.train.checkpoint import load_for_inference
-from rec2pm_jax.train.loop import train_and_evaluate
+from rec2pm_jax.training.checkpoint import load_for_inference
+from rec2pm_jax.training.loop import train_and_evaluate
 
 
 @pytest.mark.slow

@@ -13,8 +13,8 @@ import pytest
 from rec2pm_jax.config import Config, DataConfig, MethodConfig, ModelConfig, TrainConfig
 from rec2pm_jax.data.dataset import open_dataset
 from rec2pm_jax.errors import UserError
-from rec2pm_jax.evaluate.evaluator import evaluate
-from rec2pm_jax.evaluate.spec import EvalSpec
+from rec2pm_jax.evaluation.evaluator import evaluate
+from rec2pm_jax.evaluation.spec import EvalSpec
 from rec2pm_jax.methods import layout as layouts
 from rec2pm_jax.methods.memory import Memory, PassInputs
 from rec2pm_jax.methods.method import Method
@@ -24,7 +24,7 @@ from rec2pm_jax.methods.sketch import item_parts
 from rec2pm_jax.methods.windows import cut_windows
 from rec2pm_jax.nn.attention import KeyValues
 from rec2pm_jax.nn.registry import BACKBONES, LayerSpec, register_backbone
-from rec2pm_jax.train.loop import train_and_evaluate
+from rec2pm_jax.training.loop import train_and_evaluate
 from tests.helpers.data import prepare_log, random_log
 
 

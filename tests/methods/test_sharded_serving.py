@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec as P
 
 from rec2pm_jax.methods.registry import make_method
 from rec2pm_jax.methods.sharded_serving import ShardedServing
-from rec2pm_jax.train.partition import AXIS, partition_specs
+from rec2pm_jax.training.partition import AXIS, partition_specs
 from rec2pm_jax.typing import Events
 from tests.helpers.methods import large_parameters
 from tests.helpers.sharded import config_of, shard_table

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rec2pm_jax.data.dataset import open_dataset
-from rec2pm_jax.evaluate.evaluator import evaluate
-from rec2pm_jax.evaluate.spec import EvalSpec
+from rec2pm_jax.evaluation.evaluator import evaluate
+from rec2pm_jax.evaluation.spec import EvalSpec
 from rec2pm_jax.methods.segments import archived
 from rec2pm_jax.stream.compute import batches
 from rec2pm_jax.stream.engine import Engine

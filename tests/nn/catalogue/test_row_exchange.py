@@ -18,7 +18,7 @@ from rec2pm_jax.nn.catalogue.row_exchange import (
     return_gradients,
 )
 from rec2pm_jax.nn.catalogue.sharded_table import add_to_rows, packed_shape
-from rec2pm_jax.train.partition import AXIS, make_mesh
+from rec2pm_jax.training.partition import AXIS, make_mesh
 
 
 def exchanged(table, asked, gradients, capacity):

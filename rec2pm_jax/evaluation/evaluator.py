@@ -1,0 +1,140 @@
+"""Evaluate one method with one kind of memory: ranks, metrics and the swap test."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import numpy as np
+
+from rec2pm_jax.data.splits import SplitRule, bound_rule
+from rec2pm_jax.errors import UserError
+from rec2pm_jax.evaluation.histories import EvaluationData, Histories
+from rec2pm_jax.evaluation.memory_kinds import resolve_memory
+from rec2pm_jax.evaluation.memory_states import choose_swap_donors, compute_memories, take_states
+from rec2pm_jax.evaluation.metrics import summarize
+from rec2pm_jax.evaluation.ranking import rank_targets, read_targets
+from rec2pm_jax.evaluation.record import Evaluation, dataset_name
+from rec2pm_jax.evaluation.spec import EvalSpec
+from rec2pm_jax.evaluation.targets import Rows, Targets, final_rows, plan_rows, select_targets
+from rec2pm_jax.methods.codec import check_format, slot_bytes
+from rec2pm_jax.methods.method import Method
+from rec2pm_jax.typing import Params, State
+
+
+def evaluate(method: Method, params: Params, dataset: EvaluationData, spec: EvalSpec) -> Evaluation:
+    """Predict every target from the user's whole history before it and rank the full catalogue.
+
+    Args:
+      method: the method to evaluate.
+      params: its parameters.
+      dataset: a prepared dataset, see `data.dataset.open_dataset`.
+      spec: split, memory, users and further conditions.
+
+    Returns:
+      The ranks and metrics; `Evaluation.record` makes them a JSON record.
+
+    Raises:
+      UserError: the method has no such memory, the memory format is unknown, no user has targets,
+        targets were training events under the protocol of `config.data`, or scores are not finite.
+
+    Example, with untrained parameters (for a trained model see `training.loop.train_and_evaluate`):
+
+    >>> import tempfile
+    >>> import jax
+    >>> from rec2pm_jax.config import Config, DataConfig, MethodConfig, ModelConfig
+    >>> from rec2pm_jax.data.dataset import open_dataset
+    >>> from rec2pm_jax.data.options import PrepareOptions
+    >>> from rec2pm_jax.data.prepare import prepare
+    >>> from rec2pm_jax.methods.registry import make_method
+    >>> directory = tempfile.TemporaryDirectory()
+    >>> _ = prepare(PrepareOptions("synthetic", directory.name + "/data", progress=False,
+    ...     synthetic_users=20, synthetic_items=60, synthetic_length=40))
+    >>> dataset = open_dataset(directory.name + "/data")
+    >>> config = Config(data=DataConfig(segment=5), model=ModelConfig(layers=1, dim=8),
+    ...     method=MethodConfig(name="recent"))
+    >>> method = make_method(config, dataset.num_items)
+    >>> params = jax.jit(method.init)(jax.random.key(0))
+    >>> result = evaluate(method, params, dataset, EvalSpec("test"))
+    >>> result.users, len(result.rank), sorted(result.metrics)
+    (20, 200, ['hr@1', 'hr@10', 'hr@50', 'mrr', 'ndcg@10', 'ndcg@50'])
+    >>> directory.cleanup()
+    """
+    began = time.perf_counter()
+    config = method.config
+    memory = resolve_memory(method, spec.memory)
+    check_format(spec.memory_format)
+
+    rule = bound_rule(config.data, dataset, spec.protocol or "")
+    users, skipped, histories, targets = select_targets(
+        dataset, rule, spec.split, spec.max_users, spec.seed
+    )
+    _check_unseen(dataset, histories, targets, bound_rule(config.data, dataset))
+    if spec.corrupt is not None:
+        histories = spec.corrupt(histories, targets)
+    rows = plan_rows(targets, method, spec.max_segments)
+    states = compute_memories(
+        method, params, histories, rows, memory, spec.batch_size, spec.memory_format
+    )
+
+    def ranks_with(states: State) -> np.ndarray:
+        vectors = read_targets(method, params, histories, rows, states, batch_size=spec.batch_size)
+        return rank_targets(method, params, histories, targets, vectors, mask_seen=rule.mask_seen)
+
+    ranks = ranks_with(states)
+    donors = choose_swap_donors(rows) if spec.swap else None
+    swapped = None if donors is None else ranks_with(take_states(states, donors))
+    return Evaluation(
+        method=config.method.name,
+        memory=memory,
+        backbone=config.model.backbone,
+        dataset=dataset_name(dataset.info),
+        data_hash=dataset.content_hash,
+        split=spec.split,
+        protocol=spec.protocol or config.data.protocol,
+        user=users[targets.user],
+        position=targets.position,
+        rank=ranks,
+        swapped_rank=swapped,
+        metrics=summarize(ranks, targets.user),
+        skipped_users=skipped,
+        wall_s=time.perf_counter() - began,
+        **_measure_states(method, rows, states, spec.memory_format),
+    )
+
+
+def _check_unseen(
+    dataset: EvaluationData, histories: Histories, targets: Targets, trained_with: SplitRule
+) -> None:
+    """Raise UserError if a target was a training event under the protocol of training."""
+    trained_end = trained_with.train_ends(dataset.lengths)[histories.users]
+    leaked = int((targets.position < trained_end[targets.user]).sum())
+    if leaked:
+        raise UserError(
+            f"{leaked} targets were training events under config.data.protocol={trained_with.name}; "
+            "evaluate with that protocol, or train with this one."
+        )
+
+
+def _measure_states(
+    method: Method, rows: Rows, states: State, memory_format: str
+) -> dict[str, Any]:
+    """Return the bytes per user, and the variance of the final memories between users."""
+    _, slots, dim = states.memory.shape
+    capacity = states.memory[0].nbytes
+    if memory_format != "float32":
+        capacity = slots * slot_bytes(memory_format, dim)
+    final = final_rows(rows)
+    figures: dict[str, Any] = {
+        "state_bytes_per_user": capacity,
+        "state_bookkeeping_bytes": states.groups[0].nbytes + states.segments[0].nbytes,
+        "state_used_bytes": None,
+        "memory_variance": None,
+    }
+    if capacity and len(final):
+        memories = states.memory[final].astype(np.float64)
+        figures["memory_variance"] = float(memories.var(axis=0).mean())
+        if method.memory.capacity > 1:
+            groups = states.memory.shape[1] // method.config.method.slots
+            figures["state_used_bytes"] = float(states.groups[final].mean() * capacity / groups)
+    return figures

@@ -1,0 +1,157 @@
+"""Read rows with their memories and rank the catalogue, in a few fixed shapes."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rec2pm_jax.evaluation.batching import padded_batches
+from rec2pm_jax.evaluation.histories import Histories
+from rec2pm_jax.evaluation.memory_states import take_states
+from rec2pm_jax.evaluation.metrics import check_ranks, target_ranks
+from rec2pm_jax.evaluation.targets import Rows, Targets, target_items
+from rec2pm_jax.methods.method import Method
+from rec2pm_jax.typing import Array, Events, Params, State
+
+_READ_TOKENS = 1 << 15  # events of a read batch
+_SCORES = 1 << 22  # logits of a ranking chunk
+
+
+def read_targets(
+    method: Method,
+    params: Params,
+    histories: Histories,
+    rows: Rows,
+    states: State,
+    *,
+    batch_size: int,
+) -> np.ndarray:
+    """Compute the vector that predicts each target.
+
+    Query times, for methods with a time bias, are the next event's times inside a window and the
+    time of its last target for the last event.
+
+    Args:
+      method: the method to evaluate.
+      params: its parameters.
+      histories: the events to read.
+      rows: the windows to read; R rows, T targets.
+      states: State [R, ...], the memory of each row.
+      batch_size: largest number of rows per compiled call.
+
+    Returns:
+      float32 [T, W], outputs of the method.
+    """
+    lengths = rows.end - rows.start
+    per_row = np.bincount(rows.target_row, minlength=len(lengths))
+    by_row = np.argsort(rows.target_row, kind="stable")  # targets, row by row
+    first = np.cumsum(per_row) - per_row
+    places = np.arange(per_row.max())
+
+    widths = _window_widths(int(lengths.max()))
+    width_of = widths[np.searchsorted(widths, lengths)]
+    vectors = np.empty((len(by_row), 0), np.float32)
+    for width in np.unique(width_of):
+        in_width = np.flatnonzero(width_of == width)
+        size = int(np.clip(_READ_TOKENS // width, 1, batch_size))
+        for batch in padded_batches(in_width, min(size, len(in_width))):
+            real = batch >= 0
+            used = (places < per_row[batch][:, None]) & real[:, None]
+            target = np.where(used, by_row[np.where(used, first[batch][:, None] + places, 0)], -1)
+            columns = np.where(used, rows.target_column[target], 0).astype(np.int32)
+            # A padding row of the batch reads one real event, so that no row is empty.
+            length = np.where(real, lengths[batch], 1)
+            window = histories.window(rows.user[batch], rows.start[batch], length, int(width))
+            request_time = _request_time(histories, rows, batch)
+            state = take_states(states, batch)
+            outputs = _read(method, params, state, *window, request_time, columns)
+            if not vectors.size:
+                vectors = np.empty((len(by_row), outputs.shape[-1]), outputs.dtype)
+            vectors[target[used]] = np.asarray(outputs)[used]
+    return vectors
+
+
+def rank_targets(
+    method: Method,
+    params: Params,
+    histories: Histories,
+    targets: Targets,
+    vectors: np.ndarray,
+    *,
+    mask_seen: bool = False,
+) -> np.ndarray:
+    """Rank each target in the full catalogue; ties are pessimistic.
+
+    Args:
+      method: the method to evaluate.
+      params: its parameters.
+      histories: the events of the users.
+      targets: the events to rank.
+      vectors: float32 [T, W], from `read_targets`.
+      mask_seen: whether to leave out the items of the newest `method.read_length` events before
+        the target.
+
+    Returns:
+      int64 [T], ranks from 1.
+
+    Raises:
+      UserError: some scores are NaN or infinite.
+    """
+    item = target_items(histories, targets)
+    chunk = max(1, min(len(item), _SCORES // (method.num_items + 1)))
+    ranks = np.zeros(len(item), np.int64)
+    for batch in padded_batches(np.arange(len(item)), chunk):
+        real = batch >= 0
+        seen = None
+        if mask_seen:
+            length = np.minimum(targets.position[batch], method.read_length)
+            start = targets.position[batch] - length
+            window, _ = histories.window(targets.user[batch], start, length, method.read_length)
+            seen = window.ids
+        chunk_ranks = np.asarray(_rank(method, params, vectors[batch], item[batch], seen))
+        ranks[batch[real]] = chunk_ranks[real]
+    return check_ranks(ranks)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _read(
+    method: Method,
+    params: Params,
+    state: State,
+    events: Events,
+    valid: Array,
+    request_time: Array | None,
+    columns: Array,
+) -> Array:
+    """Return the outputs [B, P, W] at `columns` int32 [B, P] of windows [B, N]."""
+    outputs = method.read_all(params, state, events, valid, request_time)
+    return jnp.take_along_axis(outputs, columns[:, :, None], axis=1)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _rank(
+    method: Method, params: Params, vectors: Array, targets: Array, seen: Array | None
+) -> Array:
+    """Rank targets int32 [B]; `seen` int32 [B, N] holds ids to leave out (0 for none), or is None."""
+    scores = method.score(params, vectors)
+    excluded = None
+    if seen is not None:
+        excluded = jnp.zeros(scores.shape, bool)
+        excluded = excluded.at[jnp.arange(len(seen))[:, None], seen].set(True)
+    return target_ranks(scores, targets, excluded)
+
+
+def _window_widths(longest: int) -> np.ndarray:
+    """Return the window widths that are compiled: one for short windows, else four equal steps."""
+    steps = 1 if longest < 64 else 4
+    return -(-longest * np.arange(1, steps + 1) // steps)
+
+
+def _request_time(histories: Histories, rows: Rows, batch: np.ndarray) -> np.ndarray | None:
+    """Return the time of the last target of each row: int32 [B], or None without times."""
+    if histories.times is None:
+        return None
+    return histories.times[histories.offsets[rows.user[batch]] + rows.end[batch]]

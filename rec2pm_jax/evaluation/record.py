@@ -1,0 +1,147 @@
+"""The result of an evaluation, and the JSON record that tables and comparisons are made of."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rec2pm_jax.data.splits import split_rule
+from rec2pm_jax.errors import UserError
+from rec2pm_jax.evaluation.bootstrap import bootstrap
+from rec2pm_jax.evaluation.metrics import hits, ndcg, user_means
+from rec2pm_jax.json_file import write_json
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """Ranks of one method on one split, with what names the setting.
+
+    Attributes:
+      method: name of the method or heuristic.
+      memory: "overwrite", "append", "one_time" or "none".
+      backbone: name of the backbone; None for heuristics.
+      dataset: name of the dataset.
+      data_hash: content hash of the dataset.
+      split: "validation" or "test".
+      protocol: name of the split rule.
+      user: int64 [T], dataset index of each target's user; targets are ordered by user.
+      position: int64 [T], position n of each target, which is predicted from events [0, n).
+      rank: int64 [T], from 1.
+      swapped_rank: int64 [T], ranks with another user's memory, or None.
+      metrics: see `metrics.summarize`.
+      skipped_users: number of users with too few events for the protocol.
+      wall_s: seconds, compilation included.
+      state_bytes_per_user: capacity of the memory.
+      state_used_bytes: mean bytes in use with memory "append"; None for other memories.
+      state_bookkeeping_bytes: bytes of the rest of the state.
+      memory_variance: variance between users of the final memories, mean over elements; None
+        without memory.
+    """
+
+    method: str
+    memory: str
+    backbone: str | None
+    dataset: str
+    data_hash: str
+    split: str
+    protocol: str
+    user: np.ndarray
+    position: np.ndarray
+    rank: np.ndarray
+    swapped_rank: np.ndarray | None
+    metrics: Mapping[str, float]
+    skipped_users: int
+    wall_s: float
+    state_bytes_per_user: int | None = None
+    state_used_bytes: float | None = None
+    state_bookkeeping_bytes: int | None = None
+    memory_variance: float | None = None
+
+    @property
+    def users(self) -> int:
+        """Number of users with targets."""
+        return len(np.unique(self.user))
+
+    @property
+    def user_ndcg(self) -> np.ndarray:
+        """Mean ndcg@10 of each user, float64, ascending by user: samples of a paired bootstrap."""
+        return user_means(ndcg(self.rank, 10), self.user)
+
+    def record(
+        self,
+        *,
+        config: Mapping[str, Any],
+        config_hash: str | None = None,
+        seed: int | None = None,
+        step: int | None = None,
+        git_commit: str | None = None,
+    ) -> dict[str, Any]:
+        """Return the evaluation record, ready for JSON; metrics are fractions of 1.
+
+        Args:
+          config: nested plain dicts: the whole configuration, or a heuristic's settings.
+          config_hash: hash of the configuration of the training run; None for heuristics.
+          seed: seed of the training run; None for heuristics.
+          step: step of the evaluated checkpoint; None for heuristics.
+          git_commit: see `provenance.git_commit`.
+        """
+        swap = None
+        if self.swapped_rank is not None:
+            swap = {"ndcg@10": float(user_means(ndcg(self.swapped_rank, 10), self.user).mean())}
+        per_user_hits = user_means(hits(self.rank, 10), self.user)
+        return {
+            "method": self.method,
+            "memory": self.memory,
+            "backbone": self.backbone,
+            "dataset": self.dataset,
+            "split": self.split,
+            "protocol": self.protocol,
+            "users": self.users,
+            "targets": len(self.rank),
+            "skipped_users": self.skipped_users,
+            "metrics": dict(self.metrics),
+            "intervals": {
+                "ndcg@10": list(bootstrap(self.user_ndcg)[1:]),
+                "hr@10": list(bootstrap(per_user_hits)[1:]),
+            },
+            "seen_masked": split_rule(self.protocol).mask_seen,
+            "state_bytes_per_user": self.state_bytes_per_user,
+            "state_used_bytes": self.state_used_bytes,
+            "state_bookkeeping_bytes": self.state_bookkeeping_bytes,
+            "swap": swap,
+            "memory_variance": self.memory_variance,
+            "seed": seed,
+            "step": step,
+            "wall_s": round(self.wall_s, 3),
+            "config": dict(config),
+            "config_hash": config_hash,
+            "data_hash": self.data_hash,
+            "git_commit": git_commit,
+        }
+
+
+def dataset_name(info: Mapping[str, Any]) -> str:
+    """Return the name of a dataset in records: its source, and the item level if it has one.
+
+    >>> dataset_name({"source": "complete_journey", "item_level": "product_type"})
+    'complete_journey/product_type'
+    """
+    level = info["item_level"]
+    return info["source"] if level == "item" else f"{info['source']}/{level}"
+
+
+def write_records(path: str | os.PathLike, records: list | dict) -> None:
+    """Write records as JSON, atomically.
+
+    Raises:
+      UserError: the path cannot be written.
+    """
+    try:
+        write_json(Path(path), records)
+    except OSError as error:
+        raise UserError(f"Cannot write {path}: {error.strerror}.") from error

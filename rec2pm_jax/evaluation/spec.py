@@ -1,0 +1,43 @@
+"""The conditions of an evaluation."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+from rec2pm_jax.evaluation.histories import Histories
+from rec2pm_jax.evaluation.targets import Targets
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalSpec:
+    """What is evaluated, with which memory, and over which users.
+
+    Attributes:
+      split: "validation" or "test".
+      protocol: name of the split rule, see `data.splits`; None for that of the configuration.
+      memory: "overwrite", "append", "one_time" or "none"; None for the memory that the method
+        serves with. Heuristics have no memory.
+      memory_format: format that memory is kept in between updates: "float32", "bfloat16" or
+        "int8", see `methods.codec`.
+      max_users: size of a pseudo-random subset of the users; None for all of them.
+      max_segments: how many of the newest archived segments the memory folds; None for all.
+      batch_size: largest number of users per compiled call. Results do not depend on it.
+      swap: whether every target is also ranked with another user's memory.
+      seed: chooses the subset of users.
+      corrupt: changes the histories that are read, never the targets; see `denoise.Noise`.
+
+    >>> EvalSpec("test", max_users=500).memory_format
+    'float32'
+    """
+
+    split: str
+    protocol: str | None = None
+    memory: str | None = None
+    memory_format: str = "float32"
+    max_users: int | None = None
+    max_segments: int | None = None
+    batch_size: int = 128
+    swap: bool = True
+    seed: int = 0
+    corrupt: Callable[[Histories, Targets], Histories] | None = None

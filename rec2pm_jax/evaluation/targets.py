@@ -1,0 +1,198 @@
+"""Plan an evaluation: which events are predicted, and which windows are read to predict them.
+
+- A *target* is one event (user, n): the event at position n, predicted from the n events before it.
+- A *row* is one window of raw events that is read once, with one memory. Reads are causal, so all
+  targets of a user with equal `ReadPlan`s share a row.
+
+Everything here is integer arithmetic on the host.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from rec2pm_jax.data.splits import SplitRule
+from rec2pm_jax.errors import UserError
+from rec2pm_jax.evaluation.histories import EvaluationData, Histories, load_histories
+from rec2pm_jax.methods.method import Method
+
+
+class Targets(NamedTuple):
+    """The events to predict, ordered by user and position.
+
+    Attributes:
+      user: int64 [T], indices into `Histories.users`.
+      position: int64 [T], the position n >= 1 of each event in its history.
+    """
+
+    user: np.ndarray
+    position: np.ndarray
+
+
+class Rows(NamedTuple):
+    """The windows to read, and where each target finds its output.
+
+    Attributes:
+      user: int64 [R], indices into `Histories.users`.
+      updates: int64 [R], number of memory updates, as in `ReadPlan`.
+      first_segment: int64 [R], first folded segment, as in `ReadPlan`.
+      start: int64 [R], first raw event.
+      end: int64 [R], end of the raw events [start, end).
+      target_row: int64 [T], the row that predicts each target.
+      target_column: int64 [T], the column of that row whose output predicts the target.
+    """
+
+    user: np.ndarray
+    updates: np.ndarray
+    first_segment: np.ndarray
+    start: np.ndarray
+    end: np.ndarray
+    target_row: np.ndarray
+    target_column: np.ndarray
+
+
+class Selection(NamedTuple):
+    """The users of an evaluation, their histories and their targets.
+
+    Attributes:
+      users: int64 [U], indices in the dataset, ascending.
+      skipped: number of users without targets.
+      histories: the sequences of `users`.
+      targets: all their targets.
+    """
+
+    users: np.ndarray
+    skipped: int
+    histories: Histories
+    targets: Targets
+
+
+def select_targets(
+    dataset: EvaluationData,
+    rule: SplitRule,
+    split: str,
+    max_users: int | None = None,
+    seed: int = 0,
+) -> Selection:
+    """Choose users and load their histories and targets.
+
+    Args:
+      dataset: a prepared dataset.
+      rule: a split rule bound to the dataset.
+      split: "validation" or "test".
+      max_users: see `select_users`.
+      seed: see `select_users`.
+
+    Returns:
+      The selection.
+
+    Raises:
+      UserError: no user has targets.
+    """
+    users, skipped = select_users(dataset.lengths, rule, split, max_users, seed)
+    histories = load_histories(dataset, users)
+    return Selection(users, skipped, histories, make_targets(histories, rule, split))
+
+
+def select_users(
+    lengths: np.ndarray, rule: SplitRule, split: str, max_users: int | None, seed: int
+) -> tuple[np.ndarray, int]:
+    """Choose the users that have targets, or a fixed pseudo-random subset of them.
+
+    Args:
+      lengths: int [num_users], events of each user of the dataset.
+      rule: a split rule bound to the dataset.
+      split: "validation" or "test".
+      max_users: size of the subset; None for all users.
+      seed: chooses the subset.
+
+    Returns:
+      Indices in the dataset, int64, ascending; and the number of users without targets.
+
+    Raises:
+      UserError: no user has targets.
+    """
+    lengths = np.asarray(lengths)
+    users = np.flatnonzero(rule.eligible(lengths, split))
+    skipped = len(lengths) - len(users)
+    if not len(users):
+        raise UserError(
+            f"None of the {len(lengths)} users has {rule.needs(split)}; use another protocol or "
+            "prepare data with longer histories."
+        )
+    if max_users and max_users < len(users):
+        users = np.sort(np.random.default_rng(seed).permutation(users)[:max_users])
+    return users, skipped
+
+
+def make_targets(histories: Histories, rule: SplitRule, split: str) -> Targets:
+    """Return all targets of `split` under a split rule.
+
+    Raises:
+      ValueError: a target has no event before it. No protocol here produces one: such a user gets
+        the popularity ranking, not a model's.
+    """
+    lengths = np.diff(histories.offsets)
+    positions = [
+        np.asarray(rule.targets(int(n), split, int(user)))
+        for user, n in zip(histories.users, lengths, strict=True)
+    ]
+    counts = [len(p) for p in positions]
+    targets = Targets(
+        np.repeat(np.arange(len(positions)), counts), np.concatenate(positions).astype(np.int64)
+    )
+    if (targets.position < 1).any():
+        raise ValueError("A target at position 0 has no history to be predicted from.")
+    return targets
+
+
+def target_items(histories: Histories, targets: Targets) -> np.ndarray:
+    """Return the item id of each target: int32 [T]."""
+    return histories.ids[histories.offsets[targets.user] + targets.position]
+
+
+def plan_rows(targets: Targets, method: Method, max_segments: int | None) -> Rows:
+    """Group the targets into rows: targets of one user with equal `ReadPlan`s read one window.
+
+    Args:
+      targets: the events to predict.
+      method: decides what is folded and what is read.
+      max_segments: how many of the newest archived segments the memory folds; None for all.
+
+    Returns:
+      The rows, ordered by user.
+    """
+    plan = method.plan(targets.position, max_segments or 0)
+    key = np.stack([targets.user, plan.updates, plan.first_segment, plan.start], axis=1)
+    rows, target_row = np.unique(key.astype(np.int64), axis=0, return_inverse=True)
+    target_row = target_row.reshape(-1)
+    end = np.zeros(len(rows), np.int64)
+    np.maximum.at(end, target_row, targets.position)
+    user, updates, first_segment, start = rows.T
+    column = targets.position - 1 - start[target_row]
+    return Rows(user, updates, first_segment, start, end, target_row, column)
+
+
+def memory_rows(
+    user: np.ndarray, first_segment: np.ndarray, updates: np.ndarray, segment: int
+) -> Rows:
+    """Return rows that only fold a memory and read nothing.
+
+    Args:
+      user: int64 [R], indices into `Histories.users`.
+      first_segment: int64 [R], first folded segment.
+      updates: int64 [R], number of folded segments.
+      segment: S, events per segment.
+    """
+    start = (first_segment + updates) * segment
+    nothing = np.empty(0, np.int64)
+    return Rows(user, updates, first_segment, start, start, nothing, nothing)
+
+
+def final_rows(rows: Rows) -> np.ndarray:
+    """Return the index of the last row of each user that has memory: int64 [users with memory]."""
+    order = np.lexsort((rows.end, rows.user))
+    last = order[np.append(np.diff(rows.user[order]) > 0, True)]
+    return last[rows.updates[last] > 0]

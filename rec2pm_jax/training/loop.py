@@ -1,0 +1,138 @@
+"""Train a method, validate it on the way, and continue a run that was stopped exactly."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Mapping
+from pathlib import Path
+
+import jax
+
+from rec2pm_jax.config import Config
+from rec2pm_jax.data.dataset import Dataset
+from rec2pm_jax.data.pipeline import train_iterator
+from rec2pm_jax.errors import UserError
+from rec2pm_jax.evaluation.validation import validate
+from rec2pm_jax.methods.method import Method
+from rec2pm_jax.training.training_run import EvaluateFn, Summary, TrainingData, TrainingRun
+from rec2pm_jax.typing import Params
+
+# A full or read-only disk, or a missing permission: users can fix these.
+_CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG)
+
+
+def train_and_evaluate(
+    config: Config,
+    dataset: Dataset,
+    method: Method,
+    workdir: str | Path,
+    evaluate_fn: EvaluateFn | None = None,
+    profile: str = "",
+) -> Summary:
+    """Train `method` on `dataset`; a workdir that holds part of this run is continued exactly.
+
+    If logs were appended to the dataset since then, the item table grows. Training continues from
+    the checkpoint's step with the batches that the grown data have there, and validation starts
+    anew. See `train_on` for what is written and raised.
+
+    Args:
+      config: the whole configuration.
+      dataset: a prepared dataset, see `data.dataset.open_dataset`.
+      method: the method to train, see `methods.registry.make_method`.
+      workdir: a new directory, or one of the same run.
+      evaluate_fn: params -> validation metrics, "ndcg@10" among them; None for
+        `evaluation.validation.validate` on `config.train.eval_users` users.
+      profile: directory for a trace of a few steps, see `StepTrace`; empty for none.
+
+    Returns:
+      The contents of `train/summary.json`.
+
+    Example:
+
+    >>> import contextlib, io, tempfile
+    >>> from rec2pm_jax.config import DataConfig, MethodConfig, ModelConfig, TrainConfig
+    >>> from rec2pm_jax.data.dataset import open_dataset
+    >>> from rec2pm_jax.data.options import PrepareOptions
+    >>> from rec2pm_jax.data.prepare import prepare
+    >>> from rec2pm_jax.methods.registry import make_method
+    >>> directory = tempfile.TemporaryDirectory()
+    >>> _ = prepare(PrepareOptions("synthetic", directory.name + "/data", progress=False,
+    ...     synthetic_users=20, synthetic_items=60, synthetic_length=40))
+    >>> dataset = open_dataset(directory.name + "/data")
+    >>> config = Config(
+    ...     data=DataConfig(segment=5, segments=2), model=ModelConfig(layers=1, dim=8),
+    ...     method=MethodConfig(name="recent"), train=TrainConfig(steps=2, batch_size=4))
+    >>> method = make_method(config, dataset.num_items)
+    >>> with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+    ...     summary = train_and_evaluate(config, dataset, method, directory.name + "/run")
+    >>> summary["stopped_by"], summary["steps"], summary["best_step"]
+    ('steps', 2, 2)
+    >>> directory.cleanup()
+    """
+
+    def validate_default(params: Params) -> Mapping[str, float]:
+        return validate(method, params, dataset, max_users=config.train.eval_users)
+
+    batches = train_iterator(
+        dataset,
+        config.data,
+        config.train.batch_size,
+        config.train.seed,
+        jax.process_index(),
+        jax.process_count(),
+    )
+    data = TrainingData(
+        batches,
+        dataset.content_hash,
+        str(Path(dataset.path).absolute()),
+        dataset.info.get("grown_from", ()),
+    )
+    return train_on(config, data, method, workdir, evaluate_fn or validate_default, profile)
+
+
+def train_on(
+    config: Config,
+    data: TrainingData,
+    method: Method,
+    workdir: str | Path,
+    evaluate_fn: EvaluateFn,
+    profile: str = "",
+) -> Summary:
+    """Train on batches of any origin until the steps or the patience are used up.
+
+    Writes under `workdir`: `checkpoints/` (see `training.checkpoint`), `train/train.jsonl` (means
+    since the row before), `train/validation.jsonl`, `train/tensorboard/` and, once the run is
+    complete, `train/summary.json`.
+
+    Args:
+      config: the whole configuration; sizes of the batches must fit it.
+      data: the batches, and what identifies the data.
+      method: the method to train.
+      workdir: a new directory, or one of the same run.
+      evaluate_fn: params -> validation metrics, "ndcg@10" among them.
+      profile: directory for a trace of a few steps, see `StepTrace`; empty for none.
+
+    Returns:
+      The contents of `train/summary.json`.
+
+    Raises:
+      UserError: the workdir belongs to another run, none of its checkpoints is readable or one
+        cannot be written; a loss or gradient is not finite; a bucket of a sharded table overflows.
+      Preempted: SIGTERM was received; the last step is saved.
+    """
+    workdir = Path(workdir)
+    run = TrainingRun(config, data, method, workdir, evaluate_fn, profile)
+    try:
+        run.start()
+        while run.stop_reason is None:
+            run.take_step()
+        return run.finish()
+    except OSError as error:
+        if error.errno not in _CANNOT_WRITE:
+            raise
+        raise UserError(
+            f"Cannot write {error.filename or workdir} ({error.strerror}). Checkpoints are untouched: "
+            "free some space, or make it writable, and start the same command again."
+        ) from error
+    finally:
+        run.close()

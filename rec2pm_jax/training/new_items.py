@@ -1,0 +1,154 @@
+"""Let a trained model take items it was not trained with: the item table grows, old rows stay."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+
+from rec2pm_jax.methods.method import Method
+from rec2pm_jax.nn.catalogue.sharded_table import (
+    SLICES,
+    insert_new_rows,
+    packed_shape,
+    rows_to_ids,
+    table_rows,
+)
+from rec2pm_jax.nn.embedding import ITEM_SCALE, TABLE
+from rec2pm_jax.training.sharded_step import fresh_rows
+from rec2pm_jax.training.step import TrainState
+from rec2pm_jax.typing import Array, Params
+
+_TABLE_PATH = ("embedding", TABLE)  # in parameters and in moments of an optimizer
+
+_log = logging.getLogger(__name__)
+
+
+def grow_items(params: Params, num_items: int, seed: int) -> Params:
+    """Return params whose item table has a row for each of `num_items` items and padding.
+
+    A new row depends on (seed, row) only, so growing twice equals growing once. Such items can be
+    read and recommended, but nothing about them is learned.
+
+    Args:
+      params: with a whole item table [V, W].
+      num_items: number of items, without padding.
+      seed: seed of the training run.
+    """
+    table = params["embedding"][TABLE]
+    rows, dim = table.shape
+    fresh = jnp.arange(rows, num_items + 1)
+    if not len(fresh):
+        return params
+    _log.warning(
+        "%d items came after this checkpoint: their embeddings are initialised, not trained yet.",
+        len(fresh),
+    )
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), fresh)
+    new = jax.vmap(lambda key: ITEM_SCALE * jax.random.truncated_normal(key, -2, 2, (dim,)))(keys)
+    table = jnp.concatenate([table, new.astype(table.dtype)])
+    return {**params, "embedding": {**params["embedding"], TABLE: table}}
+
+
+def grow_state(state: TrainState, method: Method, seed: int) -> TrainState:
+    """Return a training state with rows for all items of `method`.
+
+    The optimizer's moments of new rows are zero, as those of rows that had no gradient so far. A
+    sharded table grows on the devices that hold it.
+
+    Args:
+      state: as a checkpoint holds it.
+      method: over the larger catalogue.
+      seed: seed of the training run.
+    """
+
+    def grow(path: Any, moments: Array) -> Array:
+        if not _is_table(path):
+            return moments
+        fresh = method.num_items + 1 - moments.shape[0]
+        return jnp.concatenate([moments, jnp.zeros((fresh, *moments.shape[1:]), moments.dtype)])
+
+    if method.config.model.table == "sharded":
+        return _grow_sharded(state, method, seed)
+    params = grow_items(state.params, method.num_items, seed)
+    opt_state = jax.tree_util.tree_map_with_path(grow, state.opt_state)
+    return TrainState(state.step, params, opt_state)
+
+
+def _grow_sharded(state: TrainState, method: Method, seed: int) -> TrainState:
+    """Grow a sharded table; new rows are those of a run over all items. See `insert_new_rows`."""
+    dim, rows = method.item_dim, table_rows(method.num_items)
+    table, adagrad = state.params["embedding"][TABLE], state.opt_state["table"]
+    mesh = table.sharding.mesh
+    [axis] = mesh.axis_names
+    slices, depth = SLICES // mesh.size, rows // SLICES
+    more = depth - table.size // dim // SLICES
+    if not more:  # the new items fit into rows that were not in use
+        return state
+
+    def grow(table: Array, accumulator: Array) -> tuple[Array, Array]:
+        own = slices * jax.lax.axis_index(axis) + jnp.arange(slices, dtype=jnp.int32)
+        index = own[:, None] * depth + depth - more + jnp.arange(more, dtype=jnp.int32)
+        fresh = fresh_rows(seed, rows_to_ids(index.reshape(-1), rows), dim).reshape(
+            slices, more, dim
+        )
+        table = insert_new_rows(table.reshape(-1, dim), rows, fresh)
+        accumulator = insert_new_rows(accumulator, rows, jnp.zeros((slices, more)))
+        return table.reshape(packed_shape(len(table), dim)), accumulator
+
+    by_rows = PartitionSpec(axis)
+    grown = jax.jit(jax.shard_map(grow, mesh=mesh, in_specs=by_rows, out_specs=by_rows))
+    table, accumulator = grown(table, adagrad.accumulator)
+    params = {**state.params, "embedding": {**state.params["embedding"], TABLE: table}}
+    opt_state = {**state.opt_state, "table": adagrad._replace(accumulator=accumulator)}
+    return TrainState(state.step, params, opt_state)
+
+
+def resize_abstract(abstract: TrainState, method: Method, num_items: int) -> TrainState:
+    """Return the shapes that a state had with `num_items` items.
+
+    Args:
+      abstract: shapes, dtypes and shardings of a state of `method`.
+      method: over the catalogue of `abstract`.
+      num_items: number of items of the wanted shapes, for example those of a checkpoint.
+    """
+    if num_items == method.num_items:
+        return abstract
+    sharded = method.config.model.table == "sharded"
+    new, old = table_rows(method.num_items), table_rows(num_items)
+
+    def resize(path: Any, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        shape = leaf.shape
+        if sharded and any(leaf.sharding.spec):  # cut along rows: packed, or one number for each
+            shape = (shape[0] * old // new, *shape[1:])
+        elif not sharded and _is_table(path):
+            shape = (num_items + 1, *shape[1:])
+        return jax.ShapeDtypeStruct(shape, leaf.dtype, sharding=leaf.sharding)
+
+    return jax.tree_util.tree_map_with_path(resize, abstract)
+
+
+def describe_growth(meta: Mapping[str, Any], data_hash: str, num_items: int) -> str:
+    """Return a message for users: training continues with data that were appended to.
+
+    Args:
+      meta: the meta of the checkpoint.
+      data_hash: content hash of the data now.
+      num_items: number of items now.
+    """
+    return (
+        f"The data were appended to since step {meta['step']} (content hash "
+        f"{meta['data_hash'][:16]}, now {data_hash[:16]}): {meta['num_items']:,} items, now "
+        f"{num_items:,}. Training continues with all of them. Batches stay a function of seed and "
+        "step, of the grown data from here on: the pass over the old users is not finished. The "
+        "best checkpoint is chosen anew, as validation has other targets now."
+    )
+
+
+def _is_table(path: Any) -> bool:
+    """Return whether a tree path ends at the item table, or at a moment of it."""
+    return tuple(getattr(key, "key", None) for key in path[-2:]) == _TABLE_PATH

@@ -1,0 +1,299 @@
+"""Compile a training step for one device, for a mesh of devices, or for `pmap`.
+
+The mesh has one axis. It cuts the batch, and the rows of the item table if `config.model.table` is
+"sharded". Everything else is replicated. `RULES` states this by parameter name, and is the only place
+that does.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from rec2pm_jax.config import Config
+from rec2pm_jax.errors import UserError
+from rec2pm_jax.methods.method import Method
+from rec2pm_jax.training.checkpoint import abstract_with_sharding
+from rec2pm_jax.training.optimizer import make_dense_optimizer, make_optimizer
+from rec2pm_jax.training.sharded_step import init_sharded_state, make_sharded_step
+from rec2pm_jax.training.step import (
+    Metrics,
+    TrainState,
+    TrainStep,
+    init_train_state,
+    make_train_step,
+)
+from rec2pm_jax.typing import Batch, Params
+
+AXIS = "devices"
+
+# The parts of a state that are cut into rows with a sharded table: (pattern of the name, spec).
+# The rest is P().
+RULES = (
+    (r"^params/embedding/item_embedding$", P(AXIS)),
+    (r"^opt_state/table/accumulator$", P(AXIS)),
+)
+
+
+class Partition(NamedTuple):
+    """A compiled step, and the conversion of states to its layout and back.
+
+    Attributes:
+      step: (state, this process's part of the batch as numpy arrays) -> (state, metrics). The given
+        state is donated.
+      init: () -> the state before the first step, in the layout of `step`.
+      abstract: shapes, dtypes and shardings of a state in a checkpoint.
+      place: converts a state from a checkpoint to the layout of `step`.
+      gather: converts a state from the layout of `step` to that of a checkpoint.
+    """
+
+    step: Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+    init: Callable[[], TrainState]
+    abstract: TrainState
+    place: Callable[[TrainState], TrainState]
+    gather: Callable[[TrainState], TrainState]
+
+
+class Program(NamedTuple):
+    """A training step over a mesh, not compiled yet. The devices may be those of a topology.
+
+    Attributes:
+      step: jitted (state, batch) -> (state, metrics); the state is donated.
+      init: jitted () -> state.
+      state: `jax.ShapeDtypeStruct`s with shardings, of the whole job.
+      batch: `jax.ShapeDtypeStruct`s with shardings, of the whole job.
+      mesh: the devices.
+    """
+
+    step: Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+    init: Callable[[], TrainState]
+    state: TrainState
+    batch: Batch
+    mesh: Mesh
+
+
+def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """Return a mesh of one axis; the devices of a process are neighbours.
+
+    Args:
+      devices: None for all devices of the job.
+    """
+    devices = jax.devices() if devices is None else devices
+    ordered = sorted(devices, key=lambda device: (device.process_index, device.id))
+    auto = (jax.sharding.AxisType.Auto,)
+    return Mesh(np.array(ordered), (AXIS,), axis_types=auto)
+
+
+def partition_specs(tree: Any) -> Any:
+    """Return the PartitionSpecs of a state over a sharded table, by `RULES`.
+
+    Args:
+      tree: {"params": ..} or a `TrainState`.
+    """
+
+    def spec(path: Any, _: Any) -> P:
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        return next((spec for rule, spec in RULES if re.search(rule, name)), P())
+
+    return jax.tree_util.tree_map_with_path(spec, tree)
+
+
+def make_program(config: Config, method: Method, mesh: Mesh) -> Program:
+    """Return the step of `config` over `mesh`; nothing is computed.
+
+    Args:
+      config: the whole configuration.
+      method: the method to train.
+      mesh: the devices, which may be those of a topology.
+
+    Raises:
+      UserError: the devices cannot share the batch or the table.
+    """
+    shards = mesh.size
+    _check_divides(config, shards, "config.compute.devices")
+    functions = _make_functions(config, method, shards)
+    local = jax.eval_shape(functions.init)
+    sharded = config.model.table == "sharded"
+    specs = partition_specs(local) if sharded else jax.tree.map(lambda _: P(), local)
+    # Replicated results are equal on all devices by construction: sums over the axis.
+    mapped = functools.partial(jax.shard_map, mesh=mesh, check_vma=False)
+    init = mapped(functools.partial(functions.init, axis_name=AXIS), in_specs=(), out_specs=specs)
+    step = mapped(
+        functools.partial(functions.step, axis_name=AXIS),
+        in_specs=(specs, P(AXIS)),
+        out_specs=(specs, P()),
+    )
+
+    def place(leaf: jax.ShapeDtypeStruct, spec: P) -> jax.ShapeDtypeStruct:
+        sharding = NamedSharding(mesh, spec)
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+    state = jax.tree.map(place, jax.eval_shape(init), specs)
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
+    return Program(
+        jax.jit(step, donate_argnums=0, out_shardings=(shardings, NamedSharding(mesh, P()))),
+        jax.jit(init, out_shardings=shardings),
+        state,
+        jax.tree.map(lambda leaf: place(leaf, P(AXIS)), _abstract_batch(config)),
+        mesh,
+    )
+
+
+def make_partition(config: Config, method: Method) -> Partition:
+    """Return the step for `config.train.partition` and `config.compute.devices`.
+
+    "jit" on one device is the plain step. On several devices, and for a sharded table always, it is
+    the same step under `jax.shard_map` over a mesh. "pmap" divides the batch over the local devices.
+
+    Args:
+      config: the whole configuration.
+      method: the method to train.
+
+    Raises:
+      UserError: devices and micro-batches do not divide the batch, there are fewer devices than asked
+        for, or several processes and not all of their devices.
+    """
+    if config.train.partition == "pmap":
+        return _pmap_partition(config, method)
+    devices = _select_devices(config)
+    if len(devices) == 1 and config.model.table == "whole":
+        return _plain_partition(config, method)
+    return _mesh_partition(make_program(config, method, make_mesh(devices)))
+
+
+def local_replica(params: Params) -> Params:
+    """Return params for work on one device of this process.
+
+    Replicated arrays become their copy on that device. Arrays that a mesh axis cuts stay as they
+    are.
+    """
+
+    def copy(leaf: jax.Array) -> jax.Array:
+        cut = isinstance(leaf.sharding, NamedSharding) and any(leaf.sharding.spec)
+        return leaf if cut else leaf.addressable_data(0)
+
+    return jax.tree.map(copy, params)
+
+
+class _Functions(NamedTuple):
+    """The pure functions of one device: init(axis_name=..) and a train step."""
+
+    init: Callable[..., TrainState]
+    step: TrainStep
+
+
+def _make_functions(config: Config, method: Method, shards: int) -> _Functions:
+    """Return the pure functions of one of `shards` devices."""
+    train = config.train
+    if config.model.table == "sharded":
+        optimizer = make_dense_optimizer(config.optim, train.steps)
+        return _Functions(
+            functools.partial(init_sharded_state, method, optimizer, train.seed, shards),
+            make_sharded_step(config, method.num_items, shards, optimizer),
+        )
+    optimizer = make_optimizer(config.optim, train.steps)
+
+    def init(axis_name: str | None = None) -> TrainState:
+        return init_train_state(method, optimizer, train.seed)
+
+    return _Functions(
+        init, make_train_step(method, optimizer, train.seed, config.compute.accumulate)
+    )
+
+
+def _select_devices(config: Config) -> list[jax.Device]:
+    """Return the devices of the job that share the step."""
+    wanted, processes = config.compute.devices, jax.process_count()
+    if not wanted or wanted == jax.device_count():
+        return jax.devices()
+    if processes > 1:
+        raise UserError(
+            f"config.compute.devices={wanted} in a job of {processes} processes: set it to 0, all "
+            f"{jax.device_count()} devices of the job."
+        )
+    if wanted > jax.device_count():
+        raise UserError(
+            f"config.compute.devices={wanted}, but there are {jax.device_count()} devices."
+        )
+    return jax.devices()[:wanted]
+
+
+def _check_divides(config: Config, devices: int, flag: str) -> None:
+    """Raise UserError unless devices and micro-batches divide the batch."""
+    size, accumulate = config.train.batch_size, config.compute.accumulate
+    if size % (devices * accumulate):
+        raise UserError(
+            f"config.train.batch_size={size} must be a multiple of {devices} devices x "
+            f"config.compute.accumulate={accumulate} with {flag}."
+        )
+
+
+def _plain_partition(config: Config, method: Method) -> Partition:
+    """Return the step for one device."""
+    functions = _make_functions(config, method, 1)
+    return Partition(
+        jax.jit(functions.step, donate_argnums=0),
+        jax.jit(functions.init),
+        abstract_with_sharding(jax.eval_shape(functions.init)),
+        lambda state: state,
+        lambda state: state,
+    )
+
+
+def _mesh_partition(program: Program) -> Partition:
+    """Return the step for a mesh of devices."""
+    by_example = NamedSharding(program.mesh, P(AXIS))
+
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        put = functools.partial(jax.make_array_from_process_local_data, by_example)
+        return program.step(state, jax.tree.map(put, batch))
+
+    return Partition(step, program.init, program.state, lambda s: s, lambda s: s)
+
+
+def _pmap_partition(config: Config, method: Method) -> Partition:
+    """Return the step for all devices of one process, under `pmap`."""
+    devices = jax.local_device_count()
+    _check_divides(config, devices, "config.train.partition=pmap")
+    if jax.process_count() > 1:
+        raise UserError("config.train.partition=pmap is for one process; use jit for several.")
+    functions = _make_functions(config, method, 1)
+    compiled = jax.pmap(
+        functools.partial(functions.step, axis_name=AXIS), axis_name=AXIS, donate_argnums=0
+    )
+    copy = jax.pmap(lambda _, state: state, in_axes=(0, None))
+
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        divided = jax.tree.map(lambda x: x.reshape(devices, -1, *x.shape[1:]), batch)
+        state, metrics = compiled(state, divided)
+        return state, jax.tree.map(lambda x: x[0], metrics)
+
+    def place(state: TrainState) -> TrainState:
+        return copy(jnp.arange(devices), state)
+
+    return Partition(
+        step,
+        lambda: place(jax.jit(functions.init)()),
+        abstract_with_sharding(jax.eval_shape(functions.init)),
+        place,
+        gather=lambda state: jax.tree.map(lambda x: x[0], state),
+    )
+
+
+def _abstract_batch(config: Config) -> Batch:
+    """Return the shapes of a whole job's batch (see `Method.loss`), with the columns in use."""
+    size, model = config.train.batch_size, config.model
+    names = ["ids"]
+    names += ["times"] if model.relative_bias == "position_time" else []
+    names += ["types"] if model.event_types else []
+    shape = (size, config.data.window + 1)
+    batch = {name: jax.ShapeDtypeStruct(shape, jnp.int32) for name in names}
+    return batch | {"index": jax.ShapeDtypeStruct((size,), jnp.int32)}

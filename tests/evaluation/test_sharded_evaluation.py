@@ -1,0 +1,102 @@
+"""Evaluation over a sharded table: equal to ranking the whole catalogue on one device."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rec2pm_jax.config import LossConfig
+from rec2pm_jax.evaluation import sharded_catalogue
+from rec2pm_jax.evaluation.evaluator import evaluate
+from rec2pm_jax.evaluation.metrics import target_ranks
+from rec2pm_jax.evaluation.spec import EvalSpec
+from rec2pm_jax.evaluation.validation import validate
+from rec2pm_jax.methods.registry import make_method
+from rec2pm_jax.nn.catalogue.losses import catalogue_logits, to_item_vectors
+from rec2pm_jax.training.partition import local_replica
+from tests.helpers.data import make_dataset
+from tests.helpers.methods import large_parameters
+from tests.helpers.sharded import config_of, shard_table
+
+ITEMS, DIM = 5000, 6
+LOSS = LossConfig()
+
+
+@pytest.fixture(scope="module")
+def catalogue():
+    """Item vectors with groups of equal ones, and queries."""
+    rng = np.random.default_rng(0)
+    table = rng.normal(size=(ITEMS + 1, DIM)).astype(np.float32)
+    table[100:120] = table[100]
+    return table, rng.normal(size=(300, DIM)).astype(np.float32)
+
+
+def all_logits(table, queries):
+    item_vectors = to_item_vectors(jnp.asarray(table))
+    return catalogue_logits(LOSS, queries, item_vectors)
+
+
+@pytest.mark.parametrize("devices", [1, 8])
+def test_ranks_and_best_items(catalogue, devices):
+    table, queries = catalogue
+    logits = np.asarray(all_logits(table, queries))
+    targets = np.random.default_rng(1).integers(1, ITEMS + 1, len(queries)).astype(np.int32)
+    targets[:20] = np.arange(100, 120)
+    found = sharded_catalogue.ranks(LOSS, shard_table(table, devices), ITEMS, queries, targets)
+    # Rounding may decide between scores that are equal in theory, and only there.
+    own = logits[np.arange(len(targets)), targets][:, None]
+    least, most = ((logits[:, 1:] >= own + e).sum(axis=1) for e in (1e-4, -1e-4))
+    assert ((np.maximum(least, 1) <= found) & (found <= most)).all()
+    assert (found == target_ranks(logits, targets)).mean() > 0.95
+    assert (found[:20] >= 19).all()  # ties are pessimistic, or rounding breaks one of them
+
+    scores, ids = sharded_catalogue.best(LOSS, shard_table(table, devices), ITEMS, queries[:9], 50)
+    expected = np.sort(logits[:9], axis=1)[:, ::-1][:, :50]
+    np.testing.assert_allclose(scores, expected, rtol=1e-5)
+    np.testing.assert_allclose(
+        np.take_along_axis(logits[:9], np.asarray(ids), 1), scores, rtol=1e-5
+    )
+    assert all(len(set(row)) == 50 for row in np.asarray(ids).tolist())
+    with pytest.raises(ValueError, match="between 1 and the 5000 items"):
+        sharded_catalogue.best(LOSS, shard_table(table, devices), ITEMS, queries[:1], ITEMS + 1)
+
+
+def test_a_score_that_is_not_finite_has_rank_zero(catalogue):
+    table, queries = catalogue
+    broken = table.copy()
+    broken[777] = np.inf
+    found = sharded_catalogue.ranks(
+        LOSS, shard_table(broken, 4), ITEMS, queries[:3], np.array([1, 2, 777], np.int32)
+    )
+    assert found.tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize("count", [1, 5000])
+def test_fetch_rows(catalogue, count):
+    table, _ = catalogue
+    ids = np.random.default_rng(2).integers(0, ITEMS + 1, count)
+    np.testing.assert_array_equal(
+        sharded_catalogue.fetch_rows(shard_table(table, 8), ids, DIM), table[ids]
+    )
+
+
+def test_validation_equals_evaluation_on_one_device(tmp_path):
+    dataset = make_dataset(tmp_path, [25, 40, 30, 12, 26, 33, 20, 28])
+    config = config_of(
+        data={"segments": 2, "protocol": "leave_one_out"},
+        model={"dim": 8},
+        method={"slots": 2, "sketch": 2},
+    )
+    method = make_method(config, dataset.num_items)
+    params = large_parameters(method)
+    table = np.asarray(method.network.table(params))
+    whole = evaluate(method, params, dataset, EvalSpec("validation", swap=False)).metrics
+    assert 0 < whole["mrr"] < 1
+    for devices in (1, 8):
+        # As the training loop hands them over.
+        spread = method.network.with_table(jax.device_put(params), shard_table(table, devices))
+        assert validate(method, local_replica(spread), dataset) == pytest.approx(whole, abs=1e-7)
+    plain = make_method(config_of(config, model={"table": "whole"}), dataset.num_items)
+    assert validate(plain, params, dataset) == pytest.approx(whole, abs=1e-7)

@@ -1,0 +1,118 @@
+"""Checkpoints of a sharded run: read by other numbers of devices, served whole, and when disks fail."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import resource
+import signal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rec2pm_jax.config_dict import to_dict
+from rec2pm_jax.errors import UserError
+from rec2pm_jax.methods.registry import config_hash, make_method
+from rec2pm_jax.training.checkpoint import Checkpoints, load_for_inference
+from rec2pm_jax.training.partition import make_partition
+from tests.helpers.sharded import CONFIG, ITEMS, by_id, config_of
+from tests.helpers.train_fakes import make_iterator
+
+SMALL = config_of(CONFIG, method={"name": "recent", "sketch": 2})  # items wider than the backbone
+
+
+def partition_of(devices):
+    return make_partition(config_of(SMALL, compute={"devices": devices}), make_method(SMALL, ITEMS))
+
+
+@pytest.fixture(scope="module")
+def trained():
+    """A state over 4 devices whose optimizers hold something, too."""
+    return jax.tree.map(lambda x: x + jnp.ones((), x.dtype), partition_of(4).init())
+
+
+def save(workdir, state, step):
+    meta = {
+        "step": step,
+        "best_step": step,
+        "num_items": ITEMS,
+        "config": to_dict(SMALL),
+        "config_hash": config_hash(SMALL),
+        "data_hash": "data",
+    }
+    checkpoints = Checkpoints(workdir, 2)
+    try:
+        checkpoints.save(state, make_iterator(4), meta)
+    finally:
+        checkpoints.close()
+
+
+def restore(workdir, partition):
+    checkpoints = Checkpoints(workdir, 2)
+    try:
+        abstract = partition.abstract
+        return checkpoints.restore(lambda meta: abstract, make_iterator(4), lambda meta: None)
+    finally:
+        checkpoints.close()
+
+
+@pytest.mark.parametrize("devices", [1, 2, 8])
+def test_another_number_of_devices_restores_the_state_exactly(trained, tmp_path, devices):
+    save(tmp_path, trained, 1)
+    partition = partition_of(devices)
+    state = restore(tmp_path, partition).state
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(state), jax.device_get(trained))
+    table = state.params["embedding"]["item_embedding"]
+    assert len(table.sharding.device_set) == devices
+    assert table.addressable_shards[0].data.shape[0] == len(table) // devices
+
+
+def test_serves_a_whole_table_in_the_order_of_ids(trained, tmp_path):
+    save(tmp_path, trained, 1)
+    config, params, _ = load_for_inference(tmp_path)
+    assert config == SMALL
+    jax.tree.map(
+        np.testing.assert_array_equal, params, by_id(jax.device_get(trained.params), SMALL)
+    )
+
+
+@contextlib.contextmanager
+def full_disk():
+    """Writes beyond 1 KB of a file fail, as on a full disk."""
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, ignored)
+
+
+def test_a_full_disk_is_a_clear_error_and_older_checkpoints_stay(trained, tmp_path):
+    save(tmp_path, trained, 1)
+    with full_disk():
+        with pytest.raises(UserError, match="Cannot write .*checkpoints/2 .*Older .* untouched"):
+            save(tmp_path, trained, 2)
+    restored = restore(tmp_path, partition_of(4))
+    assert restored.meta["step"] == 1
+    jax.tree.map(
+        np.testing.assert_array_equal, jax.device_get(restored.state), jax.device_get(trained)
+    )
+
+
+@pytest.fixture
+def powerless():
+    """Root may write anywhere; these tests may not."""
+    user = os.geteuid()
+    if user == 0:
+        os.seteuid(65534)
+    yield
+    os.seteuid(user)
+
+
+def test_a_read_only_directory_is_a_clear_error(tmp_path, powerless):
+    with pytest.raises(UserError, match="Cannot write .*checkpoints .*make it writable"):
+        Checkpoints(tmp_path / "run", 2)

@@ -1,0 +1,84 @@
+"""A sharded table grows with its data: old rows stay as they are, new ones are those of a new run."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rec2pm_jax.methods.registry import make_method
+from rec2pm_jax.nn.catalogue.sharded_table import ids_to_rows, table_rows
+from rec2pm_jax.training.loop import train_on
+from rec2pm_jax.training.new_items import grow_state, resize_abstract
+from rec2pm_jax.training.partition import make_partition
+from rec2pm_jax.training.training_run import TrainingData
+from tests.helpers.sharded import CONFIG, ITEMS, config_of
+from tests.helpers.train_fakes import make_iterator
+
+SMALL = config_of(CONFIG, method={"name": "recent", "sketch": 2})  # items wider than the backbone
+MORE = 20_000  # items: two rows more in every slice
+
+
+def partition_of(items: int, devices: int = 4):
+    return make_partition(config_of(SMALL, compute={"devices": devices}), make_method(SMALL, items))
+
+
+def by_id(state, items: int):
+    """(table [V, D], accumulator [V]) in the order of ids."""
+    rows = ids_to_rows(np.arange(items + 1), table_rows(items))
+    table = np.asarray(state.params["embedding"]["item_embedding"])
+    accumulator = np.asarray(state.opt_state["table"].accumulator)
+    return table.reshape(len(accumulator), -1)[rows], accumulator[rows]
+
+
+@pytest.mark.parametrize("devices", [1, 8])
+@pytest.mark.parametrize("stops", [(MORE,), (ITEMS + 1, 14_000, MORE)])
+def test_old_rows_stay_and_new_ones_are_those_of_a_new_run(devices, stops):
+    state = jax.tree.map(lambda x: x + jnp.ones((), x.dtype), partition_of(ITEMS, devices).init())
+    grown = state
+    for items in stops:
+        grown = grow_state(grown, make_method(SMALL, items), SMALL.train.seed)
+    partition = partition_of(MORE, devices)
+    for have, want in zip(*map(jax.tree.leaves, (grown, partition.abstract)), strict=True):
+        assert (have.shape, have.dtype) == (want.shape, want.dtype)
+        assert have.sharding.is_equivalent_to(want.sharding, have.ndim)
+    table, accumulator = by_id(grown, MORE)
+    old_table, old_accumulator = by_id(state, ITEMS)
+    np.testing.assert_array_equal(table[: ITEMS + 1], old_table)
+    np.testing.assert_array_equal(accumulator[: ITEMS + 1], old_accumulator)
+    fresh_table, _ = by_id(partition.init(), MORE)
+    unused = table_rows(ITEMS)  # ids below have had rows before, which no step asked for
+    np.testing.assert_array_equal(table[unused:], fresh_table[unused:])
+    np.testing.assert_array_equal(accumulator[unused:], 0)
+
+
+def test_a_run_continues_with_more_items_on_other_devices(tmp_path):
+    """Through a checkpoint of 4 devices, read by 2: no row has changed before the first step."""
+
+    def run(items, devices, steps, data, grown_from=()):
+        train = {"steps": steps, "eval_every": 2, "checkpoint_every": 2}
+        config = config_of(SMALL, train=train, compute={"devices": devices})
+        method, seen = make_method(config, items), []
+
+        def evaluate(params):
+            seen.append(jax.device_get(params))
+            return {"ndcg@10": 0.5}
+
+        batches = make_iterator(CONFIG.train.batch_size)
+        found = TrainingData(batches, data, grown_from=grown_from)
+        train_on(config, found, method, tmp_path, evaluate)
+        return seen
+
+    before = run(ITEMS, 4, 2, "data")[-1]
+    after, *_ = run(MORE, 2, 4, "grown", grown_from=("data",))  # validated at once
+    rows = [ids_to_rows(np.arange(ITEMS + 1), table_rows(n)) for n in (ITEMS, MORE)]
+    dim = make_method(SMALL, ITEMS).item_dim
+    tables = [p["embedding"]["item_embedding"].reshape(-1, dim) for p in (before, after)]
+    np.testing.assert_array_equal(tables[0][rows[0]], tables[1][rows[1]])
+
+
+def test_the_shapes_before_are_those_of_the_run_before():
+    for items in (MORE, ITEMS + 1):
+        found = resize_abstract(partition_of(items).abstract, make_method(SMALL, items), ITEMS)
+        assert found == partition_of(ITEMS).abstract
