@@ -64,7 +64,7 @@ class AttentionDropout(struct.PyTreeNode):
 
     key: PRNGKey
     rows: Array  # B
-    dropped: int = struct.field(pytree_node=False, default=0)
+    dropped: int = struct.field(pytree_node=False)
 
     def factors(self, block: int | Array, shape: tuple[int, ...]) -> Array:
         """Return what the weights of a block are multiplied by: 0 or 1 / (1 - rate).
