@@ -169,7 +169,7 @@ class MethodConfig:
       recall: a linear map of the memory is added to a reader's output, see `MemoryTokens.add_recall`.
       sketch: P, parts of an item's vector that memory slots sum, see `methods/sketch.py`. 0: none.
       consistency: rec2pm: lambda, the weight of L_con. The paper's is 1.
-      reference_window: rec2pm: segments that an item of the reference pass sees, its own included.
+      reference_window: rec2pm: segments that an item of the reference pass sees, from its segment back.
         None: all earlier ones, as in the paper.
       live_memory_prob: rec2pm: share of (user, segment) pairs that read the memory which the
         recurrence makes, instead of the reference memory. The paper's is 0.

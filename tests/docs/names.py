@@ -40,13 +40,15 @@ HISTORY = frozenset({"CHANGELOG.md", "docs/lab_notes.md"})
 DELETED = frozenset(
     "consistency_ramp consistency_reduction stop_target reference_ar in_batch log_q copy_init "
     "config.model.copy_init config.method.live config.loss.kind launch.inspect launch/suites.py "
-    "tables.py figures.py train/ evaluate/ absolute_positions scan_layers decay_steps keep_checkpoints".split()
+    "tables.py figures.py train/ evaluate/ absolute_positions scan_layers decay_steps "
+    "keep_checkpoints".split()
 )
 # Kinds of files that commands write and texts name without a path.
 _DATA_FILE = re.compile(
     r"[\w*<>./-]+\.(jsonl?|csv|tsv|npy|npz|png|gz|zip|parquet|rds|dat|html|mdb|txt|toml|events)"
 )
 
+_STARTS = (tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT)  # a string after them is a docstring
 _CODE_SPAN = re.compile(r"`([^`\n]+)`")
 _PATH = re.compile(r"(?<![\w/.:<{*-])((?:[\w-]+/)+[\w-]+\.(?:py|md|sh|svg))(?![\w*])")
 _FILE_THEN_NAME = re.compile(r"`([\w/-]+\.py)`,? `([A-Za-z_][\w.]*)`")
@@ -174,10 +176,19 @@ def flags() -> frozenset[str]:
 
 @cache
 def words() -> frozenset[str]:
-    """Return all words of the code, strings included and comments left out."""
+    """Return the names in the code, and the words in its strings; docstrings and comments excluded."""
     found: set[str] = set()
     for file in _ALL_CODE:
-        found |= set(re.findall(r"\w+", re.sub(r"#.*", "", file.read_text())))
+        if file.parent == Path(__file__).parent:  # the lists above are no code
+            continue
+        before = tokenize.NEWLINE
+        for token in tokenize.generate_tokens(io.StringIO(file.read_text()).readline):
+            if token.type == tokenize.NAME:
+                found.add(token.string)
+            elif token.type == tokenize.STRING and before not in _STARTS:
+                found |= set(re.findall(r"\w+", token.string))
+            if token.type not in (tokenize.NL, tokenize.COMMENT):
+                before = token.type
     for name in ("Makefile", "pyproject.toml"):
         found |= set(re.findall(r"\w+", (ROOT / name).read_text()))
     return frozenset(found)

@@ -161,7 +161,6 @@ def test_names_in_docstrings_and_comments_exist():
         "`layout.no_such_layout`",
         "`TokenMemory.no_such_method`",
         "`config.method.horizons`",
-        # Two parts: the word must not be in any code, this file's included.
         "`no_such_word_in_code`",
         "--config.loss.kind=full_softmax",
         "--no_such_flag",
