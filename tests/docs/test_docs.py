@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.docs.names import CODE, Text, missing, text_of_module, text_of_page
+from tests.docs.code_index import CODE, TESTS
+from tests.docs.names import Text, missing, text_of_module, text_of_page
 from tests.docs.pages import (
     DOCSTRINGS,
     PAGES,
@@ -148,7 +149,7 @@ def test_names_in_pages_exist(page):
 
 
 def test_names_in_docstrings_and_comments_exist():
-    bad = [line for file in CODE for line in missing(text_of_module(file))]
+    bad = [line for file in (*CODE, *TESTS) for line in missing(text_of_module(file))]
     assert not bad, "\n" + "\n".join(bad)
 
 
