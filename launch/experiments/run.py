@@ -47,7 +47,7 @@ class Run:
       dataset: key of `DATASETS`.
       variant: what distinguishes the run from others of its group: a row of the table.
       config: the whole configuration, seed included.
-      memories: kinds of memory that are evaluated from the same weights; "" is the run's own.
+      memories: kinds of memory that are evaluated from the same weights; None is the run's own.
       split: the targets of its records.
       analysis: what is done with the trained model, a key of `analyses.ANALYSES`.
     """
@@ -55,7 +55,7 @@ class Run:
     dataset: str
     variant: str
     config: Config
-    memories: tuple[str, ...] = ("",)
+    memories: tuple[str | None, ...] = (None,)
     split: str = "test"
     analysis: str = "test"
 

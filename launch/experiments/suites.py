@@ -98,7 +98,7 @@ def _main_run(dataset: str, method: str, backbone: str, seed: int) -> Run:
     if dataset == "complete_journey_products":  # 13,343 items: a step takes three times as long
         config = override(config, train={"steps": 1000})
     both = fields["name"] == "rec2pm" and fields["memory"] == "overwrite"
-    return Run(dataset, method, config, ("", "one_time") if both else ("",))
+    return Run(dataset, method, config, (None, "one_time") if both else (None,))
 
 
 def _ablation() -> Iterator[Run]:
@@ -106,7 +106,7 @@ def _ablation() -> Iterator[Run]:
     base = override(_development(), train={"steps": 750}, method=METHODS["rec2pm_o"])
     base = with_setting(base, choose_setting("rec2pm_o", "sasrec"))
     for variant, config in _ablated(base).items():
-        memories = ("",) if variant == "append" else ("", "one_time")
+        memories = (None,) if variant == "append" else (None, "one_time")
         yield Run("complete_journey_types", f"ablation/{variant}", config, memories)
 
 
@@ -154,7 +154,7 @@ def _analysis_of_main(
     """Another analysis of the main suite's models of seed 0."""
     for dataset, method in itertools.product(datasets, methods):
         run = _main_run(dataset, method, "sasrec", 0)
-        yield dataclasses.replace(run, analysis=analysis, memories=("",))
+        yield dataclasses.replace(run, analysis=analysis, memories=(None,))
 
 
 def _quantised() -> Iterator[Run]:
@@ -172,7 +172,7 @@ def _since_archive() -> Iterator[Run]:
     )
     for run in _ablation():
         if run.variant == "ablation/recipe" or run.variant.startswith("ablation/R = "):
-            yield dataclasses.replace(run, analysis="since_archive", memories=("",))
+            yield dataclasses.replace(run, analysis="since_archive", memories=(None,))
 
 
 def _genrec() -> Iterator[Run]:

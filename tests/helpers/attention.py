@@ -20,27 +20,32 @@ def small_layouts(n: int = 8, window: int = 4, slots: int = 2):
     """name -> () -> layout of four users with up to n events; windows divide them."""
     lengths = jnp.asarray([round(x * n / 8) for x in LENGTHS], jnp.int32)
     groups = jnp.array([2, 1, 0, 2], jnp.int32)
-    updates = dict(num_items=n, slots=slots, max_groups=2, segment=3 * n // 4, with_queries=True)
+    sizes = layouts.Sizes(slots=slots, groups=2, segment=3 * n // 4)
+    updates = dict(num_items=n, with_queries=True)
     count = n // window
-    horizons = tuple(n // 2**c for c in range(slots))
     ends = (jnp.arange(2, dtype=jnp.int32)[None] + 1) * (n // 2)
+
+    def reference(item_window):
+        quarter = layouts.Sizes(slots, 1, n // 4)
+        return layouts.reference(lengths, ends, quarter, num_items=n, item_window=item_window)
+
+    def masked():
+        windows = lengths[:, None] - window * jnp.arange(count, dtype=jnp.int32)
+        one_group = layouts.Sizes(slots, 1, window - 1)
+        options = dict(window=window, block_rows=window)
+        return layouts.masked(jnp.clip(windows, 0, window), one_group, **options)
+
+    def cached():
+        update = layouts.update(lengths, groups, sizes, **updates)
+        return layouts.without_memory_rows(update, sizes)
+
     return {
         "causal": lambda: layouts.causal(n, None, None),
-        "update": lambda: layouts.update(
-            lengths, groups, **updates, hidden=jnp.array([0, 2, 1, 3], jnp.int32)
-        ),
-        "reference": lambda: layouts.reference(
-            lengths, ends, num_items=n, slots=slots, horizons=horizons
-        ),
-        "windowed reference": lambda: layouts.reference(
-            *(lengths, ends),
-            **dict(num_items=n, slots=slots, horizons=horizons, segment=n // 4, segments=2),
-        ),
-        "masked": lambda: layouts.masked(
-            jnp.clip(lengths[:, None] - window * jnp.arange(count, dtype=jnp.int32), 0, window),
-            **dict(window=window, slots=slots, max_groups=1, segment=window - 1, rows=window),
-        ),
-        "cached": lambda: layouts.cached(lengths, groups, **updates),
+        "update": lambda: layouts.update(lengths, groups, sizes, **updates),
+        "reference": lambda: reference(None),
+        "windowed reference": lambda: reference(2),
+        "masked": masked,
+        "cached": cached,
     }
 
 
