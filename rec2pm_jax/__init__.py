@@ -16,7 +16,7 @@ workdir ...
 >>> len(model.recommend(user, k=2))
 2
 
-Everything else lives in the packages `data`, `methods`, `nn`, `train`, `evaluate` and `stream`.
+Everything else lives in the packages `data`, `methods`, `nn`, `training`, `evaluation` and `stream`.
 """
 
 from __future__ import annotations

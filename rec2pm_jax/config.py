@@ -165,11 +165,11 @@ class MethodConfig:
       memory: overwrite (one group of C slots) or append (the newest `max_groups` groups).
       slots: C, memory tokens per group.
       max_groups: G, groups that append keeps.
-      running_mean: an update averages with the memory before it, see `TokenMemory.from_query_outputs`.
-      recall: a linear map of the memory is added to a reader's output, see `TokenMemory.add_recall`.
+      running_mean: an update averages with the memory before it, see `MemoryTokens.from_query_outputs`.
+      recall: a linear map of the memory is added to a reader's output, see `MemoryTokens.add_recall`.
       sketch: P, parts of an item's vector that memory slots sum, see `methods/sketch.py`. 0: none.
       consistency: rec2pm: lambda, the weight of L_con. The paper's is 1.
-      reference_window: rec2pm: segments that an item of the reference pass sees, its own included.
+      reference_window: rec2pm: segments that an item of the reference pass sees, from its segment back.
         None: all earlier ones, as in the paper.
       live_memory_prob: rec2pm: share of (user, segment) pairs that read the memory which the
         recurrence makes, instead of the reference memory. The paper's is 0.

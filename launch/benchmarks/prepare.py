@@ -1,7 +1,7 @@
 """--suite=prepare: speed and memory of `launch.prepare` on synthetic logs of several sizes.
 
-A log of scattered rows (`sources/synthetic_log.py`, 100 events per user on average) is first written to
-Parquet files, outside the timing. Then the command runs as a user runs it.
+A log of scattered rows (`data/sources/synthetic_log.py`, 100 events per user on average) is first
+written to Parquet files, outside the timing. Then the command runs as a user runs it.
 """
 
 from __future__ import annotations

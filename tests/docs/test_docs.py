@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.docs.code_index import CODE, TESTS
+from tests.docs.names import Text, missing, text_of_module, text_of_page
 from tests.docs.pages import (
     DOCSTRINGS,
     PAGES,
@@ -137,6 +139,37 @@ def test_links_resolve(page):
         elif anchor and file.suffix == ".md" and anchor not in anchors(file.read_text()):
             bad.append(f"{_name(page)}:{line}: {target}: no heading of {file.name} is #{anchor}")
     assert not bad, "\n" + "\n".join(bad)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=_name)
+def test_names_in_pages_exist(page):
+    """Files, functions, classes, fields and flags that a page names are in the code."""
+    bad = missing(text_of_page(page))
+    assert not bad, "\n" + "\n".join(bad)
+
+
+def test_names_in_docstrings_and_comments_exist():
+    bad = [line for file in (*CODE, *TESTS) for line in missing(text_of_module(file))]
+    assert not bad, "\n" + "\n".join(bad)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "See `nn/attention.py`.",
+        "See docs/no_such_page.md.",
+        "`methods/rec2pm.py` `update_pass`",
+        "`layout.no_such_layout`",
+        "`TokenMemory.no_such_method`",
+        "`config.method.horizons`",
+        "`no_such_word_in_code`",
+        "--config.loss.kind=full_softmax",
+        "--no_such_flag",
+        "`evaluate/`",
+    ],
+)
+def test_a_wrong_name_is_found(line):
+    assert missing(Text(ROOT / "docs/page.md", ((1, line),)))
 
 
 def test_extras_exist():
