@@ -134,7 +134,7 @@ def _measure_states(
     if capacity and len(final):
         memories = states.memory[final].astype(np.float64)
         figures["memory_variance"] = float(memories.var(axis=0).mean())
-        if method.memory.capacity > 1:
+        if method.memory_kind == "append":
             groups = states.memory.shape[1] // method.config.method.slots
             figures["state_used_bytes"] = float(states.groups[final].mean() * capacity / groups)
     return figures

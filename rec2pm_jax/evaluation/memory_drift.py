@@ -72,7 +72,7 @@ def measure_rounding_drift(
 
 def newest_group(method: Method, states: State) -> np.ndarray:
     """Return the newest group of memory of each row, float64 [R, C, D]; groups end on the right."""
-    return np.asarray(states.memory[:, -method.memory.slots :], np.float64)
+    return np.asarray(states.memory[:, -method.config.method.slots :], np.float64)
 
 
 def _distances(

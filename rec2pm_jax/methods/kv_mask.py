@@ -52,21 +52,21 @@ def masked_pass(
       rows: int32 [B], row numbers of the users for dropout.
       rng: key of dropout, or None.
     """
-    data = memory.config.data
     batch, size = rows.shape[0], windows.size
+    lengths = windows.lengths.reshape(batch, -1)
 
     def by_user(a: Array) -> Array:  # B*K N ... -> B K*N ...
         return a.reshape(batch, -1, *a.shape[2:])
 
     row_times, key_times = jax.tree.map(by_user, (windows.row_times, windows.events.times))
     layout = layouts.masked(
-        windows.lengths.reshape(batch, -1),
-        layouts.Sizes(memory.slots, memory.capacity, data.segment),
+        lengths,
+        layouts.Sizes(memory.slots, memory.capacity, memory.config.data.segment),
         window=size,
         row_times=row_times,
         key_times=key_times,
     )
-    queries = jnp.tile(memory.queries(params, batch), (1, data.segments, 1))
+    queries = jnp.tile(memory.queries(params, batch), (1, lengths.shape[1], 1))
     x = jnp.concatenate([queries, by_user(memory.embed(params, windows.events))], axis=1)
     outputs, _ = memory.network.run(params, x, layout, rng=rng, rows=rows)
-    return outputs[:, layout.num_slots :].reshape(batch * data.segments, size, -1)
+    return outputs[:, layout.num_slots :].reshape(lengths.size, size, -1)

@@ -124,7 +124,7 @@ def reference_inputs(
     )
     # Positions count within the segment, so that a segment looks alike in both passes.
     positions = np.arange(history.size, dtype=np.int32)[None] % config.data.segment
-    queries = memory.apply(params, "queries", len(history.lengths))
+    queries = memory.apply(params, "queries", history.lengths.shape[0])
     queries = jnp.tile(queries, (1, query_ends.shape[1], 1))
     events = memory.network.embed(params, history.events, positions)
     return PassInputs(jnp.concatenate([queries, events], axis=1), layout)
@@ -170,10 +170,10 @@ def compress(
         )
     history = window_of(events, valid, next_time)
     lengths = history.lengths
-    segments = up_to(events.ids, lengths).reshape(len(lengths), -1, segment)
+    segments = up_to(events.ids, lengths).reshape(lengths.shape[0], -1, segment)
     history = history._replace(sketch=memory.sum_items(params, segments))
     newest = reference_pass(memory, params, history, lengths[:, None])[:, 0]
-    state = fold(memory.init_state(len(lengths)), newest, lengths > 0)
+    state = fold(memory.init_state(lengths.shape[0]), newest, lengths > 0)
     return state._replace(segments=lengths // segment)
 
 

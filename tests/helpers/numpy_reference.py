@@ -37,18 +37,12 @@ def silu(x):
     return x / (1 + np.exp(-x))
 
 
-def activation(name, x):
-    if name == "relu":
-        return np.maximum(x, 0)
-    return x * 0.5 * (1 + np.vectorize(math.erf)(x / math.sqrt(2)))
-
-
 def time_bucket(gap: int) -> int:
     return min(128, max(0, math.floor(math.log(max(abs(gap), 1)) / 0.301)))
 
 
-def sasrec_layer(p, x, sees, act="relu"):
-    """Q = LN(x); m = MHA(Q, x, x); z = LN(Q + m); x = z + W2 act(W1 z). x: [n, D]; sees: [n, n]."""
+def sasrec_layer(p, x, sees):
+    """Q = LN(x); m = MHA(Q, x, x); z = LN(Q + m); x = z + W2 relu(W1 z). x: [n, D]; sees: [n, n]."""
     q_in = layer_norm(x, 1e-8)
     heads, dim = p["query"]["bias"].shape
     mixed = np.zeros((len(x), heads, dim))
@@ -64,7 +58,7 @@ def sasrec_layer(p, x, sees, act="relu"):
                 mixed[i, h] = (e / e.sum()) @ v[keys]
     m = np.einsum("nhd,hde->ne", mixed, p["out"]["kernel"]) + p["out"]["bias"]
     z = layer_norm(q_in + m, 1e-8)
-    inner = activation(act, z @ p["ffn_in"]["kernel"] + p["ffn_in"]["bias"])
+    inner = np.maximum(z @ p["ffn_in"]["kernel"] + p["ffn_in"]["bias"], 0)
     return z + inner @ p["ffn_out"]["kernel"] + p["ffn_out"]["bias"]
 
 
@@ -105,7 +99,7 @@ def backbone(params, config, tokens, sees):
     for i in range(config.model.layers):
         p = _index(layers, i)
         if config.model.backbone == "sasrec":
-            x = sasrec_layer(p, x, sees, config.model.activation)
+            x = sasrec_layer(p, x, sees)
         else:
             bias = hstu_bias(p, tokens, config.method.slots)
             x = hstu_layer(p, x, sees, config.data.window, bias)

@@ -279,7 +279,7 @@ def test_dropout_needs_a_key_and_changes_the_loss():
 
 
 def test_sampled_softmax_in_training():
-    method, params = make(loss=(("negatives", 5)))
+    method, params = make(loss=(("negatives", 5),))
     terms = terms_of(method, params, batch_of([10, 5], 10), jax.random.key(0))
     assert all(np.isfinite(total) for total, _ in terms.values())
     assert terms["ar"][1] == 9 + 4
