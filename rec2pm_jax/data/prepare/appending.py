@@ -25,14 +25,13 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
-import os
+import shutil
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 
-from rec2pm_jax.data.dataset import INFO_FILE, Dataset, open_dataset, read_info
+from rec2pm_jax.data.dataset import Dataset, open_dataset, read_info
 from rec2pm_jax.data.deltas import delta_paths, merge_users
 from rec2pm_jax.data.histories import group_users
 from rec2pm_jax.data.options import PrepareOptions
@@ -42,7 +41,8 @@ from rec2pm_jax.data.prepare.dropped_events import DroppedEvents
 from rec2pm_jax.data.prepare.memory import MemoryLimit
 from rec2pm_jax.data.prepare.partition import AppendTarget
 from rec2pm_jax.data.prepare.run import check_options, make_identity, run_stages
-from rec2pm_jax.data.prepare.workspace import open_workspace, restore_target
+from rec2pm_jax.data.prepare.workspace import open_workspace
+from rec2pm_jax.data.prepare.write import replace_info
 from rec2pm_jax.data.record_files import read_parts, read_table
 from rec2pm_jax.errors import UserError
 
@@ -78,18 +78,14 @@ def append(options: PrepareOptions) -> dict:
     >>> info["deltas"], ids, dataset.items.titles
     (1, array([1, 2], dtype=int32), ['', 'tea', 'milk'])
     """
-    path = Path(options.output_dir)
-    restore_target(path)
-    info = read_info(path)
     check_options(options)
-    options = _adopt_rules(info, options)
-    dataset = open_dataset(path)
-    target = _read_target(dataset, options)
-    number = info.get("deltas", 0) + 1
-    directory = path / f"delta-{number:05d}"
-    # A kill may have left a delta that dataset.json does not name. It is replaced.
-    identity = make_identity(options) | {"base": info["content_hash"]}
-    with open_workspace(directory, identity) as space:
+    path = Path(options.output_dir)
+    with open_workspace(path) as space:
+        info = read_info(path)  # under the lock, so that no other writer changes it meanwhile
+        options = _adopt_rules(info, options)
+        dataset = open_dataset(path)
+        target = _read_target(dataset, options)
+        space.claim(make_identity(options) | {"base": info["content_hash"]})
         run = run_stages(space, options, target)
         delta = run.info
         if delta["item_level"] != info["item_level"]:
@@ -97,15 +93,21 @@ def append(options: PrepareOptions) -> dict:
                 f"{path} has items that are {info['item_level']}, the new log has "
                 f"{delta['item_level']}; append with the --item it was prepared with."
             )
-        space.publish(space.stage("dataset", run.write))
         users = target.users.select("user", length=pl.Series(dataset.lengths))
-        users = merge_users(users, read_table(directory, "users", delta["users"]))
+        users = merge_users(users, run.users)
+        number = info.get("deltas", 0) + 1
         new = _describe_with_delta(info, delta, number, users["length"].to_numpy())
         if options.keep_dropped:  # the kept events were counted again
             new["dropped_rows"] |= {name: delta["dropped_rows"][name] for name in _RECOUNTED}
-        partial = path / f"{INFO_FILE}.partial"
-        partial.write_text(json.dumps(new, indent=2, ensure_ascii=False) + "\n")
-        os.replace(partial, path / INFO_FILE)
+        directory = path / f"delta-{number:05d}"
+        # A kill may have left a delta that dataset.json does not name.
+        shutil.rmtree(directory, ignore_errors=True)
+        space.stage("dataset", run.write).rename(directory)
+        try:
+            replace_info(path, new)
+        except OSError:
+            shutil.rmtree(directory, ignore_errors=True)
+            raise
     return new
 
 

@@ -22,7 +22,6 @@ import numpy as np
 import polars as pl
 from apache_beam.options.pipeline_options import PipelineOptions
 
-from rec2pm_jax.data.dataset import read_info
 from rec2pm_jax.data.event_order import order_events
 from rec2pm_jax.data.hashing import hash_strings
 from rec2pm_jax.data.histories import Histories
@@ -30,7 +29,7 @@ from rec2pm_jax.data.options import PrepareOptions
 from rec2pm_jax.data.prepare import filters, write
 from rec2pm_jax.data.prepare.describe import Content, describe
 from rec2pm_jax.data.prepare.encode import SourceFacts
-from rec2pm_jax.data.prepare.run import check_options, check_target, make_identity
+from rec2pm_jax.data.prepare.run import check_options, check_target, make_identity, publish_dataset
 from rec2pm_jax.data.prepare.workspace import open_workspace
 from rec2pm_jax.data.reading import log_files
 from rec2pm_jax.data.record_files import (
@@ -101,13 +100,10 @@ def prepare_with_beam(options: PrepareOptions, runner: PipelineOptions | None = 
     options = dataclasses.replace(options, ties=options.ties or "shuffle")
     target = Path(options.output_dir)
     check_target(target, options.overwrite)
-    if target.exists() and any(target.iterdir()) and not options.overwrite:
-        raise UserError(f"{target} holds a dataset; add --overwrite or choose another directory.")
     paths = [str(p) for p in log_files.find_input_files(options.input, options.source)]
     job = _Job(options, paths, runner)
     with open_workspace(target, make_identity(options) | {"beam": True}) as space:
-        space.publish(space.stage("dataset", lambda directory: _write(directory, job)))
-    return read_info(target)
+        return publish_dataset(space, lambda directory: _write(directory, job), options)
 
 
 def _write(directory: Path, job: _Job) -> None:

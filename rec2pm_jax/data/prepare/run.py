@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 
 from rec2pm_jax.data.dataset import FORMAT_VERSION, INFO_FILE, read_info
 from rec2pm_jax.data.event_order import TIE_RULES
@@ -58,13 +61,40 @@ def prepare(options: PrepareOptions) -> tuple[dict, bool]:
         run = run_stages(space, options)
         if target.exists() and _holds(target, run.info["content_hash"]):
             return run.info, False
+        return publish_dataset(space, run.write, options), True
+
+
+def publish_dataset(
+    space: Workspace, write: Callable[[Path], None], options: PrepareOptions
+) -> dict:
+    """Write a dataset to its directory, in the place of the one there.
+
+    Args:
+      space: the workspace of the directory.
+      write: writes the files of the dataset to an empty directory.
+      options: whether another dataset may be replaced.
+
+    Returns:
+      The contents of `dataset.json`.
+
+    Raises:
+      UserError: the directory holds another dataset and `options.overwrite` is false, or other files.
+    """
+    target = Path(options.output_dir)
+
+    def check() -> None:
+        check_target(target, options.overwrite)
         if target.exists() and any(target.iterdir()) and not options.overwrite:
             raise UserError(
                 f"{target} already holds another dataset; choose another --output_dir or add "
                 "--overwrite."
             )
-        space.publish(space.stage("dataset", run.write))
-    return read_info(target), True
+
+    check()
+    stage = space.stage("dataset", write)
+    check()  # files may have come while the dataset was written
+    space.publish(stage)
+    return read_info(target)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,6 +112,12 @@ class PreparedLog:
     partitioned: partition.PartitionedLog
     ordered: OrderedLog
     info: dict
+
+    @property
+    def users(self) -> pl.DataFrame:
+        """The columns user and length, in the order of the log."""
+        counts = self.ordered.users.counts.astype(np.int32)
+        return pl.DataFrame({"user": self.ordered.users.names, "length": counts})
 
     def write(self, directory: Path) -> None:
         """Write the files of the dataset (stage 4).
@@ -204,6 +240,7 @@ def check_target(target: Path, overwrite: bool) -> None:
     Raises:
       UserError: the target is a file, or a directory with other contents.
     """
+    check_replaceable(target)
     if not target.exists():
         return
     if not target.is_dir():
@@ -212,6 +249,19 @@ def check_target(target: Path, overwrite: bool) -> None:
         raise UserError(
             f"--output_dir={target} is not empty and holds no prepared dataset; choose another "
             "directory" + (" (--overwrite replaces prepared datasets only)." if overwrite else ".")
+        )
+
+
+def check_replaceable(target: Path) -> None:
+    """Refuse the current directory and those above it, because a dataset is replaced as a whole.
+
+    Raises:
+      UserError: the target is one of them.
+    """
+    if Path.cwd().is_relative_to(Path(os.path.realpath(target))):
+        raise UserError(
+            f"--output_dir={target} is the current directory or above it; choose another directory, "
+            "for example data/log."
         )
 
 

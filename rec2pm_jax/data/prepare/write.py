@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from itertools import islice
 from pathlib import Path
@@ -77,6 +78,20 @@ def write_users(directory: Path, names: pl.Series, lengths: np.ndarray, newest: 
 def write_items(directory: Path, items: pl.DataFrame) -> None:
     """Write items.parquet."""
     write_parquet(items, directory / "items.parquet")
+
+
+def replace_info(directory: Path, info: Mapping) -> None:
+    """Replace dataset.json by a new one at once, so that readers see the old or the new one.
+
+    Raises:
+      OSError: the disk is full.
+    """
+    partial = directory / f"{INFO_FILE}.partial"
+    try:
+        partial.write_text(json.dumps(info, indent=2, ensure_ascii=False) + "\n")
+        os.replace(partial, directory / INFO_FILE)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def write_info(directory: Path, info: Mapping) -> None:
