@@ -116,7 +116,7 @@ def test_a_full_disk_leaves_the_old_dataset_and_nothing_else(tmp_path, monkeypat
         append(self, arrays)
 
     monkeypatch.setattr(ColumnFiles, "append", full)
-    with pytest.raises(UserError, match="No space left on device. Nothing was changed"):
+    with pytest.raises(UserError, match="no room left on its disk. Nothing was changed in"):
         prepare_log(random_log(seed=1), tmp_path, overwrite=True)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["data", "data.parquet"]
     monkeypatch.undo()

@@ -20,6 +20,7 @@ from rec2pm_jax.data.deltas import delta_paths, merge_histories
 from rec2pm_jax.data.histories import Histories, group_users, hash_content
 from rec2pm_jax.data.prepare import dropped_events, write
 from rec2pm_jax.data.prepare.column_files import Arrays, ColumnFiles, append_by_part
+from rec2pm_jax.data.prepare.limits import check_time_span
 from rec2pm_jax.data.prepare.memory import MemoryLimit
 from rec2pm_jax.data.prepare.order import OrderedLog, write_ordered
 from rec2pm_jax.data.prepare.partition import UserPartitions
@@ -55,6 +56,7 @@ def compact(path: str, max_memory: str = "4GiB", progress: bool = True) -> dict:
         space.claim({"compact": info["content_hash"], "max_memory": limit.bytes})
         compaction = _Compaction(dataset, limit)
         log = compaction.merge(space, progress)
+        check_time_span(log.first_time, log.last_time, info["has_times"])
         space.publish(space.stage("dataset", lambda d: compaction.write(d, log, progress)))
     return read_info(target)
 

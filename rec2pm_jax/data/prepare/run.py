@@ -11,17 +11,21 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from rec2pm_jax.data.dataset import FORMAT_VERSION, INFO_FILE, read_info
+from rec2pm_jax.data.dataset import INFO_FILE, read_info
 from rec2pm_jax.data.event_order import TIE_RULES
 from rec2pm_jax.data.options import PrepareOptions
 from rec2pm_jax.data.prepare import dropped_events, encode, partition, write
 from rec2pm_jax.data.prepare.describe import Content, describe
 from rec2pm_jax.data.prepare.filters import Filters
+from rec2pm_jax.data.prepare.identity import make_identity
+from rec2pm_jax.data.prepare.limits import check_time_span
 from rec2pm_jax.data.prepare.memory import MemoryLimit
 from rec2pm_jax.data.prepare.order import OrderedLog, order_partitions
 from rec2pm_jax.data.prepare.workspace import Workspace, open_workspace
 from rec2pm_jax.data.sources import SOURCES
 from rec2pm_jax.errors import UserError, nearest
+
+_SAME = ("content_hash", "filters", "ties", "order_key")  # entries of dataset.json
 
 
 def prepare(options: PrepareOptions) -> tuple[dict, bool]:
@@ -54,12 +58,13 @@ def prepare(options: PrepareOptions) -> tuple[dict, bool]:
     >>> info["users"], info["items"], info["events"], written
     (2, 2, 3, True)
     """
+    options = options.with_defaults()
     check_options(options)
     target = Path(options.output_dir)
     check_target(target, options.overwrite)
     with open_workspace(target, make_identity(options)) as space:
         run = run_stages(space, options)
-        if target.exists() and _holds(target, run.info["content_hash"]):
+        if target.exists() and _holds(target, run.info):
             return run.info, False
         return publish_dataset(space, run.write, options), True
 
@@ -155,9 +160,11 @@ def run_stages(
 
     def encode_source(directory: Path) -> None:
         interactions = SOURCES[options.source](options)
+        earlier = 0
         if target and target.dropped:
             interactions = target.dropped.prepend_to(interactions)
-        encode.encode_log(interactions, directory, limit.rows, options.progress)
+            earlier = target.dropped.rows
+        encode.encode_log(interactions, directory, limit.rows, options.progress, earlier)
 
     log = encode.EncodedLog(space.stage("log", encode_source))
     facts = log.facts
@@ -170,6 +177,12 @@ def run_stages(
             "a log with the same columns."
         )
 
+    if target and facts.log["hash"] in target.logs and not options.force:
+        raise UserError(
+            f"{options.output_dir} holds this log already ({facts.log['rows']:,} rows, see "
+            "--list_appended); add --force to count it twice."
+        )
+
     def partition_events(directory: Path) -> None:
         partition.partition_log(log, directory, Filters.of(options), limit, target)
 
@@ -177,7 +190,9 @@ def run_stages(
     log.events.remove()
     options = dataclasses.replace(options, ties=options.ties or facts.ties)
     ordered = order_partitions(parts, space, options.ties, options.seed, options.progress)
-    _check_time_span(ordered, facts.has_times)
+    known = target.time_range if target else []
+    times = [*known, ordered.first_time, ordered.last_time]
+    check_time_span(min(times), max(times), facts.has_times)
     content = Content(
         source=facts,
         users=parts.users.names,
@@ -216,24 +231,6 @@ def check_options(options: PrepareOptions) -> None:
     MemoryLimit.parse(options.max_memory)
 
 
-def make_identity(options: PrepareOptions) -> dict:
-    """Return the options and input files that determine the stages of a preparation.
-
-    Finished stages of a killed start are used again only if this is equal.
-    """
-    fields = dataclasses.asdict(options)
-    for name in ("progress", "overwrite", "shards"):
-        del fields[name]
-    path = Path(options.input)
-    files = sorted(path.rglob("*")) if path.is_dir() else [path] if path.is_file() else []
-    stats = [(str(file), file.stat()) for file in files if options.input]
-    return {
-        "version": FORMAT_VERSION,
-        "options": fields,
-        "files": [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats],
-    }
-
-
 def check_target(target: Path, overwrite: bool) -> None:
     """Refuse an output directory that holds anything but a prepared dataset.
 
@@ -265,17 +262,10 @@ def check_replaceable(target: Path) -> None:
         )
 
 
-def _holds(target: Path, content_hash: str) -> bool:
+def _holds(target: Path, info: dict) -> bool:
+    """Return whether a directory holds a dataset of this content, and of the rules for later logs."""
     try:
-        return read_info(target)["content_hash"] == content_hash
+        found = read_info(target)
     except UserError:
         return False
-
-
-def _check_time_span(log: OrderedLog, has_times: bool) -> None:
-    first, last = log.first_time, log.last_time
-    if has_times and last - first > np.iinfo(np.int32).max:
-        raise UserError(
-            f"Timestamps span {last - first} seconds, more than int32 holds (68 years): from "
-            f"{first} to {last}. Are they in milliseconds? Convert them to seconds."
-        )
+    return all(found.get(name) == info[name] for name in _SAME)

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from rec2pm_jax.disk import write_error
 from rec2pm_jax.errors import UserError
 from rec2pm_jax.lock import LOCK_FILE, alone_in
 
@@ -131,9 +132,17 @@ def open_workspace(target: Path, identity: dict | None = None) -> Iterator[Works
         except OSError as error:
             space.restore_target()
             space.remove()
+            reason = str(write_error(target, error))
+            if error.filename and not str(error.filename).startswith(str(target)):  # an input file
+                reason = f"{error.filename}: {error.strerror}."
             raise UserError(
-                f"Cannot prepare {target}: {error}. Nothing was changed there and the temporary files "
-                "are removed."
+                f"{reason} Nothing was changed in {target} and the temporary files are removed."
+            ) from error
+        except MemoryError as error:
+            space.remove()
+            raise UserError(
+                f"Not enough memory to write {target} ({error}); lower --max_memory or the sizes asked "
+                "for. Nothing was changed in it."
             ) from error
         except Exception:
             # The stages of a refused input are of no use. A kill or ^C does not come here.

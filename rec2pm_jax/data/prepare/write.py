@@ -94,6 +94,6 @@ def replace_info(directory: Path, info: Mapping) -> None:
         partial.unlink(missing_ok=True)
 
 
-def write_info(directory: Path, info: Mapping) -> None:
-    """Write dataset.json."""
-    (directory / INFO_FILE).write_text(json.dumps(info, indent=2, ensure_ascii=False) + "\n")
+def write_info(directory: Path, info: Mapping, name: str = INFO_FILE) -> None:
+    """Write dataset.json, or a copy of it under another name."""
+    (directory / name).write_text(json.dumps(info, indent=2, ensure_ascii=False) + "\n")

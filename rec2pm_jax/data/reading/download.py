@@ -24,6 +24,7 @@ from pathlib import Path, PurePosixPath
 
 from tqdm import tqdm
 
+from rec2pm_jax.disk import write_error
 from rec2pm_jax.errors import UserError
 
 ATTEMPTS = 5
@@ -79,7 +80,7 @@ def fetch(item: Download, directory: Path, page: str, progress: bool = True) -> 
         if item.unpack:
             _unpack(target, directory, item.unpack)
     except OSError as error:  # network errors are turned into UserErrors where they happen
-        raise UserError(f"Cannot write {target}: {error.strerror or error}.") from error
+        raise write_error(target, error) from error
     return target
 
 

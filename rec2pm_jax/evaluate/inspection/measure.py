@@ -106,7 +106,8 @@ def inspect_dataset(dataset: Dataset, max_events: int = 5_000_000, seed: int = 0
     """
     lengths = np.asarray(dataset.lengths, np.int64)
     order = np.random.default_rng(seed).permutation(len(lengths))
-    fits = max(1, int(np.searchsorted(np.cumsum(lengths[order]), max_events, side="right")))
+    most = min(max_events, int(lengths.sum()))
+    fits = max(1, int(np.searchsorted(np.cumsum(lengths[order]), most, side="right")))
     sample = load_histories(dataset, np.sort(order[:fits]))
     sampled = np.diff(sample.offsets)
     position = np.arange(len(sample.ids)) - np.repeat(sample.offsets[:-1], sampled)
