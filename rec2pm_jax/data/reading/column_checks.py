@@ -74,13 +74,15 @@ def to_ids(values: pl.Series, check: BatchCheck, id_type: str = "text") -> pl.Se
         check.refuse(values.is_null() | values.is_nan(), values, "an empty id")
     texts = values.cast(pl.String)
     check.refuse(texts.is_null() | (texts == ""), values, "an empty id")
-    if dtype.is_integer() or dtype.is_float() or id_type == "int":
+    if dtype.is_integer() or dtype.is_float():
         numbers = to_whole_numbers(values, check)
         check.refuse(numbers < 0, values, "a negative id")
         return numbers.cast(pl.String)
     if check.path.suffix in JSON_SUFFIXES:  # polars reads nested values as their text
         check.refuse(_find_nested(texts), values, "a nested id")
     name = values.name
+    if id_type == "int":
+        texts = texts.str.replace(rules.WHOLE_FLOAT, "$1")
     check.count(
         texts.str.contains(rules.WHOLE_FLOAT),
         f'ids of "{name}" that end in .0 (--id_type=int reads 7.0 as 7)',

@@ -30,7 +30,7 @@ ISO = (
 NUMBER = r"^\s*(?P<whole>[+-]?[0-9]+)(?:\.(?P<fraction>[0-9]*))?\s*$"
 SCIENTIFIC = r"^\s*[+-]?[0-9]+(?:\.[0-9]+)?[eE][+-]?[0-9]{1,3}\s*$"
 DECIMAL_COMMA = r"^\s*[+-]?[0-9]+,[0-9]+\s*$"
-WHOLE_FLOAT = r"^[+-]?[0-9]+\.0+$"
+WHOLE_FLOAT = r"^([0-9]+)\.0+$"
 
 NOT_A_TIME = "a time that is neither a number nor ISO 8601 text such as 2024-05-31T12:00:00Z"
 NEGATIVE_TIME = "a negative timestamp (before 1970)"
@@ -54,16 +54,16 @@ def parse_id(value: object, id_type: str = "text") -> str:
 
     Args:
       value: an integer, a float that is whole, or text. The number 7, 7.0 and the text "7" are one id.
-      id_type: "text", or "int", where the text "7.0" is the same id as "7", too.
+      id_type: "text", or "int", where the text "7.0" is the id "7", too. Other text stays as it is.
 
     Raises:
-      UserError: an empty, negative, fractional or nested id, or, with "int", no whole number.
+      UserError: an empty, negative, fractional or nested id.
 
     >>> parse_id(17850), parse_id(17850.0), parse_id("17850.0"), parse_id("17850.0", "int")
     ('17850', '17850', '17850.0', '17850')
     """
-    if isinstance(value, str) and value and id_type != "int":
-        return value
+    if isinstance(value, str) and value:
+        return re.sub(WHOLE_FLOAT, r"\1", value) if id_type == "int" else value
     if value is None or value == "":
         raise UserError(f"an empty id ({value!r})")
     if isinstance(value, bool) or not isinstance(value, str | numbers.Real):

@@ -30,6 +30,7 @@ from rec2pm_jax.data.reading.column_checks import (
     raise_issues,
     to_ids,
     to_seconds,
+    to_whole_numbers,
 )
 from rec2pm_jax.data.reading.download import Download
 from rec2pm_jax.data.reading.log_files import read_batches, read_whole, unreadable_error
@@ -103,8 +104,8 @@ def _read_csv_events(path: Path) -> Iterator[pl.DataFrame]:
         check = check_whole(frame, path, first_row)
         user, item, time = (frame[name] for name in names)
         events = {
-            "user": to_ids(user, check, "int"),
-            "item": to_ids(item, check, "int"),
+            "user": to_ids(to_whole_numbers(user, check), check),
+            "item": to_ids(to_whole_numbers(item, check), check),
             "timestamp": to_seconds(time, check),
         }
         raise_issues(check)
