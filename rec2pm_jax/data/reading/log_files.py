@@ -20,6 +20,7 @@ from rec2pm_jax.data.reading.text_lines import (
 from rec2pm_jax.errors import UserError, nearest
 
 BATCH = 1_000_000  # rows
+_BLANK = "\0blank"  # a column, whether the line is blank
 _SEPARATORS = {".csv": ",", ".csv.gz": ",", ".tsv": "\t", ".tsv.gz": "\t"}
 SUFFIXES = (*_SEPARATORS, ".parquet", *JSON_SUFFIXES)
 
@@ -53,11 +54,11 @@ def read_batches(
     wanted: Sequence[tuple[str, str]],
     separator: str = "",
     report: LogReport | None = None,
-) -> Iterator[tuple[int, pl.DataFrame]]:
-    """Yield some columns of a file, about `BATCH` rows at a time, with the number of the first row.
+) -> Iterator[tuple[pl.Series, pl.DataFrame]]:
+    """Yield the row numbers and some columns of a file, about `BATCH` rows at a time.
 
     Rows are numbered as an editor shows them: the first line of a CSV file is its header. Every column
-    of a text file is text.
+    of a text file is text. Blank lines of CSV files are left out.
 
     Args:
       path: the file.
@@ -90,11 +91,15 @@ def read_batches(
                     f"{nearest(name, list(schema))}"
                     + (hint_separator(path, list(schema), used) if used else "")
                 )
-        wanted_frame = frame.select(list(dict.fromkeys(column for _, column in wanted)))
-        for batch in wanted_frame.collect_batches(chunk_size=BATCH, maintain_order=True):
-            if batch.height:
-                yield row, batch
+        # Over all columns, because polars ignores surplus fields behind the last column that it reads.
+        blank = pl.all_horizontal(pl.all().is_null()) if used else pl.lit(False)
+        columns = [*dict.fromkeys(column for _, column in wanted), blank.alias(_BLANK)]
+        for batch in frame.select(columns).collect_batches(chunk_size=BATCH, maintain_order=True):
+            filled = ~batch[_BLANK]
+            rows = pl.int_range(row, row + batch.height, eager=True)
             row += batch.height
+            if batch.height:
+                yield rows.filter(filled), batch.drop(_BLANK).filter(filled)
     except READ_ERRORS as error:
         raise unreadable_error(path, error, used) from error
 

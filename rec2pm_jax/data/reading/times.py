@@ -54,7 +54,8 @@ class TimeRules:
             raise UserError(f"--time_zone={zone} is unknown; write for example UTC.") from error
         if time_format:
             example = datetime.datetime(2024, 5, 31, 12, 30, 15, tzinfo=datetime.UTC)
-            if _parse_text(pl.Series([example.strftime(time_format)]), time_format).is_null().any():
+            parsed = _parse_text(pl.Series([example.strftime(time_format)]), time_format)[0]
+            if parsed is None or parsed.year != example.year:
                 raise UserError(
                     f"--time_format={time_format} is no format of dates; write for example "
                     "%m/%d/%Y %H:%M."
@@ -92,6 +93,9 @@ class TimeReader:
                 f'{self._path}, column "{values.name}": times must be numbers, ISO text or datetimes, '
                 f"not {dtype}."
             )
+        if dtype == pl.String:
+            comma = values.str.contains(rules.DECIMAL_COMMA)
+            check.refuse(comma, values, "a time with a decimal comma; write a decimal point")
         if self._stated.format:
             return self._read_formatted(values, check)
         whole, part = split_numbers(values)
@@ -130,13 +134,11 @@ class TimeReader:
     def _read_numbers(
         self, values: pl.Series, whole: pl.Series, part: pl.Series, check: BatchCheck
     ) -> dict[str, pl.Series]:
-        scale, name = PER_SECOND[self._unit], UNIT_NAMES[self._unit]
-        if values.dtype == pl.String:
-            comma = values.str.contains(rules.DECIMAL_COMMA)
-            check.refuse(comma, values, "a time with a decimal comma; write a decimal point")
+        unit = self._unit or "s"  # no unit is known before the first row
+        scale, name = PER_SECOND[unit], UNIT_NAMES[unit]
         check.refuse(whole.is_null(), values, f"a timestamp that is not a number of {name}")
         check.refuse(whole < 0, values, rules.NEGATIVE_TIME)
-        other = "milliseconds" if self._unit == "s" else "another unit"
+        other = "milliseconds" if unit == "s" else "another unit"
         check.refuse(
             whole > min(LATEST_TIMESTAMP * scale, 2**63 - 1),
             values,

@@ -130,8 +130,7 @@ class LogReader:
         wanted = [*self.columns.items(), *((f.flag, f.column) for f in self.filters)]
         for path in paths:
             times = TimeReader(path, self.times)
-            for first_row, frame in read_batches(path, wanted, self.separator, report):
-                rows = pl.int_range(first_row, first_row + frame.height, eager=True)
+            for rows, frame in read_batches(path, wanted, self.separator, report):
                 for row_filter in self.filters:
                     stays = row_filter.stays(frame)
                     left_out = report.filtered.get(row_filter.name, 0) + int((~stays).sum())

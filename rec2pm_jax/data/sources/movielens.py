@@ -34,6 +34,7 @@ from rec2pm_jax.data.reading.column_checks import (
 )
 from rec2pm_jax.data.reading.download import Download
 from rec2pm_jax.data.reading.log_files import read_batches, read_whole, unreadable_error
+from rec2pm_jax.data.reading.report import BatchCheck, LogReport
 from rec2pm_jax.data.reading.text_lines import read_lines
 from rec2pm_jax.data.schema import ITEM_COLUMNS, Interactions, empty_items
 from rec2pm_jax.data.sources.source import Source
@@ -100,8 +101,8 @@ def _load_csv(path: Path) -> Interactions:
 
 def _read_csv_events(path: Path) -> Iterator[pl.DataFrame]:
     names = ("userId", "movieId", "timestamp")
-    for first_row, frame in read_batches(path, [("column", name) for name in names], ","):
-        check = check_whole(frame, path, first_row)
+    for rows, frame in read_batches(path, [("column", name) for name in names], ","):
+        check = BatchCheck(LogReport(), path, rows)
         user, item, time = (frame[name] for name in names)
         events = {
             "user": to_ids(to_whole_numbers(user, check), check),
