@@ -20,8 +20,6 @@ from rec2pm_jax.train.preemption import Preempted
 
 STOPPED = 75  # exit code of a run that was asked to stop, has saved, and can be continued
 
-CLOSED_PIPE = 141  # 128 + SIGPIPE, as of a program that the signal ends
-
 _CACHES = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
 
 flags.DEFINE_string(
@@ -47,16 +45,12 @@ def run(main: Callable[[list[str]], None]) -> None:
             if len(argv) > 1:
                 raise UserError(f"Unexpected argument {argv[1]!r}; flags are --name=value.")
             use_compilation_cache(flags.FLAGS.compilation_cache)
-            main(argv)
-            sys.stdout.flush()
+            return main(argv)
         except Preempted as stopped:
             print(stopped, flush=True)
             sys.exit(STOPPED)
         except UserError as error:
             _fail(error)
-        except BrokenPipeError:  # the reader of our output has ended, for example `head`
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            sys.exit(CLOSED_PIPE)
 
     # Orbax reports every phase of a save, and warns of every directory it only reads;
     # --verbosity=0 brings that back. Our own warnings stay.

@@ -26,6 +26,7 @@ from rec2pm_jax.data.options import PrepareOptions
 from rec2pm_jax.data.prepare import append, compact, list_logs, prepare, summary, undo_append
 from rec2pm_jax.data.sources import describe_sources
 from rec2pm_jax.errors import UserError
+from rec2pm_jax.os_errors import plain_os_errors
 
 flags.DEFINE_string("source", None, "What to read; see --list.")
 flags.DEFINE_boolean("list", False, "Print the datasets that can be read, and how to get them.")
@@ -113,41 +114,30 @@ def _prepare_with_beam(options: PrepareOptions, runner: str) -> dict:
 
 def main(_: list[str]) -> None:
     """Run the task that the flags name, and print a summary of the dataset."""
-    args = flags.FLAGS
+    with plain_os_errors():
+        print(_run_task(flags.FLAGS))
+
+
+def _run_task(args: flags.FlagValues) -> str:
+    """Return what to print after the task that the flags name."""
     if args["list"].value or args.source == "help":
-        print(describe_sources())
-        return
-    try:
-        _run_task(args)
-    except OSError as error:
-        if isinstance(error, BrokenPipeError):
-            raise
-        raise UserError(
-            f"{error.filename or args.output_dir}: {error.strerror or error}."
-        ) from error
-
-
-def _run_task(args: flags.FlagValues) -> None:
+        return describe_sources()
     if args.list_appended:
-        print(list_logs(args.output_dir))
-        return
+        return list_logs(args.output_dir)
     if args.undo_append:
-        print(summary(undo_append(args.output_dir)))
-        return
+        return summary(undo_append(args.output_dir))
     if args.compact:
-        print(summary(compact(args.output_dir, args.max_memory, args.progress)))
-        return
+        return summary(compact(args.output_dir, args.max_memory, args.progress))
     fields = [field.name for field in dataclasses.fields(PrepareOptions)]
     values: dict[str, Any] = {name: args[name].value for name in fields}
     options = PrepareOptions(**values | {"source": args.source or ""})
     if args.append:
-        print(summary(append(options)))
-    elif args.beam:
-        print(summary(_prepare_with_beam(options, args.beam_options)))
-    else:
-        info, written = prepare(options)
-        print(summary(info))
-        print(f"{'written to' if written else 'already prepared in'} {options.output_dir}")
+        return summary(append(options))
+    if args.beam:
+        return summary(_prepare_with_beam(options, args.beam_options))
+    info, written = prepare(options)
+    place = f"{'written to' if written else 'already prepared in'} {options.output_dir}"
+    return f"{summary(info)}\n{place}"
 
 
 if __name__ == "__main__":

@@ -14,9 +14,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from rec2pm_jax.disk import write_error
 from rec2pm_jax.errors import UserError
 from rec2pm_jax.lock import LOCK_FILE, alone_in
+from rec2pm_jax.os_errors import write_error
 
 _IDENTITY = "identity.json"
 _RETIRED = "retired"

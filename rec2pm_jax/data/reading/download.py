@@ -24,8 +24,8 @@ from pathlib import Path, PurePosixPath
 
 from tqdm import tqdm
 
-from rec2pm_jax.disk import write_error
 from rec2pm_jax.errors import UserError
+from rec2pm_jax.os_errors import write_error
 
 ATTEMPTS = 5
 TIMEOUT = 60  # seconds without a byte

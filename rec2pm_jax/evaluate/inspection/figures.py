@@ -8,8 +8,8 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from rec2pm_jax.disk import write_error
 from rec2pm_jax.evaluate.inspection.measure import RECENT_EVENTS, Inspection
+from rec2pm_jax.os_errors import write_error
 from rec2pm_jax.plotting import pyplot, save
 
 Axes: TypeAlias = Any  # matplotlib.axes.Axes; matplotlib is optional
