@@ -8,6 +8,7 @@ from pathlib import Path
 
 from rec2pm_jax.data.dataset import FORMAT_VERSION
 from rec2pm_jax.data.options import PrepareOptions
+from rec2pm_jax.data.reading.log_files import list_files
 from rec2pm_jax.data.sources import SOURCES
 
 _STAGES_VERSION = 2  # of the files between stages
@@ -35,7 +36,7 @@ def _input_files(options: PrepareOptions) -> list[Path]:
         return []
     path = Path(options.input)
     if path.is_dir():
-        return sorted(path.rglob("*"))
+        return list_files(path)
     if not path.is_file():
         return sorted(Path(name) for name in glob(options.input, recursive=True))
     patterns = getattr(SOURCES.get(options.source), "beside", ())

@@ -225,6 +225,8 @@ def check_options(options: PrepareOptions) -> None:
         )
     if options.shards < 0:
         raise UserError(f"--shards must be >= 0, got {options.shards}.")
+    if not 0 <= options.seed < 2**63:
+        raise UserError(f"--seed must be from 0 to 2^63 - 1, got {options.seed}.")
     if options.ties and options.ties not in TIE_RULES:
         raise UserError(f"--ties={options.ties} is unknown; choose one of {', '.join(TIE_RULES)}.")
     Filters.of(options)

@@ -39,7 +39,7 @@ def find_input_files(value: str, source: str) -> list[Path]:
         raise UserError(f"--source={source} needs --input=FILE, DIR or PATTERN.")
     path = Path(value)
     if path.is_dir():
-        found = sorted(p for p in path.rglob("*") if p.is_file() and _suffix(p) in SUFFIXES)
+        found = [p for p in list_files(path) if _suffix(p) in SUFFIXES]
     elif path.is_file():
         found = [path]
     else:
@@ -47,6 +47,17 @@ def find_input_files(value: str, source: str) -> list[Path]:
     if not found:
         raise UserError(f"--input={value} does not exist or holds no {', '.join(SUFFIXES)} file.")
     return found
+
+
+def list_files(directory: Path) -> list[Path]:
+    """Return the files below a directory, without those of prepared datasets and their workspaces."""
+    ours = {file.parent for file in directory.rglob("dataset.json")}
+    ours |= set(directory.rglob("*.preparing"))
+    return sorted(
+        path
+        for path in directory.rglob("*")
+        if path.is_file() and not ours.intersection(path.parents)
+    )
 
 
 def read_batches(
@@ -62,7 +73,7 @@ def read_batches(
 
     Args:
       path: the file.
-      wanted: flag and column, for example ("user_column", "uid").
+      wanted: flag, if any, and column, for example ("user_column", "uid").
       separator: of CSV; empty: the usual one of the suffix, or another under which the columns exist.
       report: notes a separator that is not the usual one.
 
@@ -86,8 +97,9 @@ def read_batches(
         schema = frame.collect_schema()
         for flag, name in wanted:
             if name not in schema:
+                what = f"--{flag}={name}" if flag else f'column "{name}"'
                 raise UserError(
-                    f"{path} has no --{flag}={name}; its columns are {', '.join(schema)}."
+                    f"{path} has no {what}; its columns are {', '.join(schema)}."
                     f"{nearest(name, list(schema))}"
                     + (hint_separator(path, list(schema), used) if used else "")
                 )

@@ -101,7 +101,7 @@ def _load_csv(path: Path) -> Interactions:
 
 def _read_csv_events(path: Path) -> Iterator[pl.DataFrame]:
     names = ("userId", "movieId", "timestamp")
-    for rows, frame in read_batches(path, [("column", name) for name in names], ","):
+    for rows, frame in read_batches(path, [("", name) for name in names], ","):
         check = BatchCheck(LogReport(), path, rows)
         user, item, time = (frame[name] for name in names)
         events = {
