@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import IO
 
 from rec2pm_jax.errors import UserError
+from rec2pm_jax.os_errors import write_error
 
 LOCK_FILE = ".lock"
 
@@ -40,6 +42,14 @@ def alone_in(directory: Path, name: str = "") -> Iterator[None]:
         yield
 
 
+def remove_lock(directory: Path) -> None:
+    """Delete a locked directory that holds nothing but the lock; the holder calls this last."""
+    if [entry.name for entry in directory.iterdir()] == [LOCK_FILE]:
+        with contextlib.suppress(OSError):  # another process may have made a new lock file
+            (directory / LOCK_FILE).unlink()
+            directory.rmdir()
+
+
 def _lock(directory: Path, name: str) -> IO[str]:
     """Return the locked file."""
     while True:
@@ -49,7 +59,7 @@ def _lock(directory: Path, name: str) -> IO[str]:
         except FileNotFoundError:  # the holder has deleted the directory since mkdir
             continue
         except OSError as error:
-            raise UserError(f"Cannot write {directory}: {error.strerror}.") from error
+            raise write_error(directory, error) from error
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:

@@ -107,6 +107,17 @@ def test_byte_order_marks_and_line_ends(tmp_path):
     assert sorted(dataset.items.raw_ids[1:]) == ["a\u0085b", "b\u2028"]
 
 
+def test_bytes_that_are_no_utf_8_do_no_harm_in_other_columns(tmp_path):
+    text = "user,item,name,timestamp\nu,a,café,1\nu,b\ufffd,£5,2\n"
+    _, dataset = run(tmp_path, text)  # U+FFFD itself is a character like others
+    assert sorted(dataset.items.raw_ids[1:]) == ["a", "b\ufffd"]
+    latin = text.replace("\ufffd", "").encode("latin-1")
+    _, dataset = run(tmp_path, latin, overwrite=True)
+    assert sorted(dataset.items.raw_ids[1:]) == ["a", "b"]
+    with pytest.raises(UserError, match="row 2: the text is not in UTF-8"):
+        run(tmp_path, latin, overwrite=True, item_column="name")
+
+
 @pytest.mark.parametrize("encoding", ["utf-8", "latin-1"])
 def test_movielens_is_read_in_utf_8_or_latin_1(tmp_path, encoding):
     """The 10M archive is in UTF-8, where the second byte of an Å is a line break of Unicode."""

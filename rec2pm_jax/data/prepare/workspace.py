@@ -6,7 +6,6 @@ append. So two of them never work on one dataset, and what they read there is wh
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import shutil
@@ -15,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from rec2pm_jax.errors import UserError
-from rec2pm_jax.lock import LOCK_FILE, alone_in
+from rec2pm_jax.lock import LOCK_FILE, alone_in, remove_lock
 from rec2pm_jax.os_errors import write_error
 
 _IDENTITY = "identity.json"
@@ -96,10 +95,7 @@ class Workspace:
         """Remove the directory, the lock file last, unless it holds the stages of another command."""
         if self.claimed:
             self.remove_stages()
-        if [entry.name for entry in self.path.iterdir()] == [LOCK_FILE]:
-            with contextlib.suppress(OSError):  # another process may have made a new lock file
-                (self.path / LOCK_FILE).unlink()
-                self.path.rmdir()
+        remove_lock(self.path)
 
 
 @contextmanager

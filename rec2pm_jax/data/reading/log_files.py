@@ -15,6 +15,7 @@ from rec2pm_jax.data.reading.text_lines import (
     choose_separator,
     find_bad_row,
     hint_separator,
+    is_utf8,
     name_separator,
 )
 from rec2pm_jax.errors import UserError, nearest
@@ -110,8 +111,11 @@ def read_batches(
             filled = ~batch[_BLANK]
             rows = pl.int_range(row, row + batch.height, eager=True)
             row += batch.height
-            if batch.height:
-                yield rows.filter(filled), batch.drop(_BLANK).filter(filled)
+            batch = batch.drop(_BLANK).filter(filled)
+            if used and _has_replacements(batch) and not is_utf8(path):
+                raise unreadable_error(path, UnicodeError("the text is not in UTF-8"), used)
+            if filled.any():
+                yield rows.filter(filled), batch
     except READ_ERRORS as error:
         raise unreadable_error(path, error, used) from error
 
@@ -125,7 +129,10 @@ def read_whole(path: Path) -> pl.DataFrame:
     suffix = _check_suffix(path)
     separator = _SEPARATORS.get(suffix, "")
     try:
-        return _scan(path, separator).collect()
+        frame = _scan(path, separator).collect()
+        if separator and _has_replacements(frame) and not is_utf8(path):
+            raise unreadable_error(path, UnicodeError("the text is not in UTF-8"), separator)
+        return frame
     except pl.exceptions.NoDataError as error:
         raise UserError(f"{path} is empty.") from error
     except READ_ERRORS as error:
@@ -153,10 +160,17 @@ def unreadable_error(
 
 def _scan(path: Path, separator: str) -> pl.LazyFrame:
     if separator:
-        return pl.scan_csv(path, infer_schema=False, separator=separator)
+        # Text that is not in UTF-8 does no harm in columns that are not read.
+        return pl.scan_csv(path, infer_schema=False, separator=separator, encoding="utf8-lossy")
     if path.suffix.lower() == ".parquet":
         return pl.scan_parquet(path)
     return pl.scan_ndjson(path, infer_schema_length=1000)
+
+
+def _has_replacements(frame: pl.DataFrame) -> bool:
+    """Return whether a text holds U+FFFD, which stands for bytes that are not in UTF-8."""
+    found = frame.select((pl.col(pl.String).str.contains("\ufffd", literal=True)).any())
+    return any(any(row) for row in found.rows())
 
 
 def _scan_json(path: Path, frame: pl.LazyFrame, wanted: list[str]) -> pl.LazyFrame:

@@ -32,6 +32,20 @@ def read_lines(path: Path) -> list[str]:
     return [line.removesuffix("\r") for line in (lines if lines[-1] else lines[:-1])]
 
 
+def is_utf8(path: Path) -> bool:
+    """Return whether a text file, plain or gzipped, is in UTF-8.
+
+    Raises:
+      OSError: the file cannot be read.
+    """
+    for line in _raw_lines(path):
+        try:
+            line.decode()
+        except UnicodeDecodeError:
+            return False
+    return True
+
+
 def read_header(path: Path) -> str:
     """Return the first line of a text file, plain or gzipped.
 
