@@ -56,9 +56,10 @@ def _lock(directory: Path, name: str) -> IO[str]:
         try:
             directory.mkdir(parents=True, exist_ok=True)
             lock = open(directory / LOCK_FILE, "a")  # noqa: SIM115 (the caller closes it)
-        except FileNotFoundError:  # the holder has deleted the directory since mkdir
-            continue
         except OSError as error:
+            # The holder may delete the directory at any moment.
+            if isinstance(error, FileExistsError | FileNotFoundError) and _can_be_made(directory):
+                continue
             raise write_error(directory, error) from error
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -71,6 +72,11 @@ def _lock(directory: Path, name: str) -> IO[str]:
             return lock
         # The last holder deleted the file after it was opened here. A lock on it protects nothing.
         lock.close()
+
+
+def _can_be_made(directory: Path) -> bool:
+    """Return whether no file or broken link is in the place of the directory."""
+    return directory.is_dir() or not os.path.lexists(directory)
 
 
 def _is_linked(lock: IO[str], directory: Path) -> bool:

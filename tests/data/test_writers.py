@@ -154,6 +154,31 @@ def test_a_lock_on_a_deleted_file_protects_nothing(tmp_path, monkeypatch):
     assert len(calls) == 3 and (directory / LOCK_FILE).exists()
 
 
+@pytest.mark.parametrize("kind", ["file", "link"])
+def test_a_lock_where_something_else_is(tmp_path, kind):
+    place = tmp_path / "place"
+    place.touch() if kind == "file" else place.symlink_to("nowhere")
+    with pytest.raises(UserError, match="Cannot write .*place: File exists"), alone_in(place):
+        pass
+
+
+def test_a_directory_that_goes_before_it_is_locked(tmp_path, monkeypatch):
+    """The holder deletes the directory between another process's mkdir and open."""
+    mkdir, calls = Path.mkdir, []
+
+    def late(path, *args, **kwargs):
+        mkdir(path, *args, **kwargs)
+        calls.append(path)
+        if len(calls) == 1:
+            path.rmdir()
+        if len(calls) == 2:
+            raise FileExistsError(17, "File exists")
+
+    monkeypatch.setattr(Path, "mkdir", late)
+    with alone_in(tmp_path / "place"):
+        assert len(calls) == 3
+
+
 def _append_until_done(directory: Path, day: int) -> None:
     while True:
         try:

@@ -58,7 +58,7 @@ def compact(path: str, max_memory: str = "4GiB", progress: bool = True) -> dict:
         log = compaction.merge(space, progress)
         check_time_span(log.first_time, log.last_time, info["has_times"])
         space.publish(space.stage("dataset", lambda d: compaction.write(d, log, progress)))
-    return read_info(target)
+        return read_info(target)
 
 
 class _Compaction:
