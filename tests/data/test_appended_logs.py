@@ -89,6 +89,22 @@ def test_events_of_earlier_logs_do_not_hide_a_known_log(tmp_path, keep_dropped):
         append(part)
 
 
+@pytest.mark.parametrize(("first", "second"), [("17850.0", "17850"), ("17850", "17850.0")])
+def test_ids_that_two_logs_write_in_two_ways_are_noted(tmp_path, first, second):
+    header = "user,item,timestamp\n"
+    (tmp_path / "1.csv").write_text(f"{header}{first},{first},1\n8,b,2\n")
+    (tmp_path / "2.csv").write_text(f"{header}{second},{second},3\n8,b,4\n9,9,5\n")
+    options = PrepareOptions(
+        "interactions", str(tmp_path / "data"), str(tmp_path / "1.csv"), progress=False
+    )
+    prepare(options)
+    text = summary(append(dataclasses.replace(options, input=str(tmp_path / "2.csv"))))
+    for kind in ("user", "item"):
+        assert (
+            f"{kind} ids twice: 1 new ids differ from known ones by .0 only, such as '17850" in text
+        )
+
+
 def test_the_list_of_logs(shop, tmp_path):
     append(shop(1))
     lines = list_logs(str(tmp_path / "data")).splitlines()

@@ -13,7 +13,13 @@ from hypothesis import strategies as st
 from rec2pm_jax.data.reading.column_checks import to_ids, to_whole_numbers
 from rec2pm_jax.data.reading.report import BatchCheck, LogReport
 from rec2pm_jax.data.reading.times import TimeReader, TimeRules
-from rec2pm_jax.data.reading.values import Moment, parse_id, parse_time, parse_whole_number
+from rec2pm_jax.data.reading.values import (
+    Moment,
+    ValueRules,
+    parse_id,
+    parse_time,
+    parse_whole_number,
+)
 from rec2pm_jax.errors import UserError
 
 NOON = 1_717_156_800  # 2024-05-31 12:00 UTC
@@ -146,6 +152,16 @@ def test_a_whole_number_alone_is_that_of_a_column(value):
     check = batch(values)
     found = to_whole_numbers(values, check)
     assert single(parse_whole_number, value) == (found[0] if check.good[0] else None)
+
+
+def test_the_rules_of_a_dataset():
+    reading = {"id_type": "int", "time_zone": "Europe/Berlin", "time_format": "%d.%m.%Y %H:%M"}
+    rules = ValueRules.of({"reading": reading})
+    assert rules.read_id("7.0") == rules.read_id(7) == "7"
+    assert rules.read_time("31.05.2024 14:00") == rules.read_time(NOON) == Moment(NOON, 0)
+    with pytest.raises(UserError, match="not written as"):
+        rules.read_time("2024-05-31")
+    assert ValueRules.of({}) == ValueRules()  # of version 0.1, or of another source
 
 
 @pytest.mark.parametrize("value", [True, [1], {"a": 1}, b"x", float("nan"), float("inf"), 1.5, -1])

@@ -42,7 +42,7 @@ from rec2pm_jax.data.prepare.dropped_events import DroppedEvents
 from rec2pm_jax.data.prepare.identity import make_identity
 from rec2pm_jax.data.prepare.memory import MemoryLimit
 from rec2pm_jax.data.prepare.partition import AppendTarget
-from rec2pm_jax.data.prepare.run import check_options, run_stages
+from rec2pm_jax.data.prepare.run import PreparedLog, check_options, run_stages
 from rec2pm_jax.data.prepare.workspace import open_workspace
 from rec2pm_jax.data.prepare.write import replace_info, write_info
 from rec2pm_jax.data.record_files import read_parts, read_table
@@ -100,6 +100,7 @@ def append(options: PrepareOptions) -> dict:
         users = merge_users(users, run.users)
         number = info.get("deltas", 0) + 1
         new = _describe_with_delta(info, delta, number, users["length"].to_numpy())
+        new["notes"] |= _note_twins(target, run)
         if options.keep_dropped:  # the kept events were counted again
             new["dropped_rows"] |= {name: delta["dropped_rows"][name] for name in _RECOUNTED}
         directory = path / f"delta-{number:05d}"
@@ -217,6 +218,24 @@ def _read_newest_times(dataset: Dataset, rows: int) -> pl.DataFrame:
             users = users.with_columns(last=pl.concat([pl.Series(p.newest_times) for p in parts]))
         found.append(users.select("user", "last"))
     return pl.concat(found).group_by("user", maintain_order=True).agg(pl.col("last").max())
+
+
+def _note_twins(target: AppendTarget, run: PreparedLog) -> dict[str, str]:
+    """Return a note about new ids that differ from known ones by a final .0 only."""
+    notes = {}
+    for name, known, found in (
+        ("user", target.users["user"], run.users["user"]),
+        ("item", target.items["raw_id"], run.partitioned.items["raw_id"]),
+    ):
+        known_ids = set(known.to_list())
+        fresh = [text for text in found.to_list() if text not in known_ids]
+        twins = [t for t in fresh if t.removesuffix(".0") in known_ids or f"{t}.0" in known_ids]
+        if twins:
+            notes[f"{name} ids twice"] = (
+                f"{len(twins):,} new ids differ from known ones by .0 only, such as {twins[0]!r}; see "
+                "--undo_append and --id_type=int"
+            )
+    return notes
 
 
 def _describe_with_delta(info: dict, delta: dict, number: int, lengths: np.ndarray) -> dict:
