@@ -231,7 +231,7 @@ def _note_twins(target: AppendTarget, run: PreparedLog) -> dict[str, str]:
         fresh = [text for text in found.to_list() if text not in known_ids]
         twins = [t for t in fresh if t.removesuffix(".0") in known_ids or f"{t}.0" in known_ids]
         if twins:
-            notes[f"{name} ids twice"] = (
+            notes[f"{name}_ids_twice"] = (
                 f"{len(twins):,} new ids differ from known ones by .0 only, such as {twins[0]!r}; see "
                 "--undo_append and --id_type=int"
             )

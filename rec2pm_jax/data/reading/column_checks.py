@@ -85,11 +85,11 @@ def to_ids(values: pl.Series, check: BatchCheck, id_type: str = "text") -> pl.Se
         texts = texts.str.replace(rules.WHOLE_FLOAT, "$1")
     check.count(
         texts.str.contains(rules.WHOLE_FLOAT),
-        f'ids of "{name}" that end in .0 (--id_type=int reads 7.0 as 7)',
+        f"a {name} that ends in .0 (--id_type=int reads 7.0 as 7)",
     )
     check.count(
         texts.str.to_lowercase().is_in(_NULL_TEXTS),
-        f'ids of "{name}" that say nan, null or none, taken as ids (see --drop)',
+        f"the {name} nan, null or none, which is taken as an id (see --drop)",
     )
     return texts
 

@@ -40,7 +40,7 @@ class LogReport:
       filtered: rows that row filters left out, by filter.
       issues: kinds of bad rows, in the order of their appearance.
       notes: facts that all files must share, such as the unit of time.
-      counts: rows that are worth a note, by the text of the note.
+      counts: rows with ids that are worth a note, by what they have.
       id_types: types of the user column.
     """
 
@@ -130,9 +130,10 @@ class LogReport:
 
     def all_notes(self) -> dict[str, str]:
         """Return the notes for `dataset.json`."""
-        notes = self.notes | {
-            text: f"{rows:,} rows" for text, rows in sorted(self.counts.items()) if rows
-        }
+        notes = dict(self.notes)
+        if self.counts:
+            found = [f"{rows:,} rows have {text}" for text, rows in sorted(self.counts.items())]
+            notes["ids"] = "; ".join(found)
         if len(self.id_types) > 1:
             notes["user_id_types"] = f"{', '.join(sorted(self.id_types))}, compared as text"
         return notes
@@ -179,7 +180,12 @@ class BatchCheck:
         self._bad = self._bad | bad
 
     def count(self, rows: pl.Series, note: str) -> None:
-        """Count rows that are worth a note: bool [n]; null counts as false."""
+        """Count rows that are worth a note.
+
+        Args:
+          rows: bool [n], the rows; null counts as false.
+          note: what they have.
+        """
         found = int(rows.sum() or 0)
         if found:
             self.report.counts[note] = self.report.counts.get(note, 0) + found
