@@ -132,6 +132,7 @@ def test_beam_writes_the_same_dataset_json(tmp_path, columns, options):
         (f"a,A,{NOW}\na,B,{LATER}\n", "more than int32 holds"),
         (f"a,A,{NOW}\n,B,{NOW}\n", "an empty id.*1 such rows among 2"),
         ("a,A,20240531\n", "look like dates"),
+        (f'a,5" disk,{NOW}\n', r"row 2: a quotation mark without its other half \(.*\)\.$"),
     ],
 )
 def test_beam_refuses_what_prepare_refuses(tmp_path, rows, message):

@@ -184,7 +184,7 @@ def _read_reports(directory: Path, job: _Job) -> tuple[LogReport, LogHash]:
     """Read every file once; return what is found in all files, and the hash of the log.
 
     Raises:
-      UserError: files of several kinds, for example of two units of time.
+      UserError: a file cannot be read, or files of several kinds, for example of two units of time.
     """
     prefix = directory / "report"
     with beam.Pipeline(options=job.runner) as pipeline:
@@ -192,15 +192,17 @@ def _read_reports(directory: Path, job: _Job) -> tuple[LogReport, LogHash]:
             pipeline
             | beam.Create(list(enumerate(job.paths)))
             | beam.Reshuffle()
-            | beam.MapTuple(lambda number, path: [number, *report_file(job.options, path)])
+            | beam.MapTuple(lambda number, path: [number, report_file(job.options, path)])
             | beam.Map(json.dumps)
             | beam.io.WriteToText(str(prefix))
         )
     found = sorted(json.loads(line) for file in _take_lines(prefix) for line in file)
     report, log = LogReport(), LogHash()
-    for number, values, sums in found:
-        report.merge(job.paths[number], LogReport.from_dict(values))
-        log += sums
+    for number, result in found:
+        if "error" in result:
+            raise UserError(result["error"])
+        report.merge(job.paths[number], LogReport.from_dict(result["report"]))
+        log += result["log"]
     return report, log
 
 

@@ -19,6 +19,7 @@ from rec2pm_jax.data.prepare.order import has_order_key
 from rec2pm_jax.data.reading.report import LogReport
 from rec2pm_jax.data.record_files import encode_records, shard_name, write_records
 from rec2pm_jax.data.sources.interactions import LogReader
+from rec2pm_jax.errors import UserError
 
 _FILE_BITS = 40  # bits of a row number below the number of its file
 
@@ -42,12 +43,22 @@ class Record(NamedTuple):
     order_key: bool
 
 
-def report_file(options: PrepareOptions, path: str) -> tuple[dict, list[int]]:
+def report_file(options: PrepareOptions, path: str) -> dict[str, Any]:
+    """Read a file, and return what is found in it.
+
+    Beam logs the errors of workers with a traceback, so an error is a result here.
+
+    Returns:
+      `report`, a `LogReport` as a dictionary, and `log`, a `LogHash` as a list; or `error`, a text.
+    """
     report, log = LogReport(), LogHash()
-    for frame in LogReader.of(options).frames([Path(path)], report):
-        if frame.height:
-            log += hash_frame(frame)
-    return dataclasses.asdict(report), list(log)
+    try:
+        for frame in LogReader.of(options).frames([Path(path)], report):
+            if frame.height:
+                log += hash_frame(frame)
+    except UserError as error:
+        return {"error": str(error)}
+    return {"report": dataclasses.asdict(report), "log": list(log)}
 
 
 def read_file(options: PrepareOptions, number: int, path: str) -> Iterator[tuple[str, Event]]:
