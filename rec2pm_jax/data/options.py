@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-# How a log of one's own is read. A dataset remembers these for the logs that are appended to it.
+# How files of `--source=interactions` are read. A dataset remembers these for logs appended later.
 READING: dict[str, Any] = {
     "user_column": "user",
     "item_column": "item",

@@ -65,7 +65,11 @@ def run(
             '{"user":"a","item":"b","timestamp":3}\n{"user":{"x":1},"item":"b"}',
             "nested id",
         ),
-        ("a.csv", "user,item,user,timestamp\nu,a,v,1\n", r"2 columns named user \(--user_column\)"),
+        (
+            "a.csv",
+            "user,item,user,timestamp\nu,a,v,1\n",
+            r"2 columns named user \(--user_column=user\)",
+        ),
         (
             "a.csv",
             "user:item:timestamp\nu:a:1\n",
@@ -97,6 +101,8 @@ def test_a_separator_is_detected_and_stated(tmp_path, separator):
 def test_a_separator_can_be_given(tmp_path):
     info, dataset = run(tmp_path, "user:item:timestamp\nu:a,b:1\n", separator=":")
     assert dataset.items.raw_ids[1:] == ["a,b"] and info["notes"]["separator"] == "':' (as stated)"
+    with pytest.raises(UserError, match="no --user_column=user; .* separated by ','; see --sep"):
+        run(tmp_path, HEADER + "u,a,1\n", separator=";", overwrite=True)
     with pytest.raises(UserError, match="is not one character"):
         run(tmp_path, HEADER, separator="::")
 

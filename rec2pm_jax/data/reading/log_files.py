@@ -13,6 +13,7 @@ from rec2pm_jax.data.reading.column_checks import JSON_SUFFIXES
 from rec2pm_jax.data.reading.report import LogReport
 from rec2pm_jax.data.reading.text_lines import (
     choose_separator,
+    count_column,
     find_bad_row,
     hint_separator,
     is_utf8,
@@ -74,7 +75,7 @@ def read_batches(
 
     Args:
       path: the file.
-      wanted: flag, if any, and column, for example ("user_column", "uid").
+      wanted: flag (or "") and column, for example ("user_column", "uid").
       separator: of CSV; empty: the usual one of the suffix, or another under which the columns exist.
       report: notes a separator that is not the usual one.
 
@@ -88,22 +89,15 @@ def read_batches(
     used = ""
     try:
         if suffix in _SEPARATORS:
-            used = choose_separator(path, wanted, separator or _SEPARATORS[suffix])
-            if report and used != _SEPARATORS[suffix]:
-                how = "as stated" if used == separator else "detected"
+            usual = _SEPARATORS[suffix]
+            used = separator or choose_separator(path, [column for _, column in wanted], usual)
+            if report and used != usual:
+                how = "as stated" if separator else "detected"
                 report.note(path, {"separator": f"{name_separator(used)} ({how})"})
         frame = _scan(path, used)
         if suffix in JSON_SUFFIXES:
             frame = _scan_json(path, frame, [column for _, column in wanted])
-        schema = frame.collect_schema()
-        for flag, name in wanted:
-            if name not in schema:
-                what = f"--{flag}={name}" if flag else f'column "{name}"'
-                raise UserError(
-                    f"{path} has no {what}; its columns are {', '.join(schema)}."
-                    f"{nearest(name, list(schema))}"
-                    + (hint_separator(path, list(schema), used) if used else "")
-                )
+        _check_columns(path, list(frame.collect_schema()), wanted, used)
         # Over all columns, because polars ignores surplus fields behind the last column that it reads.
         blank = pl.all_horizontal(pl.all().is_null()) if used else pl.lit(False)
         columns = [*dict.fromkeys(column for _, column in wanted), blank.alias(_BLANK)]
@@ -165,6 +159,21 @@ def _scan(path: Path, separator: str) -> pl.LazyFrame:
     if path.suffix.lower() == ".parquet":
         return pl.scan_parquet(path)
     return pl.scan_ndjson(path, infer_schema_length=1000)
+
+
+def _check_columns(
+    path: Path, names: list[str], wanted: Sequence[tuple[str, str]], separator: str
+) -> None:
+    """Refuse a file that lacks a column or has it twice; `separator` is "" unless it is CSV."""
+    for flag, name in wanted:
+        what = f"--{flag}={name}" if flag else f'column "{name}"'
+        if name not in names:
+            raise UserError(
+                f"{path} has no {what}; its columns are {', '.join(names)}.{nearest(name, names)}"
+                + (hint_separator(path, names, separator) if separator else "")
+            )
+        if separator and (count := count_column(path, name, separator)) > 1:
+            raise UserError(f"{path} has {count} columns named {name} ({what}); rename them.")
 
 
 def _has_replacements(frame: pl.DataFrame) -> bool:

@@ -64,29 +64,27 @@ def read_header(path: Path) -> str:
         ) from None
 
 
-def choose_separator(path: Path, wanted: Sequence[tuple[str, str]], usual: str) -> str:
+def choose_separator(path: Path, wanted: Sequence[str], usual: str) -> str:
     """Return the separator under which the header of a CSV file has the wanted columns.
 
     Args:
       path: the file.
-      wanted: flag and column.
+      wanted: the columns.
       usual: the separator to prefer, and to return if none has all the columns.
 
     Raises:
-      UserError: a wanted column occurs twice.
+      UserError: the header is not in UTF-8.
     """
     header = read_header(path)
-    candidates = [usual, *(s for s in SEPARATORS if s != usual)]
-    names = {separator: _split_header(header, separator) for separator in candidates}
-    fitting = [s for s in candidates if all(column in names[s] for _, column in wanted)]
-    separator = fitting[0] if fitting else usual
-    for flag, column in wanted:
-        if names[separator].count(column) > 1:
-            raise UserError(
-                f"{path} has {names[separator].count(column)} columns named {column} (--{flag}); "
-                "rename them."
-            )
-    return separator
+    for separator in (usual, *SEPARATORS):
+        if set(wanted) <= set(_split_header(header, separator)):
+            return separator
+    return usual
+
+
+def count_column(path: Path, name: str, separator: str) -> int:
+    """Return how many columns of a CSV file have a name."""
+    return _split_header(read_header(path), separator).count(name)
 
 
 def hint_separator(path: Path, names: Sequence[str], separator: str) -> str:
