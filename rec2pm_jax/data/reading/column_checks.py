@@ -75,10 +75,11 @@ def to_ids(values: pl.Series, check: BatchCheck, id_type: str = "text") -> pl.Se
     texts = values.cast(pl.String)
     check.refuse(texts.is_null() | (texts == ""), values, "an empty id")
     if dtype.is_integer() or dtype.is_float():
-        numbers = to_whole_numbers(values, check)
+        # Unsigned integers may exceed int64: ids are often hashes.
+        numbers = values if dtype.is_integer() else to_whole_numbers(values, check)
         check.refuse(numbers < 0, values, "a negative id")
         return numbers.cast(pl.String)
-    if check.path.suffix in JSON_SUFFIXES:  # polars reads nested values as their text
+    if check.path.suffix.lower() in JSON_SUFFIXES:  # polars reads nested values as their text
         check.refuse(_find_nested(texts), values, "a nested id")
     name = values.name
     if id_type == "int":

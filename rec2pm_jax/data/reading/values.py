@@ -102,7 +102,9 @@ def parse_id(value: object, id_type: str = "text") -> str:
         raise UserError(f"an empty id ({value!r})")
     if isinstance(value, bool) or not isinstance(value, str | numbers.Real):
         raise UserError(f"an id that is neither a number nor text ({value!r})")
-    number = parse_whole_number(value)
+    number, part = _split(value)
+    if number is None or part:
+        raise UserError(f"not a whole number ({value!r})")
     if number < 0:
         raise UserError(f"a negative id ({value!r})")
     return str(number)
