@@ -4,7 +4,7 @@
 order of their names. The columns are
 
     --user_column, --item_column
-    --time_column     see `times.py` for units, zones and formats
+    --time_column     see `data/reading/times.py` for units and zones
     --type_column     optional, the event type
     --order_column    optional, a number that orders a user's events of equal time
 
