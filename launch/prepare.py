@@ -6,7 +6,9 @@
     python -m launch.prepare --source=interactions --input=log.csv --user_column=uid \\
         --item_column=sku --time_column=ts --output_dir=data/log
     python -m launch.prepare --source=synthetic --output_dir=data/synthetic
-    python -m launch.prepare --append --source=interactions --input=tuesday.csv --output_dir=data/log
+    python -m launch.prepare --append --input=tuesday.csv --output_dir=data/log
+    python -m launch.prepare --list_appended --output_dir=data/log
+    python -m launch.prepare --undo_append --output_dir=data/log
     python -m launch.prepare --compact --output_dir=data/log
     python -m launch.prepare --beam --source=interactions --input="logs/*.csv" --output_dir=data/log
 """
@@ -21,9 +23,10 @@ from absl import flags
 
 from rec2pm_jax import cli
 from rec2pm_jax.data.options import PrepareOptions
-from rec2pm_jax.data.prepare import append, compact, prepare, summary
+from rec2pm_jax.data.prepare import append, compact, list_logs, prepare, summary, undo_append
 from rec2pm_jax.data.sources import describe_sources
 from rec2pm_jax.errors import UserError
+from rec2pm_jax.os_errors import plain_os_errors
 
 flags.DEFINE_string("source", None, "What to read; see --list.")
 flags.DEFINE_boolean("list", False, "Print the datasets that can be read, and how to get them.")
@@ -43,13 +46,21 @@ flags.DEFINE_integer("shards", 0, "Record files; 0 chooses by size.")
 flags.DEFINE_string("max_memory", "4GiB", "Memory to use for events, e.g. 500MB or 4GiB.")
 flags.DEFINE_boolean("overwrite", False, "Replace another prepared dataset in output_dir.")
 flags.DEFINE_boolean("progress", True, "Show a progress bar.")
-flags.DEFINE_string("user_column", "user", "interactions: column of the user.")
-flags.DEFINE_string("item_column", "item", "interactions: column of the item.")
-flags.DEFINE_string("time_column", "timestamp", "interactions: column of the time.")
-flags.DEFINE_string("type_column", "", "interactions: column of the event type, if any.")
-flags.DEFINE_string("order_column", "", "interactions: number that orders events of equal time.")
-flags.DEFINE_string("time_unit", "", "interactions: s, ms, us, ns or iso; detected unless given.")
-flags.DEFINE_string("time_zone", "", "interactions: zone of times that state none; default UTC.")
+# --append takes these from the dataset unless they are given.
+flags.DEFINE_string("user_column", None, "interactions: column of the user; default user.")
+flags.DEFINE_string("item_column", None, "interactions: column of the item; default item.")
+flags.DEFINE_string("time_column", None, "interactions: column of the time; default timestamp.")
+flags.DEFINE_string("type_column", None, "interactions: column of the event type; default none.")
+flags.DEFINE_string("order_column", None, "interactions: number that orders events of equal time.")
+flags.DEFINE_string("time_unit", None, "interactions: s, ms, us, ns or iso; detected unless given.")
+flags.DEFINE_string("time_zone", None, "interactions: zone of times that state none; default UTC.")
+flags.DEFINE_string("time_format", None, "interactions: of text times, e.g. '%m/%d/%Y %H:%M'.")
+flags.DEFINE_string("separator", None, "interactions: of CSV columns; detected unless given.")
+flags.DEFINE_string("id_type", None, "interactions: text, or int, which reads the text 7.0 as 7.")
+flags.DEFINE_multi_string("drop", None, "interactions: leave out rows with COLUMN=REGEX.")
+flags.DEFINE_multi_string("keep", None, "interactions: leave out rows without COLUMN=REGEX.")
+flags.DEFINE_boolean("skip_invalid", False, "interactions: leave out rows that cannot be used.")
+flags.DEFINE_float("max_invalid_share", 0.1, "Share of the rows that --skip_invalid may leave out.")
 flags.DEFINE_integer("synthetic_users", 4000, "synthetic: users.")
 flags.DEFINE_integer("synthetic_items", 400, "synthetic: items.")
 flags.DEFINE_integer("synthetic_length", 80, "synthetic: events per user.")
@@ -57,6 +68,9 @@ flags.DEFINE_integer("synthetic_taste_events", 10, "synthetic: first events that
 flags.DEFINE_string("variant", "", "Which of the downloads of a source, e.g. movielens: 25m.")
 flags.DEFINE_string("download_dir", "", "Download what the licence allows into this directory.")
 flags.DEFINE_boolean("append", False, "Add the log to the dataset in output_dir, as a delta.")
+flags.DEFINE_boolean("force", False, "Append a log that the dataset holds already.")
+flags.DEFINE_boolean("list_appended", False, "Print the logs of the dataset in output_dir.")
+flags.DEFINE_boolean("undo_append", False, "Remove the newest appended log from output_dir.")
 flags.DEFINE_boolean(
     "beam", False, "Run as Apache Beam pipelines (pip install 'rec2pm_jax[beam]')."
 )
@@ -64,18 +78,23 @@ flags.DEFINE_string("beam_options", "", "Options of Beam's runner: --runner=Flin
 flags.DEFINE_boolean("compact", False, "Rewrite the dataset in output_dir without deltas.")
 
 
+_WITHOUT_SOURCE = ["append", "compact", "list_appended", "undo_append"]
+
+
 @flags.multi_flags_validator(
-    ["source", "output_dir", "list", "compact"],
-    message="Give --output_dir and --source (or --compact), or --list.",
+    ["source", "output_dir", "list", *_WITHOUT_SOURCE],
+    message="Give --output_dir and --source (or a task for a dataset, such as --compact), or --list.",
 )
 def _names_a_task(values: dict[str, Any]) -> bool:
     if values["list"] or values["source"] == "help":
         return True
-    return values["output_dir"] is not None and (values["compact"] or values["source"] is not None)
+    named = values["source"] is not None or any(values[task] for task in _WITHOUT_SOURCE)
+    return values["output_dir"] is not None and named
 
 
 @flags.multi_flags_validator(
-    ["append", "compact", "beam"], message="Give one of --append, --compact and --beam at a time."
+    ["beam", *_WITHOUT_SOURCE],
+    message="Give one of --append, --compact, --list_appended, --undo_append and --beam at a time.",
 )
 def _names_one_task(values: dict[str, Any]) -> bool:
     return sum(values.values()) <= 1
@@ -95,24 +114,30 @@ def _prepare_with_beam(options: PrepareOptions, runner: str) -> dict:
 
 def main(_: list[str]) -> None:
     """Run the task that the flags name, and print a summary of the dataset."""
-    args = flags.FLAGS
+    with plain_os_errors():
+        print(_run_task(flags.FLAGS))
+
+
+def _run_task(args: flags.FlagValues) -> str:
+    """Return what to print after the task that the flags name."""
     if args["list"].value or args.source == "help":
-        print(describe_sources())
-        return
+        return describe_sources()
+    if args.list_appended:
+        return list_logs(args.output_dir)
+    if args.undo_append:
+        return summary(undo_append(args.output_dir))
     if args.compact:
-        print(summary(compact(args.output_dir, args.max_memory, args.progress)))
-        return
+        return summary(compact(args.output_dir, args.max_memory, args.progress))
     fields = [field.name for field in dataclasses.fields(PrepareOptions)]
     values: dict[str, Any] = {name: args[name].value for name in fields}
-    options = PrepareOptions(**values)
+    options = PrepareOptions(**values | {"source": args.source or ""})
     if args.append:
-        print(summary(append(options)))
-    elif args.beam:
-        print(summary(_prepare_with_beam(options, args.beam_options)))
-    else:
-        info, written = prepare(options)
-        print(summary(info))
-        print(f"{'written to' if written else 'already prepared in'} {options.output_dir}")
+        return summary(append(options))
+    if args.beam:
+        return summary(_prepare_with_beam(options, args.beam_options))
+    info, written = prepare(options)
+    place = f"{'written to' if written else 'already prepared in'} {options.output_dir}"
+    return f"{summary(info)}\n{place}"
 
 
 if __name__ == "__main__":

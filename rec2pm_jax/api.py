@@ -12,7 +12,7 @@ import polars as pl
 
 from rec2pm_jax.config import Config
 from rec2pm_jax.data.dataset import Dataset, open_dataset
-from rec2pm_jax.data.options import PrepareOptions
+from rec2pm_jax.data.options import READING, PrepareOptions
 from rec2pm_jax.data.prepare import prepare as write_dataset
 from rec2pm_jax.errors import UserError, nearest
 from rec2pm_jax.evaluation.evaluator import evaluate as evaluate_method
@@ -62,8 +62,11 @@ def prepare(events: Any, output_dir: str | Path, **options: Any) -> Dataset:
     with contextlib.ExitStack() as stack:
         if not isinstance(events, str | Path):
             directory = stack.enter_context(tempfile.TemporaryDirectory())
-            columns = [given.get(name, known[name].default) for name in _COLUMN_OPTIONS]
-            events = _write_columns(events, [name for name in columns if name], Path(directory))
+            columns = [given.get(name) or READING[name] for name in _COLUMN_OPTIONS]
+            rules = (*given.get("drop", ()), *given.get("keep", ()))
+            columns += [rule.partition("=")[0] for rule in rules]
+            names = list(dict.fromkeys(name for name in columns if name))
+            events = _write_columns(events, names, Path(directory))
         write_dataset(PrepareOptions(input=str(events), output_dir=str(output_dir), **given))
     return open_dataset(output_dir)
 

@@ -178,10 +178,20 @@ class Dataset:
 
     @cached_property
     def relative_times(self) -> np.ndarray | None:
-        """Seconds since `time_origin` of all events, int32 [E], or None without real times."""
+        """Seconds since `time_origin` of all events, int32 [E], or None without real times.
+
+        Raises:
+          UserError: int32 cannot hold them.
+        """
         if not self.has_times:
             return None
-        return (self.histories.times - self.time_origin).astype(np.int32)
+        times = self.histories.times - self.time_origin
+        if len(times) and not 0 <= times.min() <= times.max() <= np.iinfo(np.int32).max:
+            raise UserError(
+                f"{self.path}: times lie {times.min()} to {times.max()} seconds after the first, more "
+                "than int32 holds; prepare the dataset again."
+            )
+        return times.astype(np.int32)
 
     def sequence(self, index: int) -> UserSequence:
         """Return the events of a user.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 
+from rec2pm_jax.data.reading import values
 from rec2pm_jax.errors import UserError
 
 
@@ -23,16 +24,13 @@ def parse_time(text: str) -> int:
     >>> parse_time("2023-10-01T00:01"), parse_time("1696118460")
     (1696118460, 1696118460)
     """
-    if text.lstrip("-").isdigit():
-        return int(text)
     try:
-        time = datetime.datetime.fromisoformat(text)
-    except ValueError:
+        return values.parse_time(text).seconds
+    except UserError:
         raise UserError(
             f"{text!r} is no time; write a date such as 2023-10-01, 2023-10-01T12:00, or seconds "
             "since 1970."
         ) from None
-    return int(time.replace(tzinfo=time.tzinfo or datetime.UTC).timestamp())
 
 
 def format_time(seconds: float) -> str:

@@ -35,10 +35,11 @@ def order_events(
     user_hash: np.ndarray,
     item_hash: np.ndarray,
 ) -> EventOrder:
-    """Order events by user, time and order (if present), then by the rule for ties.
+    """Order events by user, time, fraction and order (if present), then by the rule for ties.
 
     Args:
-      events: columns user, item and time, and optionally type and order, [n] each.
+      events: columns user, item and time, and optionally type, fraction and order, [n]
+        each.
       ties: a key of `TIE_RULES`.
       seed: seed of the tie hash.
       user_hash: uint64, hashes of the raw ids that the column user indexes.
@@ -47,12 +48,12 @@ def order_events(
     Returns:
       The order and the number of duplicates.
     """
-    keys = [events[name] for name in ("user", "time", "order") if name in events]
+    keys = [events[name] for name in ("user", "time", "fraction", "order") if name in events]
     rest = [events[name] for name in ("item", "type") if name in events]
     # Rows that agree in all columns are interchangeable. So the occurrence number, and with it the
     # hash, does not depend on the order of the input.
     rows = argsort(*keys, *rest)
-    same = _equals_previous(keys, rows)  # in user, time and order
+    same = _equals_previous(keys, rows)  # in user, time, fraction and order
     same_item = same & _equals_previous(rest[:1], rows)
     duplicates = int(np.sum(same_item & _equals_previous(rest[1:], rows)))
     if ties == "keep":

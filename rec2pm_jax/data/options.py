@@ -3,11 +3,32 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+# How files of `--source=interactions` are read. A dataset remembers these for logs appended later.
+READING: dict[str, Any] = {
+    "user_column": "user",
+    "item_column": "item",
+    "time_column": "timestamp",
+    "type_column": "",
+    "order_column": "",
+    "time_unit": "",
+    "time_zone": "",
+    "time_format": "",
+    "separator": "",
+    "id_type": "text",
+    "drop": (),
+    "keep": (),
+}
 
 
 @dataclasses.dataclass(frozen=True)
 class PrepareOptions:
     """Options of a preparation. An empty string means "not given".
+
+    For the options of `READING`, None means the value of the dataset that a log is appended to, or
+    else the default.
 
     Attributes:
       source: what to read, a name in `sources.SOURCES`.
@@ -21,6 +42,7 @@ class PrepareOptions:
       seed: seed of the tie shuffle and of the synthetic sources.
       shards: number of record files; 0: one per `write.SHARD_EVENTS` events.
       overwrite: replace another prepared dataset in `output_dir`.
+      force: append a log although the dataset holds it already.
       progress: show progress bars.
       max_memory: memory for events, for example 4GiB or 500MB.
       user_column, item_column, time_column: columns of `--source=interactions`.
@@ -28,6 +50,13 @@ class PrepareOptions:
       order_column: its column that orders events of equal time; empty: none.
       time_unit: s, ms, us, ns or iso; empty: detected.
       time_zone: zone of times that state none; empty: UTC.
+      time_format: how times are written, for example "%m/%d/%Y %H:%M"; empty: numbers or ISO 8601.
+      separator: between the columns of CSV files; empty: detected.
+      id_type: text, or int, which reads the text "7.0" as the id 7.
+      drop: leave out rows where a column matches, "COLUMN=REGEX" each.
+      keep: leave out rows where a column does not match, "COLUMN=REGEX" each.
+      skip_invalid: leave out rows that cannot be used.
+      max_invalid_share: of all rows, that `skip_invalid` may leave out.
       synthetic_users, synthetic_items: sizes of the synthetic sources.
       synthetic_length: events per user.
       synthetic_taste_events: first events of a user that show the hidden taste.
@@ -46,18 +75,45 @@ class PrepareOptions:
     seed: int = 0
     shards: int = 0
     overwrite: bool = False
+    force: bool = False
     progress: bool = True
     max_memory: str = "4GiB"
-    user_column: str = "user"
-    item_column: str = "item"
-    time_column: str = "timestamp"
-    type_column: str = ""
-    order_column: str = ""
-    time_unit: str = ""
-    time_zone: str = ""
+    user_column: str | None = None
+    item_column: str | None = None
+    time_column: str | None = None
+    type_column: str | None = None
+    order_column: str | None = None
+    time_unit: str | None = None
+    time_zone: str | None = None
+    time_format: str | None = None
+    separator: str | None = None
+    id_type: str | None = None
+    drop: Sequence[str] | None = None
+    keep: Sequence[str] | None = None
+    skip_invalid: bool = False
+    max_invalid_share: float = 0.1
     synthetic_users: int = 4000
     synthetic_items: int = 400
     synthetic_length: int = 80
     synthetic_taste_events: int = 10
     variant: str = ""
     download_dir: str = ""
+
+    def with_defaults(self, known: Mapping[str, Any] | None = None) -> PrepareOptions:
+        """Return options in which no option of `READING` is None.
+
+        Args:
+          known: how the dataset's logs were read; None: the defaults.
+
+        >>> PrepareOptions("interactions", "data", user_column="uid").with_defaults().time_column
+        'timestamp'
+        """
+        defaults = READING | dict(known or {})
+        absent = {name: value for name, value in defaults.items() if getattr(self, name) is None}
+        return dataclasses.replace(self, **absent)
+
+    @property
+    def reading(self) -> dict[str, Any]:
+        """How the log is read: the options of `READING`, as JSON holds them."""
+        values = {name: getattr(self, name) for name in READING}
+        return {n: list(v) if isinstance(v, list | tuple) else v for n, v in values.items()}

@@ -11,8 +11,7 @@ import polars as pl
 from rec2pm_jax.errors import UserError
 
 EVENT_COLUMNS = {"user": pl.String, "item": pl.String, "timestamp": pl.Int64}
-OPTIONAL_EVENT_COLUMNS = {"event_type": pl.String, "order": pl.Int64}
-LATEST_TIMESTAMP = 100_000_000_000  # seconds, the year 5138; milliseconds passed it in 1973
+OPTIONAL_EVENT_COLUMNS = {"event_type": pl.String, "fraction": pl.Int64, "order": pl.Int64}
 ITEM_COLUMNS = {"item": pl.String, "title": pl.String, "category": pl.String}
 
 
@@ -25,11 +24,13 @@ class Interactions:
         user, item    string, never null or empty
         timestamp     int64 seconds since 1970; any order key when `has_times` is false
         event_type    string, optional
-        order         int64, optional; orders a user's events of equal timestamp, before `ties` does
+        fraction      int64, optional; nanoseconds after `timestamp`
+        order         int64, optional; orders a user's events of equal time, before `ties` does
 
-    `order` carries what seconds cannot: milliseconds, or a line number that the log states. All
-    frames have the same columns; some may be empty. Rows may come in any order. The order of rows
-    matters only with `ties` = "keep", among a user's events of equal timestamp and order.
+    `order` carries a line number or position that the log states. Sources may put a fraction of a
+    second there, too, if they use one of the two columns only. All frames have the same columns; some
+    may be empty. Rows may come in any order. The order of rows matters only with `ties` = "keep",
+    among a user's events of equal time and order.
 
     Attributes:
       events: one frame, or an iterable of frames for a log that may not fit in memory. It is read

@@ -121,7 +121,9 @@ def test_frozen_filters_and_damage(tmp_path):
         log = tmp_path / "plain.parquet"
         rare.write_parquet(log)
         append(
-            PrepareOptions("interactions", str(tmp_path / "data"), input=str(log), progress=False)
+            PrepareOptions(
+                "interactions", str(tmp_path / "data"), str(log), progress=False, type_column=""
+            )
         )
     next((tmp_path / "data" / "delta-00001").glob("*.arrayrecord")).write_bytes(b"no")
     with pytest.raises(UserError, match="damaged"):
@@ -256,7 +258,7 @@ def test_what_compaction_refuses_leaves_the_dataset(tmp_path, monkeypatch):
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
-    with monkeypatch.context() as patch, pytest.raises(UserError, match="No space left"):
+    with monkeypatch.context() as patch, pytest.raises(UserError, match="no room left"):
         patch.setattr(compaction, "write_ordered", full)
         compact(str(tmp_path / "data"), progress=False)
     assert sorted(p.name for p in tmp_path.iterdir() if p.is_dir()) == ["data"]
@@ -273,7 +275,7 @@ def test_a_full_disk_at_the_last_moment_of_an_append(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    with monkeypatch.context() as patch, pytest.raises(UserError, match="No space left"):
+    with monkeypatch.context() as patch, pytest.raises(UserError, match="no room left"):
         patch.setattr("os.replace", full)
         append_log(random_log(seed=5), tmp_path, "day3")
     assert open_dataset(tmp_path / "data").info == info

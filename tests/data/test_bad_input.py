@@ -86,7 +86,7 @@ def test_milliseconds_order_the_events_of_a_second(tmp_path):
     ("files", "message"),
     [
         ([[1.7e9, 1.7e12]], "row 1.*file has one unit"),
-        ([["2024-01-01", "1700000000"]], "row 1.*not a whole number of seconds"),
+        ([["2024-01-01", "1700000000"]], "row 1.*not a number of seconds"),
         ([[1_700_000_000], [1_700_000_000_000]], "time_unit is milliseconds"),
         ([["2024-03-31T02:30:00"]], "no such time in Europe/Berlin"),
         ([["2024-01-01T00:00:00"], ["2024-01-01T00:00:00Z"]], None),
@@ -203,7 +203,7 @@ def test_a_disk_that_fills_up_at_any_moment(tmp_path, small_disk):
                 command()
             except UserError as error:
                 failures.append(str(error))
-                assert "Nothing was changed" in str(error) or "Cannot write" in str(error)
+                assert "no room left on its disk" in str(error)
                 filler.unlink()
                 assert not list(small_disk.rglob("*.preparing"))
                 if content is None:

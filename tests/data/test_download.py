@@ -17,6 +17,7 @@ from rec2pm_jax.data.reading import download
 from rec2pm_jax.data.reading.download import Download, fetch
 from rec2pm_jax.data.sources import amazon, kuairand, lastfm, movielens, yambda
 from rec2pm_jax.errors import UserError
+from rec2pm_jax.lock import alone_in
 from tests.helpers import raw_files
 from tests.helpers.archives import make_movielens_zip, make_targz
 
@@ -235,3 +236,20 @@ def test_a_path_in_an_archive_cannot_leave_the_directory(server, tmp_path):
     fetch(item, tmp_path / "deep" / "er", "page", progress=False)
     assert (tmp_path / "deep" / "er" / "ratings.dat").is_file()
     assert not (tmp_path / "ratings.dat").exists()
+
+
+def test_two_downloads_to_one_directory_are_refused(server, tmp_path):
+    with (
+        alone_in(tmp_path.with_name(f"{tmp_path.name}.downloading")),
+        pytest.raises(UserError, match="The directory .* is in use by another process"),
+    ):
+        fetch(Download(f"{server.url}/a.bin"), tmp_path, "page", progress=False)
+
+
+def test_a_full_disk_is_one_line(server, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("rec2pm_jax.data.reading.download._append_rest", full)
+    with pytest.raises(UserError, match=r"Cannot write .*a.bin: no room left on its disk\."):
+        fetch(Download(f"{server.url}/a.bin"), tmp_path, "page", progress=False)

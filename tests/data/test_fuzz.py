@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import gzip
 import io
@@ -222,7 +223,7 @@ def test_damaged_datasets(tmp_path_factory, file, damage, deltas):
     )
     prepare(options)
     if deltas:
-        append(options)
+        append(dataclasses.replace(options, force=True))
     whole = open_dataset(directory / "out")
     expected = whole.histories
     files = [p for p in sorted((directory / "out").rglob("*")) if p.is_file()]

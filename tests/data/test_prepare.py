@@ -207,7 +207,7 @@ def test_a_failure_leaves_nothing_behind(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("rec2pm_jax.data.prepare.write.write_users", fail)
-    with pytest.raises(UserError, match="No space left"):
+    with pytest.raises(UserError, match="no room left"):
         prepare_log(random_log(), tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["data.parquet"]
 

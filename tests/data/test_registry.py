@@ -10,7 +10,7 @@ import pytest
 from rec2pm_jax.data.dataset import open_dataset
 from rec2pm_jax.data.options import PrepareOptions
 from rec2pm_jax.data.prepare import prepare
-from rec2pm_jax.data.reading import scan
+from rec2pm_jax.data.reading import log_files
 from rec2pm_jax.data.sources import SOURCES, describe_sources
 from rec2pm_jax.errors import UserError
 from tests.helpers import raw_files
@@ -162,7 +162,7 @@ def test_lastfm(tmp_path, level):
 
 
 def test_movielens_directories_keep_the_order_of_ties_across_batches(tmp_path, monkeypatch):
-    monkeypatch.setattr(scan, "BATCH", 7)
+    monkeypatch.setattr(log_files, "BATCH", 7)
     rows = "".join(f"7,{movie},0.5,20\n" for movie in range(40, 0, -1))
     (tmp_path / "ratings.csv").write_text("userId,movieId,rating,timestamp\n" + rows)
     _, dataset = run("movielens", tmp_path, tmp_path)
@@ -173,7 +173,7 @@ def test_movielens_directories_keep_the_order_of_ties_across_batches(tmp_path, m
 def test_movielens_rows_that_cannot_be_read(tmp_path):
     text = "userId,movieId,rating,timestamp\n7,5,0.5,20\n7,six,0.5,20\n"
     (tmp_path / "ratings.csv").write_text(text)
-    with pytest.raises(UserError, match="ratings.csv cannot be read: .*six"):
+    with pytest.raises(UserError, match="ratings.csv, row 3, .*not a whole number .*six"):
         run("movielens", tmp_path, tmp_path)
 
 

@@ -128,8 +128,8 @@ def log_with(**columns) -> pl.DataFrame:
     [
         (log_with(timestamp=[1, -2]), 'row 2, column "timestamp": a negative timestamp'),
         (
-            log_with(timestamp=[1.0, 2.5]),
-            'row 2, column "timestamp": a timestamp that is not a whole',
+            log_with(timestamp=[1.0, float("nan")]),
+            'row 2, column "timestamp": a timestamp that is not a number',
         ),
         (log_with(timestamp=["1", "soon"]), "row 2.*'soon'"),
         (log_with(timestamp=["soon", "1"]), "row 1.*'soon'"),
@@ -141,7 +141,8 @@ def log_with(**columns) -> pl.DataFrame:
         (log_with(timestamp=[1, 3_000_000_000]), "more than int32 holds"),
         (log_with(user=["u", None]), 'row 2, column "user": an empty id'),
         (log_with(item=[3, -4]), 'row 2, column "item": a negative id'),
-        (log_with(item=[1.5, 2.5]), "must be integers or text"),
+        (log_with(item=[1.5, 2.5]), 'row 1, column "item": not a whole number'),
+        (log_with(item=[[1], [2]]), "must be integers or text"),
         (log_with().rename({"user": "usr"}), 'no --user_column=user; .*usr.* Did you mean "usr"'),
         (log_with().head(0), "has no events"),
     ],

@@ -18,6 +18,7 @@ from rec2pm_jax.data.options import PrepareOptions
 from rec2pm_jax.data.prepare import encode as encode_stage
 from rec2pm_jax.data.prepare import prepare
 from rec2pm_jax.data.prepare.column_files import ColumnFiles
+from rec2pm_jax.data.prepare.identity import make_identity
 from rec2pm_jax.data.prepare.workspace import open_workspace
 from rec2pm_jax.data.sources.synthetic_log import frames
 from rec2pm_jax.errors import UserError
@@ -116,7 +117,7 @@ def test_a_full_disk_leaves_the_old_dataset_and_nothing_else(tmp_path, monkeypat
         append(self, arrays)
 
     monkeypatch.setattr(ColumnFiles, "append", full)
-    with pytest.raises(UserError, match="No space left on device. Nothing was changed"):
+    with pytest.raises(UserError, match="no room left on its disk. Nothing was changed in"):
         prepare_log(random_log(seed=1), tmp_path, overwrite=True)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["data", "data.parquet"]
     monkeypatch.undo()
@@ -152,3 +153,84 @@ def test_a_killed_process_continues_with_the_same_command(tmp_path):
     info, clean = ((tmp_path / n / "dataset.json").read_text() for n in ("data", "clean"))
     assert info == clean
     assert sorted(p.name for p in tmp_path.iterdir()) == ["clean", "data"]
+
+
+@pytest.mark.parametrize("form", ["directory", "pattern"])
+def test_a_file_that_comes_after_a_kill_is_read(tmp_path, monkeypatch, form):
+    """The identity of a preparation covers the files that --input matches."""
+    (tmp_path / "p").mkdir()
+    row = "user,item,timestamp\nu,{},1\n"
+    (tmp_path / "p" / "1.csv").write_text(row.format("a"))
+    options = PrepareOptions(
+        "interactions",
+        str(tmp_path / "data"),
+        input=str(tmp_path / "p") + ("/*.csv" if form == "pattern" else ""),
+        progress=False,
+    )
+
+    def die(*_):
+        raise Killed
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr("rec2pm_jax.data.prepare.write.write_users", die)
+        prepare(options)
+    assert (tmp_path / "data.preparing" / "parts").is_dir()
+    (tmp_path / "p" / "2.csv").write_text(row.format("b"))
+    assert prepare(options)[0]["events"] == 2
+
+
+@pytest.mark.parametrize(
+    ("source", "input_file", "beside"),
+    [
+        ("movielens", "ratings.dat", "movies.dat"),
+        ("movielens", "ratings.csv", "movies.csv"),
+        ("movielens", "a.parquet", "a-items.parquet"),
+        ("amazon", "Books.csv.gz", "meta_Books.jsonl.gz"),
+        ("interactions", "1.csv", None),
+    ],
+)
+def test_the_identity_covers_files_that_are_read_beside_the_input(
+    tmp_path, source, input_file, beside
+):
+    options = PrepareOptions(source, "data", input=str(tmp_path / input_file))
+    (tmp_path / input_file).touch()
+    found = [make_identity(options)]
+    (tmp_path / "prepare.log").touch()  # of another command
+    assert make_identity(options) == found[0]
+    if beside:
+        for text in ("x", "longer"):
+            (tmp_path / beside).write_text(text)
+            assert make_identity(options) not in found
+            found.append(make_identity(options))
+    os.utime(tmp_path / input_file, (1, 1))
+    assert make_identity(options) not in found
+
+
+def test_stages_of_another_version_are_not_used(tmp_path, monkeypatch):
+    options = PrepareOptions("interactions", "data", input=str(tmp_path))
+    before = make_identity(options)
+    monkeypatch.setattr("rec2pm_jax.data.prepare.identity._STAGES_VERSION", 99)
+    assert make_identity(options) != before
+
+
+def test_errors_of_the_input_are_not_errors_of_the_output(tmp_path, monkeypatch):
+    def fail(*_):
+        raise PermissionError(errno.EACCES, "Permission denied", "log.csv")
+
+    monkeypatch.setattr("rec2pm_jax.data.prepare.encode.encode_log", fail)
+    with pytest.raises(UserError, match=r"^log.csv: Permission denied. Nothing was changed in"):
+        prepare_log(random_log(), tmp_path)
+
+
+def test_too_little_memory_is_one_line(tmp_path):
+    with pytest.raises(UserError, match="Not enough memory to write .*lower --max_memory"):
+        prepare(
+            PrepareOptions(
+                "synthetic",
+                str(tmp_path / "data"),
+                synthetic_users=10**6,
+                synthetic_length=10**9,
+                progress=False,
+            )
+        )
+    assert not list(tmp_path.iterdir())

@@ -20,6 +20,7 @@ from rec2pm_jax.errors import UserError
 from rec2pm_jax.evaluation.heuristic import Heuristic, evaluate_heuristic
 from rec2pm_jax.evaluation.inspection import find_problems, format_report, inspect_dataset
 from rec2pm_jax.evaluation.inspection.figures import PANELS, draw_figures
+from rec2pm_jax.evaluation.inspection.settings import suggest_settings
 from rec2pm_jax.evaluation.spec import EvalSpec
 from tests.helpers.data import prepare_log, random_log
 
@@ -114,7 +115,7 @@ def one_user_more(count):
             "100% of users have exactly 30 events",
         ),
         (lambda: ordinary(items=40), "only 40 items"),
-        (lambda: sorted(ordinary() * 2), "repeat the item just before them"),
+        (lambda: sorted(ordinary() * 2), "repeat the item just before them at the same time"),
         (lambda: [*ordinary(), ("u1", "i1", 5)], r"a few times lie far outside .*from 1970-01-01"),
         (lambda: [*ordinary(), ("u1", "i1", 3_500_000_000)], "in the future, until 2080"),
         (lambda: [(u, i, t - NOW + 5) for u, i, t in ordinary()], "times begin in 1970"),
@@ -128,6 +129,70 @@ def one_user_more(count):
 def test_problems_are_flagged(tmp_path, rows, message):
     flagged = find_problems(inspect_dataset(dataset_of(tmp_path, rows())))
     assert any(re.search(message, text) for text in flagged), flagged
+
+
+def basket_log(**columns) -> pl.DataFrame:
+    """Return a log whose events come in pairs of one second."""
+    log = pl.DataFrame(ordinary(), schema=["user", "item", "timestamp"], orient="row")
+    place = pl.int_range(pl.len()).over("user")
+    log = log.with_columns(timestamp=NOW + 20_000 * (place // 2), at=pl.int_range(pl.len()))
+    return log.with_columns(**columns)
+
+
+def test_an_order_that_the_user_states_is_not_lost(tmp_path):
+    problems = {}
+    for name, options in {
+        "shuffle": {},
+        "keep": {"ties": "keep"},
+        "key": {"order_column": "at"},
+    }.items():
+        prepare_log(basket_log(), tmp_path, name=name, **options)
+        problems[name] = find_problems(inspect_dataset(open_dataset(tmp_path / name)))
+    assert "order within says nothing" in problems["shuffle"][0]
+    assert problems["keep"] == problems["key"] == []
+
+
+def test_kept_ties_that_are_sorted_by_item_are_flagged(tmp_path):
+    log = basket_log().sort("user", "timestamp", "item")
+    prepare_log(log, tmp_path, ties="keep")
+    problems = find_problems(inspect_dataset(open_dataset(tmp_path / "data")))
+    assert len(problems) == 1 and "100% of neighbours with equal times are sorted" in problems[0]
+
+
+def test_a_view_and_a_cart_of_one_item_are_two_actions(tmp_path):
+    rows = ordinary()
+    log = pl.DataFrame(sorted(rows * 2), schema=["user", "item", "timestamp"], orient="row")
+    log = log.with_columns(kind=pl.Series(["view", "cart"] * len(rows)))
+    prepare_log(log, tmp_path, type_column="kind", ties="keep")
+    problems = find_problems(inspect_dataset(open_dataset(tmp_path / "data")))
+    assert not [text for text in problems if "logged twice" in text]
+
+
+def test_an_item_again_after_minutes_is_another_action(tmp_path):
+    rows = [(u, i, t + 600 * n) for u, i, t in ordinary() for n in range(2)]
+    problems = find_problems(inspect_dataset(dataset_of(tmp_path, rows)))
+    assert not [text for text in problems if "logged twice" in text]
+
+
+def test_settings_are_suggested_with_a_reason(tmp_path):
+    log = pl.DataFrame(ordinary(events=300), schema=["user", "item", "timestamp"], orient="row")
+    log = log.with_columns(kind=pl.Series(["view", "cart"] * (log.height // 2)))
+    prepare_log(log, tmp_path, type_column="kind")
+    settings = suggest_settings(inspect_dataset(open_dataset(tmp_path / "data")))
+    text = "\n".join(settings)
+    assert "--config.data.segment=25 --config.data.segments=11: a quarter" in text
+    assert re.search(r"sketch=4: 9\d% of events", text) and "event_types=2" in text
+    assert "relative_bias=position: gaps are alike" in text
+
+    def once(rows):
+        return [(u, f"{u}-{t}", t + 10 ** (n % 4)) for n, (u, _, t) in enumerate(rows)]
+
+    (tmp_path / "short").mkdir()
+    short = inspect_dataset(dataset_of(tmp_path / "short", once(ordinary(events=4))))
+    text = "\n".join(suggest_settings(short))
+    assert (
+        "sketch=0: only 0%" in text and "--config.data.segment=1 --config.data.segments=1" in text
+    )
 
 
 def test_ranks_are_not_times(tmp_path):

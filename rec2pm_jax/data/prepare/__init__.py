@@ -13,9 +13,13 @@ beside the target. So the same command resumes after a kill.
     appending.py       append a log to a dataset, as a delta
     compaction.py      rewrite a dataset with deltas as plain shards
     beam.py            the stages as Apache Beam pipelines (imported only where Beam is used)
+    beam_workers.py    what their workers do
 
     workspace.py       the temporary directory
     column_files.py    columns of numbers on disk
+    identity.py        options and files that decide whether a killed preparation can be resumed
+    limits.py          limits of the format on disk
+    log_hash.py        by which an appended log is recognized
     memory.py          how many events may be held at a time
     dropped_events.py  events that filters drop, kept for logs that are appended later
 
@@ -28,9 +32,9 @@ beside the target. So the same command resumes after a kill.
 synthetic (item): 4,000 users, 400 items, 320,000 events
 """
 
-from rec2pm_jax.data.prepare.appending import append
+from rec2pm_jax.data.prepare.appending import append, list_logs, undo_append
 from rec2pm_jax.data.prepare.compaction import compact
 from rec2pm_jax.data.prepare.describe import summary
 from rec2pm_jax.data.prepare.run import prepare
 
-__all__ = ["append", "compact", "prepare", "summary"]
+__all__ = ["append", "compact", "list_logs", "prepare", "summary", "undo_append"]

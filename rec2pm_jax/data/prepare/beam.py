@@ -11,42 +11,37 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import uuid
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TypeAlias
 
 import apache_beam as beam
 import numpy as np
 import polars as pl
 from apache_beam.options.pipeline_options import PipelineOptions
 
-from rec2pm_jax.data.dataset import read_info
-from rec2pm_jax.data.event_order import order_events
-from rec2pm_jax.data.hashing import hash_strings
-from rec2pm_jax.data.histories import Histories
 from rec2pm_jax.data.options import PrepareOptions
 from rec2pm_jax.data.prepare import filters, write
+from rec2pm_jax.data.prepare.beam_workers import (
+    make_record,
+    read_file,
+    report_file,
+    write_shard,
+)
 from rec2pm_jax.data.prepare.describe import Content, describe
 from rec2pm_jax.data.prepare.encode import SourceFacts
-from rec2pm_jax.data.prepare.run import check_options, check_target, make_identity
+from rec2pm_jax.data.prepare.identity import make_identity
+from rec2pm_jax.data.prepare.limits import check_event_types, check_time_span
+from rec2pm_jax.data.prepare.log_hash import LogHash
+from rec2pm_jax.data.prepare.run import check_options, check_target, publish_dataset
 from rec2pm_jax.data.prepare.workspace import open_workspace
 from rec2pm_jax.data.reading import log_files
+from rec2pm_jax.data.reading.report import LogReport
 from rec2pm_jax.data.record_files import (
-    encode_records,
     read_histories,
-    shard_name,
-    write_records,
 )
 from rec2pm_jax.data.schema import empty_items
-from rec2pm_jax.data.sources import interactions
 from rec2pm_jax.errors import UserError
-
-_FILE_BITS = 40  # bits of a row number below the number of its file
-
-Event: TypeAlias = tuple[str, int, str, int, int]  # item, time, type or "", order, row
-Record: TypeAlias = tuple[str, bytes, int]  # raw user id, encoded sequence, duplicates
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,22 +92,25 @@ def prepare_with_beam(options: PrepareOptions, runner: PipelineOptions | None = 
         raise UserError("Beam reads --source=interactions only; export the log to files.")
     if options.keep_dropped:
         raise UserError("Beam keeps no dropped events; leave --keep_dropped out.")
+    options = options.with_defaults()
     check_options(options)
     options = dataclasses.replace(options, ties=options.ties or "shuffle")
     target = Path(options.output_dir)
     check_target(target, options.overwrite)
-    if target.exists() and any(target.iterdir()) and not options.overwrite:
-        raise UserError(f"{target} holds a dataset; add --overwrite or choose another directory.")
     paths = [str(p) for p in log_files.find_input_files(options.input, options.source)]
     job = _Job(options, paths, runner)
     with open_workspace(target, make_identity(options) | {"beam": True}) as space:
-        space.publish(space.stage("dataset", lambda directory: _write(directory, job)))
-    return read_info(target)
+        return publish_dataset(space, lambda directory: _write(directory, job), options)
 
 
 def _write(directory: Path, job: _Job) -> None:
     """Write the files of the dataset."""
+    report, log = _read_reports(directory, job)
+    options = job.options
+    report.check(options.skip_invalid, options.max_invalid_share)
+    job = dataclasses.replace(job, options=dataclasses.replace(options, skip_invalid=True))
     counts = _count_until_stable(directory, job)
+    check_event_types(counts.types)
     names = sorted(counts.users)
     lengths = np.array([counts.users[name] for name in names], np.int64)
     table = filters.number_items(
@@ -120,17 +118,20 @@ def _write(directory: Path, job: _Job) -> None:
         empty_items(),
     )
     shards = write.count_shards(len(names), int(lengths.sum()), job.options.shards)
-    duplicates = _write_shards(directory, job, counts, table, names, shards)
+    duplicates, order_key = _write_shards(directory, job, counts, table, names, shards)
     partial_info = {"users": len(names), "shards": shards, "event_types": counts.types}
     histories = read_histories(directory, partial_info, names, lengths)
     facts = SourceFacts(
         item_level="item",
         has_times=bool(job.options.time_column),
         ties=job.options.ties,
-        dropped={},
-        notes={},
+        dropped=report.dropped(),
+        notes=report.all_notes(),
         event_types=counts.types,
+        log={"rows": log.rows, "hash": log.hex},
     )
+    first, last = int(histories.times.min()), int(histories.times.max())
+    check_time_span(first, last, facts.has_times)
     content = Content(
         source=facts,
         users=pl.Series(names),
@@ -140,8 +141,8 @@ def _write(directory: Path, job: _Job) -> None:
         column=lambda name: [getattr(histories, name)],
         dropped=counts.dropped,
         duplicates=duplicates,
-        first_time=int(histories.times.min()),
-        order_key=True,
+        first_time=first,
+        order_key=order_key,
     )
     write.write_users(directory, content.users, lengths, histories.newest_times)
     write.write_items(directory, table)
@@ -155,8 +156,8 @@ def _write_shards(
     table: pl.DataFrame,
     names: list[str],
     shards: int,
-) -> int:
-    """Write the record files; return the number of duplicate rows."""
+) -> tuple[int, bool]:
+    """Write the record files; return the number of duplicate rows, and whether a key ordered any."""
     options, users, types = job.options, counts.users, counts.types
     ids = dict(zip(table["raw_id"].to_list(), table["id"].to_list(), strict=True))
     bounds = [names[i] for i in np.linspace(0, len(names), shards + 1).astype(int)[1:-1]]
@@ -167,14 +168,42 @@ def _write_shards(
             | beam.Filter(lambda e: e[0] in users and e[1][0] in ids)
             | "by user" >> beam.GroupByKey()
             | "records"
-            >> beam.MapTuple(lambda user, events: _make_record(user, events, ids, types, options))
-            | beam.Map(lambda record: (bisect_right(bounds, record[0]), record))
+            >> beam.MapTuple(lambda user, events: make_record(user, events, ids, types, options))
+            | beam.Map(lambda record: (bisect_right(bounds, record.user), record))
             | "by shard" >> beam.GroupByKey()
             | "shards"
-            >> beam.MapTuple(lambda shard, found: _write_shard(directory, shard, shards, found))
+            >> beam.MapTuple(lambda shard, found: write_shard(directory, shard, shards, found))
+            | beam.Map(json.dumps)
             | beam.io.WriteToText(str(prefix))
         )
-    return sum(int(line) for file in _take_lines(prefix) for line in file)
+    found = [json.loads(line) for file in _take_lines(prefix) for line in file]
+    return sum(duplicates for duplicates, _ in found), any(order_key for _, order_key in found)
+
+
+def _read_reports(directory: Path, job: _Job) -> tuple[LogReport, LogHash]:
+    """Read every file once; return what is found in all files, and the hash of the log.
+
+    Raises:
+      UserError: a file cannot be read, or files of several kinds, for example of two units of time.
+    """
+    prefix = directory / "report"
+    with beam.Pipeline(options=job.runner) as pipeline:
+        (
+            pipeline
+            | beam.Create(list(enumerate(job.paths)))
+            | beam.Reshuffle()
+            | beam.MapTuple(lambda number, path: [number, report_file(job.options, path)])
+            | beam.Map(json.dumps)
+            | beam.io.WriteToText(str(prefix))
+        )
+    found = sorted(json.loads(line) for file in _take_lines(prefix) for line in file)
+    report, log = LogReport(), LogHash()
+    for number, result in found:
+        if "error" in result:
+            raise UserError(result["error"])
+        report.merge(job.paths[number], LogReport.from_dict(result["report"]))
+        log += result["log"]
+    return report, log
 
 
 def _count_until_stable(directory: Path, job: _Job) -> _Counts:
@@ -236,62 +265,5 @@ def _read_events(pipeline: beam.Pipeline, job: _Job) -> beam.PCollection:
         pipeline
         | beam.Create(list(enumerate(job.paths)))
         | beam.Reshuffle()
-        | beam.FlatMapTuple(lambda number, path: _read_file(options, number, path))
+        | beam.FlatMapTuple(lambda number, path: read_file(options, number, path))
     )
-
-
-def _read_file(options: PrepareOptions, number: int, path: str) -> Iterator[tuple[str, Event]]:
-    row = number << _FILE_BITS
-    for frame in interactions.load(dataclasses.replace(options, input=path)).frames():
-        columns: list[Iterable] = [frame["user"], frame["item"], frame["timestamp"]]
-        for name, default in (("event_type", ""), ("order", 0)):
-            columns.append(frame[name] if name in frame.columns else [default] * frame.height)
-        for user, item, time, kind, order in zip(*columns, strict=True):
-            yield user, (item, time, kind, order, row)
-            row += 1
-
-
-def _make_record(
-    user: str,
-    events: Iterable[Event],
-    ids: dict[str, int],
-    types: list[str],
-    options: PrepareOptions,
-) -> Record:
-    """Return the record of one user."""
-    events = sorted(events, key=lambda event: event[4])
-    names = sorted({event[0] for event in events}, key=ids.__getitem__)
-    index = {name: i for i, name in enumerate(names)}
-    table = {
-        "user": np.zeros(len(events), np.int64),
-        "item": np.array([index[event[0]] for event in events], np.int64),
-        "time": np.array([event[1] for event in events], np.int64),
-        "order": np.array([event[3] for event in events], np.int64),
-    }
-    if types:
-        table["type"] = np.array([types.index(event[2]) + 1 for event in events], np.int8)
-    rows, duplicates = order_events(
-        table, options.ties, options.seed, hash_strings([user]), hash_strings(names)
-    )
-    item_ids = np.array([ids[name] for name in names], np.int32)
-    history = Histories(
-        [user],
-        np.array([0, len(events)]),
-        item_ids[table["item"]][rows],
-        table["time"][rows],
-        table["type"][rows] if types else None,
-    )
-    return user, next(encode_records(history)), duplicates
-
-
-def _write_shard(directory: Path, shard: int, shards: int, found: Iterable[Record]) -> int:
-    """Write a shard; return its number of duplicates.
-
-    Beam may run a worker twice. So the file has a unique name until it is complete.
-    """
-    target = directory / shard_name(shard, shards)
-    partial = target.with_suffix(f".{uuid.uuid4().hex}")
-    found = sorted(found)
-    write_records(partial, (record for _, record, _ in found))
-    partial.rename(target)
-    return sum(duplicates for *_, duplicates in found)

@@ -20,10 +20,12 @@ from rec2pm_jax.data.deltas import delta_paths, merge_histories
 from rec2pm_jax.data.histories import Histories, group_users, hash_content
 from rec2pm_jax.data.prepare import dropped_events, write
 from rec2pm_jax.data.prepare.column_files import Arrays, ColumnFiles, append_by_part
+from rec2pm_jax.data.prepare.limits import check_time_span
 from rec2pm_jax.data.prepare.memory import MemoryLimit
 from rec2pm_jax.data.prepare.order import OrderedLog, write_ordered
 from rec2pm_jax.data.prepare.partition import UserPartitions
-from rec2pm_jax.data.prepare.workspace import Workspace, open_workspace, restore_target
+from rec2pm_jax.data.prepare.run import check_replaceable
+from rec2pm_jax.data.prepare.workspace import Workspace, open_workspace
 from rec2pm_jax.data.record_files import read_parts, read_users, verify_files
 from rec2pm_jax.errors import UserError
 
@@ -45,17 +47,18 @@ def compact(path: str, max_memory: str = "4GiB", progress: bool = True) -> dict:
     """
     target = Path(path)
     limit = MemoryLimit.parse(max_memory)
-    restore_target(target)
-    info = read_info(target)
-    if not info.get("deltas"):
-        raise UserError(f"{target} has no deltas; there is nothing to compact.")
-    dataset = open_dataset(target)
-    identity = {"compact": info["content_hash"], "max_memory": limit.bytes}
-    with open_workspace(target, identity) as space:
+    check_replaceable(target)
+    with open_workspace(target) as space:
+        info = read_info(target)  # under the lock, so that no log is appended meanwhile
+        if not info.get("deltas"):
+            raise UserError(f"{target} has no deltas; there is nothing to compact.")
+        dataset = open_dataset(target)
+        space.claim({"compact": info["content_hash"], "max_memory": limit.bytes})
         compaction = _Compaction(dataset, limit)
         log = compaction.merge(space, progress)
+        check_time_span(log.first_time, log.last_time, info["has_times"])
         space.publish(space.stage("dataset", lambda d: compaction.write(d, log, progress)))
-    return read_info(target)
+        return read_info(target)
 
 
 class _Compaction:

@@ -73,6 +73,8 @@ def describe(options: PrepareOptions, content: Content) -> dict:
         "dropped_rows": {**source.dropped, **content.dropped},
         "duplicate_rows": content.duplicates,
         "notes": source.notes,
+        "logs": [{"input": options.input, **source.log}],
+        "reading": options.reading if options.source == "interactions" else {},
         "ties": {"rule": options.ties, "seed": options.seed, "text": TIE_RULES[options.ties]},
         "order_key": content.order_key,
         "split_rules": list(SPLIT_RULES),

@@ -23,6 +23,7 @@ from rec2pm_jax.data.schema import Interactions
 from rec2pm_jax.errors import UserError
 
 DIRECTORY = "dropped"
+_KEYS = ("fraction", "order")  # finer than seconds
 
 
 class DroppedEventWriter:
@@ -44,8 +45,7 @@ class DroppedEventWriter:
         if "type" in events:
             names = pl.Series(self._log.facts.event_types, dtype=pl.String)
             frame["event_type"] = names.gather(events["type"])
-        if "order" in events:
-            frame["order"] = pl.Series(events["order"])
+        frame |= {name: pl.Series(events[name]).cast(pl.Int64) for name in _KEYS if name in events}
         write_parquet(pl.DataFrame(frame), self._directory / f"{number:05d}.parquet")
 
 
@@ -90,13 +90,12 @@ class DroppedEvents:
                 f"{self.directory.parent} and the new log differ in having event types; append a log "
                 "with the same columns."
             )
-        ordered = any("order" in frame.columns for frame in (first, *old))
-        columns = [*(n for n in first.columns if n != "order"), *(["order"] if ordered else [])]
+        keys = [k for k in _KEYS if any(k in frame.columns for frame in (first, *old))]
+        columns = [*(n for n in first.columns if n not in _KEYS), *keys]
 
         def canonical(frame: pl.DataFrame) -> pl.DataFrame:
-            if ordered and "order" not in frame.columns:
-                frame = frame.with_columns(order=pl.lit(0, pl.Int64))
-            return frame.select(columns)
+            absent = [pl.lit(0, pl.Int64).alias(k) for k in keys if k not in frame.columns]
+            return frame.with_columns(absent).select(columns)
 
         for file in self._files():
             yield canonical(_read(file))

@@ -17,12 +17,14 @@ from tqdm import tqdm
 
 from rec2pm_jax.data.polars_io import write_parquet
 from rec2pm_jax.data.prepare.column_files import ColumnFiles
+from rec2pm_jax.data.prepare.limits import check_event_types
+from rec2pm_jax.data.prepare.log_hash import hash_events
 from rec2pm_jax.data.schema import Interactions
 from rec2pm_jax.errors import UserError
 
-MAX_EVENT_TYPES = 127  # type ids are stored as int8
-_DTYPES = {"user": "<u4", "item": "<u4", "time": "<i8", "type": "i1", "order": "<i8"}
-_OPTIONAL = {"type": "event_type", "order": "order"}
+_DTYPES = {"user": "<u4", "item": "<u4", "time": "<i8", "type": "i1"}
+_DTYPES |= {"fraction": "<i4", "order": "<i8"}
+_OPTIONAL = {"type": "event_type", "fraction": "fraction", "order": "order"}
 
 
 class TextCodes:
@@ -67,6 +69,7 @@ class SourceFacts:
       dropped: rows that the source left out, by reason.
       notes: other facts for `dataset.json`.
       event_types: names of the event types; empty without.
+      log: number of rows and hash of the log, for `dataset.json`.
     """
 
     item_level: str
@@ -75,13 +78,14 @@ class SourceFacts:
     dropped: dict[str, int]
     notes: dict[str, Any]
     event_types: list[str]
+    log: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 class EncodedLog:
     """The result of `encode_log` in a directory.
 
     Attributes:
-      events: columns user, item and time, and, if the source has them, type and order.
+      events: columns user, item and time, and, if the source has them, type, fraction and order.
       users, items: the texts of the codes.
       facts: what the source states.
     """
@@ -105,7 +109,9 @@ class EncodedLog:
         return file if file.is_file() else None
 
 
-def encode_log(interactions: Interactions, directory: Path, rows: int, progress: bool) -> None:
+def encode_log(
+    interactions: Interactions, directory: Path, rows: int, progress: bool, earlier_rows: int = 0
+) -> None:
     """Write the columns of a log, reading its frames once.
 
     Args:
@@ -113,6 +119,7 @@ def encode_log(interactions: Interactions, directory: Path, rows: int, progress:
       directory: an empty directory for the result, which `EncodedLog` reads.
       rows: at most so many rows at a time.
       progress: show a progress bar.
+      earlier_rows: so many rows at the beginning are kept events of earlier logs.
 
     Raises:
       UserError: no events, or more than 127 event types.
@@ -132,13 +139,9 @@ def encode_log(interactions: Interactions, directory: Path, rows: int, progress:
                     for name, values in columns.items()
                 }
             )
-            if len(codes["type"].texts) > MAX_EVENT_TYPES:
-                raise UserError(
-                    f"More than {MAX_EVENT_TYPES} event types, which is all that can be stored; "
-                    "choose another --type_column."
-                )
+            check_event_types(codes["type"].texts)
             bar.update(frame.height)
-    if events is None:
+    if events is None or len(events) <= earlier_rows:
         raise UserError("The input has no events.")
     for name in ("user", "item"):
         write_parquet(codes[name].texts.to_frame(), directory / f"{name}s.parquet")
@@ -146,6 +149,8 @@ def encode_log(interactions: Interactions, directory: Path, rows: int, progress:
     if interactions.ground_truth is not None:
         arrays: dict[str, Any] = dict(interactions.ground_truth)
         np.savez(directory / "ground_truth.npz", **arrays)
+    texts = {name: known.texts for name, known in codes.items()}
+    found = hash_events(events, texts, rows, earlier_rows)
     facts = SourceFacts(
         interactions.item_level,
         interactions.has_times,
@@ -153,6 +158,7 @@ def encode_log(interactions: Interactions, directory: Path, rows: int, progress:
         dict(interactions.dropped),
         dict(interactions.notes),
         codes["type"].texts.to_list(),
+        {"rows": found.rows, "hash": found.hex},
     )
     (directory / "facts.json").write_text(json.dumps(dataclasses.asdict(facts)))
 

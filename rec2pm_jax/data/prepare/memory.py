@@ -38,11 +38,14 @@ class MemoryLimit:
         """
         match = re.fullmatch(r"([0-9.]+(?:e[0-9]+)?) *([kmg]i?)?b?", text.strip().lower())
         try:
-            return cls(int(float(match[1]) * _UNITS[match[2] or ""]))  # type: ignore[index]
-        except (TypeError, ValueError):
+            limit = cls(int(float(match[1]) * _UNITS[match[2] or ""]))  # type: ignore[index]
+        except (TypeError, ValueError, OverflowError):
             raise UserError(
                 f"--max_memory={text} is not a number of bytes; write for example 4GiB or 500MB."
             ) from None
+        if limit.bytes < _BYTES_PER_ROW:
+            raise UserError(f"--max_memory={text} is less than 1kB; write for example 500MB.")
+        return limit
 
     @property
     def rows(self) -> int:

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from rec2pm_jax.data.event_order import order_events
 from rec2pm_jax.data.hashing import hash_strings
 from rec2pm_jax.data.histories import Histories
-from rec2pm_jax.data.prepare.column_files import ColumnFiles
+from rec2pm_jax.data.prepare.column_files import Arrays, ColumnFiles
 from rec2pm_jax.data.prepare.partition import PartitionedLog, UserPartitions
 from rec2pm_jax.data.prepare.workspace import Workspace
 
@@ -114,13 +114,18 @@ def order_partitions(
                     times=events["time"][rows],
                     types=events["type"][rows] if "type" in events else None,
                 )
-                order_key = "order" in events and bool(events["order"].any())
+                order_key = has_order_key(events)
                 write_ordered(directory, ordered, duplicates, order_key)
 
             directories.append(space.stage(f"ordered-{part}", order))
             log.events(part).remove()
             bar.update(int(users.counts[users.users(part)].sum()))
     return OrderedLog(users, directories)
+
+
+def has_order_key(events: Arrays) -> bool:
+    """Return whether a key finer than seconds may order some of the events."""
+    return any(name in events and bool(events[name].any()) for name in ("fraction", "order"))
 
 
 def write_ordered(directory: Path, histories: Histories, duplicates: int, order_key: bool) -> None:

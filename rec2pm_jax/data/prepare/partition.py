@@ -25,6 +25,7 @@ from rec2pm_jax.data.prepare.filters import (
     empty_item_table,
     number_items,
 )
+from rec2pm_jax.data.prepare.limits import check_event_types
 from rec2pm_jax.data.prepare.memory import MemoryLimit
 
 
@@ -37,14 +38,18 @@ class AppendTarget:
       items: the item table.
       event_types: names of the type ids from 1.
       has_times: whether its times are real.
+      time_range: its smallest and largest time; empty without events.
       dropped: the events that its filters dropped, or None unless they are kept.
+      logs: hashes of the logs that it holds.
     """
 
     users: pl.DataFrame
     items: pl.DataFrame
     event_types: list[str]
     has_times: bool
+    time_range: tuple[int, ...] = ()
     dropped: DroppedEvents | None = None
+    logs: frozenset[str] = frozenset()
 
     @classmethod
     def empty(cls) -> AppendTarget:
@@ -111,7 +116,7 @@ class PartitionedLog:
         """Return the events of a partition.
 
         The columns are user (from 0 within the partition), item (id - 1) and time. Sources may add
-        type and order.
+        type, fraction and order.
         """
         return ColumnFiles(self._directory / str(part))
 
@@ -159,6 +164,7 @@ def partition_log(
     item_index = np.where(kept.items > 0, _look_up(log.items, items["raw_id"]), -1)
     names = log.facts.event_types
     event_types = [*target.event_types, *sorted(set(names) - set(target.event_types))]
+    check_event_types(event_types)
     types = np.array([event_types.index(name) + 1 for name in names], np.int8)
     groups = group_users(counts, limit.rows)
     dtypes = {name: dtype.str for name, dtype in log.events.dtypes.items()}

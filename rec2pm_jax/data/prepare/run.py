@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 
-from rec2pm_jax.data.dataset import FORMAT_VERSION, INFO_FILE, read_info
+from rec2pm_jax.data.dataset import INFO_FILE, read_info
 from rec2pm_jax.data.event_order import TIE_RULES
 from rec2pm_jax.data.options import PrepareOptions
 from rec2pm_jax.data.prepare import dropped_events, encode, partition, write
 from rec2pm_jax.data.prepare.describe import Content, describe
 from rec2pm_jax.data.prepare.filters import Filters
+from rec2pm_jax.data.prepare.identity import make_identity
+from rec2pm_jax.data.prepare.limits import check_time_span
 from rec2pm_jax.data.prepare.memory import MemoryLimit
 from rec2pm_jax.data.prepare.order import OrderedLog, order_partitions
 from rec2pm_jax.data.prepare.workspace import Workspace, open_workspace
 from rec2pm_jax.data.sources import SOURCES
 from rec2pm_jax.errors import UserError, nearest
+
+_SAME = ("content_hash", "filters", "ties", "order_key")  # entries of dataset.json
 
 
 def prepare(options: PrepareOptions) -> tuple[dict, bool]:
@@ -51,20 +58,48 @@ def prepare(options: PrepareOptions) -> tuple[dict, bool]:
     >>> info["users"], info["items"], info["events"], written
     (2, 2, 3, True)
     """
+    options = options.with_defaults()
     check_options(options)
     target = Path(options.output_dir)
     check_target(target, options.overwrite)
     with open_workspace(target, make_identity(options)) as space:
         run = run_stages(space, options)
-        if target.exists() and _holds(target, run.info["content_hash"]):
+        if target.exists() and _holds(target, run.info):
             return run.info, False
+        return publish_dataset(space, run.write, options), True
+
+
+def publish_dataset(
+    space: Workspace, write: Callable[[Path], None], options: PrepareOptions
+) -> dict:
+    """Write a dataset to its directory, in the place of the one there.
+
+    Args:
+      space: the workspace of the directory.
+      write: writes the files of the dataset to an empty directory.
+      options: whether another dataset may be replaced.
+
+    Returns:
+      The contents of `dataset.json`.
+
+    Raises:
+      UserError: the directory holds another dataset and `options.overwrite` is false, or other files.
+    """
+    target = Path(options.output_dir)
+
+    def check() -> None:
+        check_target(target, options.overwrite)
         if target.exists() and any(target.iterdir()) and not options.overwrite:
             raise UserError(
                 f"{target} already holds another dataset; choose another --output_dir or add "
                 "--overwrite."
             )
-        space.publish(space.stage("dataset", run.write))
-    return read_info(target), True
+
+    check()
+    stage = space.stage("dataset", write)
+    check()  # files may have come while the dataset was written
+    space.publish(stage)
+    return read_info(target)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,6 +117,12 @@ class PreparedLog:
     partitioned: partition.PartitionedLog
     ordered: OrderedLog
     info: dict
+
+    @property
+    def users(self) -> pl.DataFrame:
+        """The columns user and length, in the order of the log."""
+        counts = self.ordered.users.counts.astype(np.int32)
+        return pl.DataFrame({"user": self.ordered.users.names, "length": counts})
 
     def write(self, directory: Path) -> None:
         """Write the files of the dataset (stage 4).
@@ -119,9 +160,11 @@ def run_stages(
 
     def encode_source(directory: Path) -> None:
         interactions = SOURCES[options.source](options)
+        earlier = 0
         if target and target.dropped:
             interactions = target.dropped.prepend_to(interactions)
-        encode.encode_log(interactions, directory, limit.rows, options.progress)
+            earlier = target.dropped.rows
+        encode.encode_log(interactions, directory, limit.rows, options.progress, earlier)
 
     log = encode.EncodedLog(space.stage("log", encode_source))
     facts = log.facts
@@ -134,6 +177,12 @@ def run_stages(
             "a log with the same columns."
         )
 
+    if target and facts.log["hash"] in target.logs and not options.force:
+        raise UserError(
+            f"{options.output_dir} holds this log already ({facts.log['rows']:,} rows, see "
+            "--list_appended); add --force to count it twice."
+        )
+
     def partition_events(directory: Path) -> None:
         partition.partition_log(log, directory, Filters.of(options), limit, target)
 
@@ -141,7 +190,9 @@ def run_stages(
     log.events.remove()
     options = dataclasses.replace(options, ties=options.ties or facts.ties)
     ordered = order_partitions(parts, space, options.ties, options.seed, options.progress)
-    _check_time_span(ordered, facts.has_times)
+    known = target.time_range if target else []
+    times = [*known, ordered.first_time, ordered.last_time]
+    check_time_span(min(times), max(times), facts.has_times)
     content = Content(
         source=facts,
         users=parts.users.names,
@@ -174,28 +225,12 @@ def check_options(options: PrepareOptions) -> None:
         )
     if options.shards < 0:
         raise UserError(f"--shards must be >= 0, got {options.shards}.")
+    if not 0 <= options.seed < 2**63:
+        raise UserError(f"--seed must be from 0 to 2^63 - 1, got {options.seed}.")
     if options.ties and options.ties not in TIE_RULES:
         raise UserError(f"--ties={options.ties} is unknown; choose one of {', '.join(TIE_RULES)}.")
     Filters.of(options)
     MemoryLimit.parse(options.max_memory)
-
-
-def make_identity(options: PrepareOptions) -> dict:
-    """Return the options and input files that determine the stages of a preparation.
-
-    Finished stages of a killed start are used again only if this is equal.
-    """
-    fields = dataclasses.asdict(options)
-    for name in ("progress", "overwrite", "shards"):
-        del fields[name]
-    path = Path(options.input)
-    files = sorted(path.rglob("*")) if path.is_dir() else [path] if path.is_file() else []
-    stats = [(str(file), file.stat()) for file in files if options.input]
-    return {
-        "version": FORMAT_VERSION,
-        "options": fields,
-        "files": [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats],
-    }
 
 
 def check_target(target: Path, overwrite: bool) -> None:
@@ -204,6 +239,7 @@ def check_target(target: Path, overwrite: bool) -> None:
     Raises:
       UserError: the target is a file, or a directory with other contents.
     """
+    check_replaceable(target)
     if not target.exists():
         return
     if not target.is_dir():
@@ -215,17 +251,23 @@ def check_target(target: Path, overwrite: bool) -> None:
         )
 
 
-def _holds(target: Path, content_hash: str) -> bool:
+def check_replaceable(target: Path) -> None:
+    """Refuse the current directory and those above it, because a dataset is replaced as a whole.
+
+    Raises:
+      UserError: the target is one of them.
+    """
+    if Path.cwd().is_relative_to(Path(os.path.realpath(target))):
+        raise UserError(
+            f"--output_dir={target} is the current directory or above it; choose another directory, "
+            "for example data/log."
+        )
+
+
+def _holds(target: Path, info: dict) -> bool:
+    """Return whether a directory holds a dataset of this content, and of the rules for later logs."""
     try:
-        return read_info(target)["content_hash"] == content_hash
+        found = read_info(target)
     except UserError:
         return False
-
-
-def _check_time_span(log: OrderedLog, has_times: bool) -> None:
-    first, last = log.first_time, log.last_time
-    if has_times and last - first > np.iinfo(np.int32).max:
-        raise UserError(
-            f"Timestamps span {last - first} seconds, more than int32 holds (68 years): from "
-            f"{first} to {last}. Are they in milliseconds? Convert them to seconds."
-        )
+    return all(found.get(name) == info[name] for name in _SAME)

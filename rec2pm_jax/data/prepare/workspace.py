@@ -1,15 +1,21 @@
-"""The temporary directory of a preparation: one process at a time, in stages that survive a kill."""
+"""The temporary directory of a dataset's writer: one process at a time, in stages that survive a kill.
+
+Every command that changes a dataset opens its workspace first: prepare, append, compact, and undoing an
+append. So two of them never work on one dataset, and what they read there is what they change.
+"""
 
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from rec2pm_jax.errors import UserError
-from rec2pm_jax.lock import alone_in
+from rec2pm_jax.lock import LOCK_FILE, alone_in, remove_lock
+from rec2pm_jax.os_errors import write_error
 
 _IDENTITY = "identity.json"
 _RETIRED = "retired"
@@ -21,12 +27,29 @@ class Workspace:
     Because they share a disk, the result can be renamed into place.
 
     Attributes:
+      target: the dataset.
       path: the directory.
+      claimed: whether `claim` has been called.
     """
 
-    def __init__(self, target: Path, path: Path):
-        self._target = target
-        self.path = path
+    def __init__(self, target: Path):
+        self.target = target
+        self.path = target.with_name(f"{target.name}.preparing")
+        self.claimed = False
+
+    def claim(self, identity: dict) -> None:
+        """Keep the finished stages of an earlier start with the same identity, and remove others.
+
+        Args:
+          identity: the options and input files that determine the result; JSON.
+        """
+        text = json.dumps(identity, sort_keys=True)
+        file = self.path / _IDENTITY
+        self.claimed = True
+        if file.is_file() and file.read_text() == text:
+            return
+        self.remove_stages()
+        file.write_text(text)
 
     def stage(self, name: str, make: Callable[[Path], None]) -> Path:
         """Return the directory of a finished stage, and run the stage unless that is done already.
@@ -46,80 +69,79 @@ class Workspace:
 
     def publish(self, stage: Path) -> None:
         """Rename a finished stage to the target, in the place of what was there."""
-        if self._target.exists():
-            self._target.rename(self.path / _RETIRED)
-        stage.rename(self._target)
+        if self.target.exists():
+            self.target.rename(self.path / _RETIRED)
+        stage.rename(self.target)
+
+    def restore_target(self) -> None:
+        """Finish or undo a publication that a kill left between its two renames."""
+        retired = self.path / _RETIRED
+        if not retired.exists():
+            return
+        if self.target.exists():
+            shutil.rmtree(retired, ignore_errors=True)
+        else:
+            retired.rename(self.target)
+
+    def remove_stages(self) -> None:
+        """Remove everything but the lock."""
+        for entry in self.path.iterdir():
+            if entry.is_dir():
+                shutil.rmtree(entry, ignore_errors=True)
+            elif entry.name != LOCK_FILE:
+                entry.unlink(missing_ok=True)
+
+    def remove(self) -> None:
+        """Remove the directory, the lock file last, unless it holds the stages of another command."""
+        if self.claimed:
+            self.remove_stages()
+        remove_lock(self.path)
 
 
 @contextmanager
-def open_workspace(target: Path, identity: dict) -> Iterator[Workspace]:
-    """Open the workspace of a target.
+def open_workspace(target: Path, identity: dict | None = None) -> Iterator[Workspace]:
+    """Open the workspace of a dataset.
 
-    Success and errors remove the workspace. A kill or an interrupt leaves it, and the next start with
-    the same `identity` uses its finished stages. A start with another identity removes them.
+    Success and errors remove the workspace. A kill or an interrupt leaves it, and the next start that
+    claims the same identity uses its finished stages. A start with another identity removes them.
 
     Args:
-      target: the directory to prepare.
-      identity: the options and input files that determine the result; JSON.
+      target: the dataset to write. Two paths of one directory share a workspace.
+      identity: as for `Workspace.claim`; None: nothing is claimed yet.
 
     Yields:
       The workspace.
 
     Raises:
-      UserError: another process prepares this target, or the disk is full or read-only.
+      UserError: another process writes this dataset, or the disk is full or read-only.
     """
-    path = _workspace_path(target)
-    with alone_in(path):
+    target = Path(os.path.realpath(target))
+    if not target.name:
+        raise UserError(f"{target} cannot be a dataset; choose a directory below it.")
+    space = Workspace(target)
+    with alone_in(space.path, f"The dataset {target}"):
         try:
-            _undo_half_publication(target, path)
-            _claim(path, json.dumps(identity, sort_keys=True))
-            yield Workspace(target, path)
+            space.restore_target()
+            if identity is not None:
+                space.claim(identity)
+            yield space
         except OSError as error:
-            _undo_half_publication(target, path)
-            shutil.rmtree(path, ignore_errors=True)
+            space.restore_target()
+            space.remove()
+            reason = str(write_error(target, error))
+            if error.filename and not str(error.filename).startswith(str(target)):  # an input file
+                reason = f"{error.filename}: {error.strerror}."
             raise UserError(
-                f"Cannot prepare {target}: {error}. Nothing was changed there and the temporary files "
-                "are removed."
+                f"{reason} Nothing was changed in {target} and the temporary files are removed."
+            ) from error
+        except MemoryError as error:
+            space.remove()
+            raise UserError(
+                f"Not enough memory to write {target} ({error}); lower --max_memory or the sizes asked "
+                "for. Nothing was changed in it."
             ) from error
         except Exception:
             # The stages of a refused input are of no use. A kill or ^C does not come here.
-            shutil.rmtree(path, ignore_errors=True)
+            space.remove()
             raise
-        shutil.rmtree(path, ignore_errors=True)
-
-
-def restore_target(target: Path) -> None:
-    """Restore a target that a kill left between the two renames of `Workspace.publish`.
-
-    Call it before reading `target` without opening its workspace.
-
-    Raises:
-      UserError: another process prepares this target.
-    """
-    path = _workspace_path(target)
-    if (path / _RETIRED).exists():
-        with alone_in(path):
-            if target.exists():  # killed after the second rename: only the old version is left
-                shutil.rmtree(path, ignore_errors=True)
-            _undo_half_publication(target, path)
-
-
-def _workspace_path(target: Path) -> Path:
-    return target.with_name(f"{target.name}.preparing")
-
-
-def _claim(path: Path, identity: str) -> None:
-    """Remove the stages of another identity."""
-    file = path / _IDENTITY
-    if file.is_file() and file.read_text() == identity:
-        return
-    for entry in path.iterdir():
-        if entry.is_dir():
-            shutil.rmtree(entry)
-    file.write_text(identity)
-
-
-def _undo_half_publication(target: Path, path: Path) -> None:
-    """Undo the first of the two renames of `Workspace.publish` unless the second has happened."""
-    if (path / _RETIRED).exists() and not target.exists():
-        (path / _RETIRED).rename(target)
+        space.remove()

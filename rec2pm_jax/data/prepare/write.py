@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from itertools import islice
 from pathlib import Path
@@ -79,6 +80,20 @@ def write_items(directory: Path, items: pl.DataFrame) -> None:
     write_parquet(items, directory / "items.parquet")
 
 
-def write_info(directory: Path, info: Mapping) -> None:
-    """Write dataset.json."""
-    (directory / INFO_FILE).write_text(json.dumps(info, indent=2, ensure_ascii=False) + "\n")
+def replace_info(directory: Path, info: Mapping) -> None:
+    """Replace dataset.json by a new one at once, so that readers see the old or the new one.
+
+    Raises:
+      OSError: the disk is full.
+    """
+    partial = directory / f"{INFO_FILE}.partial"
+    try:
+        partial.write_text(json.dumps(info, indent=2, ensure_ascii=False) + "\n")
+        os.replace(partial, directory / INFO_FILE)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_info(directory: Path, info: Mapping, name: str = INFO_FILE) -> None:
+    """Write dataset.json, or a copy of it under another name."""
+    (directory / name).write_text(json.dumps(info, indent=2, ensure_ascii=False) + "\n")

@@ -3,6 +3,10 @@
 download.py         downloads that resume and are checked
 scan.py             a publisher's large files, in batches
 log_files.py        your own logs: CSV, TSV, Parquet, JSON-lines
-column_checks.py    columns as ids and numbers; errors name file, row and column
-times.py            times: units, zones, ISO text
+text_lines.py       their text: encodings, separators, and rows that cannot be read
+row_filters.py      which rows are read (--drop, --keep)
+values.py           the rules for single ids, times and numbers
+column_checks.py    the same for columns of ids and numbers
+times.py            the same for columns of times
+report.py           rows that cannot be used, counted over all files
 """

@@ -25,6 +25,8 @@ from pathlib import Path, PurePosixPath
 from tqdm import tqdm
 
 from rec2pm_jax.errors import UserError
+from rec2pm_jax.lock import alone_in, remove_lock
+from rec2pm_jax.os_errors import write_error
 
 ATTEMPTS = 5
 TIMEOUT = 60  # seconds without a byte
@@ -69,17 +71,23 @@ def fetch(item: Download, directory: Path, page: str, progress: bool = True) -> 
 
     Raises:
       UserError: the network or the server fails, the checksum differs, the archive is damaged or
-        lacks a file, or the disk is full.
+        lacks a file, the disk is full, or another process downloads to this directory.
     """
     target = directory / item.name
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        if not target.is_file():
-            _download(item, target, page, progress)
-        if item.unpack:
-            _unpack(target, directory, item.unpack)
+        place = directory.with_name(f"{directory.name}.downloading")
+        # Two processes would append to one partial file.
+        with alone_in(place, f"The directory {directory}"):
+            try:
+                if not target.is_file():
+                    _download(item, target, page, progress)
+                if item.unpack:
+                    _unpack(target, directory, item.unpack)
+            finally:
+                remove_lock(place)
     except OSError as error:  # network errors are turned into UserErrors where they happen
-        raise UserError(f"Cannot write {target}: {error.strerror or error}.") from error
+        raise write_error(target, error) from error
     return target
 
 

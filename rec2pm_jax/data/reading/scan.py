@@ -14,10 +14,10 @@ import polars as pl
 
 from rec2pm_jax.data.polars_io import READ_ERRORS
 from rec2pm_jax.data.reading.log_files import BATCH, unreadable_error
+from rec2pm_jax.data.reading.values import LATEST_TIMESTAMP
 from rec2pm_jax.data.schema import (
     EVENT_COLUMNS,
     ITEM_COLUMNS,
-    LATEST_TIMESTAMP,
     OPTIONAL_EVENT_COLUMNS,
 )
 from rec2pm_jax.errors import UserError, nearest

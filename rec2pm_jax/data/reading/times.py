@@ -1,190 +1,241 @@
 """Times of events: the unit is stated or detected once per file, and dataset.json records which.
 
-Numbers are seconds, milli-, micro- or nanoseconds since 1970. Their size decides, because the ranges of
-the years 1973 to 5138 do not overlap. Text is ISO 8601. What seconds cannot hold becomes the `order` of
-canonical events. Nothing is guessed row by row: a column that mixes units, or times with and without a
-zone, is refused.
+Numbers are seconds, milli-, micro- or nanoseconds since 1970. The size of most of them decides, because
+the ranges of the years 1973 to 5138 do not overlap. Text is ISO 8601, or as --time_format says. What
+seconds cannot hold becomes the `fraction` of canonical events. Nothing is guessed row by row: a row of
+another unit, or with a zone among rows without, is a bad row.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import datetime
 from pathlib import Path
 
 import polars as pl
 
-from rec2pm_jax.data.reading.column_checks import refuse_rows
-from rec2pm_jax.data.schema import LATEST_TIMESTAMP
+from rec2pm_jax.data.options import PrepareOptions
+from rec2pm_jax.data.reading import values as rules
+from rec2pm_jax.data.reading.column_checks import split_numbers
+from rec2pm_jax.data.reading.report import BatchCheck
+from rec2pm_jax.data.reading.values import LATEST_TIMESTAMP, PER_SECOND, UNIT_NAMES
 from rec2pm_jax.errors import UserError
 
-_PER_SECOND = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
-_NAMES = {"s": "seconds", "ms": "milliseconds", "us": "microseconds", "ns": "nanoseconds"}
-_ISO = (
-    r"^(?<date>\d{4}-\d{2}-\d{2})(?:[T ](?<time>\d{2}:\d{2}(?::\d{2})?)(?:[.,](?<fraction>\d+))?)?"
-    r"\s*(?<zone>Z|z|UTC|[+-]\d{2}:?\d{2})?$"
-)
+
+@dataclasses.dataclass(frozen=True)
+class TimeRules:
+    """How times are written, as flags state it.
+
+    Attributes:
+      unit: s, ms, us, ns or iso; empty: detected from the first batch.
+      zone: of times that state none, for example Europe/Berlin; empty: UTC.
+      format: of text, for example "%m/%d/%Y %H:%M"; empty: ISO 8601.
+    """
+
+    unit: str = ""
+    zone: str = ""
+    format: str = ""
+
+    @classmethod
+    def of(cls, options: PrepareOptions) -> TimeRules:
+        """Return the rules that the options state.
+
+        Raises:
+          UserError: unknown unit, zone or format.
+        """
+        unit, zone, time_format = options.time_unit, options.time_zone, options.time_format
+        if unit and unit not in (*PER_SECOND, "iso"):
+            raise UserError(f"--time_unit={unit} is unknown; choose one of s, ms, us, ns, iso.")
+        if unit and time_format:
+            raise UserError("Give --time_format or --time_unit, not both.")
+        try:
+            pl.Series([0]).cast(pl.Datetime("us")).dt.replace_time_zone(zone or "UTC")
+        except pl.exceptions.PolarsError as error:
+            raise UserError(f"--time_zone={zone} is unknown; write for example UTC.") from error
+        if time_format:
+            example = datetime.datetime(2024, 5, 31, 12, 30, 15, tzinfo=datetime.UTC)
+            parsed = _parse_text(pl.Series([example.strftime(time_format)]), time_format)[0]
+            if parsed is None or parsed.year != example.year:
+                raise UserError(
+                    f"--time_format={time_format} is no format of dates; write for example "
+                    "%m/%d/%Y %H:%M."
+                )
+        return cls(unit or "", zone or "", time_format or "")
 
 
 class TimeReader:
     """Reads the time column of one file, batch by batch."""
 
-    def __init__(self, path: Path, unit: str = "", zone: str = ""):
-        """Choose how to read a file.
-
-        Args:
-          path: the file, for errors.
-          unit: s, ms, us, ns or iso; empty: detected from the first batch.
-          zone: of times that state none, for example Europe/Berlin; empty: UTC.
-
-        Raises:
-          UserError: unknown unit or zone.
-        """
-        if unit and unit not in (*_PER_SECOND, "iso"):
-            raise UserError(f"--time_unit={unit} is unknown; choose one of s, ms, us, ns, iso.")
-        try:
-            pl.Series([0]).cast(pl.Datetime("us")).dt.replace_time_zone(zone or "UTC")
-        except pl.exceptions.PolarsError as error:
-            raise UserError(f"--time_zone={zone} is unknown; write for example UTC.") from error
+    def __init__(self, path: Path, stated: TimeRules):
+        """Begin a file; `path` is for errors."""
         self._path = path
-        self._unit = unit
-        self._stated = bool(unit)
-        self._zone = zone
+        self._stated = stated
+        self._unit = stated.format or stated.unit
         self._zoned: bool | None = None  # whether times state their zone; None: not known yet
 
-    def columns(self, values: pl.Series, first_row: int) -> dict[str, pl.Series]:
-        """Return `timestamp` and, if the unit is finer than a second, `order`; int64 [n] each.
+    def columns(self, values: pl.Series, check: BatchCheck) -> dict[str, pl.Series]:
+        """Return `timestamp`, whole seconds, and `fraction`, nanoseconds after that; int64 [n] each.
 
         Args:
           values: a batch of the time column.
-          first_row: the number of its first row, for errors.
+          check: marks the rows without a valid time. What they hold here means nothing.
 
         Raises:
-          UserError: names the first row without a valid time.
+          UserError: the type or the unit of the column cannot be told.
         """
-        if values.dtype == pl.Datetime or values.dtype == pl.Date:
-            return self._read_datetimes(values, first_row)
-        if not (values.dtype.is_integer() or values.dtype.is_float() or values.dtype == pl.String):
+        dtype = values.dtype
+        if dtype == pl.Null:
+            values, dtype = values.cast(pl.String), pl.String()
+        if dtype == pl.Datetime or dtype == pl.Date:
+            return self._read_datetimes(values, check)
+        if not (dtype.is_integer() or dtype.is_float() or dtype == pl.String):
             raise UserError(
                 f'{self._path}, column "{values.name}": times must be numbers, ISO text or datetimes, '
-                f"not {values.dtype}."
+                f"not {dtype}."
             )
-        numbers = _to_whole_numbers(values)
+        if dtype == pl.String:
+            comma = values.str.contains(rules.DECIMAL_COMMA)
+            check.refuse(comma, values, "a time with a decimal comma; write a decimal point")
+        if self._stated.format:
+            return self._read_formatted(values, check)
+        whole, part = split_numbers(values)
         if not self._unit and len(values):
-            self._unit = _detect_unit(values, numbers)
+            self._unit = self._detect_unit(values, whole)
         if self._unit == "iso":
-            return self._read_iso(values, first_row)
-        return self._read_numbers(values, numbers, first_row)
+            return self._read_iso(values, check)
+        return self._read_numbers(values, whole, part, check)
 
     def notes(self) -> dict[str, str]:
         """Return the unit and zone in use and where they come from, for dataset.json."""
-        how = "as stated" if self._stated else "detected"
-        unit = _NAMES.get(self._unit, "ISO text" if self._unit == "iso" else self._unit)
+        how = "as stated" if self._stated.unit or self._stated.format else "detected"
+        unit = UNIT_NAMES.get(self._unit, "ISO text" if self._unit == "iso" else self._unit)
         notes = {"time_unit": f"{unit} ({how})"} if self._unit else {}
         if self._zoned is False:
-            given = f"--time_zone={self._zone}" if self._zone else "UTC"
+            given = f"--time_zone={self._stated.zone}" if self._stated.zone else "UTC"
             notes["time_zone"] = f"none in the input; taken as {given}"
         return notes
 
-    def _refuse(self, bad: pl.Series, values: pl.Series, first_row: int, what: str) -> None:
-        refuse_rows(bad, values, self._path, first_row, what)
+    def _detect_unit(self, values: pl.Series, whole: pl.Series) -> str:
+        """Return the unit of a batch: "iso" for text without numbers, else by the median."""
+        known = whole.drop_nulls().sort()
+        if not len(known):
+            return "iso" if values.dtype == pl.String else "s"
+        if _look_like_dates(known):
+            raise UserError(
+                f'{self._path}, column "{values.name}": times such as {known[0]} look like dates. Add '
+                "--time_format=%Y%m%d, or --time_unit=s if they are seconds."
+            )
+        # Not the largest, so that a single wild number is a bad row, and not the others.
+        middle = int(known[len(known) // 2])
+        return next(
+            (u for u, scale in PER_SECOND.items() if middle <= LATEST_TIMESTAMP * scale), "ns"
+        )
 
     def _read_numbers(
-        self, values: pl.Series, numbers: pl.Series, first_row: int
+        self, values: pl.Series, whole: pl.Series, part: pl.Series, check: BatchCheck
     ) -> dict[str, pl.Series]:
-        scale = _PER_SECOND[self._unit]
-        name = _NAMES[self._unit]
-        fractional = f"a timestamp that is not a whole number of {name}"
-        self._refuse(numbers.is_null(), values, first_row, fractional)
-        self._refuse(numbers < 0, values, first_row, "a negative timestamp")
-        other = "milliseconds" if self._unit == "s" else "another unit"
-        self._refuse(
-            numbers > min(LATEST_TIMESTAMP * scale, 2**63 - 1),
+        unit = self._unit or "s"  # no unit is known before the first row
+        scale, name = PER_SECOND[unit], UNIT_NAMES[unit]
+        check.refuse(whole.is_null(), values, f"a timestamp that is not a number of {name}")
+        check.refuse(whole < 0, values, rules.NEGATIVE_TIME)
+        other = "milliseconds" if unit == "s" else "another unit"
+        check.refuse(
+            whole > min(LATEST_TIMESTAMP * scale, 2**63 - 1),
             values,
-            first_row,
-            f"a timestamp beyond the year 5000 in {name} (are these {other}? see --time_unit; "
-            "a file has one unit)",
+            f"a timestamp beyond the year 5000 in {name} (is it a placeholder, or in {other}? see "
+            "--time_unit; a file has one unit)",
         )
-        if scale == 1:
-            return {"timestamp": numbers}
-        self._refuse(
-            (numbers > 0) & (numbers <= LATEST_TIMESTAMP * scale // 1000),
-            values,
-            first_row,
-            f"a timestamp before 1973 in {name}, the unit of the column (seconds among them? a "
-            "file has one unit)",
-        )
-        return {"timestamp": numbers // scale, "order": numbers % scale}
+        if scale > 1:
+            check.refuse(
+                (whole > 0) & (whole <= LATEST_TIMESTAMP * scale // 1000),
+                values,
+                f"a timestamp before 1973 in {name}, the unit of the column (seconds among them? a "
+                "file has one unit)",
+            )
+        fraction = whole % scale * (10**9 // scale) + part // scale
+        return {"timestamp": whole // scale, "fraction": fraction}
 
-    def _read_datetimes(self, values: pl.Series, first_row: int) -> dict[str, pl.Series]:
-        self._refuse(values.is_null(), values, first_row, "a missing timestamp")
-        self._unit = self._unit or ("dates" if values.dtype == pl.Date else "datetimes")
+    def _read_formatted(self, values: pl.Series, check: BatchCheck) -> dict[str, pl.Series]:
+        times = _parse_text(values.cast(pl.String).str.strip_chars(), self._stated.format)
+        what = f"a time that is not written as --time_format={self._stated.format}"
+        check.refuse(times.is_null(), values, what)
+        self._zoned = isinstance(times.dtype, pl.Datetime) and times.dtype.time_zone is not None
+        return self._from_datetimes(values, times, check)
+
+    def _read_datetimes(self, values: pl.Series, check: BatchCheck) -> dict[str, pl.Series]:
+        check.refuse(values.is_null(), values, "a missing timestamp")
         dtype = values.dtype
+        self._unit = self._unit or ("dates" if dtype == pl.Date else "datetimes")
         self._zoned = isinstance(dtype, pl.Datetime) and dtype.time_zone is not None
-        times = values if self._zoned else values.cast(pl.Datetime("us"))
-        return self._from_datetimes(values, times, first_row)
+        times = values if dtype == pl.Datetime else values.cast(pl.Datetime("us"))
+        nanoseconds = None
+        if isinstance(dtype, pl.Datetime) and dtype.time_unit == "ns":
+            nanoseconds = values.to_physical() % 1000
+        return self._from_datetimes(values, times, check, nanoseconds)
 
-    def _read_iso(self, values: pl.Series, first_row: int) -> dict[str, pl.Series]:
-        parts = values.cast(pl.String).str.strip_chars().str.extract_groups(_ISO).struct.unnest()
+    def _read_iso(self, values: pl.Series, check: BatchCheck) -> dict[str, pl.Series]:
+        parts = values.cast(pl.String).str.extract_groups(rules.ISO).struct.unnest()
         time = parts["time"].fill_null("00:00")
         time = time + pl.Series([":00"]).new_from_index(0, len(time)).set(
             time.str.len_bytes() > 5, ""
         )
         seconds = (parts["date"] + " " + time).str.to_datetime("%Y-%m-%d %H:%M:%S", strict=False)
-        self._refuse(
-            seconds.is_null(),
-            values,
-            first_row,
-            "a time that is neither a number nor ISO 8601 text such as 2024-05-31T12:00:00Z",
-        )
+        check.refuse(parts["date"].is_null(), values, rules.NOT_A_TIME)
+        check.refuse(seconds.is_null(), values, "no such date or time of day")
         zone = parts["zone"]
         zoned = bool(zone.is_not_null().any()) if self._zoned is None else self._zoned
         what = "a time without a zone among times with one" if zoned else "a time zone among none"
-        self._refuse(zone.is_null() if zoned else zone.is_not_null(), values, first_row, what)
+        check.refuse(zone.is_null() if zoned else zone.is_not_null(), values, what)
         self._zoned = zoned
-        fraction = parts["fraction"].fill_null("").str.pad_end(6, "0").str.head(6).cast(pl.Int64)
-        times = seconds.cast(pl.Datetime("us")) + fraction.cast(pl.Duration("us"))
+        digits = parts["fraction"].fill_null("").str.pad_end(9, "0").str.head(9).cast(pl.Int64)
+        times = seconds.cast(pl.Datetime("us")) + (digits // 1000).cast(pl.Duration("us"))
         if zoned:
-            digits = zone.str.replace_all(":", "").str.replace("(?i)^(z|utc)$", "+0000")
-            hours, minutes = (digits.str.slice(i, 2).cast(pl.Int64) for i in (1, 3))
-            sign = digits.str.starts_with("-").cast(pl.Int64) * -2 + 1
-            offset = sign * (hours * 60 + minutes) * 60_000_000
-            times = times - offset.cast(pl.Duration("us"))
-        return self._from_datetimes(values, times, first_row)
+            offset = (
+                zone.str.replace_all(":", "").str.replace("(?i)^(z|utc)$", "+").str.pad_end(5, "0")
+            )
+            hours, minutes = (offset.str.slice(i, 2).cast(pl.Int64) for i in (1, 3))
+            check.refuse((hours > 23) | (minutes > 59), values, "no such time zone")
+            sign = offset.str.starts_with("-").cast(pl.Int64) * -2 + 1
+            times = times - (sign * (hours * 60 + minutes) * 60_000_000).cast(pl.Duration("us"))
+        return self._from_datetimes(values, times, check, digits % 1000)
 
     def _from_datetimes(
-        self, values: pl.Series, times: pl.Series, first_row: int
+        self,
+        values: pl.Series,
+        times: pl.Series,
+        check: BatchCheck,
+        nanoseconds: pl.Series | None = None,
     ) -> dict[str, pl.Series]:
         """Return the columns of datetimes, in the zone of the flag if they state none."""
-        if not self._zoned and self._zone:
+        zone = self._stated.zone
+        if not self._zoned and zone:
             # An hour that occurs twice in autumn is taken as its first; one that is skipped is refused.
-            times = times.dt.replace_time_zone(
-                self._zone, ambiguous="earliest", non_existent="null"
-            )
-            self._refuse(times.is_null(), values, first_row, f"no such time in {self._zone}")
+            local = times.dt.replace_time_zone(zone, ambiguous="earliest", non_existent="null")
+            skipped = local.is_null() & times.is_not_null()
+            check.refuse(skipped, values, f"no such time in {zone}")
+            times = local
         micros = times.dt.epoch("us")
-        self._refuse(micros < 0, values, first_row, "a negative timestamp (before 1970)")
-        return {"timestamp": micros // 10**6, "order": micros % 10**6}
+        check.refuse(micros < 0, values, rules.NEGATIVE_TIME)
+        late = micros // 10**6 > LATEST_TIMESTAMP
+        check.refuse(late, values, "a timestamp beyond the year 5000")
+        fraction = micros % 10**6 * 1000
+        if nanoseconds is not None:
+            fraction = fraction + nanoseconds
+        return {"timestamp": micros // 10**6, "fraction": fraction}
 
 
-def _to_whole_numbers(values: pl.Series) -> pl.Series:
-    """Return int64 [n], null where a value is no whole number."""
-    numbers = values.cast(pl.Int64, strict=False)
-    if values.dtype.is_float() or values.dtype == pl.String:
-        floats = values.cast(pl.Float64, strict=False)
-        whole = (floats == floats.floor()) & (floats.abs() < 2**53)
-        numbers = numbers.fill_null(floats.cast(pl.Int64, strict=False)).set(
-            ~whole & numbers.is_null(), None
-        )
-        if values.dtype.is_float():
-            numbers = numbers.set((~whole).fill_null(True), None)
-    return numbers
+def _parse_text(values: pl.Series, time_format: str) -> pl.Series:
+    """Return datetimes, null where a text is written otherwise."""
+    try:
+        return values.str.to_datetime(time_format, strict=False, time_unit="us")
+    except pl.exceptions.PolarsError:  # the format is no format
+        return pl.repeat(None, len(values), dtype=pl.Datetime("us"), eager=True)
 
 
-def _detect_unit(values: pl.Series, numbers: pl.Series) -> str:
-    """Return the unit of a batch: "iso" for text without numbers, else by the largest number."""
-    known = numbers.drop_nulls()
-    if not len(known) and values.dtype == pl.String:
-        return "iso"
-    largest = int(numbers.max() or 0)  # type: ignore[arg-type]
-    return next(
-        (u for u, scale in _PER_SECOND.items() if largest <= LATEST_TIMESTAMP * scale), "ns"
-    )
+def _look_like_dates(numbers: pl.Series) -> bool:
+    """Return whether all numbers are dates such as 20240531."""
+    low, high = int(numbers[0]), int(numbers[-1])
+    if not 19_000_101 <= low <= high <= 21_001_231:
+        return False
+    days = numbers.cast(pl.String).str.to_date("%Y%m%d", strict=False)
+    return not days.is_null().any()

@@ -101,5 +101,6 @@ SOURCE = Source(
     files="FILE, CATEGORY.csv.gz or CATEGORY.jsonl.gz (and meta_CATEGORY.jsonl.gz beside it)",
     variants=tuple(f"{core}/{category}" for core in _FOLDERS for category in CATEGORIES),
     downloads=_downloads,
+    beside=("meta_*.jsonl.gz",),
     example="--variant=0core/Books --download_dir=downloads --min_user_events=100",
 )

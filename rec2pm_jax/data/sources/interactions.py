@@ -12,12 +12,15 @@ A log without times has an order only: --time_column= --order_column=position. T
 --ties=keep states that the order of the file is meaningful.
 
 Ids are compared as text: the number 7 and the text "7" are one id. A row that equals another one in
-every column is an event, too; `dataset.json` counts such rows as duplicate_rows.
+every column is an event, too; `dataset.json` counts such rows as duplicate_rows. `values.py` has the
+rules for single values. A row that cannot be used ends the preparation once all files are read, unless
+--skip_invalid leaves it out.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import dataclasses
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import polars as pl
@@ -25,10 +28,15 @@ import polars as pl
 from rec2pm_jax.data.options import PrepareOptions
 from rec2pm_jax.data.reading.column_checks import to_ids, to_whole_numbers
 from rec2pm_jax.data.reading.log_files import find_input_files, read_batches
-from rec2pm_jax.data.reading.times import TimeReader
+from rec2pm_jax.data.reading.report import BatchCheck, LogReport
+from rec2pm_jax.data.reading.row_filters import RowFilter, parse_row_filters
+from rec2pm_jax.data.reading.times import TimeReader, TimeRules
+from rec2pm_jax.data.reading.values import ID_TYPES
 from rec2pm_jax.data.schema import Interactions, empty_items
 from rec2pm_jax.data.sources.source import Source
 from rec2pm_jax.errors import UserError
+
+_COLUMNS = ("user_column", "item_column", "time_column", "type_column", "order_column")
 
 
 def load(options: PrepareOptions) -> Interactions:
@@ -37,63 +45,125 @@ def load(options: PrepareOptions) -> Interactions:
     Raises:
       UserError: a file is missing, a column is unknown, or, while reading, a value is wrong.
     """
+    options = options.with_defaults()
     paths = find_input_files(options.input, "interactions")
-    if not options.time_column and not options.order_column:
-        raise UserError("Give --time_column or, for a log without times, --order_column.")
-    # Made here only to refuse a wrong unit or zone before anything is read.
-    TimeReader(paths[0], options.time_unit, options.time_zone)
+    log = LogReader.of(options)
+    dropped: dict[str, int] = {}
     notes: dict[str, object] = {}
+
+    def frames() -> Iterator[pl.DataFrame]:
+        report = LogReport()
+        yield from log.frames(paths, report)
+        report.check(options.skip_invalid, options.max_invalid_share)
+        dropped.update(report.dropped())
+        notes.update(report.all_notes())
+
     return Interactions(
-        _read_frames(paths, options, notes),
+        frames(),
         empty_items(),
         has_times=bool(options.time_column),
+        dropped=dropped,
         notes=notes,
     )
 
 
-def _read_frames(
-    paths: list[Path], options: PrepareOptions, notes: dict[str, object]
-) -> Iterator[pl.DataFrame]:
-    flags = {
-        flag: getattr(options, flag)
-        for flag in ("user_column", "item_column", "time_column", "type_column", "order_column")
-        if getattr(options, flag)
-    }
-    found: dict[str, str] = {}
-    id_types: set[str] = set()
-    for path in paths:
-        times = TimeReader(path, options.time_unit, options.time_zone)
-        for first_row, frame in read_batches(path, flags):
-            canonical = _to_canonical(frame, path, first_row, flags, times)
-            for name, text in times.notes().items():
-                if found.setdefault(name, text) != text:
-                    raise UserError(
-                        f"{path}: {name} is {text}, but earlier files have {found[name]}; prepare "
-                        "files of one kind, or convert them."
-                    )
-            yield canonical
-            id_types.add(str(frame[flags["user_column"]].dtype))
-    notes.update(found)
-    if len(id_types) > 1:
-        notes["user_id_types"] = f"{', '.join(sorted(id_types))}, compared as text"
+@dataclasses.dataclass(frozen=True)
+class LogReader:
+    """How the files of a log are read.
 
+    Attributes:
+      columns: flag -> column.
+      filters: which rows are read.
+      times: how times are written.
+      id_type: "text" or "int".
+      separator: of CSV files; empty: detected.
+      skip_invalid: whether bad rows are left out.
+    """
 
-def _to_canonical(
-    frame: pl.DataFrame, path: Path, first_row: int, flags: dict[str, str], times: TimeReader
-) -> pl.DataFrame:
-    def ids(flag: str) -> pl.Series:
-        return to_ids(frame[flags[flag]], path, first_row)
+    columns: dict[str, str]
+    filters: list[RowFilter]
+    times: TimeRules
+    id_type: str
+    separator: str
+    skip_invalid: bool
 
-    columns = {"user": ids("user_column"), "item": ids("item_column")}
-    if "time_column" in flags:
-        columns |= times.columns(frame[flags["time_column"]], first_row)
-    if "order_column" in flags:
-        order = to_whole_numbers(frame[flags["order_column"]], path, first_row)
-        # Without times the order replaces them; with times it decides among equal ones.
-        columns["order" if "time_column" in flags else "timestamp"] = order
-    if "type_column" in flags:
-        columns["event_type"] = ids("type_column")
-    return pl.DataFrame(columns)
+    @classmethod
+    def of(cls, options: PrepareOptions) -> LogReader:
+        """Return the reader that the options describe.
+
+        Raises:
+          UserError: an option has no meaning.
+        """
+        columns = {flag: getattr(options, flag) for flag in _COLUMNS if getattr(options, flag)}
+        for flag in ("user_column", "item_column"):
+            if flag not in columns:
+                raise UserError(f"--{flag} is empty; name a column.")
+        if "time_column" not in columns and "order_column" not in columns:
+            raise UserError("Give --time_column or, for a log without times, --order_column.")
+        if options.id_type not in ID_TYPES:
+            raise UserError(f"--id_type={options.id_type} is unknown; choose text or int.")
+        if len(options.separator or "") > 1 and options.separator != "\\t":
+            raise UserError(f"--separator={options.separator} is not one character.")
+        if not 0 <= options.max_invalid_share <= 1:
+            raise UserError(f"--max_invalid_share={options.max_invalid_share} must be from 0 to 1.")
+        return cls(
+            columns,
+            parse_row_filters(options),
+            TimeRules.of(options),
+            options.id_type,
+            (options.separator or "").replace("\\t", "\t"),
+            options.skip_invalid,
+        )
+
+    def frames(self, paths: Iterable[Path], report: LogReport) -> Iterator[pl.DataFrame]:
+        """Yield the canonical events of files, without bad rows.
+
+        Unless bad rows are skipped, nothing is yielded after the first one, but they are counted.
+
+        Args:
+          paths: the files.
+          report: is filled with what is found.
+
+        Raises:
+          UserError: a file cannot be read, or is of another kind than earlier ones.
+        """
+        wanted = [*self.columns.items(), *((f.flag, f.column) for f in self.filters)]
+        for path in paths:
+            times = TimeReader(path, self.times)
+            for rows, frame in read_batches(path, wanted, self.separator, report):
+                for row_filter in self.filters:
+                    stays = row_filter.stays(frame)
+                    left_out = report.filtered.get(row_filter.name, 0) + int((~stays).sum())
+                    report.filtered[row_filter.name] = left_out
+                    frame, rows = frame.filter(stays), rows.filter(stays)
+                check = BatchCheck(report, path, rows)
+                canonical = self._to_canonical(frame, times, check)
+                report.note(path, times.notes())
+                user_type = str(frame[self.columns["user_column"]].dtype)
+                if user_type not in report.id_types:
+                    report.id_types.append(user_type)
+                if self.skip_invalid or not report.issues:
+                    yield canonical.filter(check.good)
+
+    def _to_canonical(
+        self, frame: pl.DataFrame, times: TimeReader, check: BatchCheck
+    ) -> pl.DataFrame:
+        def ids(flag: str, id_type: str = "text") -> pl.Series:
+            return to_ids(frame[self.columns[flag]], check, id_type)
+
+        columns = {
+            "user": ids("user_column", self.id_type),
+            "item": ids("item_column", self.id_type),
+        }
+        if "time_column" in self.columns:
+            columns |= times.columns(frame[self.columns["time_column"]], check)
+        if "order_column" in self.columns:
+            order = to_whole_numbers(frame[self.columns["order_column"]], check)
+            # Without times the order replaces them; with times it decides among equal ones.
+            columns["order" if "time_column" in self.columns else "timestamp"] = order
+        if "type_column" in self.columns:
+            columns["event_type"] = ids("type_column")
+        return pl.DataFrame(columns)
 
 
 SOURCE = Source(

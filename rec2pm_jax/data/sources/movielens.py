@@ -4,7 +4,7 @@ Schema: Harper and Konstan, "The MovieLens Datasets: History and Context" (TiiS 
 files at grouplens.org; checksums: the .md5 files beside the archives. --input is a file, or the
 directory that an archive was unpacked to.
 
-    ratings.dat        UserID::MovieID::Rating::Timestamp, no header (1M, 10M), latin-1
+    ratings.dat        UserID::MovieID::Rating::Timestamp, no header (1M, 10M), UTF-8 or latin-1
     ratings.csv        userId,movieId,rating,timestamp (20M, 25M, 32M)
     any .parquet       user_id, item_id, timestamp and optionally order
 
@@ -18,15 +18,24 @@ published preprocessings keep the order of the file there, so ties are kept by d
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import polars as pl
 
 from rec2pm_jax.data.options import PrepareOptions
-from rec2pm_jax.data.reading import scan
-from rec2pm_jax.data.reading.column_checks import get_column, to_ids, to_seconds
+from rec2pm_jax.data.reading.column_checks import (
+    check_whole,
+    get_column,
+    raise_issues,
+    to_ids,
+    to_seconds,
+    to_whole_numbers,
+)
 from rec2pm_jax.data.reading.download import Download
-from rec2pm_jax.data.reading.log_files import read_whole, unreadable_error
+from rec2pm_jax.data.reading.log_files import read_batches, read_whole, unreadable_error
+from rec2pm_jax.data.reading.report import BatchCheck, LogReport
+from rec2pm_jax.data.reading.text_lines import read_lines
 from rec2pm_jax.data.schema import ITEM_COLUMNS, Interactions, empty_items
 from rec2pm_jax.data.sources.source import Source
 from rec2pm_jax.errors import UserError
@@ -72,7 +81,7 @@ def _load_dat(path: Path) -> Interactions:
 def _read_dat(path: Path, names: list[str]) -> pl.DataFrame:
     """Read lines of fields separated by "::", all as text."""
     try:
-        lines = path.read_text(encoding="latin-1").splitlines()
+        lines = read_lines(path)
     except OSError as error:
         raise unreadable_error(path, error) from error
     fields = pl.Series("line", lines, dtype=pl.String).str.split("::")
@@ -86,28 +95,31 @@ def _read_dat(path: Path, names: list[str]) -> pl.DataFrame:
 
 
 def _load_csv(path: Path) -> Interactions:
-    columns = {"userId": pl.Int64, "movieId": pl.Int64, "timestamp": pl.Int64}
-    frame = scan.scan_files(pl.scan_csv, [path], columns, schema_overrides=columns)
-    dropped: dict[str, int] = {}
-    events = scan.read_events(
-        frame.select(
-            user=pl.col("userId").cast(pl.String),
-            item=pl.col("movieId").cast(pl.String),
-            timestamp="timestamp",
-        ),
-        [path],
-        dropped,
-        ordered=True,
-    )
     items = _read_titles(path.with_name("movies.csv"), "movieId")
-    return Interactions(events, items, ties="keep", dropped=dropped)
+    return Interactions(_read_csv_events(path), items, ties="keep")
+
+
+def _read_csv_events(path: Path) -> Iterator[pl.DataFrame]:
+    names = ("userId", "movieId", "timestamp")
+    for rows, frame in read_batches(path, [("", name) for name in names], ","):
+        check = BatchCheck(LogReport(), path, rows)
+        user, item, time = (frame[name] for name in names)
+        events = {
+            "user": to_ids(to_whole_numbers(user, check), check),
+            "item": to_ids(to_whole_numbers(item, check), check),
+            "timestamp": to_seconds(time, check),
+        }
+        raise_issues(check)
+        yield pl.DataFrame(events)
 
 
 def _load_parquet(path: Path, titles: Path) -> Interactions:
     ratings = read_whole(path)
     has_times = True
     if "order" in ratings.columns:
-        rank = to_seconds(ratings["order"], path)
+        check = check_whole(ratings, path)
+        rank = to_seconds(ratings["order"], check)
+        raise_issues(check)
         has_times = not (rank == get_column(ratings, "timestamp", path)).all()
         time = "timestamp" if has_times else "order"
         ratings = ratings[rank.arg_sort()] if has_times else ratings
@@ -125,24 +137,26 @@ def _read_titles(path: Path, item: str) -> pl.DataFrame:
     if not path.is_file():
         return empty_items()
     movies = read_whole(path)
-    return pl.DataFrame(
-        {
-            "item": to_ids(get_column(movies, item, path), path),
-            "title": get_column(movies, "title", path),
-            "category": get_column(movies, "genres", path),
-        },
-        schema=ITEM_COLUMNS,
-    )
+    first_row = 2 if path.suffix == ".csv" else 1
+    check = check_whole(movies, path, first_row)
+    columns = {
+        "item": to_ids(get_column(movies, item, path), check),
+        "title": get_column(movies, "title", path),
+        "category": get_column(movies, "genres", path),
+    }
+    raise_issues(check)
+    return pl.DataFrame(columns, schema=ITEM_COLUMNS)
 
 
 def _make_events(frame: pl.DataFrame, user: str, item: str, time: str, path: Path) -> pl.DataFrame:
-    return pl.DataFrame(
-        {
-            "user": to_ids(get_column(frame, user, path), path),
-            "item": to_ids(get_column(frame, item, path), path),
-            "timestamp": to_seconds(get_column(frame, time, path), path),
-        }
-    )
+    check = check_whole(frame, path)
+    events = {
+        "user": to_ids(get_column(frame, user, path), check),
+        "item": to_ids(get_column(frame, item, path), check),
+        "timestamp": to_seconds(get_column(frame, time, path), check),
+    }
+    raise_issues(check)
+    return pl.DataFrame(events)
 
 
 def _downloads(variant: str) -> tuple[Download, ...]:
@@ -160,5 +174,6 @@ SOURCE = Source(
     files="FILE, ratings.dat or ratings.csv, or DIR with it",
     variants=tuple(_MD5),
     downloads=_downloads,
+    beside=("movies.dat", "movies.csv", "{stem}-items.parquet"),
     example="--variant=1m --download_dir=downloads --min_item_count=5",
 )

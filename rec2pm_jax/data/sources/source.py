@@ -45,6 +45,7 @@ class Source:
       by_hand: how to fetch the files by hand, if `page` alone does not explain it.
       example: flags of a typical command, after --source.
       optional_input: whether `load` works without an input.
+      beside: patterns of files that `load` reads beside a file; {stem} is the name of that file.
     """
 
     name: str
@@ -58,6 +59,7 @@ class Source:
     by_hand: str = ""
     example: str = ""
     optional_input: bool = False
+    beside: tuple[str, ...] = ()
 
     def __call__(self, options: PrepareOptions) -> Interactions:
         """Read the data, after downloading it if the options ask for that.

@@ -46,6 +46,7 @@ KINDS = 8  # tastes per department
 ITEMS_PER_KIND = 2
 CUE = 0  # item index; departments follow it, then noise
 TOPICS = 10
+MAX_SIZE = 10**9  # of users, items and events per user
 SESSION_EVENTS = 6  # mean length of a session
 _TASTE_ITEMS = DEPARTMENTS * KINDS * ITEMS_PER_KIND
 _START = 1_577_836_800  # 2020-01-01
@@ -109,6 +110,9 @@ def load(options: PrepareOptions) -> Interactions:
 
 def _check_shape(shape: Shape) -> None:
     smallest = 1 + _TASTE_ITEMS + 2 * TOPICS
+    for name, size in shape._asdict().items():
+        if size > MAX_SIZE:
+            raise UserError(f"--synthetic_{name} must be at most {MAX_SIZE}, got {size}.")
     if shape.users < 1:
         raise UserError(f"--synthetic_users must be >= 1, got {shape.users}.")
     if shape.items < smallest:

@@ -21,6 +21,7 @@ from rec2pm_jax.data.hashing import mix
 from rec2pm_jax.data.options import PrepareOptions
 from rec2pm_jax.data.schema import Interactions, empty_items
 from rec2pm_jax.data.sources.source import Source
+from rec2pm_jax.data.sources.synthetic import MAX_SIZE
 from rec2pm_jax.errors import UserError
 
 EXPONENT = 1.5
@@ -33,10 +34,10 @@ _LENGTH, _KIND, _SLOT, _ITEM, _TIME, _FAVOURITE = range(6)  # what a hash decide
 
 
 def load(options: PrepareOptions) -> Interactions:
-    """Generate the log; UserError for sizes below 1."""
+    """Generate the log; UserError for sizes below 1 or beyond `MAX_SIZE`."""
     for name in ("synthetic_users", "synthetic_items", "synthetic_length"):
-        if getattr(options, name) < 1:
-            raise UserError(f"--{name} must be >= 1, got {getattr(options, name)}.")
+        if not 1 <= getattr(options, name) <= MAX_SIZE:
+            raise UserError(f"--{name} must be from 1 to {MAX_SIZE}, got {getattr(options, name)}.")
     users, items, mean = options.synthetic_users, options.synthetic_items, options.synthetic_length
     return Interactions(
         frames(users, items, mean, options.seed),

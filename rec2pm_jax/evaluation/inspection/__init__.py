@@ -1,6 +1,7 @@
 """Inspection: what a prepared dataset is like, before a model is trained on it.
 
 measure.py     the numbers: `inspect_dataset` returns an `Inspection`
+settings.py    which settings of a model the numbers suggest, and why
 problems.py    what is unusual about them, and what to do
 report.py      a report of one screen
 figures.py     six panels as PNG

@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from rec2pm_jax.evaluation.inspection.measure import RECENT_EVENTS, Inspection
+from rec2pm_jax.os_errors import write_error
 from rec2pm_jax.plotting import pyplot, save
 
 Axes: TypeAlias = Any  # matplotlib.axes.Axes; matplotlib is optional
@@ -116,8 +117,15 @@ def draw_figures(found: Inspection, name: str, directory: Path) -> list[Path]:
       The files.
 
     Raises:
-      UserError: matplotlib is not installed.
+      UserError: matplotlib is not installed, or the files cannot be written.
     """
+    try:
+        return _write_figures(found, name, directory)
+    except OSError as error:
+        raise write_error(directory, error) from error
+
+
+def _write_figures(found: Inspection, name: str, directory: Path) -> list[Path]:
     plt = pyplot()
     directory.mkdir(parents=True, exist_ok=True)
     figure, axes = plt.subplots(2, 3, figsize=(15, 8), layout="constrained")

@@ -72,7 +72,10 @@ class Inspection:
       types: share of events by name of the event type; empty without types.
       largest: raw id and length of the user with the longest history.
       top_item: title and count of the most popular item.
-      ties: the rule for equal times, "shuffle" or "keep".
+      doubled: share of events that may be one action logged twice: the user's event before has the
+        same item and type, and is at most a second older.
+      ties: how events of equal time are ordered: "shuffle", "keep", or "key" for a finer key.
+      sorted_ties: share of neighbours with equal time whose items ascend by raw id.
       curve: None where no user has enough events.
     """
 
@@ -87,7 +90,9 @@ class Inspection:
     types: dict[str, float]
     largest: tuple[str, int]
     top_item: tuple[str, int]
+    doubled: float
     ties: str
+    sorted_ties: float
     curve: WindowCurve | None
 
 
@@ -107,7 +112,8 @@ def inspect_dataset(dataset: Dataset, max_events: int = 5_000_000, seed: int = 0
     """
     lengths = np.asarray(dataset.lengths, np.int64)
     order = np.random.default_rng(seed).permutation(len(lengths))
-    fits = max(1, int(np.searchsorted(np.cumsum(lengths[order]), max_events, side="right")))
+    most = min(max_events, int(lengths.sum()))
+    fits = max(1, int(np.searchsorted(np.cumsum(lengths[order]), most, side="right")))
     sample = load_histories(dataset, np.sort(order[:fits]))
     sampled = np.diff(sample.offsets)
     position = np.arange(len(sample.ids)) - np.repeat(sample.offsets[:-1], sampled)
@@ -120,6 +126,7 @@ def inspect_dataset(dataset: Dataset, max_events: int = 5_000_000, seed: int = 0
         share = np.bincount(sample.types, minlength=len(dataset.event_types) + 1) / len(sample.ids)
         types = dict(zip(dataset.event_types, share[1:].tolist(), strict=True))
     longest = int(lengths.argmax())
+    since = count_events_since(sample, dataset.num_items)
     counts = np.asarray(dataset.items.counts[1:], np.int64)
     best = int(counts.argmax())
     return Inspection(
@@ -128,13 +135,15 @@ def inspect_dataset(dataset: Dataset, max_events: int = 5_000_000, seed: int = 0
         events=int(lengths.sum()),
         sample=sample,
         position=position,
-        since=count_events_since(sample, dataset.num_items),
+        since=since,
         gaps=gaps,
         times=times,
         types=types,
         largest=(dataset.user(longest), int(lengths[longest])),
         top_item=(dataset.items.titles[best + 1], int(counts[best])),
-        ties=dataset.info["ties"]["rule"],
+        doubled=measure_doubled(sample, since),
+        ties="key" if dataset.info.get("order_key") else dataset.info["ties"]["rule"],
+        sorted_ties=measure_sorted_ties(sample, position, dataset.items.raw_ids),
         curve=measure_windows(dataset, seed),
     )
 
@@ -152,6 +161,34 @@ def count_events_since(sample: Histories, num_items: int) -> np.ndarray:
     again = key[order[1:]] == key[order[:-1]]
     since[order[1:][again]] = (order[1:] - order[:-1])[again]
     return since
+
+
+def measure_doubled(sample: Histories, since: np.ndarray) -> float:
+    """Return the share of events that may be one action logged twice; see `Inspection.doubled`."""
+    doubled = since[1:] == 1
+    if sample.types is not None:
+        doubled &= np.diff(sample.types) == 0
+    if sample.times is not None:
+        doubled &= np.diff(sample.times) <= 1
+    return float(doubled.sum() / max(1, len(since)))
+
+
+def measure_sorted_ties(sample: Histories, position: np.ndarray, raw_ids: list[str]) -> float:
+    """Return the share of neighbours with equal time whose items ascend by raw id; 0 without ties.
+
+    Numbers ascend as numbers. Neighbours of the same item do not count.
+    """
+    if sample.times is None:
+        return 0.0
+    tied = (position[1:] > 0) & (np.diff(sample.times) == 0) & (np.diff(sample.ids) != 0)
+    if not tied.any():
+        return 0.0
+    order = sorted(range(1, len(raw_ids)), key=lambda i: (len(raw_ids[i]), raw_ids[i]))
+    if not all(raw.isdecimal() for raw in raw_ids[1:]):
+        order = sorted(range(1, len(raw_ids)), key=raw_ids.__getitem__)
+    rank = np.zeros(len(raw_ids), np.int64)
+    rank[order] = np.arange(len(order))
+    return float((np.diff(rank[sample.ids])[tied] > 0).mean())
 
 
 def measure_windows(dataset: Dataset, seed: int = 0) -> WindowCurve | None:

@@ -18,7 +18,6 @@ def find_problems(found: Inspection) -> list[str]:
     title, top = found.top_item
     rare, short = counts < 5, lengths < LAST_10.min_events
     at_longest = (lengths == longest).mean()
-    repeated = (found.since == 1).mean()
     checks = [
         (
             longest > 0.05 * events and len(lengths) >= 20,
@@ -54,8 +53,9 @@ def find_problems(found: Inspection) -> list[str]:
         ),
         (len(counts) < 50, f"only {len(counts)} items: every ranking will look good"),
         (
-            repeated > 0.1,
-            f"{repeated:.0%} of events repeat the item just before them: one action logged twice?",
+            found.doubled > 0.1,
+            f"{found.doubled:.0%} of events repeat the item just before them"
+            f"{' at the same time' if found.times is not None else ''}: one action logged twice?",
         ),
         *_check_times(found),
         *_check_windows(found),
@@ -68,17 +68,20 @@ def _check_times(found: Inspection) -> list[tuple[bool, str]]:
         return [(True, "no times, only an order: no temporal split, no time bias, no gaps")]
     first, low, high, last = np.quantile(found.times, [0, 0.01, 0.99, 1])
     if first == last:
-        text = f"all events share one time, {format_date(first)}: the order within a user is lost"
-        return [(True, text)]
+        lost = ": the order within a user is lost" if found.ties == "shuffle" else ""
+        return [(True, f"all events share one time, {format_date(first)}{lost}")]
     tied = (found.gaps == 0).mean() if len(found.gaps) else 0.0
-    how = "shuffled by a hash" if found.ties == "shuffle" else "in the order of the source"
     most = max(high - low, 86_400)  # seconds that 98 % of events span
     return [
         (
-            tied > 0.2,
+            tied > 0.2 and found.ties == "shuffle",
             f"{tied:.0%} of events share their second with the one before (baskets, or coarse "
-            f"times): {how}, so the order within says nothing"
-            + (" or leaks" if found.ties == "keep" else ""),
+            "times): shuffled by a hash, so the order within says nothing",
+        ),
+        (
+            tied > 0.05 and found.ties != "shuffle" and found.sorted_ties > 0.9,
+            f"{found.sorted_ties:.0%} of neighbours with equal times are sorted by item: their order "
+            "gives away the next item; use --ties=shuffle and no --order_column",
         ),
         (
             low - first > 5 * most or last - high > 5 * most,

@@ -7,6 +7,7 @@ import numpy as np
 from rec2pm_jax.data.dates import format_date
 from rec2pm_jax.evaluation.inspection.measure import RECENT_EVENTS, Inspection, WindowCurve
 from rec2pm_jax.evaluation.inspection.problems import find_problems
+from rec2pm_jax.evaluation.inspection.settings import suggest_settings
 
 _UNITS = (("min", 60), ("h", 60), ("d", 24), ("y", 365))
 _Row = tuple[str, str]  # a label, and its text
@@ -46,6 +47,7 @@ def format_report(found: Inspection, name: str) -> str:
         rows.append(("gaps", _describe_gaps(found.gaps)))
     if found.curve is not None:
         rows += _describe_windows(found.curve)
+    rows += [("try" if n == 0 else "", text) for n, text in enumerate(suggest_settings(found))]
     lines = [name, *(f"{label:<17}{text}".rstrip() for label, text in rows), ""]
     lines += [f"! {text}" for text in find_problems(found)] or ["nothing stands out"]
     return "\n".join(lines)
