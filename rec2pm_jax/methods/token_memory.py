@@ -106,7 +106,7 @@ class TokenMemory(Memory):
         positions = np.arange(window.size, dtype=np.int32)[None]
         parts = [self.apply(params, "to_tokens", state.memory)]
         if with_queries:
-            parts.append(self.apply(params, "queries", len(state.groups)))
+            parts.append(self.apply(params, "queries", state.groups.shape[0]))
         parts.append(self.network.embed(params, window.events, positions))
         return PassInputs(jnp.concatenate(parts, axis=1), layout)
 
