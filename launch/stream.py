@@ -95,7 +95,7 @@ def main(_: list[str]) -> None:
         summary = run_stream(
             engine, source, write, intervals=intervals, report=report, stopped=stopped
         )
-    print("\n".join(summary.format_report()), file=sys.stderr)
+    print("\n".join([*summary.format_report(), *source.notes()]), file=sys.stderr)
 
 
 if __name__ == "__main__":

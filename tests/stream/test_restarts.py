@@ -207,6 +207,25 @@ def test_another_file_of_the_same_name_is_refused(tmp_path):
             FileSource(path, positions)
 
 
+@pytest.mark.parametrize("cut", range(1, 28))
+def test_half_a_line_at_the_end_of_a_file_is_left_for_later(dataset, model, tmp_path, cut):
+    """A file that is still being written: the first run stops before what is not JSON yet."""
+    path = tmp_path / "events.jsonl"
+    first, second = (json.dumps({"user": "u"} | e).encode() for e in raw_events(dataset, 0, 2))
+    path.write_bytes(first + b"\n" + second[:cut])
+    store = MemoryStore()
+    source = FileSource(path, {})
+    summary = run_stream(open_engine(model, store), source, print, intervals=Intervals(0.0))
+    assert (summary.events, summary.skipped.total()) == (1, 0)
+    assert "ends with half a line after byte" in source.notes()[0]
+    path.write_bytes(first + b"\n" + second)
+    for events in (1, 0):
+        source = FileSource(path, store.metadata())
+        again = run_stream(open_engine(model, store), source, print, intervals=Intervals(0.0))
+        assert (again.events, again.skipped.total()) == (events, 0)
+    assert "nothing new" in source.notes()[0]
+
+
 def test_a_directory_is_read_in_order_and_in_whole_lines(tmp_path):
     (tmp_path / "b.jsonl").write_bytes(b"3\n")
     (tmp_path / "a.jsonl").write_bytes(b"1\n2")
