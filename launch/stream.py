@@ -36,6 +36,7 @@ from rec2pm_jax.stream.lines.output import open_metrics, open_output
 from rec2pm_jax.stream.lines.sources import open_source
 from rec2pm_jax.stream.options import DAY_S, EngineOptions, parse_worker
 from rec2pm_jax.stream.process import configure_interpreter, watch_stop_signals
+from rec2pm_jax.stream.rebuild import check_rebuilt
 from rec2pm_jax.stream.runner import Intervals, run_stream
 from rec2pm_jax.stream.stores.base import MemoryStore, open_store
 
@@ -80,18 +81,19 @@ def main(_: list[str]) -> None:
     )
     intervals = Intervals(commit_s=args.commit_s if durable else float("inf"))
     stopped = watch_stop_signals()
+    recommender = rec2pm_jax.load(args.workdir, args.data or None, args.checkpoint)
     with contextlib.ExitStack() as stack:
         store = open_store(args.store, options.worker.name) if durable else MemoryStore()
         stack.callback(store.close)
+        check_rebuilt(store)
         source = open_source(args.events, store.metadata())
         stack.callback(source.close)
-        recommender = rec2pm_jax.load(args.workdir, args.data or None, args.checkpoint)
+        write = stack.enter_context(open_output(args.output, args.events, append=durable))
+        report = stack.enter_context(open_metrics(args.metrics, args.progress))
         engine = Engine(recommender, store, options)
         if durable:  # it serves for long, and no request should wait for the compiler
             engine.warm_up()
         configure_interpreter()
-        write = stack.enter_context(open_output(args.output, args.events, append=durable))
-        report = stack.enter_context(open_metrics(args.metrics, args.progress))
         summary = run_stream(
             engine, source, write, intervals=intervals, report=report, stopped=stopped
         )

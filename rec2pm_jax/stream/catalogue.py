@@ -9,7 +9,7 @@ from typing import cast
 import numpy as np
 
 from rec2pm_jax.config import ModelConfig
-from rec2pm_jax.data.dataset import Dataset, Items
+from rec2pm_jax.data.dataset import Dataset, Items, UserSequence
 from rec2pm_jax.errors import nearest
 from rec2pm_jax.stream.lines.events import (
     MALFORMED,
@@ -18,6 +18,7 @@ from rec2pm_jax.stream.lines.events import (
     Event,
     RejectedInput,
 )
+from rec2pm_jax.stream.users.user_state import shift_times
 from rec2pm_jax.typing import Array, Events
 
 EventCode = tuple[int, int, int]  # item id, seconds since the time origin, event-type id
@@ -51,6 +52,12 @@ class Catalogue:
             uses_times=model.relative_bias == "position_time",
             uses_types=model.event_types > 0,
         )
+
+    def with_time_origin(self, origin: int) -> Catalogue:
+        """Return the same catalogue with another origin of time, in seconds since 1970."""
+        if origin == self.time_origin:
+            return self
+        return dataclasses.replace(self, time_origin=origin)
 
     @property
     def num_items(self) -> int:
@@ -117,6 +124,17 @@ class Catalogue:
             cast(Array, times) if self.uses_times else None,
             cast(Array, types) if self.uses_types else None,
         )
+
+    def encode_sequence(self, sequence: UserSequence, time_origin: int) -> Events:
+        """Return the events of a dataset's user, with times relative to this catalogue's origin.
+
+        Args:
+          time_origin: seconds since 1970 of time 0 of the sequence.
+        """
+        events = self.select_fields(sequence.ids, sequence.times, sequence.types)
+        if events.times is None:
+            return events
+        return events._replace(times=shift_times(events.times, time_origin, self.time_origin))
 
     def stack_codes(self, codes: Sequence[EventCode]) -> Events:
         """Return encoded events of one user as arrays: numpy fields int32 [n]."""

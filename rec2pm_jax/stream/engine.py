@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from array import array
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import NamedTuple
 
 import jax
 
@@ -17,43 +16,18 @@ from rec2pm_jax.stream.compute.updater import MemoryUpdater
 from rec2pm_jax.stream.lines.events import DUPLICATE, FAR_FUTURE, MALFORMED, Event, RejectedInput
 from rec2pm_jax.stream.metrics import EngineGauges
 from rec2pm_jax.stream.options import EngineOptions
-from rec2pm_jax.stream.recommender import Recommendation, Recommender
-from rec2pm_jax.stream.stores.base import MAX_USER_BYTES, Store, claim_store
+from rec2pm_jax.stream.outcomes import Answer, Ingested, Rejections
+from rec2pm_jax.stream.recommender import Recommender
+from rec2pm_jax.stream.stores.base import (
+    MAX_USER_BYTES,
+    Store,
+    claim_store,
+    claim_time_origin,
+)
 from rec2pm_jax.stream.stores.commit_writer import CommitWriter
 from rec2pm_jax.stream.users.mutable_user import MutableUser
 from rec2pm_jax.stream.users.user_cache import UserCache
 from rec2pm_jax.stream.users.user_state import UserState
-
-Rejections = list[tuple[int, RejectedInput]]  # (index of the event, why it was left out)
-
-
-class Ingested(NamedTuple):
-    """What became of a list of events.
-
-    Attributes:
-      events: how many were applied.
-      updates: memory updates computed.
-      rejected: the others.
-    """
-
-    events: int
-    updates: int
-    rejected: Rejections
-
-
-class Answer(NamedTuple):
-    """What is recommended to a user.
-
-    Attributes:
-      user: raw id.
-      items: best first.
-      events, updates: events of the user so far, and memory updates from them.
-    """
-
-    user: str
-    items: list[Recommendation]
-    events: int
-    updates: int
 
 
 class Engine:
@@ -62,7 +36,8 @@ class Engine:
     Not thread-safe: one thread calls it. Two private threads compute updates and write commits.
 
     Attributes:
-      recommender, store, options: as given.
+      recommender: as given, but with the store's origin of time.
+      store, options: as given.
       commit_writer: commits changes, see `CommitWriter`.
       update_queue: computes new memories, see `UpdateQueue`.
       sessions: serves repeated requests, see `SessionCache`.
@@ -84,9 +59,7 @@ class Engine:
         Raises:
           UserError: the store holds states of another model or of other options.
         """
-        self.recommender, self.store, self.options, self._now = recommender, store, options, now
-        self._updater = MemoryUpdater(recommender, options.memory)
-        self._width, self.record_format = self._updater.width, self._updater.record_format
+        self.store, self.options, self._now = store, options, now
         identity = recommender.identity
         claim_store(
             store,
@@ -97,6 +70,10 @@ class Engine:
                 "workers": options.worker.count,
             },
         )
+        origin = claim_time_origin(store, recommender.catalogue.time_origin)
+        self.recommender = recommender = recommender.with_time_origin(origin)
+        self._updater = MemoryUpdater(recommender, options.memory)
+        self._width, self.record_format = self._updater.width, self._updater.record_format
         self.commit_writer = CommitWriter(store, self.record_format, options.lifetime_s)
         self.update_queue = UpdateQueue(self._updater, self.commit_writer.mark_changed)
         self.sessions = self._new_session_cache(options.sessions)
@@ -224,7 +201,8 @@ class Engine:
         """Return the state of a user with all updates; an empty one for a user never seen."""
         user = self._load_updated(name)
         state = jax.tree.map(lambda rows: rows[0], self._updater.stack_states([user]))
-        return UserState(state, self._updater.pending_events(user), user.events, user.last_time)
+        pending, origin = self._updater.pending_events(user), self.recommender.catalogue.time_origin
+        return UserState(state, pending, user.events, user.last_time, origin)
 
     def recommend(
         self,

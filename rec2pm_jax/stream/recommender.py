@@ -133,6 +133,7 @@ class Recommender:
           RejectedInput: a `UserError`; an unknown item or type, a missing or malformed field, or a
             time before that of the preceding event. The message names the event by its position.
         """
+        user = user.with_time_origin(self.catalogue.time_origin)
         codes, last_time = [], user.last_time
         for number, given in enumerate(events):
             event = None
@@ -194,7 +195,8 @@ class Recommender:
         rows = [self.popular_items] * len(users)
         active = [row for row, user in enumerate(users) if user.events]
         if active:
-            readers = [users[row] for row in active]
+            origin = self.catalogue.time_origin
+            readers = [users[row].with_time_origin(origin) for row in active]
             times = self._request_times(readers, time)
             scores, ids = batches.find_best(
                 self.method, self.params, self.scored_table, readers, times, search.num_candidates
@@ -206,6 +208,13 @@ class Recommender:
     def count_updates(self, user: UserState) -> int:
         """Return how many memory updates a user has had."""
         return int(self.method.plan(user.events).updates)
+
+    def with_time_origin(self, origin: int) -> Recommender:
+        """Return the same model with times relative to another origin, in seconds since 1970."""
+        if origin == self.catalogue.time_origin:
+            return self
+        catalogue = self.catalogue.with_time_origin(origin)
+        return dataclasses.replace(self, catalogue=catalogue, trained_identity=self.identity)
 
     # --- parts of the above, for an engine that holds users itself ---
 
@@ -274,7 +283,8 @@ class Recommender:
     @cached_property
     def _empty_user(self) -> UserState:
         state = jax.tree.map(lambda x: np.asarray(x)[0], self.method.init_state(self.params, 1))
-        return UserState(state, self.catalogue.stack_codes([]), 0, None)
+        empty = self.catalogue.stack_codes([])
+        return UserState(state, empty, 0, None, self.catalogue.time_origin)
 
     def _request_times(self, users: Sequence[UserState], time: int | None) -> np.ndarray | None:
         if not self.catalogue.uses_times:

@@ -283,5 +283,8 @@ def test_command_line_with_a_store(dataset, engine, tmp_path):
     assert_one_error(done, "several workers need a store that they share")
     done = run_cli(workdir, tmp_path, output, more=["--store=" + str(tmp_path / "other")])
     assert_one_error(done, "lies in the directory of events")
+    for run, file in ((tmp_path / "none", events), (workdir, tmp_path / "none")):
+        assert run_cli(run, file, output, more=["--store=" + str(tmp_path / "new")]).returncode == 1
+        assert not (tmp_path / "new").exists()
     done = run_cli(workdir, events, output, more=["--worker=2/2"])
     assert_one_error(done, "must be I/N with 0 <= I < N")

@@ -135,6 +135,20 @@ def test_two_writers_are_refused(tmp_path):
     LmdbStore(tmp_path).close()
 
 
+def test_a_store_that_nothing_was_written_to_leaves_no_directory(tmp_path):
+    LmdbStore(tmp_path / "new").close()
+    assert not (tmp_path / "new").exists()
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old/notes.txt").write_text("mine")
+    LmdbStore(tmp_path / "old").close()
+    assert [path.name for path in (tmp_path / "old").iterdir()] == ["notes.txt"]
+    store = LmdbStore(tmp_path / "kept")
+    assert store.claim("meaning", b"1") == b"1" and store.claim("meaning", b"2") == b"1"
+    store.close()
+    LmdbStore(tmp_path / "kept").close()
+    assert (tmp_path / "kept/data.mdb").exists()
+
+
 def test_no_room_changes_nothing(tmp_path):
     store = LmdbStore(tmp_path, map_bytes=1 << 18)
     store.put({"u": b"old"}, {"input": b"1"})

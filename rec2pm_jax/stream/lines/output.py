@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator
 from typing import IO, Any
 
 from rec2pm_jax.errors import UserError
-from rec2pm_jax.stream.engine import Answer
 from rec2pm_jax.stream.metrics import format_status
+from rec2pm_jax.stream.outcomes import Answer
 
 WriteLine = Callable[[str], None]
 WriteRow = Callable[[dict[str, Any]], None]

@@ -203,8 +203,8 @@ class FileSource:
             ]
         if 0 < self._begin == self.offset:
             return [
-                f"--events={self.path} has nothing new: the store has read all its {self.offset} bytes; "
-                "append lines to it, or pass another file"
+                f"--events={self.path} has nothing new: the store has read all its {self.offset} "
+                "bytes; append lines to it, or pass another file"
             ]
         return []
 

@@ -24,6 +24,7 @@ except ImportError as error:
         "The embedded store needs the package lmdb: pip install 'rec2pm_jax[stream]'"
     ) from error
 
+_DATA_FILE = "data.mdb"
 _MAP_BYTES = 1 << 40  # address space, not disk
 _RECORDS_PER_CALL = 16  # LMDB holds the interpreter for 0.1 ms then, and other threads wait
 
@@ -48,10 +49,13 @@ class LmdbStore:
         self._map_bytes = map_bytes
         self._lock = contextlib.ExitStack()
         self._lock.enter_context(alone_in(self.path))
+        # A store that nothing was written to is removed again, so that a command that fails at its
+        # start leaves nothing that looks like a store.
+        self._is_blank = not (self.path / _DATA_FILE).exists()
         try:
             self._open()
         except UserError:
-            self._lock.close()
+            self._close_files()
             raise
 
     def _open(self) -> None:
@@ -87,6 +91,7 @@ class LmdbStore:
     def put(self, records: Mapping[str, bytes], metadata: Mapping[str, bytes]) -> None:
         # In the order of keys a commit takes half as long as in any other.
         rows = ((user, records[user]) for user in sorted(records))
+        self._is_blank = False
         with self._explain_errors("written"), self._env.begin(write=True) as transaction:
             cursor = transaction.cursor(self._users)
             while part := [
@@ -99,6 +104,12 @@ class LmdbStore:
     def metadata(self) -> dict[str, bytes]:
         with self._explain_errors("read"), self._env.begin(db=self._metadata) as transaction:
             return {name.decode(): value for name, value in transaction.cursor()}
+
+    def claim(self, name: str, value: bytes) -> bytes:
+        found = self.metadata().get(name)
+        if found is None:
+            self.put({}, {name: value})
+        return value if found is None else found
 
     def delete(self, users: Sequence[str]) -> int:
         with (
@@ -117,12 +128,12 @@ class LmdbStore:
         copy = self.path / "compact"
         copy.mkdir(exist_ok=True)
         with self._explain_errors("compacted"):
-            (copy / "data.mdb").unlink(missing_ok=True)  # of a compaction that was stopped
+            (copy / _DATA_FILE).unlink(missing_ok=True)  # of a compaction that was stopped
             self._env.copy(str(copy), compact=True)
-            with open(copy / "data.mdb", "rb+") as file:
+            with open(copy / _DATA_FILE, "rb+") as file:
                 os.fsync(file.fileno())
             self._env.close()
-            os.replace(copy / "data.mdb", self.path / "data.mdb")
+            os.replace(copy / _DATA_FILE, self.path / _DATA_FILE)
             copy.rmdir()
             directory = os.open(self.path, os.O_RDONLY)
             os.fsync(directory)
@@ -131,8 +142,18 @@ class LmdbStore:
 
     def size(self) -> int:
         """Return the bytes on disk, which are fewer than the length of a file with holes."""
-        return (self.path / "data.mdb").stat().st_blocks * 512
+        return (self.path / _DATA_FILE).stat().st_blocks * 512
 
     def close(self) -> None:
         self._env.close()
+        self._close_files()
+
+    def _close_files(self) -> None:
+        """Remove a blank store, and release the lock."""
+        if self._is_blank:
+            with contextlib.suppress(OSError):  # the directory may hold other files
+                # The lock file goes last: whoever gets the lock then sees an empty directory.
+                for name in (_DATA_FILE, "lock.mdb", ".lock"):
+                    (self.path / name).unlink(missing_ok=True)
+                self.path.rmdir()
         self._lock.close()
