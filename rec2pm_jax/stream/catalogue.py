@@ -147,7 +147,7 @@ class Catalogue:
 
     def known_ids(self, raw_ids: Iterable[str]) -> np.ndarray:
         """Return the sorted distinct ids int64 of those raw ids that are known."""
-        ids = (self.items.id_of(str(raw)) for raw in raw_ids)
+        ids = (self.items.id_of(raw) for raw in raw_ids)
         return np.array(sorted({i for i in ids if i is not None}), np.int64)
 
     def count_unknown(self, raw_ids: Iterable[str]) -> int:

@@ -13,7 +13,17 @@ from rec2pm_jax.stream.compute import batches
 from rec2pm_jax.stream.compute.session_cache import SessionCache
 from rec2pm_jax.stream.compute.update_queue import UpdateQueue
 from rec2pm_jax.stream.compute.updater import MemoryUpdater
-from rec2pm_jax.stream.lines.events import DUPLICATE, FAR_FUTURE, MALFORMED, Event, RejectedInput
+from rec2pm_jax.stream.lines.events import (
+    DUPLICATE,
+    FAR_FUTURE,
+    MALFORMED,
+    Event,
+    RawIds,
+    RawTime,
+    RejectedInput,
+    parse_id,
+    parse_time,
+)
 from rec2pm_jax.stream.metrics import EngineGauges
 from rec2pm_jax.stream.options import EngineOptions
 from rec2pm_jax.stream.outcomes import Answer, Ingested, Rejections
@@ -208,8 +218,8 @@ class Engine:
         self,
         name: str,
         k: int,
-        exclude: Iterable[str] = (),
-        time: int | None = None,
+        exclude: RawIds = (),
+        time: RawTime = None,
     ) -> Answer:
         """Return what to recommend to a user.
 
@@ -220,6 +230,7 @@ class Engine:
         Raises:
           RejectedInput, UserError: as `Recommender.recommend`, or the id is too long for a store.
         """
+        name, asked = parse_id(name, "user"), parse_time(time)
         user = self._load_updated(name)
         model = self.recommender
         search = model.plan_search(k, exclude)
@@ -229,7 +240,7 @@ class Engine:
                 user.events - len(user.pending) // self._width,
                 lambda: self._updater.stack_states([user]),
                 self._updater.pending_events(user),
-                self._request_time(user, time),
+                self._request_time(user, asked),
                 batches.padded_k(search.num_candidates, model.catalogue.num_items),
             )
             batches.check_finite(scores)

@@ -1,13 +1,45 @@
-"""What an engine reports: events applied and rejected, and answers."""
+"""What comes out: recommended items, events applied and rejected, and answers."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
+import numpy as np
+
 from rec2pm_jax.stream.lines.events import RejectedInput
-from rec2pm_jax.stream.recommender import Recommendation
 
 Rejections = list[tuple[int, RejectedInput]]  # (index of the event, why it was left out)
+
+
+class Recommendation(NamedTuple):
+    """One recommended item.
+
+    Attributes:
+      item: raw id.
+      title: of the item; the raw id if the data has no title.
+      score: higher is better; the item's count in the training data for users without events.
+    """
+
+    item: str
+    title: str
+    score: float
+
+
+class Search(NamedTuple):
+    """A checked request.
+
+    Attributes:
+      k: how many items are wanted.
+      excluded: sorted ids of items that must not be recommended.
+    """
+
+    k: int
+    excluded: np.ndarray
+
+    @property
+    def num_candidates(self) -> int:
+        """How many of the best items to find, so that k are left in any case."""
+        return self.k + len(self.excluded)
 
 
 class Ingested(NamedTuple):

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+import numbers
+from collections.abc import KeysView, Mapping, Sequence
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Literal, overload
 
 import jax
 import numpy as np
@@ -18,43 +19,20 @@ from rec2pm_jax.stream.lines.events import (
     OUT_OF_ORDER,
     UNKNOWN_ITEM,
     Event,
+    RawEvent,
+    RawEvents,
+    RawIds,
+    RawTime,
     RejectedInput,
+    parse_count,
     parse_event,
+    parse_ids,
+    parse_time,
 )
+from rec2pm_jax.stream.outcomes import Recommendation, Search
 from rec2pm_jax.stream.stores.record import ModelIdentity
 from rec2pm_jax.stream.users.user_state import UserState
-from rec2pm_jax.typing import Array, Params
-
-
-class Recommendation(NamedTuple):
-    """One recommended item.
-
-    Attributes:
-      item: raw id.
-      title: of the item; the raw id if the data has no title.
-      score: higher is better; the item's count in the training data for users without events.
-    """
-
-    item: str
-    title: str
-    score: float
-
-
-class Search(NamedTuple):
-    """A checked request.
-
-    Attributes:
-      k: how many items are wanted.
-      excluded: sorted ids of items that must not be recommended.
-    """
-
-    k: int
-    excluded: np.ndarray
-
-    @property
-    def num_candidates(self) -> int:
-        """How many of the best items to find, so that k are left in any case."""
-        return self.k + len(self.excluded)
+from rec2pm_jax.typing import Array, Events, Params
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -115,26 +93,42 @@ class Recommender:
         """Return the state of a user without events."""
         return self._empty_user
 
+    @overload
     def observe(
-        self, user: UserState, events: Iterable[str | int | Mapping[str, Any]]
-    ) -> UserState:
+        self, user: UserState, events: RawEvents, *, skip_unknown: Literal[False] = False
+    ) -> UserState: ...
+
+    @overload
+    def observe(
+        self, user: UserState, events: RawEvents, *, skip_unknown: Literal[True]
+    ) -> tuple[UserState, list[RawEvent]]: ...
+
+    def observe(
+        self, user: UserState, events: RawEvents, *, skip_unknown: bool = False
+    ) -> UserState | tuple[UserState, list[RawEvent]]:
         """Return the state of a user after further events.
 
         Args:
           user: the state before them, which stays valid.
-          events: oldest first. Each is a raw item id, or a mapping with `item` and optionally `time`
-            (seconds since 1970; models with a time bias need it) and `type` (name of the event type;
-            models with event types need it).
+          events: oldest first; a string, a number or a mapping stands for one event. Each is a raw
+            item id, or a mapping with `item` and optionally `time` (seconds since 1970, ISO 8601 text
+            or a datetime; models with a time bias need it) and `type` (name of the event type; models
+            with event types need it).
+          skip_unknown: leave out events with items that the model does not know (`known_items`), and
+            return them.
 
         Returns:
-          The new state. The memory is updated with every segment that is full.
+          The new state; with `skip_unknown` (the new state, the skipped events). The memory is
+          updated with every segment that is full.
 
         Raises:
           RejectedInput: a `UserError`; an unknown item or type, a missing or malformed field, or a
             time before that of the preceding event. The message names the event by its position.
         """
         user = user.with_time_origin(self.catalogue.time_origin)
-        codes, last_time = [], user.last_time
+        codes, last_time, skipped = [], user.last_time, []
+        if isinstance(events, str | numbers.Real | Mapping):
+            events = [events]
         for number, given in enumerate(events):
             event = None
             try:
@@ -143,31 +137,38 @@ class Recommender:
             except RejectedInput as error:
                 hint = ""
                 if event is not None and error.reason == UNKNOWN_ITEM:
+                    if skip_unknown:
+                        skipped.append(given)
+                        continue
                     hint = self.catalogue.suggest(event.item)
+                    hint += " Pass skip_unknown=True to leave such events out."
                 message = f"event {number}: {error}.{hint}"
                 raise RejectedInput(error.reason, message) from None
             last_time = last_time if event.time is None else event.time
-        if not codes:
-            return user
-        arrays = self.catalogue.stack_codes(codes)
-        [new], _ = batches.append_events(self.method, self.params, [user], [arrays], [last_time])
+        if codes:
+            user = self._append(user, self.catalogue.stack_codes(codes), last_time)
+        return (user, skipped) if skip_unknown else user
+
+    def _append(self, user: UserState, events: Events, last_time: int | None) -> UserState:
+        [new], _ = batches.append_events(self.method, self.params, [user], [events], [last_time])
         return new
 
     def recommend(
         self,
         user: UserState,
         k: int = 10,
-        exclude: Iterable[str] = (),
-        time: int | None = None,
+        exclude: RawIds = (),
+        time: RawTime = None,
     ) -> list[Recommendation]:
         """Return the `k` best items for a user, best first.
 
         Args:
           user: its state.
           k: how many items.
-          exclude: raw ids of items that must not be recommended; unknown ones are ignored.
-          time: of the request, seconds since 1970, for models with a time bias. The default is the
-            time of the user's last event.
+          exclude: raw ids of items that must not be recommended, or a single one; unknown ones are
+            ignored.
+          time: of the request, for models with a time bias: seconds since 1970, ISO 8601 text or a
+            datetime. The default is the time of the user's last event.
 
         Raises:
           RejectedInput: a `UserError`; k < 1, or fewer than `k` items are left to recommend.
@@ -179,8 +180,8 @@ class Recommender:
         self,
         users: Sequence[UserState],
         k: int = 10,
-        exclude: Iterable[str] = (),
-        time: int | None = None,
+        exclude: RawIds = (),
+        time: RawTime = None,
     ) -> list[list[Recommendation]]:
         """Return what `recommend` returns for each of several users, with one read for all.
 
@@ -197,7 +198,7 @@ class Recommender:
         if active:
             origin = self.catalogue.time_origin
             readers = [users[row].with_time_origin(origin) for row in active]
-            times = self._request_times(readers, time)
+            times = self._request_times(readers, parse_time(time))
             scores, ids = batches.find_best(
                 self.method, self.params, self.scored_table, readers, times, search.num_candidates
             )
@@ -234,13 +235,13 @@ class Recommender:
             )
         return code
 
-    def plan_search(self, k: int, exclude: Iterable[str]) -> Search:
+    def plan_search(self, k: int, exclude: RawIds) -> Search:
         """Check a request.
 
         Raises:
           RejectedInput: `k` is not between 1 and the number of items left to recommend.
         """
-        excluded = self.catalogue.known_ids(exclude)
+        k, excluded = parse_count(k, "k"), self.catalogue.known_ids(parse_ids(exclude))
         left = self.catalogue.num_items - len(excluded)
         if not 1 <= k <= left:
             raise RejectedInput(
@@ -262,6 +263,11 @@ class Recommender:
             Recommendation(items.raw_ids[i], items.titles[i], float(score))
             for i, score in zip(ids[kept], scores[kept], strict=True)
         ]
+
+    @cached_property
+    def known_items(self) -> KeysView[str]:
+        """Raw ids of all items of the model, in the order of their ids; `in` is fast."""
+        return dict.fromkeys(self.catalogue.items.raw_ids[1:]).keys()
 
     @cached_property
     def identity(self) -> ModelIdentity:

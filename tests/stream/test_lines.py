@@ -47,6 +47,9 @@ def stream(engine, lines):
 @pytest.mark.smoke
 def test_parse_line():
     assert parse_line(b'{"user": 7, "item": "a", "time": 5.0}') == Event("7", "a", 5, None)
+    assert parse_line(b'{"user": 17850.0, "item": 3.0}') == Event("17850", "3")
+    for time in (b'"2024-05-31T12:00:00Z"', b'"2024-05-31 12:00:00+00"', b"1717156800.25"):
+        assert parse_line(b'{"user": 1, "item": 3, "time": %s}' % time).time == 1717156800
     assert parse_line(b'{"user": "7", "item": 3, "type": "buy", "more": []}') == Event(
         "7", "3", None, "buy"
     )
@@ -69,9 +72,15 @@ def test_parse_line():
         (b'{"user": "", "item": "a"}', '"user" must hold'),
         (b'{"user": "u", "item": 1.5}', '"item" must hold'),
         (b'{"user": "u", "item": true}', '"item" must hold'),
-        (b'{"user": "u", "item": "a", "time": "now"}', '"time" must be whole seconds'),
-        (b'{"user": "u", "item": "a", "time": 1.5}', '"time" must be whole seconds'),
-        (b'{"user": "u", "item": "a", "time": NaN}', '"time" must be whole seconds'),
+        (b'{"user": "u", "item": "a", "time": "now"}', '"time" must be seconds'),
+        (b'{"user": "u", "item": "a", "time": "2024-02-30"}', '"time" must be seconds'),
+        (b'{"user": "u", "item": "a", "time": NaN}', '"time" must be seconds'),
+        (b'{"user": "u", "item": "a", "time": Infinity}', '"time" must be seconds'),
+        (b'{"user": "u", "item": "a", "time": true}', '"time" must be seconds'),
+        (b'{"user": "u", "item": "a", "time": 1e300}', '"time" must be seconds'),
+        (b'{"user": "u", "item": "a", "time": 1600000000000}', "is it in another unit"),
+        (b'{"user": -7, "item": "a"}', "a negative id"),
+        (b'{"user": ["7"], "item": "a"}', '"user" must hold'),
         (b'{"user": "u", "item": "a", "type": 1}', '"type" must be a string'),
         (b'{"user": "u", "recommend": "3"}', '"recommend" must be a whole number'),
         (b'{"user": "u", "recommend": true}', '"recommend" must be a whole number'),
