@@ -36,7 +36,7 @@ from rec2pm_jax.stream.lines.output import open_metrics, open_output
 from rec2pm_jax.stream.lines.sources import open_source
 from rec2pm_jax.stream.options import DAY_S, EngineOptions, parse_worker
 from rec2pm_jax.stream.process import configure_interpreter, watch_stop_signals
-from rec2pm_jax.stream.rebuild import check_rebuilt
+from rec2pm_jax.stream.rebuild import is_rebuilt
 from rec2pm_jax.stream.runner import Intervals, run_stream
 from rec2pm_jax.stream.stores.base import MemoryStore, open_store
 
@@ -51,7 +51,12 @@ flags.DEFINE_string(
     None,
     "File for the answers, written anew (with a store: appended to); - for standard output.",
 )
-flags.DEFINE_string("data", "", "Prepared dataset; by default the one the run was trained on.")
+flags.DEFINE_string(
+    "data",
+    "",
+    "Prepared dataset whose users start with their events there; empty: only the items of the dataset "
+    "that the run was trained on are known.",
+)
 flags.DEFINE_enum("checkpoint", "best", ["best", "latest"], "Which checkpoint of the run.")
 flags.DEFINE_string(
     "store", "", "Where states are kept: a directory or redis://..; empty: nowhere."
@@ -85,7 +90,9 @@ def main(_: list[str]) -> None:
     with contextlib.ExitStack() as stack:
         store = open_store(args.store, options.worker.name) if durable else MemoryStore()
         stack.callback(store.close)
-        check_rebuilt(store)
+        # A rebuilt store holds all users of its dataset; those it lacks have been forgotten.
+        known = not is_rebuilt(store) and bool(args.data)
+        options = options._replace(known_users=known)
         source = open_source(args.events, store.metadata())
         stack.callback(source.close)
         write = stack.enter_context(open_output(args.output, args.events, append=durable))
@@ -97,7 +104,12 @@ def main(_: list[str]) -> None:
         summary = run_stream(
             engine, source, write, intervals=intervals, report=report, stopped=stopped
         )
-    print("\n".join([*summary.format_report(), *source.notes()]), file=sys.stderr)
+    report_lines = [*summary.format_report(), *source.notes()]
+    if summary.popular and not args.data:
+        report_lines.append(
+            "--data=DIR lets the users of that dataset start with their events there"
+        )
+    print("\n".join(report_lines), file=sys.stderr)
 
 
 if __name__ == "__main__":

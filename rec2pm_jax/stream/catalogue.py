@@ -16,8 +16,12 @@ from rec2pm_jax.stream.lines.events import (
     UNKNOWN_ITEM,
     UNKNOWN_TYPE,
     Event,
+    RawIds,
     RejectedInput,
+    parse_count,
+    parse_ids,
 )
+from rec2pm_jax.stream.outcomes import Recommendation, Search
 from rec2pm_jax.stream.users.user_state import shift_times
 from rec2pm_jax.typing import Array, Events
 
@@ -140,6 +144,36 @@ class Catalogue:
         """Return encoded events of one user as arrays: numpy fields int32 [n]."""
         table = np.array(codes, np.int32).reshape(-1, 3)
         return self.select_fields(*(np.ascontiguousarray(column) for column in table.T))
+
+    def plan_search(self, k: int, exclude: RawIds) -> Search:
+        """Check a request.
+
+        Raises:
+          RejectedInput: `k` is not between 1 and the number of items left to recommend.
+        """
+        k, excluded = parse_count(k, "k"), self.known_ids(parse_ids(exclude))
+        left = self.num_items - len(excluded)
+        if not 1 <= k <= left:
+            raise RejectedInput(
+                MALFORMED, f"k={k}, but it must be between 1 and the {left} items left to recommend"
+            )
+        return Search(k, excluded)
+
+    def name_items(
+        self, scores: np.ndarray | None, ids: np.ndarray, search: Search
+    ) -> list[Recommendation]:
+        """Return the best items of a search by raw id and title.
+
+        Args:
+          scores, ids: [at least `search.num_candidates`], best first; None for items without scores.
+        """
+        kept = np.flatnonzero(~np.isin(ids, search.excluded))[: search.k]
+        found = [None] * len(kept) if scores is None else scores[kept].tolist()
+        raw_ids, titles = self.items.raw_ids, self.items.titles
+        return [
+            Recommendation(raw_ids[i], titles[i], score)
+            for i, score in zip(ids[kept], found, strict=True)
+        ]
 
     def suggest(self, raw_id: str) -> str:
         """Return ' Did you mean "x"?' for the nearest known item, or ''; slow for large catalogues."""

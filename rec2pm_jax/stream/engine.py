@@ -10,6 +10,7 @@ import jax
 
 from rec2pm_jax.stream.catalogue import EventCode
 from rec2pm_jax.stream.compute import batches
+from rec2pm_jax.stream.compute.histories import compute_known_users
 from rec2pm_jax.stream.compute.session_cache import SessionCache
 from rec2pm_jax.stream.compute.update_queue import UpdateQueue
 from rec2pm_jax.stream.compute.updater import MemoryUpdater
@@ -185,8 +186,15 @@ class Engine:
             if name not in users
             and (len(name) * 4 <= MAX_USER_BYTES or len(name.encode()) <= MAX_USER_BYTES)
         ]
-        for name, record in zip(missing, self.store.get(missing), strict=True):
-            user = None if record is None else self.record_format.decode(name, record, now)
+        records = self.store.get(missing)
+        known: dict[str, MutableUser] = {}
+        if self.options.known_users:
+            new = [name for name, record in zip(missing, records, strict=True) if record is None]
+            known = compute_known_users(self.recommender, self.record_format, new)
+        for name, record in zip(missing, records, strict=True):
+            user = known.get(name)
+            if record is not None:
+                user = self.record_format.decode(name, record, now)
             user = MutableUser() if user is None else user
             users.add(name, user)
             if len(user.pending) >= self._updater.max_pending:
@@ -233,7 +241,7 @@ class Engine:
         name, asked = parse_id(name, "user"), parse_time(time)
         user = self._load_updated(name)
         model = self.recommender
-        search = model.plan_search(k, exclude)
+        search = model.catalogue.plan_search(k, exclude)
         if user.events:
             scores, ids = self.sessions.find_best(
                 name,
@@ -244,9 +252,10 @@ class Engine:
                 batches.padded_k(search.num_candidates, model.catalogue.num_items),
             )
             batches.check_finite(scores)
+            named = model.catalogue.name_items(scores, ids, search)
         else:
-            scores, ids = model.popular_items
-        return Answer(name, model.name_items(scores, ids, search), user.events, user.segments)
+            named = model.catalogue.name_items(None, model.popular_items[1], search)
+        return Answer(name, named, user.events, user.segments, not user.events)
 
     def _load_updated(self, name: str) -> MutableUser:
         """Return a user without missing updates."""

@@ -34,7 +34,7 @@ def load_recommender(
 
 
 def make_recommender(config: Config, params: Params, dataset: Dataset) -> Recommender:
-    """Return a recommender with the items of a dataset.
+    """Return a recommender with the items and users of a dataset.
 
     Args:
       params: as trained. Items that were appended to the dataset since get fresh rows.
@@ -43,4 +43,5 @@ def make_recommender(config: Config, params: Params, dataset: Dataset) -> Recomm
     identity = ModelIdentity.from_params(config, params)
     params = grow_items(params, dataset.num_items, config.train.seed)
     method = make_method(config, dataset.num_items)
-    return Recommender(method, params, Catalogue.from_dataset(dataset, config.model), identity)
+    catalogue = Catalogue.from_dataset(dataset, config.model)
+    return Recommender(method, params, catalogue, identity, dataset)

@@ -70,6 +70,8 @@ class EngineOptions(NamedTuple):
       lifetime_s: seconds until a user without new events expires; 0 for never.
       max_ahead_s: seconds that an event may lie in the future.
       worker: which of the processes that share the store this is.
+      known_users: whether a user that the store lacks starts with the events of the recommender's
+        dataset, if it has that user.
     """
 
     memory: str = "float32"
@@ -78,3 +80,4 @@ class EngineOptions(NamedTuple):
     lifetime_s: int = 0
     max_ahead_s: int = DAY_S
     worker: Worker = Worker()
+    known_users: bool = False

@@ -17,12 +17,12 @@ class Recommendation(NamedTuple):
     Attributes:
       item: raw id.
       title: of the item; the raw id if the data has no title.
-      score: higher is better; the item's count in the training data for users without events.
+      score: higher is better; None for a user without events, who gets the most frequent items.
     """
 
     item: str
     title: str
-    score: float
+    score: float | None
 
 
 class Search(NamedTuple):
@@ -63,9 +63,11 @@ class Answer(NamedTuple):
       user: raw id.
       items: best first.
       events, updates: events of the user so far, and memory updates from them.
+      popular: whether the items are the most frequent ones, since the user has no events.
     """
 
     user: str
     items: list[Recommendation]
     events: int
     updates: int
+    popular: bool

@@ -72,14 +72,19 @@ def open_new_store(address: str) -> Iterator[Store]:
             ) from error
 
 
-def check_rebuilt(store: Store) -> None:
-    """Raise UserError if a rebuild of the store has begun and not finished."""
+def is_rebuilt(store: Store) -> bool:
+    """Return whether a rebuild made the store, so that it holds the users of a dataset.
+
+    Raises:
+      UserError: the rebuild has not finished.
+    """
     metadata = store.metadata()
     if _SOURCE in metadata and _COMPLETE not in metadata:
         raise UserError(
             "The rebuild of this --store has not finished: run launch.rebuild_memory again with the "
             "same flags, it resumes."
         )
+    return _COMPLETE in metadata
 
 
 def _check_unused(address: str) -> None:

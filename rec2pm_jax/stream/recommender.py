@@ -11,11 +11,12 @@ from typing import Literal, overload
 import jax
 import numpy as np
 
+from rec2pm_jax.data.dataset import Dataset
+from rec2pm_jax.errors import UserError
 from rec2pm_jax.methods.method import Method
 from rec2pm_jax.stream.catalogue import Catalogue, EventCode
 from rec2pm_jax.stream.compute import batches
 from rec2pm_jax.stream.lines.events import (
-    MALFORMED,
     OUT_OF_ORDER,
     UNKNOWN_ITEM,
     Event,
@@ -24,12 +25,11 @@ from rec2pm_jax.stream.lines.events import (
     RawIds,
     RawTime,
     RejectedInput,
-    parse_count,
     parse_event,
-    parse_ids,
+    parse_id,
     parse_time,
 )
-from rec2pm_jax.stream.outcomes import Recommendation, Search
+from rec2pm_jax.stream.outcomes import Recommendation
 from rec2pm_jax.stream.stores.record import ModelIdentity
 from rec2pm_jax.stream.users.user_state import UserState
 from rec2pm_jax.typing import Array, Events, Params
@@ -44,13 +44,14 @@ class Recommender:
 
     Answers equal those of the offline evaluation: the same segments update the memory, and the
     remaining events are read raw. A user without events gets the most frequent items of the training
-    data.
+    data, without scores.
 
     Attributes:
       method: the model's functions.
       params: its parameters.
       catalogue: its items, event types and origin of time.
       trained_identity: identity of the parameters as trained, if new items have been added since.
+      dataset: whose users `user` knows.
 
     Example:
       A tiny untrained model over four items; `rec2pm_jax.load("runs/demo/rec2pm")` returns a real one.
@@ -88,10 +89,28 @@ class Recommender:
     params: Params
     catalogue: Catalogue
     trained_identity: ModelIdentity | None = None
+    dataset: Dataset | None = None
 
     def new_user(self) -> UserState:
         """Return the state of a user without events."""
         return self._empty_user
+
+    def user(self, raw_id: str | numbers.Real) -> UserState:
+        """Return the state of a user of the dataset, after all events that it has there.
+
+        Raises:
+          UserError: the dataset has no such user.
+        """
+        name = parse_id(raw_id, "user")
+        index = None if self.dataset is None else self.dataset.user_index(name)
+        if self.dataset is None or index is None:
+            raise UserError(
+                f"user {name!r} is not in the dataset; new_user() returns an empty one."
+            )
+        sequence, origin = self.dataset.sequence(index), self.dataset.time_origin
+        last_time = None if sequence.times is None else int(sequence.times[-1]) + origin
+        events = self.catalogue.encode_sequence(sequence, origin)
+        return self._append(self._empty_user, events, last_time)
 
     @overload
     def observe(
@@ -187,13 +206,11 @@ class Recommender:
 
         Args:
           users: their states.
-          k, exclude, time: as in `recommend`, the same for all users.
-
-        Raises:
-          RejectedInput, UserError: as `recommend`.
+          k, exclude, time: as in `recommend`, the same for all users; so are the errors.
         """
-        search = self.plan_search(k, exclude)
-        rows = [self.popular_items] * len(users)
+        search = self.catalogue.plan_search(k, exclude)
+        rows: list[tuple[np.ndarray | None, np.ndarray]]
+        rows = [(None, self.popular_items[1])] * len(users)
         active = [row for row, user in enumerate(users) if user.events]
         if active:
             origin = self.catalogue.time_origin
@@ -204,7 +221,7 @@ class Recommender:
             )
             for row, found in zip(active, zip(scores, ids, strict=True), strict=True):
                 rows[row] = found
-        return [self.name_items(*row, search) for row in rows]
+        return [self.catalogue.name_items(*row, search) for row in rows]
 
     def count_updates(self, user: UserState) -> int:
         """Return how many memory updates a user has had."""
@@ -222,11 +239,8 @@ class Recommender:
     def encode_event(self, event: Event, last_time: int | None) -> EventCode:
         """Return a user's next event as numbers, see `Catalogue.encode_event`.
 
-        Args:
-          last_time: of the user's events so far. An event of the same time keeps its place after them.
-
         Raises:
-          RejectedInput: as `Catalogue.encode_event`, or the event is older than `last_time`.
+          RejectedInput: as `Catalogue.encode_event`, or the event is older than the user's last one.
         """
         code = self.catalogue.encode_event(event)
         if event.time is not None and last_time is not None and event.time < last_time:
@@ -234,35 +248,6 @@ class Recommender:
                 OUT_OF_ORDER, f"time {event.time} lies before {last_time}, the event before it"
             )
         return code
-
-    def plan_search(self, k: int, exclude: RawIds) -> Search:
-        """Check a request.
-
-        Raises:
-          RejectedInput: `k` is not between 1 and the number of items left to recommend.
-        """
-        k, excluded = parse_count(k, "k"), self.catalogue.known_ids(parse_ids(exclude))
-        left = self.catalogue.num_items - len(excluded)
-        if not 1 <= k <= left:
-            raise RejectedInput(
-                MALFORMED, f"k={k}, but it must be between 1 and the {left} items left to recommend"
-            )
-        return Search(k, excluded)
-
-    def name_items(
-        self, scores: np.ndarray, ids: np.ndarray, search: Search
-    ) -> list[Recommendation]:
-        """Return the best items of a search by raw id and title.
-
-        Args:
-          scores, ids: [at least `search.num_candidates`], best first.
-        """
-        kept = np.flatnonzero(~np.isin(ids, search.excluded))[: search.k]
-        items = self.catalogue.items
-        return [
-            Recommendation(items.raw_ids[i], items.titles[i], float(score))
-            for i, score in zip(ids[kept], scores[kept], strict=True)
-        ]
 
     @cached_property
     def known_items(self) -> KeysView[str]:

@@ -103,6 +103,9 @@ def test_answers_come_in_order_with_everything_before_applied(dataset, engine):
         lines.append({"user": "u1", "recommend": 2, "exclude": [events["u1"][step]["item"]]})
     answers, summary = stream(engine, lines)
     assert answers[0]["user"] == "u0" and answers[0]["events"] == answers[0]["updates"] == 0
+    assert answers[0]["popular"] and [i["score"] for i in answers[0]["items"]] == [None] * 3
+    assert not any("popular" in answer for answer in answers[1:]) and summary.popular == 1
+    assert "answered 1 requests of users without events" in "\n".join(summary.format_report())
     assert [a["events"] for a in answers] == list(range(21))
     model = engine.recommender
     for step, answer in enumerate(answers[1:]):
@@ -225,6 +228,13 @@ def test_command_line(dataset, engine, tmp_path):
     summary = done.stderr.decode()
     assert "skipped 1 lines: 1 malformed" in summary and "done: 30 events" in summary
     assert done.stdout == b""
+
+    assert "--data=DIR lets the users of that dataset start" in summary
+    known = run_cli(
+        workdir, "-", "-", json.dumps({"user": dataset.user(0), "recommend": 2}).encode(),
+        more=[f"--data={dataset.path}"],
+    )  # fmt: skip
+    assert json.loads(known.stdout)["events"] == dataset.lengths[0], known.stderr
 
     piped = run_cli(workdir, "-", "-", text)
     assert piped.returncode == 0, piped.stderr

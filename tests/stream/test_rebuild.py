@@ -17,7 +17,7 @@ from rec2pm_jax.stream import rebuild as rebuilding
 from rec2pm_jax.stream.engine import Engine
 from rec2pm_jax.stream.lines.events import parse_event
 from rec2pm_jax.stream.options import EngineOptions
-from rec2pm_jax.stream.rebuild import check_rebuilt, open_new_store, rebuild
+from rec2pm_jax.stream.rebuild import is_rebuilt, open_new_store, rebuild
 from rec2pm_jax.stream.stores.base import MemoryStore, open_store
 from tests.helpers.stream import make_config, make_data, make_recommender, raw_events, save_run
 
@@ -146,9 +146,9 @@ def test_a_rebuild_and_other_writers_refuse_each_other(tmp_path, monkeypatch):
             open_new_store(address).__enter__()
         store.put({"u": b"1"}, {"rebuilt_from": b"hash"})
         with pytest.raises(UserError, match="has not finished"):
-            check_rebuilt(store)
+            is_rebuilt(store)
         store.put({}, {"rebuilt": b"1"})
-        check_rebuilt(store)
+        assert is_rebuilt(store)
     assert seen == [address] and not Path(building).exists()
     with contextlib.closing(open_store(address)) as store:
         assert dict(store.items()) == {"u": b"1"}

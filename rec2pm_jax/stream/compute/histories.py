@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import jax
 import numpy as np
 
@@ -11,6 +13,27 @@ from rec2pm_jax.stream.compute import batches
 from rec2pm_jax.stream.recommender import Recommender
 from rec2pm_jax.stream.stores.record import RecordFormat
 from rec2pm_jax.stream.users.mutable_user import MutableUser
+
+
+def compute_known_users(
+    recommender: Recommender, record_format: RecordFormat, names: Sequence[str]
+) -> dict[str, MutableUser]:
+    """Return those of the named users that the recommender's dataset has, with their events there.
+
+    Args:
+      record_format: of the store.
+      names: raw ids.
+    """
+    dataset = recommender.dataset
+    if dataset is None:
+        return {}
+    indices = {name: dataset.user_index(name) for name in names}
+    sequences = {name: dataset.sequence(i) for name, i in indices.items() if i is not None}
+    if not sequences:
+        return {}
+    origin = dataset.time_origin
+    users = compute_users(recommender, record_format, list(sequences.values()), origin)
+    return dict(zip(sequences, users, strict=True))
 
 
 def compute_users(

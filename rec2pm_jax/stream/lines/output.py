@@ -70,7 +70,8 @@ def format_answer(answer: Answer) -> str:
     """Return an answer as one JSON line, without its break."""
     items = [{"item": r.item, "title": r.title, "score": r.score} for r in answer.items]
     fields = {"user": answer.user, "items": items, "events": answer.events}
-    return json.dumps(fields | {"updates": answer.updates}, ensure_ascii=False)
+    fields |= {"updates": answer.updates} | ({"popular": True} if answer.popular else {})
+    return json.dumps(fields, ensure_ascii=False)
 
 
 @contextlib.contextmanager
