@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import io
 import json
+import os
 import subprocess
 import sys
 
 import pytest
 
+from rec2pm_jax.errors import UserError
 from rec2pm_jax.stream import runner
 from rec2pm_jax.stream.engine import Engine
+from rec2pm_jax.stream.lines import output
 from rec2pm_jax.stream.lines.events import Event, RejectedInput, Request, parse_line
+from rec2pm_jax.stream.lines.output import open_output
 from rec2pm_jax.stream.stores.base import MemoryStore
 from rec2pm_jax.stream.stores.lmdb_store import LmdbStore
 from tests.helpers.stream import (
@@ -191,6 +197,28 @@ def test_order_is_kept_per_user(engine):
     assert summary.skipped == {"out of order": 1}
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device that is always full")
+def test_a_full_disk_is_one_line_and_the_first_error(monkeypatch):
+    with pytest.raises(
+        UserError, match=r"^Cannot write --output=/dev/full: no room left on its disk"
+    ):
+        with open_output("/dev/full", "-") as write:
+            write("{}")
+
+    class Bad(io.FileIO):
+        def close(self):
+            super().close()
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(output, "open", lambda path, mode, buffering: Bad(path, "w"), raising=False)
+    with pytest.raises(UserError, match="no room left"):
+        with open_output("/dev/null", "-"):
+            pass
+    with pytest.raises(UserError, match="the first error"):
+        with open_output("/dev/null", "-"):
+            raise UserError("the first error")
+
+
 def run_cli(workdir, events, output, stdin=None, more=()):
     flags = [f"--workdir={workdir}", f"--events={events}", f"--output={output}", *more]
     return subprocess.run(
@@ -242,7 +270,7 @@ def test_command_line(dataset, engine, tmp_path):
 
     assert_one_error(run_cli(workdir, tmp_path / "none", "-"), "none cannot be read")
     assert_one_error(run_cli(tmp_path / "none", events, "-"), "holds no checkpoint")
-    assert_one_error(run_cli(workdir, events, tmp_path / "a" / "b"), "cannot be written")
+    assert_one_error(run_cli(workdir, events, tmp_path / "a" / "b"), "Cannot write --output=")
     assert_one_error(run_cli(workdir, events, events), "is the file of events")
     assert events.read_bytes() == text
 

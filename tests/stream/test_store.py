@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
+import os
 import subprocess
 import sys
+import tempfile
 import time
 from array import array
 
+import lmdb
 import pytest
 
 from rec2pm_jax.errors import UserError
@@ -155,6 +159,44 @@ def test_no_room_changes_nothing(tmp_path):
     with pytest.raises(UserError, match="no room left.* what was committed is safe"):
         store.put({"u": b"new"} | {f"{i}": bytes(1000) for i in range(1000)}, {"input": b"2"})
     assert store.get(["u", "0"]) == [b"old", None] and store.metadata() == {"input": b"1"}
+    store.close()
+
+
+@pytest.mark.parametrize(
+    ("code", "room", "message"),
+    [
+        (errno.ENOSPC, 1 << 30, "no room left on its disk"),
+        (errno.EDQUOT, 1 << 30, "no room left on its disk"),
+        (errno.EIO, 1000, "no room left on its disk"),
+        (errno.EIO, 1 << 30, "restore it from a backup"),
+    ],
+)
+def test_a_short_write_on_a_full_disk_is_no_damage(tmp_path, monkeypatch, code, room, message):
+    """LMDB reports a write that was cut short as EIO; whether there is room tells the two apart."""
+    store = LmdbStore(tmp_path)
+
+    class Disk:
+        def __init__(self, **_):
+            self.left = room
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            pass
+
+        def write(self, data):
+            if not self.left:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            self.left -= min(self.left, len(data))
+
+        def tell(self):
+            return room - self.left
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", Disk)
+    with pytest.raises(UserError, match=message):
+        with store._explain_errors("written"):
+            raise lmdb.DiskError(f"mdb_txn_commit: {os.strerror(code)}")
     store.close()
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
@@ -25,6 +26,8 @@ except ImportError as error:
     ) from error
 
 _DATA_FILE = "data.mdb"
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_PROBE_BYTES = 1 << 20
 _MAP_BYTES = 1 << 40  # address space, not disk
 _RECORDS_PER_CALL = 16  # LMDB holds the interpreter for 0.1 ms then, and other threads wait
 
@@ -73,16 +76,29 @@ class LmdbStore:
             yield
         except (lmdb.Error, OSError) as error:
             reason = str(error)
-            full = isinstance(error, lmdb.MapFullError) or os.strerror(errno.ENOSPC) in reason
+            full = isinstance(error, lmdb.MapFullError) or self._disk_is_full(reason)
             advice = (
-                "there is no room left. Free some and start again: what was committed is safe, and "
-                "the rest is read again from the input"
+                "there is no room left on its disk. Free some and start again: what was committed is "
+                "safe, and the rest is read again from the input"
                 if full
                 else "if it is damaged, restore it from a backup"
             )
             raise UserError(
                 f"Store {self.path} cannot be {action} ({reason}): {advice}."
             ) from error
+
+    def _disk_is_full(self, reason: str) -> bool:
+        """Return whether an error of LMDB means a full disk or an exhausted quota."""
+        if any(os.strerror(code) in reason for code in _FULL):
+            return True
+        if os.strerror(errno.EIO) not in reason:
+            return False
+        try:  # LMDB reports a write that was cut short as an input/output error
+            with tempfile.TemporaryFile(dir=self.path, buffering=0) as file:
+                file.write(bytes(_PROBE_BYTES))
+                return file.tell() < _PROBE_BYTES
+        except OSError as error:
+            return error.errno in _FULL
 
     def get(self, users: Sequence[str]) -> list[bytes | None]:
         with self._explain_errors("read"), self._env.begin(db=self._users) as transaction:
@@ -126,8 +142,8 @@ class LmdbStore:
     def compact(self) -> None:
         """Copy the store without its holes and rename the copy, which takes room for both."""
         copy = self.path / "compact"
-        copy.mkdir(exist_ok=True)
         with self._explain_errors("compacted"):
+            copy.mkdir(exist_ok=True)
             (copy / _DATA_FILE).unlink(missing_ok=True)  # of a compaction that was stopped
             self._env.copy(str(copy), compact=True)
             with open(copy / _DATA_FILE, "rb+") as file:
