@@ -24,6 +24,7 @@ docs/streaming.md describes durability, several workers, metrics, and what is sk
 from __future__ import annotations
 
 import contextlib
+import math
 import sys
 
 from absl import flags
@@ -34,7 +35,7 @@ from rec2pm_jax.methods.codec import FORMATS
 from rec2pm_jax.stream.engine import Engine
 from rec2pm_jax.stream.lines.output import open_metrics, open_output
 from rec2pm_jax.stream.lines.sources import open_source
-from rec2pm_jax.stream.options import DAY_S, EngineOptions, parse_worker
+from rec2pm_jax.stream.options import DAY_S, MAX_SECONDS, EngineOptions, parse_worker
 from rec2pm_jax.stream.process import configure_interpreter, watch_stop_signals
 from rec2pm_jax.stream.rebuild import is_rebuilt
 from rec2pm_jax.stream.runner import Intervals, run_stream
@@ -62,11 +63,21 @@ flags.DEFINE_string(
     "store", "", "Where states are kept: a directory or redis://..; empty: nowhere."
 )
 flags.DEFINE_enum("memory", "float32", FORMATS, "Format of a user's memory; int8 is a quarter.")
-flags.DEFINE_float("commit_s", 1.0, "Seconds between commits.", 0.0)
+flags.DEFINE_float("commit_s", 1.0, "Seconds between commits.", 0.0, MAX_SECONDS)
 flags.DEFINE_string("metrics", "", "File that gets a JSON line of metrics every second.")
 flags.DEFINE_bool("progress", sys.stderr.isatty(), "Show the metrics on a status line.")
-flags.DEFINE_float("expire_days", 0.0, "Forget users that had no event for so long; 0: never.", 0.0)
-flags.DEFINE_float("max_ahead_s", DAY_S, "Reject events that lie further in the future.", 0.0)
+flags.DEFINE_float(
+    "expire_days",
+    0.0,
+    "Forget users that had no event for so long; 0: never.",
+    0.0,
+    MAX_SECONDS / DAY_S,
+)
+flags.DEFINE_float(
+    "max_ahead_s", DAY_S, "Reject events that lie further in the future; inf: none.", 0.0
+)
+for _name in ("commit_s", "expire_days", "max_ahead_s"):
+    flags.register_validator(_name, lambda x: not math.isnan(x), "must be a number")
 flags.DEFINE_integer("max_live", 200_000, "Users held in memory; the rest stays in the store.", 1)
 flags.DEFINE_integer("sessions", 64, "Users whose last reads are kept for the next.", 0)
 flags.DEFINE_string("worker", "0/1", "I/N: serve the users of worker I out of N on one Redis.")
@@ -81,7 +92,7 @@ def main(_: list[str]) -> None:
         max_cached_users=args.max_live if durable else sys.maxsize,
         sessions=args.sessions,
         lifetime_s=int(args.expire_days * DAY_S),
-        max_ahead_s=int(args.max_ahead_s),
+        max_ahead_s=args.max_ahead_s,
         worker=parse_worker(args.worker, args.store),
     )
     intervals = Intervals(commit_s=args.commit_s if durable else float("inf"))

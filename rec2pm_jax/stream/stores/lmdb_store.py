@@ -132,7 +132,8 @@ class LmdbStore:
             self._explain_errors("written"),
             self._env.begin(write=True, db=self._users) as transaction,
         ):
-            return sum(transaction.delete(user.encode()) for user in users)
+            # LMDB has no keys of no bytes.
+            return sum(transaction.delete(user.encode()) for user in users if user)
 
     def items(self) -> Iterator[tuple[str, bytes]]:
         with self._explain_errors("read"), self._env.begin(db=self._users) as transaction:
