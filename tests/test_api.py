@@ -116,9 +116,11 @@ def test_presets_are_found_by_name_and_by_file(tmp_path, monkeypatch):
         rec2pm_jax.load_preset(tmp_path / "empty.py")
 
 
-def test_load_recommends_as_the_saved_parameters(dataset, model, tmp_path):
+def test_load_recommends_as_the_saved_parameters(dataset, model, tmp_path, caplog):
     save_run(tmp_path, dataset, make_config())
-    loaded = rec2pm_jax.load(tmp_path)
+    with caplog.at_level("WARNING"):
+        loaded = rec2pm_jax.load(tmp_path)
+    assert not caplog.records
     items = [e["item"] for e in raw_events(dataset, 0, 17)]
     answers = [m.recommend(m.observe(m.new_user(), items), k=6) for m in (loaded, model)]
     assert answers[0] == answers[1]
