@@ -111,6 +111,8 @@ def main(_: list[str]) -> None:
         engine = Engine(recommender, store, options)
         if durable:  # it serves for long, and no request should wait for the compiler
             engine.warm_up()
+        if known and recommender.dataset is not None:
+            recommender.dataset.sequence(0)  # read the histories now, not at the first request
         configure_interpreter()
         summary = run_stream(
             engine, source, write, intervals=intervals, report=report, stopped=stopped
