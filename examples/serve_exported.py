@@ -1,13 +1,17 @@
 """Serve what `launch.export` wrote, without rec2pm_jax: python serve_exported.py DIR < events.jsonl
 
-Lines are those of `launch.stream`, unchecked. Users are served one at a time; servers batch them.
+Lines, answers and the rules for skipping lines are those of `launch.stream`. Left out are stores,
+workers, metrics, and batches: users are served one at a time.
 """
 
 from __future__ import annotations
 
+import datetime
 import hashlib
 import json
 import sys
+import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +19,12 @@ import jax
 import numpy as np
 
 Waiting = tuple[int, int, int]  # item id, seconds since the time origin, event-type id
+LATEST_TIME = 100_000_000_000  # seconds since 1970; larger numbers are milliseconds
+DAY_S = 86_400
+
+
+class Rejected(Exception):
+    """A line that cannot be used: (reason, message)."""
 
 
 class ExportedModel:
@@ -32,21 +42,48 @@ class ExportedModel:
             program = jax.export.deserialize(bytearray(files[function["file"]]))
             self.functions[name] = jax.jit(program.call)
         self.weights = jax.device_put(dict(np.load(folder / "weights.npz")))
-        lines = files["items.jsonl"].decode().split("\n")[:-1]
-        self.item_names = ["", *(json.loads(line)["id"] for line in lines)]
+        rows = [json.loads(line) for line in files["items.jsonl"].decode().split("\n")[:-1]]
+        self.item_names = ["", *(row["id"] for row in rows)]
+        self.titles = ["", *(row["title"] for row in rows)]
         self.item_ids = {name: i for i, name in enumerate(self.item_names) if i}
+        inputs = self.manifest["functions"]["read"]["inputs"]
+        self.uses_times, self.uses_types = "times" in inputs, "types" in inputs
 
-    def call(self, name: str, state: dict, events: list[Waiting], time: int) -> dict[str, Any]:
+    def call(self, name: str, state: dict, events: list[Waiting], when: int) -> dict[str, Any]:
         """Call `update` or `read` for one user; inputs that are not given are zero, like padding."""
         fields = zip(("ids", "times", "types"), zip(*events, strict=True), strict=False)
         given = dict(fields) | state
-        given |= {"length": len(events), "next_time": time, "request_time": time}
+        given |= {"length": len(events), "next_time": when, "request_time": when}
         inputs = {}
         for field, spec in self.manifest["functions"][name]["inputs"].items():
             values = np.ravel(given.get(field, 0))
             inputs[field] = np.zeros([1, *spec["shape"][1:]], spec["dtype"])
             inputs[field].reshape(-1)[: values.size] = values
         return jax.device_get(self.functions[name](self.weights, inputs))
+
+    def encode_time(self, when: int | None) -> int:
+        """Return seconds since the time origin; 0 if the model does not use times."""
+        if not self.uses_times:
+            return 0
+        if when is None:
+            raise Rejected("malformed", '"time" is missing, and this model uses the time of events')
+        if abs(when - self.serving["time_origin"]) >= 2**31:
+            raise Rejected(
+                "malformed", f'"time" {when} is more than 68 years from the training data\'s'
+            )
+        return when - self.serving["time_origin"]
+
+    def encode_type(self, kind: str | None) -> int:
+        """Return the id of an event type; 0 if the model does not use types."""
+        if kind is not None and not isinstance(kind, str):
+            raise Rejected("malformed", f'"type" must be a string, got {kind!r}')
+        if not self.uses_types:
+            return 0
+        if kind is None:
+            raise Rejected("malformed", '"type" is missing, and this model uses event types')
+        if kind not in self.serving["event_types"]:
+            raise Rejected("unknown event type", f"event type {kind!r} is unknown")
+        return self.serving["event_types"].index(kind) + 1
 
 
 class User:
@@ -55,39 +92,146 @@ class User:
     def __init__(self) -> None:
         self.state: dict[str, Any] = {}
         self.waiting: list[Waiting] = []
+        self.events = self.updates = 0
+        self.last_time: int | None = None
+        self.last_seq = -1
 
     def observe(self, model: ExportedModel, line: dict[str, Any]) -> None:
         """Append an event; update the memory once a segment and `recent` later events wait."""
+        when, item, seq = (
+            parse_time(line.get("time")),
+            parse_id(line["item"], "item"),
+            line.get("seq"),
+        )
+        kind = line.get("type")
+        if seq is not None:
+            if isinstance(seq, bool) or not isinstance(seq, int) or not 0 <= seq < 2**63:
+                raise Rejected("malformed", f'"seq" must be a whole number below 2^63, got {seq!r}')
+            if seq <= self.last_seq:
+                raise Rejected("duplicate", f"seq {seq} is not above {self.last_seq}")
+        if when is not None and when > time.time() + DAY_S:
+            raise Rejected("far future", f"time {when} lies in the future")
+        if item not in model.item_ids:
+            raise Rejected("unknown item", f"item {item!r} is not in the training data")
+        event = (model.item_ids[item], model.encode_time(when), model.encode_type(kind))
+        if when is not None:
+            if self.last_time is not None and when < self.last_time:
+                raise Rejected("out of order", f"time {when} lies before {self.last_time}")
+            self.last_time = when
+        self.last_seq = self.last_seq if seq is None else seq
+        self.events += 1
+        self.waiting.append(event)
         serving = model.serving
-        time = line.get("time", 0) - serving["time_origin"]
-        kind = serving["event_types"].index(line["type"]) + 1 if "type" in line else 0
-        self.waiting.append((model.item_ids[line["item"]], time, kind))
         size = serving["segment"]
         if "update" in model.functions and len(self.waiting) == size + serving["recent"]:
             segment, next_time = self.waiting[:size], self.waiting[size][1]
             self.state = model.call("update", self.state, segment, next_time)
             self.waiting = self.waiting[size:]
+            self.updates += 1
         self.waiting = self.waiting[-serving["read_length"] :]
 
-    def recommend(self, model: ExportedModel, line: dict[str, Any]) -> list[str]:
-        """Return the best items for a request."""
-        time = self.waiting[-1][1] if self.waiting else 0
-        if "time" in line:
-            time = line["time"] - model.serving["time_origin"]
-        found = model.call("read", self.state, self.waiting, time)
-        return [model.item_names[i] for i in found["items"][0][: line["recommend"]]]
+    def recommend(self, model: ExportedModel, line: dict[str, Any]) -> dict[str, Any]:
+        """Return the answer to a request."""
+        k, excluded, when = line["recommend"], line.get("exclude"), parse_time(line.get("time"))
+        if isinstance(k, bool) or not isinstance(k, int):
+            raise Rejected("malformed", f'"recommend" must be a whole number, got {k!r}')
+        excluded = [] if excluded is None else excluded
+        if not isinstance(excluded, list):
+            raise Rejected("malformed", f'"exclude" must be a list of items, got {excluded!r}')
+        out = {model.item_ids.get(parse_id(item, "exclude")) for item in excluded} - {None}
+        left = min(model.serving["k"], len(model.item_ids)) - len(out)
+        if not 1 <= k <= left:
+            raise Rejected(
+                "malformed",
+                f"k={k}, but it must be between 1 and {left}: `read` returns {model.serving['k']} "
+                "items, and those excluded are dropped (see launch.export --k)",
+            )
+        at = self.waiting[-1][1] if self.waiting else 0
+        if self.waiting and when is not None:
+            at = model.encode_time(when)
+        found = model.call("read", self.state, self.waiting, at)
+        rows = zip(found["items"][0].tolist(), found["scores"][0].tolist(), strict=True)
+        items = [
+            {
+                "item": model.item_names[i],
+                "title": model.titles[i],
+                "score": score if self.events else None,
+            }
+            for i, score in rows
+            if i not in out
+        ][:k]
+        counts = {"events": self.events, "updates": self.updates}
+        return {"items": items} | counts | ({} if self.events else {"popular": True})
+
+
+def parse_id(value: Any, field: str) -> str:
+    """Return the text of an id: 7, 7.0 and "7" are the same."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+        return str(value)
+    if not isinstance(value, str) or not value:
+        raise Rejected("malformed", f'"{field}" must hold a string or integer, got {value!r}')
+    return value
+
+
+def parse_time(value: Any) -> int | None:
+    """Return whole seconds since 1970 of a number or ISO 8601 text (UTC without a zone)."""
+    if value is None:
+        return None
+    try:
+        if isinstance(value, str):
+            try:
+                value = float(value)
+            except ValueError:
+                moment = datetime.datetime.fromisoformat(value.strip().replace("UTC", "Z"))
+                value = moment.replace(tzinfo=moment.tzinfo or datetime.UTC).timestamp()
+        if not isinstance(value, bool) and 0 <= value <= LATEST_TIME:
+            return int(value)
+    except (ValueError, TypeError, OverflowError):
+        pass
+    raise Rejected(
+        "malformed", f'"time" must be seconds since 1970 or ISO 8601 text, got {value!r}'
+    )
+
+
+def parse_line(text: str) -> dict[str, Any]:
+    """Return the fields of a line, with the user's id as text."""
+    try:
+        line = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise Rejected("malformed", f"not JSON ({error})") from error
+    if not isinstance(line, dict):
+        raise Rejected("malformed", "not a JSON object")
+    if ("item" in line) == ("recommend" in line):
+        raise Rejected("malformed", 'needs either "item" or "recommend"')
+    return line | {"user": parse_id(line.get("user"), "user")}
 
 
 def main() -> None:
     model = ExportedModel(Path(sys.argv[1]))
     users: dict[str, User] = {}
-    for line in map(json.loads, sys.stdin):
-        user = users.setdefault(line["user"], User())
-        if "item" in line:
-            user.observe(model, line)
-        else:
-            items = user.recommend(model, line)
-            print(json.dumps({"user": line["user"], "items": items}))
+    skipped: Counter[str] = Counter()
+    sys.stdin.reconfigure(errors="replace")  # type: ignore[union-attr]
+    for number, text in enumerate(sys.stdin, 1):
+        if text.isspace():
+            continue
+        try:
+            line = parse_line(text)
+            user = users.get(line["user"]) or User()
+            if "item" in line:
+                user.observe(model, line)
+                users[line["user"]] = user
+            else:
+                answer = {"user": line["user"]} | user.recommend(model, line)
+                print(json.dumps(answer, ensure_ascii=False), flush=True)
+        except Rejected as error:
+            reason, message = error.args
+            skipped[reason] += 1
+            if skipped[reason] <= 3:
+                print(f"line {number}: {message}", file=sys.stderr)
+    for reason, count in skipped.most_common():
+        print(f"skipped {count} lines: {reason}", file=sys.stderr)
 
 
 if __name__ == "__main__":

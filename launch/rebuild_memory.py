@@ -43,7 +43,7 @@ def main(_: list[str]) -> None:
     dataset = open_training_data(args.data, args.workdir, meta)
     recommender = make_recommender(config, params, dataset)
     with (
-        open_new_store(args.output, options.worker.name) as store,
+        open_new_store(args.output) as store,
         tqdm(unit="update", smoothing=0.02) as bar,
     ):
 

@@ -24,6 +24,7 @@ docs/streaming.md describes durability, several workers, metrics, and what is sk
 from __future__ import annotations
 
 import contextlib
+import math
 import sys
 
 from absl import flags
@@ -34,8 +35,9 @@ from rec2pm_jax.methods.codec import FORMATS
 from rec2pm_jax.stream.engine import Engine
 from rec2pm_jax.stream.lines.output import open_metrics, open_output
 from rec2pm_jax.stream.lines.sources import open_source
-from rec2pm_jax.stream.options import DAY_S, EngineOptions, parse_worker
+from rec2pm_jax.stream.options import DAY_S, MAX_SECONDS, EngineOptions, parse_worker
 from rec2pm_jax.stream.process import configure_interpreter, watch_stop_signals
+from rec2pm_jax.stream.rebuild import is_rebuilt
 from rec2pm_jax.stream.runner import Intervals, run_stream
 from rec2pm_jax.stream.stores.base import MemoryStore, open_store
 
@@ -50,17 +52,32 @@ flags.DEFINE_string(
     None,
     "File for the answers, written anew (with a store: appended to); - for standard output.",
 )
-flags.DEFINE_string("data", "", "Prepared dataset; by default the one the run was trained on.")
+flags.DEFINE_string(
+    "data",
+    "",
+    "Prepared dataset whose users start with their events there; empty: only the items of the dataset "
+    "that the run was trained on are known.",
+)
 flags.DEFINE_enum("checkpoint", "best", ["best", "latest"], "Which checkpoint of the run.")
 flags.DEFINE_string(
     "store", "", "Where states are kept: a directory or redis://..; empty: nowhere."
 )
 flags.DEFINE_enum("memory", "float32", FORMATS, "Format of a user's memory; int8 is a quarter.")
-flags.DEFINE_float("commit_s", 1.0, "Seconds between commits.", 0.0)
+flags.DEFINE_float("commit_s", 1.0, "Seconds between commits.", 0.0, MAX_SECONDS)
 flags.DEFINE_string("metrics", "", "File that gets a JSON line of metrics every second.")
 flags.DEFINE_bool("progress", sys.stderr.isatty(), "Show the metrics on a status line.")
-flags.DEFINE_float("expire_days", 0.0, "Forget users that had no event for so long; 0: never.", 0.0)
-flags.DEFINE_float("max_ahead_s", DAY_S, "Reject events that lie further in the future.", 0.0)
+flags.DEFINE_float(
+    "expire_days",
+    0.0,
+    "Forget users that had no event for so long; 0: never.",
+    0.0,
+    MAX_SECONDS / DAY_S,
+)
+flags.DEFINE_float(
+    "max_ahead_s", DAY_S, "Reject events that lie further in the future; inf: none.", 0.0
+)
+for _name in ("commit_s", "expire_days", "max_ahead_s"):
+    flags.register_validator(_name, lambda x: not math.isnan(x), "must be a number")
 flags.DEFINE_integer("max_live", 200_000, "Users held in memory; the rest stays in the store.", 1)
 flags.DEFINE_integer("sessions", 64, "Users whose last reads are kept for the next.", 0)
 flags.DEFINE_string("worker", "0/1", "I/N: serve the users of worker I out of N on one Redis.")
@@ -75,27 +92,37 @@ def main(_: list[str]) -> None:
         max_cached_users=args.max_live if durable else sys.maxsize,
         sessions=args.sessions,
         lifetime_s=int(args.expire_days * DAY_S),
-        max_ahead_s=int(args.max_ahead_s),
+        max_ahead_s=args.max_ahead_s,
         worker=parse_worker(args.worker, args.store),
     )
     intervals = Intervals(commit_s=args.commit_s if durable else float("inf"))
     stopped = watch_stop_signals()
+    recommender = rec2pm_jax.load(args.workdir, args.data or None, args.checkpoint)
     with contextlib.ExitStack() as stack:
         store = open_store(args.store, options.worker.name) if durable else MemoryStore()
         stack.callback(store.close)
+        # A rebuilt store holds all users of its dataset; those it lacks have been forgotten.
+        known = not is_rebuilt(store) and bool(args.data)
+        options = options._replace(known_users=known)
         source = open_source(args.events, store.metadata())
         stack.callback(source.close)
-        recommender = rec2pm_jax.load(args.workdir, args.data or None, args.checkpoint)
+        write = stack.enter_context(open_output(args.output, args.events, append=durable))
+        report = stack.enter_context(open_metrics(args.metrics, args.progress))
         engine = Engine(recommender, store, options)
         if durable:  # it serves for long, and no request should wait for the compiler
             engine.warm_up()
+        if known and recommender.dataset is not None:
+            recommender.dataset.sequence(0)  # read the histories now, not at the first request
         configure_interpreter()
-        write = stack.enter_context(open_output(args.output, args.events, append=durable))
-        report = stack.enter_context(open_metrics(args.metrics, args.progress))
         summary = run_stream(
             engine, source, write, intervals=intervals, report=report, stopped=stopped
         )
-    print("\n".join(summary.format_report()), file=sys.stderr)
+    report_lines = [*summary.format_report(), *source.notes()]
+    if summary.popular and not args.data:
+        report_lines.append(
+            "--data=DIR lets the users of that dataset start with their events there"
+        )
+    print("\n".join(report_lines), file=sys.stderr)
 
 
 if __name__ == "__main__":

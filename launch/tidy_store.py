@@ -7,20 +7,21 @@
 them for new users anyway. `--forget` deletes users by their ids. `--compact` rewrites a directory
 without its holes, which needs room for a copy; a server rewrites its append-only file.
 
-A directory in use is refused. The workers of a server (redis://..) have to be stopped first.
+A directory in use is refused. The workers of a server (redis://..) have to be stopped first: a worker
+that runs is refused at its next commit, and resumes from its last one when it is started again.
 """
 
 from __future__ import annotations
 
 import contextlib
+import os
 import time
-from pathlib import Path
 
 from absl import flags
 
 from rec2pm_jax import cli
 from rec2pm_jax.errors import UserError
-from rec2pm_jax.stream.stores.base import delete_matching, open_store
+from rec2pm_jax.stream.stores.base import MAINTENANCE, MAX_USER_BYTES, delete_matching, open_store
 from rec2pm_jax.stream.stores.record import is_expired
 
 flags.DEFINE_string("store", None, "The store: a directory, or redis://HOST:PORT/NUMBER.")
@@ -34,10 +35,11 @@ def main(_: list[str]) -> None:
     args = flags.FLAGS
     if not (args.expired or args.forget or args.compact):
         raise UserError("There is nothing to do: pass --expired, --forget=ID,.. or --compact.")
-    if "://" not in args.store and not (Path(args.store) / "data.mdb").is_file():
+    if long := [user for user in args.forget if len(user.encode()) > MAX_USER_BYTES]:
+        raise UserError(f"--forget={long[0][:20]}..: ids have at most {MAX_USER_BYTES} bytes.")
+    if "://" not in args.store and not os.path.isfile(os.path.join(args.store, "data.mdb")):
         raise UserError(f"--store={args.store}: there is no store in this directory.")
-    # The name is no worker's, so commits of workers are not refused afterwards.
-    with contextlib.closing(open_store(args.store, writer="tidy_store")) as store:
+    with contextlib.closing(open_store(args.store, MAINTENANCE)) as store:
         before, now = store.size(), time.time()
         if args.forget:
             found = store.delete(args.forget)

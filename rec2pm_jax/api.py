@@ -19,9 +19,8 @@ from rec2pm_jax.evaluation.evaluator import evaluate as evaluate_method
 from rec2pm_jax.evaluation.record import Evaluation
 from rec2pm_jax.evaluation.spec import EvalSpec
 from rec2pm_jax.methods.registry import make_method
-from rec2pm_jax.stream.load import load_recommender, make_recommender
+from rec2pm_jax.stream.load import load_quietly, load_recommender, make_recommender
 from rec2pm_jax.stream.recommender import Recommender
-from rec2pm_jax.training.checkpoint import load_for_inference
 from rec2pm_jax.training.loop import train_and_evaluate
 from rec2pm_jax.training.run_checks import open_training_data
 
@@ -130,7 +129,7 @@ def evaluate(
       True
     """
     if not isinstance(model, Recommender):
-        config, params, meta = load_for_inference(model)
+        config, params, meta = load_quietly(model)
         path = None if dataset is None else dataset.path
         dataset = open_training_data(path, model, meta)
         model = make_recommender(config, params, dataset)
@@ -159,6 +158,12 @@ def load(
       >>> user = model.observe(model.new_user(), ["BANANAS", "FLUID MILK WHITE ONLY"])
       >>> [item for item, title, score in model.recommend(user, k=2)]
       ['...', '...']
+
+      Users of the dataset are known with their events there:
+
+      >>> user = model.user(model.dataset.user(0))
+      >>> user.events > 0
+      True
     """
     return load_recommender(workdir, data, checkpoint)
 

@@ -9,15 +9,20 @@ from typing import cast
 import numpy as np
 
 from rec2pm_jax.config import ModelConfig
-from rec2pm_jax.data.dataset import Dataset, Items
+from rec2pm_jax.data.dataset import Dataset, Items, UserSequence
 from rec2pm_jax.errors import nearest
 from rec2pm_jax.stream.lines.events import (
     MALFORMED,
     UNKNOWN_ITEM,
     UNKNOWN_TYPE,
     Event,
+    RawIds,
     RejectedInput,
+    parse_count,
+    parse_ids,
 )
+from rec2pm_jax.stream.outcomes import Recommendation, Search
+from rec2pm_jax.stream.users.user_state import shift_times
 from rec2pm_jax.typing import Array, Events
 
 EventCode = tuple[int, int, int]  # item id, seconds since the time origin, event-type id
@@ -51,6 +56,12 @@ class Catalogue:
             uses_times=model.relative_bias == "position_time",
             uses_types=model.event_types > 0,
         )
+
+    def with_time_origin(self, origin: int) -> Catalogue:
+        """Return the same catalogue with another origin of time, in seconds since 1970."""
+        if origin == self.time_origin:
+            return self
+        return dataclasses.replace(self, time_origin=origin)
 
     @property
     def num_items(self) -> int:
@@ -118,10 +129,51 @@ class Catalogue:
             cast(Array, types) if self.uses_types else None,
         )
 
+    def encode_sequence(self, sequence: UserSequence, time_origin: int) -> Events:
+        """Return the events of a dataset's user, with times relative to this catalogue's origin.
+
+        Args:
+          time_origin: seconds since 1970 of time 0 of the sequence.
+        """
+        events = self.select_fields(sequence.ids, sequence.times, sequence.types)
+        if events.times is None:
+            return events
+        return events._replace(times=shift_times(events.times, time_origin, self.time_origin))
+
     def stack_codes(self, codes: Sequence[EventCode]) -> Events:
         """Return encoded events of one user as arrays: numpy fields int32 [n]."""
         table = np.array(codes, np.int32).reshape(-1, 3)
         return self.select_fields(*(np.ascontiguousarray(column) for column in table.T))
+
+    def plan_search(self, k: int, exclude: RawIds) -> Search:
+        """Check a request.
+
+        Raises:
+          RejectedInput: `k` is not between 1 and the number of items left to recommend.
+        """
+        k, excluded = parse_count(k, "k"), self.known_ids(parse_ids(exclude))
+        left = self.num_items - len(excluded)
+        if not 1 <= k <= left:
+            raise RejectedInput(
+                MALFORMED, f"k={k}, but it must be between 1 and the {left} items left to recommend"
+            )
+        return Search(k, excluded)
+
+    def name_items(
+        self, scores: np.ndarray | None, ids: np.ndarray, search: Search
+    ) -> list[Recommendation]:
+        """Return the best items of a search by raw id and title.
+
+        Args:
+          scores, ids: [at least `search.num_candidates`], best first; None for items without scores.
+        """
+        kept = np.flatnonzero(~np.isin(ids, search.excluded))[: search.k]
+        found = [None] * len(kept) if scores is None else scores[kept].tolist()
+        raw_ids, titles = self.items.raw_ids, self.items.titles
+        return [
+            Recommendation(raw_ids[i], titles[i], score)
+            for i, score in zip(ids[kept], found, strict=True)
+        ]
 
     def suggest(self, raw_id: str) -> str:
         """Return ' Did you mean "x"?' for the nearest known item, or ''; slow for large catalogues."""
@@ -129,7 +181,7 @@ class Catalogue:
 
     def known_ids(self, raw_ids: Iterable[str]) -> np.ndarray:
         """Return the sorted distinct ids int64 of those raw ids that are known."""
-        ids = (self.items.id_of(str(raw)) for raw in raw_ids)
+        ids = (self.items.id_of(raw) for raw in raw_ids)
         return np.array(sorted({i for i in ids if i is not None}), np.int64)
 
     def count_unknown(self, raw_ids: Iterable[str]) -> int:

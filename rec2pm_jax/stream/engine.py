@@ -5,55 +5,40 @@ from __future__ import annotations
 import time
 from array import array
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import NamedTuple
 
 import jax
 
 from rec2pm_jax.stream.catalogue import EventCode
 from rec2pm_jax.stream.compute import batches
+from rec2pm_jax.stream.compute.histories import compute_known_users
 from rec2pm_jax.stream.compute.session_cache import SessionCache
 from rec2pm_jax.stream.compute.update_queue import UpdateQueue
 from rec2pm_jax.stream.compute.updater import MemoryUpdater
-from rec2pm_jax.stream.lines.events import DUPLICATE, FAR_FUTURE, MALFORMED, Event, RejectedInput
+from rec2pm_jax.stream.lines.events import (
+    DUPLICATE,
+    FAR_FUTURE,
+    MALFORMED,
+    Event,
+    RawIds,
+    RawTime,
+    RejectedInput,
+    parse_id,
+    parse_time,
+)
 from rec2pm_jax.stream.metrics import EngineGauges
 from rec2pm_jax.stream.options import EngineOptions
-from rec2pm_jax.stream.recommender import Recommendation, Recommender
-from rec2pm_jax.stream.stores.base import MAX_USER_BYTES, Store, claim_store
+from rec2pm_jax.stream.outcomes import Answer, Ingested, Rejections
+from rec2pm_jax.stream.recommender import Recommender
+from rec2pm_jax.stream.stores.base import (
+    MAX_USER_BYTES,
+    Store,
+    claim_store,
+    claim_time_origin,
+)
 from rec2pm_jax.stream.stores.commit_writer import CommitWriter
 from rec2pm_jax.stream.users.mutable_user import MutableUser
 from rec2pm_jax.stream.users.user_cache import UserCache
 from rec2pm_jax.stream.users.user_state import UserState
-
-Rejections = list[tuple[int, RejectedInput]]  # (index of the event, why it was left out)
-
-
-class Ingested(NamedTuple):
-    """What became of a list of events.
-
-    Attributes:
-      events: how many were applied.
-      updates: memory updates computed.
-      rejected: the others.
-    """
-
-    events: int
-    updates: int
-    rejected: Rejections
-
-
-class Answer(NamedTuple):
-    """What is recommended to a user.
-
-    Attributes:
-      user: raw id.
-      items: best first.
-      events, updates: events of the user so far, and memory updates from them.
-    """
-
-    user: str
-    items: list[Recommendation]
-    events: int
-    updates: int
 
 
 class Engine:
@@ -62,7 +47,8 @@ class Engine:
     Not thread-safe: one thread calls it. Two private threads compute updates and write commits.
 
     Attributes:
-      recommender, store, options: as given.
+      recommender: as given, but with the store's origin of time.
+      store, options: as given.
       commit_writer: commits changes, see `CommitWriter`.
       update_queue: computes new memories, see `UpdateQueue`.
       sessions: serves repeated requests, see `SessionCache`.
@@ -84,9 +70,7 @@ class Engine:
         Raises:
           UserError: the store holds states of another model or of other options.
         """
-        self.recommender, self.store, self.options, self._now = recommender, store, options, now
-        self._updater = MemoryUpdater(recommender, options.memory)
-        self._width, self.record_format = self._updater.width, self._updater.record_format
+        self.store, self.options, self._now = store, options, now
         identity = recommender.identity
         claim_store(
             store,
@@ -97,6 +81,10 @@ class Engine:
                 "workers": options.worker.count,
             },
         )
+        origin = claim_time_origin(store, recommender.catalogue.time_origin)
+        self.recommender = recommender = recommender.with_time_origin(origin)
+        self._updater = MemoryUpdater(recommender, options.memory)
+        self._width, self.record_format = self._updater.width, self._updater.record_format
         self.commit_writer = CommitWriter(store, self.record_format, options.lifetime_s)
         self.update_queue = UpdateQueue(self._updater, self.commit_writer.mark_changed)
         self.sessions = self._new_session_cache(options.sessions)
@@ -198,8 +186,15 @@ class Engine:
             if name not in users
             and (len(name) * 4 <= MAX_USER_BYTES or len(name.encode()) <= MAX_USER_BYTES)
         ]
-        for name, record in zip(missing, self.store.get(missing), strict=True):
-            user = None if record is None else self.record_format.decode(name, record, now)
+        records = self.store.get(missing)
+        known: dict[str, MutableUser] = {}
+        if self.options.known_users:
+            new = [name for name, record in zip(missing, records, strict=True) if record is None]
+            known = compute_known_users(self.recommender, self.record_format, new)
+        for name, record in zip(missing, records, strict=True):
+            user = known.get(name)
+            if record is not None:
+                user = self.record_format.decode(name, record, now)
             user = MutableUser() if user is None else user
             users.add(name, user)
             if len(user.pending) >= self._updater.max_pending:
@@ -224,14 +219,15 @@ class Engine:
         """Return the state of a user with all updates; an empty one for a user never seen."""
         user = self._load_updated(name)
         state = jax.tree.map(lambda rows: rows[0], self._updater.stack_states([user]))
-        return UserState(state, self._updater.pending_events(user), user.events, user.last_time)
+        pending, origin = self._updater.pending_events(user), self.recommender.catalogue.time_origin
+        return UserState(state, pending, user.events, user.last_time, origin)
 
     def recommend(
         self,
         name: str,
         k: int,
-        exclude: Iterable[str] = (),
-        time: int | None = None,
+        exclude: RawIds = (),
+        time: RawTime = None,
     ) -> Answer:
         """Return what to recommend to a user.
 
@@ -242,22 +238,24 @@ class Engine:
         Raises:
           RejectedInput, UserError: as `Recommender.recommend`, or the id is too long for a store.
         """
+        name, asked = parse_id(name, "user"), parse_time(time)
         user = self._load_updated(name)
         model = self.recommender
-        search = model.plan_search(k, exclude)
+        search = model.catalogue.plan_search(k, exclude)
         if user.events:
             scores, ids = self.sessions.find_best(
                 name,
                 user.events - len(user.pending) // self._width,
                 lambda: self._updater.stack_states([user]),
                 self._updater.pending_events(user),
-                self._request_time(user, time),
+                self._request_time(user, asked),
                 batches.padded_k(search.num_candidates, model.catalogue.num_items),
             )
             batches.check_finite(scores)
+            named = model.catalogue.name_items(scores, ids, search)
         else:
-            scores, ids = model.popular_items
-        return Answer(name, model.name_items(scores, ids, search), user.events, user.segments)
+            named = model.catalogue.name_items(None, model.popular_items[1], search)
+        return Answer(name, named, user.events, user.segments, not user.events)
 
     def _load_updated(self, name: str) -> MutableUser:
         """Return a user without missing updates."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 from rec2pm_jax.config import Config
@@ -11,6 +12,7 @@ from rec2pm_jax.stream.catalogue import Catalogue
 from rec2pm_jax.stream.recommender import Recommender
 from rec2pm_jax.stream.stores.record import ModelIdentity
 from rec2pm_jax.training.checkpoint import load_for_inference
+from rec2pm_jax.training.checkpoint_store import Meta
 from rec2pm_jax.training.new_items import grow_items
 from rec2pm_jax.training.run_checks import open_training_data
 from rec2pm_jax.typing import Params
@@ -29,12 +31,23 @@ def load_recommender(
     Raises:
       UserError: there is no readable checkpoint or dataset, or the dataset has another content.
     """
-    config, params, meta = load_for_inference(workdir, checkpoint)
+    config, params, meta = load_quietly(workdir, checkpoint)
     return make_recommender(config, params, open_training_data(data, workdir, meta))
 
 
+def load_quietly(workdir: str | Path, checkpoint: str = "best") -> tuple[Config, Params, Meta]:
+    """Return what `load_for_inference` returns, without Orbax's warnings that it only reads."""
+    logger = logging.getLogger("absl")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        return load_for_inference(workdir, checkpoint)
+    finally:
+        logger.setLevel(level)
+
+
 def make_recommender(config: Config, params: Params, dataset: Dataset) -> Recommender:
-    """Return a recommender with the items of a dataset.
+    """Return a recommender with the items and users of a dataset.
 
     Args:
       params: as trained. Items that were appended to the dataset since get fresh rows.
@@ -43,4 +56,5 @@ def make_recommender(config: Config, params: Params, dataset: Dataset) -> Recomm
     identity = ModelIdentity.from_params(config, params)
     params = grow_items(params, dataset.num_items, config.train.seed)
     method = make_method(config, dataset.num_items)
-    return Recommender(method, params, Catalogue.from_dataset(dataset, config.model), identity)
+    catalogue = Catalogue.from_dataset(dataset, config.model)
+    return Recommender(method, params, catalogue, identity, dataset)

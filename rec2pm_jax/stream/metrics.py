@@ -28,6 +28,7 @@ class Summary:
     Attributes:
       events: events applied.
       answers: requests answered.
+      popular: those answered with the most frequent items, for users without events.
       updates: memory updates computed.
       commits: commits finished.
       skipped: lines that could not be used, by reason.
@@ -41,6 +42,7 @@ class Summary:
 
     events: int = 0
     answers: int = 0
+    popular: int = 0
     updates: int = 0
     commits: int = 0
     skipped: Counter[str] = dataclasses.field(default_factory=Counter)
@@ -67,6 +69,11 @@ class Summary:
         report += [f"  {example}" for examples in self.examples.values() for example in examples]
         if self.unknown_excluded:
             report.append(f"ignored {self.unknown_excluded} {UNKNOWN_ITEM}s in exclude lists")
+        if self.popular:
+            report.append(
+                f"answered {self.popular} requests of users without events: the most frequent items, "
+                'marked "popular"'
+            )
         if self.other_workers:
             report.append(f"left {self.other_workers} lines to other workers")
         rate = self.events / self.seconds if self.seconds else 0.0
@@ -128,6 +135,7 @@ class Meter:
             "time": round(time.time(), 3),
             "events": summary.events,
             "answers": summary.answers,
+            "popular": summary.popular,
             "skipped": summary.skipped.total(),
             "commits": summary.commits,
             "events_per_s": round((summary.events - events) / passed, 1),

@@ -10,6 +10,9 @@ from rec2pm_jax.data.hashing import hash_strings
 from rec2pm_jax.errors import UserError
 
 DAY_S = 86_400
+MAX_SECONDS = (
+    10_000 * DAY_S
+)  # of settings: 27 years, so that times of expiry fit 32 bits until 2078
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,14 +70,17 @@ class EngineOptions(NamedTuple):
       memory: format of stored memories, also between updates; one of `codec.FORMATS`.
       max_cached_users: users held in the process; beyond it the oldest committed ones are released.
       sessions: users whose keys and values are kept between their requests.
-      lifetime_s: seconds until a user without new events expires; 0 for never.
-      max_ahead_s: seconds that an event may lie in the future.
+      lifetime_s: seconds until a user without new events expires, at most `MAX_SECONDS`; 0 for never.
+      max_ahead_s: seconds that an event may lie in the future; may be infinite.
       worker: which of the processes that share the store this is.
+      known_users: whether a user that the store lacks starts with the events of the recommender's
+        dataset, if it has that user.
     """
 
     memory: str = "float32"
     max_cached_users: int = 200_000
     sessions: int = 64
     lifetime_s: int = 0
-    max_ahead_s: int = DAY_S
+    max_ahead_s: float = DAY_S
     worker: Worker = Worker()
+    known_users: bool = False

@@ -3,58 +3,36 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+import numbers
+from collections.abc import KeysView, Mapping, Sequence
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Literal, overload
 
 import jax
 import numpy as np
 
+from rec2pm_jax.data.dataset import Dataset
+from rec2pm_jax.errors import UserError
 from rec2pm_jax.methods.method import Method
 from rec2pm_jax.stream.catalogue import Catalogue, EventCode
 from rec2pm_jax.stream.compute import batches
 from rec2pm_jax.stream.lines.events import (
-    MALFORMED,
     OUT_OF_ORDER,
     UNKNOWN_ITEM,
     Event,
+    RawEvent,
+    RawEvents,
+    RawIds,
+    RawTime,
     RejectedInput,
     parse_event,
+    parse_id,
+    parse_time,
 )
+from rec2pm_jax.stream.outcomes import Recommendation
 from rec2pm_jax.stream.stores.record import ModelIdentity
 from rec2pm_jax.stream.users.user_state import UserState
-from rec2pm_jax.typing import Array, Params
-
-
-class Recommendation(NamedTuple):
-    """One recommended item.
-
-    Attributes:
-      item: raw id.
-      title: of the item; the raw id if the data has no title.
-      score: higher is better; the item's count in the training data for users without events.
-    """
-
-    item: str
-    title: str
-    score: float
-
-
-class Search(NamedTuple):
-    """A checked request.
-
-    Attributes:
-      k: how many items are wanted.
-      excluded: sorted ids of items that must not be recommended.
-    """
-
-    k: int
-    excluded: np.ndarray
-
-    @property
-    def num_candidates(self) -> int:
-        """How many of the best items to find, so that k are left in any case."""
-        return self.k + len(self.excluded)
+from rec2pm_jax.typing import Array, Events, Params
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -66,13 +44,14 @@ class Recommender:
 
     Answers equal those of the offline evaluation: the same segments update the memory, and the
     remaining events are read raw. A user without events gets the most frequent items of the training
-    data.
+    data, without scores.
 
     Attributes:
       method: the model's functions.
       params: its parameters.
       catalogue: its items, event types and origin of time.
       trained_identity: identity of the parameters as trained, if new items have been added since.
+      dataset: whose users `user` knows.
 
     Example:
       A tiny untrained model over four items; `rec2pm_jax.load("runs/demo/rec2pm")` returns a real one.
@@ -110,30 +89,65 @@ class Recommender:
     params: Params
     catalogue: Catalogue
     trained_identity: ModelIdentity | None = None
+    dataset: Dataset | None = None
 
     def new_user(self) -> UserState:
         """Return the state of a user without events."""
         return self._empty_user
 
+    def user(self, raw_id: str | numbers.Real) -> UserState:
+        """Return the state of a user of the dataset, after all events that it has there.
+
+        Raises:
+          UserError: the dataset has no such user.
+        """
+        name = parse_id(raw_id, "user")
+        index = None if self.dataset is None else self.dataset.user_index(name)
+        if self.dataset is None or index is None:
+            raise UserError(
+                f"user {name!r} is not in the dataset; new_user() returns an empty one."
+            )
+        sequence, origin = self.dataset.sequence(index), self.dataset.time_origin
+        last_time = None if sequence.times is None else int(sequence.times[-1]) + origin
+        events = self.catalogue.encode_sequence(sequence, origin)
+        return self._append(self._empty_user, events, last_time)
+
+    @overload
     def observe(
-        self, user: UserState, events: Iterable[str | int | Mapping[str, Any]]
-    ) -> UserState:
+        self, user: UserState, events: RawEvents, *, skip_unknown: Literal[False] = False
+    ) -> UserState: ...
+
+    @overload
+    def observe(
+        self, user: UserState, events: RawEvents, *, skip_unknown: Literal[True]
+    ) -> tuple[UserState, list[RawEvent]]: ...
+
+    def observe(
+        self, user: UserState, events: RawEvents, *, skip_unknown: bool = False
+    ) -> UserState | tuple[UserState, list[RawEvent]]:
         """Return the state of a user after further events.
 
         Args:
           user: the state before them, which stays valid.
-          events: oldest first. Each is a raw item id, or a mapping with `item` and optionally `time`
-            (seconds since 1970; models with a time bias need it) and `type` (name of the event type;
-            models with event types need it).
+          events: oldest first; a string, a number or a mapping stands for one event. Each is a raw
+            item id, or a mapping with `item` and optionally `time` (seconds since 1970, ISO 8601 text
+            or a datetime; models with a time bias need it) and `type` (name of the event type; models
+            with event types need it).
+          skip_unknown: leave out events with items that the model does not know (`known_items`), and
+            return them.
 
         Returns:
-          The new state. The memory is updated with every segment that is full.
+          The new state; with `skip_unknown` (the new state, the skipped events). The memory is
+          updated with every segment that is full.
 
         Raises:
           RejectedInput: a `UserError`; an unknown item or type, a missing or malformed field, or a
             time before that of the preceding event. The message names the event by its position.
         """
-        codes, last_time = [], user.last_time
+        user = user.with_time_origin(self.catalogue.time_origin)
+        codes, last_time, skipped = [], user.last_time, []
+        if isinstance(events, str | numbers.Real | Mapping):
+            events = [events]
         for number, given in enumerate(events):
             event = None
             try:
@@ -142,31 +156,38 @@ class Recommender:
             except RejectedInput as error:
                 hint = ""
                 if event is not None and error.reason == UNKNOWN_ITEM:
+                    if skip_unknown:
+                        skipped.append(given)
+                        continue
                     hint = self.catalogue.suggest(event.item)
+                    hint += " Pass skip_unknown=True to leave such events out."
                 message = f"event {number}: {error}.{hint}"
                 raise RejectedInput(error.reason, message) from None
             last_time = last_time if event.time is None else event.time
-        if not codes:
-            return user
-        arrays = self.catalogue.stack_codes(codes)
-        [new], _ = batches.append_events(self.method, self.params, [user], [arrays], [last_time])
+        if codes:
+            user = self._append(user, self.catalogue.stack_codes(codes), last_time)
+        return (user, skipped) if skip_unknown else user
+
+    def _append(self, user: UserState, events: Events, last_time: int | None) -> UserState:
+        [new], _ = batches.append_events(self.method, self.params, [user], [events], [last_time])
         return new
 
     def recommend(
         self,
         user: UserState,
         k: int = 10,
-        exclude: Iterable[str] = (),
-        time: int | None = None,
+        exclude: RawIds = (),
+        time: RawTime = None,
     ) -> list[Recommendation]:
         """Return the `k` best items for a user, best first.
 
         Args:
           user: its state.
           k: how many items.
-          exclude: raw ids of items that must not be recommended; unknown ones are ignored.
-          time: of the request, seconds since 1970, for models with a time bias. The default is the
-            time of the user's last event.
+          exclude: raw ids of items that must not be recommended, or a single one; unknown ones are
+            ignored.
+          time: of the request, for models with a time bias: seconds since 1970, ISO 8601 text or a
+            datetime. The default is the time of the user's last event.
 
         Raises:
           RejectedInput: a `UserError`; k < 1, or fewer than `k` items are left to recommend.
@@ -178,45 +199,48 @@ class Recommender:
         self,
         users: Sequence[UserState],
         k: int = 10,
-        exclude: Iterable[str] = (),
-        time: int | None = None,
+        exclude: RawIds = (),
+        time: RawTime = None,
     ) -> list[list[Recommendation]]:
         """Return what `recommend` returns for each of several users, with one read for all.
 
         Args:
           users: their states.
-          k, exclude, time: as in `recommend`, the same for all users.
-
-        Raises:
-          RejectedInput, UserError: as `recommend`.
+          k, exclude, time: as in `recommend`, the same for all users; so are the errors.
         """
-        search = self.plan_search(k, exclude)
-        rows = [self.popular_items] * len(users)
+        search = self.catalogue.plan_search(k, exclude)
+        rows: list[tuple[np.ndarray | None, np.ndarray]]
+        rows = [(None, self.popular_items[1])] * len(users)
         active = [row for row, user in enumerate(users) if user.events]
         if active:
-            readers = [users[row] for row in active]
-            times = self._request_times(readers, time)
+            origin = self.catalogue.time_origin
+            readers = [users[row].with_time_origin(origin) for row in active]
+            times = self._request_times(readers, parse_time(time))
             scores, ids = batches.find_best(
                 self.method, self.params, self.scored_table, readers, times, search.num_candidates
             )
             for row, found in zip(active, zip(scores, ids, strict=True), strict=True):
                 rows[row] = found
-        return [self.name_items(*row, search) for row in rows]
+        return [self.catalogue.name_items(*row, search) for row in rows]
 
     def count_updates(self, user: UserState) -> int:
         """Return how many memory updates a user has had."""
         return int(self.method.plan(user.events).updates)
+
+    def with_time_origin(self, origin: int) -> Recommender:
+        """Return the same model with times relative to another origin, in seconds since 1970."""
+        if origin == self.catalogue.time_origin:
+            return self
+        catalogue = self.catalogue.with_time_origin(origin)
+        return dataclasses.replace(self, catalogue=catalogue, trained_identity=self.identity)
 
     # --- parts of the above, for an engine that holds users itself ---
 
     def encode_event(self, event: Event, last_time: int | None) -> EventCode:
         """Return a user's next event as numbers, see `Catalogue.encode_event`.
 
-        Args:
-          last_time: of the user's events so far. An event of the same time keeps its place after them.
-
         Raises:
-          RejectedInput: as `Catalogue.encode_event`, or the event is older than `last_time`.
+          RejectedInput: as `Catalogue.encode_event`, or the event is older than the user's last one.
         """
         code = self.catalogue.encode_event(event)
         if event.time is not None and last_time is not None and event.time < last_time:
@@ -225,34 +249,10 @@ class Recommender:
             )
         return code
 
-    def plan_search(self, k: int, exclude: Iterable[str]) -> Search:
-        """Check a request.
-
-        Raises:
-          RejectedInput: `k` is not between 1 and the number of items left to recommend.
-        """
-        excluded = self.catalogue.known_ids(exclude)
-        left = self.catalogue.num_items - len(excluded)
-        if not 1 <= k <= left:
-            raise RejectedInput(
-                MALFORMED, f"k={k}, but it must be between 1 and the {left} items left to recommend"
-            )
-        return Search(k, excluded)
-
-    def name_items(
-        self, scores: np.ndarray, ids: np.ndarray, search: Search
-    ) -> list[Recommendation]:
-        """Return the best items of a search by raw id and title.
-
-        Args:
-          scores, ids: [at least `search.num_candidates`], best first.
-        """
-        kept = np.flatnonzero(~np.isin(ids, search.excluded))[: search.k]
-        items = self.catalogue.items
-        return [
-            Recommendation(items.raw_ids[i], items.titles[i], float(score))
-            for i, score in zip(ids[kept], scores[kept], strict=True)
-        ]
+    @cached_property
+    def known_items(self) -> KeysView[str]:
+        """Raw ids of all items of the model, in the order of their ids; `in` is fast."""
+        return dict.fromkeys(self.catalogue.items.raw_ids[1:]).keys()
 
     @cached_property
     def identity(self) -> ModelIdentity:
@@ -274,7 +274,8 @@ class Recommender:
     @cached_property
     def _empty_user(self) -> UserState:
         state = jax.tree.map(lambda x: np.asarray(x)[0], self.method.init_state(self.params, 1))
-        return UserState(state, self.catalogue.stack_codes([]), 0, None)
+        empty = self.catalogue.stack_codes([])
+        return UserState(state, empty, 0, None, self.catalogue.time_origin)
 
     def _request_times(self, users: Sequence[UserState], time: int | None) -> np.ndarray | None:
         if not self.catalogue.uses_times:

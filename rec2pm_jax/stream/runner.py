@@ -191,6 +191,7 @@ class _Loop:
         answer = self._engine.recommend(user, k, exclude, asked)
         self._summary.unknown_excluded += self._engine.recommender.catalogue.count_unknown(exclude)
         self._summary.answers += 1
+        self._summary.popular += answer.popular
         self._write(format_answer(answer))
         self._summary.read_ms.append((time.perf_counter() - arrived) * 1e3)
 

@@ -143,5 +143,8 @@ class ListSource:
     def positions(self) -> dict[str, bytes]:
         return {}
 
+    def notes(self) -> list[str]:
+        return []
+
     def close(self) -> None:
         pass

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import io
 import json
+import os
 import subprocess
 import sys
 
 import pytest
 
+from rec2pm_jax.errors import UserError
 from rec2pm_jax.stream import runner
 from rec2pm_jax.stream.engine import Engine
+from rec2pm_jax.stream.lines import output
 from rec2pm_jax.stream.lines.events import Event, RejectedInput, Request, parse_line
+from rec2pm_jax.stream.lines.output import open_output
 from rec2pm_jax.stream.stores.base import MemoryStore
 from rec2pm_jax.stream.stores.lmdb_store import LmdbStore
 from tests.helpers.stream import (
@@ -47,6 +53,9 @@ def stream(engine, lines):
 @pytest.mark.smoke
 def test_parse_line():
     assert parse_line(b'{"user": 7, "item": "a", "time": 5.0}') == Event("7", "a", 5, None)
+    assert parse_line(b'{"user": 17850.0, "item": 3.0}') == Event("17850", "3")
+    for time in (b'"2024-05-31T12:00:00Z"', b'"2024-05-31 12:00:00+00"', b"1717156800.25"):
+        assert parse_line(b'{"user": 1, "item": 3, "time": %s}' % time).time == 1717156800
     assert parse_line(b'{"user": "7", "item": 3, "type": "buy", "more": []}') == Event(
         "7", "3", None, "buy"
     )
@@ -69,9 +78,15 @@ def test_parse_line():
         (b'{"user": "", "item": "a"}', '"user" must hold'),
         (b'{"user": "u", "item": 1.5}', '"item" must hold'),
         (b'{"user": "u", "item": true}', '"item" must hold'),
-        (b'{"user": "u", "item": "a", "time": "now"}', '"time" must be whole seconds'),
-        (b'{"user": "u", "item": "a", "time": 1.5}', '"time" must be whole seconds'),
-        (b'{"user": "u", "item": "a", "time": NaN}', '"time" must be whole seconds'),
+        (b'{"user": "u", "item": "a", "time": "now"}', '"time" must be seconds'),
+        (b'{"user": "u", "item": "a", "time": "2024-02-30"}', '"time" must be seconds'),
+        (b'{"user": "u", "item": "a", "time": NaN}', '"time" must be seconds'),
+        (b'{"user": "u", "item": "a", "time": Infinity}', '"time" must be seconds'),
+        (b'{"user": "u", "item": "a", "time": true}', '"time" must be seconds'),
+        (b'{"user": "u", "item": "a", "time": 1e300}', '"time" must be seconds'),
+        (b'{"user": "u", "item": "a", "time": 1600000000000}', "is it in another unit"),
+        (b'{"user": -7, "item": "a"}', "a negative id"),
+        (b'{"user": ["7"], "item": "a"}', '"user" must hold'),
         (b'{"user": "u", "item": "a", "type": 1}', '"type" must be a string'),
         (b'{"user": "u", "recommend": "3"}', '"recommend" must be a whole number'),
         (b'{"user": "u", "recommend": true}', '"recommend" must be a whole number'),
@@ -94,6 +109,9 @@ def test_answers_come_in_order_with_everything_before_applied(dataset, engine):
         lines.append({"user": "u1", "recommend": 2, "exclude": [events["u1"][step]["item"]]})
     answers, summary = stream(engine, lines)
     assert answers[0]["user"] == "u0" and answers[0]["events"] == answers[0]["updates"] == 0
+    assert answers[0]["popular"] and [i["score"] for i in answers[0]["items"]] == [None] * 3
+    assert not any("popular" in answer for answer in answers[1:]) and summary.popular == 1
+    assert "answered 1 requests of users without events" in "\n".join(summary.format_report())
     assert [a["events"] for a in answers] == list(range(21))
     model = engine.recommender
     for step, answer in enumerate(answers[1:]):
@@ -179,6 +197,28 @@ def test_order_is_kept_per_user(engine):
     assert summary.skipped == {"out of order": 1}
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device that is always full")
+def test_a_full_disk_is_one_line_and_the_first_error(monkeypatch):
+    with pytest.raises(
+        UserError, match=r"^Cannot write --output=/dev/full: no room left on its disk"
+    ):
+        with open_output("/dev/full", "-") as write:
+            write("{}")
+
+    class Bad(io.FileIO):
+        def close(self):
+            super().close()
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(output, "open", lambda path, mode, buffering: Bad(path, "w"), raising=False)
+    with pytest.raises(UserError, match="no room left"):
+        with open_output("/dev/null", "-"):
+            pass
+    with pytest.raises(UserError, match="the first error"):
+        with open_output("/dev/null", "-"):
+            raise UserError("the first error")
+
+
 def run_cli(workdir, events, output, stdin=None, more=()):
     flags = [f"--workdir={workdir}", f"--events={events}", f"--output={output}", *more]
     return subprocess.run(
@@ -217,13 +257,20 @@ def test_command_line(dataset, engine, tmp_path):
     assert "skipped 1 lines: 1 malformed" in summary and "done: 30 events" in summary
     assert done.stdout == b""
 
+    assert "--data=DIR lets the users of that dataset start" in summary
+    known = run_cli(
+        workdir, "-", "-", json.dumps({"user": dataset.user(0), "recommend": 2}).encode(),
+        more=[f"--data={dataset.path}"],
+    )  # fmt: skip
+    assert json.loads(known.stdout)["events"] == dataset.lengths[0], known.stderr
+
     piped = run_cli(workdir, "-", "-", text)
     assert piped.returncode == 0, piped.stderr
     assert piped.stdout == output.read_bytes()
 
     assert_one_error(run_cli(workdir, tmp_path / "none", "-"), "none cannot be read")
     assert_one_error(run_cli(tmp_path / "none", events, "-"), "holds no checkpoint")
-    assert_one_error(run_cli(workdir, events, tmp_path / "a" / "b"), "cannot be written")
+    assert_one_error(run_cli(workdir, events, tmp_path / "a" / "b"), "Cannot write --output=")
     assert_one_error(run_cli(workdir, events, events), "is the file of events")
     assert events.read_bytes() == text
 
@@ -283,5 +330,8 @@ def test_command_line_with_a_store(dataset, engine, tmp_path):
     assert_one_error(done, "several workers need a store that they share")
     done = run_cli(workdir, tmp_path, output, more=["--store=" + str(tmp_path / "other")])
     assert_one_error(done, "lies in the directory of events")
+    for run, file in ((tmp_path / "none", events), (workdir, tmp_path / "none")):
+        assert run_cli(run, file, output, more=["--store=" + str(tmp_path / "new")]).returncode == 1
+        assert not (tmp_path / "new").exists()
     done = run_cli(workdir, events, output, more=["--worker=2/2"])
     assert_one_error(done, "must be I/N with 0 <= I < N")

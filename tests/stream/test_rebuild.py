@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -11,11 +12,12 @@ import numpy as np
 import pytest
 
 from rec2pm_jax.errors import UserError
+from rec2pm_jax.methods.codec import decode
 from rec2pm_jax.stream import rebuild as rebuilding
 from rec2pm_jax.stream.engine import Engine
 from rec2pm_jax.stream.lines.events import parse_event
 from rec2pm_jax.stream.options import EngineOptions
-from rec2pm_jax.stream.rebuild import rebuild
+from rec2pm_jax.stream.rebuild import is_rebuilt, open_new_store, rebuild
 from rec2pm_jax.stream.stores.base import MemoryStore, open_store
 from tests.helpers.stream import make_config, make_data, make_recommender, raw_events, save_run
 
@@ -69,7 +71,7 @@ def test_rebuilt_states_are_streamed_states(case, memory, dataset, monkeypatch):
         assert (ours.memory is None) == (user.memory is None)
         if user.memory:
             bytes_ = (np.frombuffer(x.memory, np.uint8) for x in (ours, user))
-            a, b = (rebuilding.decode(x, memory, form.dim) for x in bytes_)
+            a, b = (decode(x, memory, form.dim) for x in bytes_)
             np.testing.assert_allclose(a, b, atol=1e-5 if memory == "float32" else 0.03)
     updates = sum(user.segments for user in expected.values())
     assert done == (dataset.num_users, dataset.lengths.sum(), updates, 0, 0)
@@ -126,6 +128,45 @@ def test_a_stopped_rebuild_resumes_and_never_mixes(dataset, tmp_path, monkeypatc
             streamed(recommender, dataset, "int8"),
             EngineOptions(memory="int8"),
         )
+
+
+def test_a_rebuild_and_other_writers_refuse_each_other(tmp_path, monkeypatch):
+    address, building = str(tmp_path / "store"), str(tmp_path / "store.building")
+    rename, seen = os.rename, []
+
+    def rename_while_locked(old, new):
+        with pytest.raises(UserError, match="in use by another process"):
+            open_store(building)
+        seen.append(new)
+        rename(old, new)
+
+    monkeypatch.setattr(os, "rename", rename_while_locked)
+    with open_new_store(address) as store:
+        with pytest.raises(UserError, match="store.building is in use by another process"):
+            open_new_store(address).__enter__()
+        store.put({"u": b"1"}, {"rebuilt_from": b"hash"})
+        with pytest.raises(UserError, match="has not finished"):
+            is_rebuilt(store)
+        store.put({}, {"rebuilt": b"1"})
+        assert is_rebuilt(store)
+    assert seen == [address] and not Path(building).exists()
+    with contextlib.closing(open_store(address)) as store:
+        assert dict(store.items()) == {"u": b"1"}
+    with pytest.raises(UserError, match="is there already"):
+        open_new_store(address).__enter__()
+
+
+def test_a_rebuild_replaces_no_store_that_was_made_meanwhile(tmp_path):
+    address = str(tmp_path / "store")
+    with contextlib.ExitStack() as stack:
+        with pytest.raises(UserError, match="Cannot rename .* The rebuilt store is complete"):
+            with open_new_store(address) as store:
+                store.put({"u": b"rebuilt"}, {})
+                streamed = stack.enter_context(contextlib.closing(open_store(address)))
+                streamed.put({"u": b"streamed"}, {})
+        assert streamed.get(["u"]) == [b"streamed"]
+    with contextlib.closing(open_store(f"{address}.building")) as store:
+        assert store.get(["u"]) == [b"rebuilt"]
 
 
 def test_ids_too_long_for_a_store_are_left_out(dataset, monkeypatch):

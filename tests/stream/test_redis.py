@@ -17,7 +17,7 @@ from rec2pm_jax.stream.engine import Engine
 from rec2pm_jax.stream.lines.sources import FileSource
 from rec2pm_jax.stream.options import EngineOptions, Worker
 from rec2pm_jax.stream.runner import Intervals, run_stream
-from rec2pm_jax.stream.stores.base import MemoryStore
+from rec2pm_jax.stream.stores.base import MAINTENANCE, MemoryStore
 from rec2pm_jax.stream.stores.redis_store import RedisStore
 from tests.helpers.stream import make_config, make_data, make_recommender, raw_events
 
@@ -112,6 +112,28 @@ def test_protocol(server):
     with pytest.raises(UserError, match="another process writes as the same --worker"):
         store.put({"user 1": b"late"}, {})
     assert again.get(["user 1"]) == [users["user 1"]]
+
+
+def test_maintenance_and_workers_refuse_each_other(server):
+    worker = RedisStore(server.url, "0/2")
+    worker.put({"u": b"1", "v": b"1"}, {"input:a": b"5"})
+    tidy = RedisStore(server.url, MAINTENANCE)
+    worker.put({"w": b"1"}, {"input:a": b"6"})  # opening alone disturbs nobody
+    assert tidy.delete(["u", "nobody"]) == 1
+    with pytest.raises(UserError, match="tidy_store or launch.rebuild_memory has written"):
+        worker.put({"u": b"2"}, {"input:a": b"7"})
+    again = RedisStore(server.url, "0/2")
+    assert again.metadata() == {"input:a": b"6"} and again.get(["u"]) == [None]
+    again.put({"u": b"2"}, {"input:a": b"7"})
+    for write in (lambda: tidy.delete(["u"]), lambda: tidy.put({"u": b"3"}, {})):
+        with pytest.raises(UserError, match="Another process has connected"):
+            write()
+    rebuilds = [RedisStore(server.url, MAINTENANCE) for _ in range(2)]
+    with pytest.raises(UserError, match="another process writes"):
+        rebuilds[0].put({"u": b"4"}, {})
+    rebuilds[1].put({"u": b"5"}, {})
+    assert again.get(["u", "v", "w"]) == [b"5", b"1", b"1"]
+    assert [s.claim("x", b"%d" % i) for i, s in enumerate((again, tidy))] == [b"0", b"0"]
 
 
 def test_workers_share_users(server, model, events):

@@ -207,6 +207,55 @@ def test_another_file_of_the_same_name_is_refused(tmp_path):
             FileSource(path, positions)
 
 
+def test_an_older_log_appended_to_the_data_moves_no_stored_time(dataset, model):
+    """The dataset's origin of time drops; stored users, states of callers and answers stay."""
+    history = raw_events(dataset, 0)
+    older = model.with_time_origin(model.catalogue.time_origin - 10**6)
+    assert older.identity == model.identity
+    half = len(history) // 2
+    store = MemoryStore()
+    first = open_engine(model, store)
+    first.ingest([Event("u", **e) for e in history[:half]])
+    first.commit({})
+    second = open_engine(older, store)
+    second.ingest([Event("u", **e) for e in history[half:]])
+    second.commit({})
+    clean = open_engine(model, MemoryStore())
+    clean.ingest([Event("u", **e) for e in history])
+    clean.commit({})
+    assert_same_states(second, clean, ["u"])
+    now = history[-1]["time"] + 60
+    expected = clean.recommend("u", 5, time=now).items
+    assert [r.item for r in second.recommend("u", 5, time=now).items] == [r.item for r in expected]
+
+    kept = model.observe(model.new_user(), history[:half])
+    later = older.observe(kept, history[half:])
+    wanted = older.observe(older.new_user(), history)
+    np.testing.assert_array_equal(later.pending.times, wanted.pending.times)
+    np.testing.assert_allclose(later.state.memory, wanted.state.memory, rtol=0, atol=1e-5)
+    whole = model.observe(kept, history[half:])
+    assert [r[:2] for r in older.recommend(whole, 5)] == [r[:2] for r in model.recommend(whole, 5)]
+
+
+@pytest.mark.parametrize("cut", range(1, 28))
+def test_half_a_line_at_the_end_of_a_file_is_left_for_later(dataset, model, tmp_path, cut):
+    """A file that is still being written: the first run stops before what is not JSON yet."""
+    path = tmp_path / "events.jsonl"
+    first, second = (json.dumps({"user": "u"} | e).encode() for e in raw_events(dataset, 0, 2))
+    path.write_bytes(first + b"\n" + second[:cut])
+    store = MemoryStore()
+    source = FileSource(path, {})
+    summary = run_stream(open_engine(model, store), source, print, intervals=Intervals(0.0))
+    assert (summary.events, summary.skipped.total()) == (1, 0)
+    assert "ends with half a line after byte" in source.notes()[0]
+    path.write_bytes(first + b"\n" + second)
+    for events in (1, 0):
+        source = FileSource(path, store.metadata())
+        again = run_stream(open_engine(model, store), source, print, intervals=Intervals(0.0))
+        assert (again.events, again.skipped.total()) == (events, 0)
+    assert "nothing new" in source.notes()[0]
+
+
 def test_a_directory_is_read_in_order_and_in_whole_lines(tmp_path):
     (tmp_path / "b.jsonl").write_bytes(b"3\n")
     (tmp_path / "a.jsonl").write_bytes(b"1\n2")

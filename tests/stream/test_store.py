@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
+import os
 import subprocess
 import sys
+import tempfile
 import time
 from array import array
 
+import lmdb
 import pytest
 
 from rec2pm_jax.errors import UserError
@@ -135,12 +139,64 @@ def test_two_writers_are_refused(tmp_path):
     LmdbStore(tmp_path).close()
 
 
+def test_a_store_that_nothing_was_written_to_leaves_no_directory(tmp_path):
+    LmdbStore(tmp_path / "new").close()
+    assert not (tmp_path / "new").exists()
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old/notes.txt").write_text("mine")
+    LmdbStore(tmp_path / "old").close()
+    assert [path.name for path in (tmp_path / "old").iterdir()] == ["notes.txt"]
+    store = LmdbStore(tmp_path / "kept")
+    assert store.claim("meaning", b"1") == b"1" and store.claim("meaning", b"2") == b"1"
+    store.close()
+    LmdbStore(tmp_path / "kept").close()
+    assert (tmp_path / "kept/data.mdb").exists()
+
+
 def test_no_room_changes_nothing(tmp_path):
     store = LmdbStore(tmp_path, map_bytes=1 << 18)
     store.put({"u": b"old"}, {"input": b"1"})
     with pytest.raises(UserError, match="no room left.* what was committed is safe"):
         store.put({"u": b"new"} | {f"{i}": bytes(1000) for i in range(1000)}, {"input": b"2"})
     assert store.get(["u", "0"]) == [b"old", None] and store.metadata() == {"input": b"1"}
+    store.close()
+
+
+@pytest.mark.parametrize(
+    ("code", "room", "message"),
+    [
+        (errno.ENOSPC, 1 << 30, "no room left on its disk"),
+        (errno.EDQUOT, 1 << 30, "no room left on its disk"),
+        (errno.EIO, 1000, "no room left on its disk"),
+        (errno.EIO, 1 << 30, "restore it from a backup"),
+    ],
+)
+def test_a_short_write_on_a_full_disk_is_no_damage(tmp_path, monkeypatch, code, room, message):
+    """LMDB reports a write that was cut short as EIO; whether there is room tells the two apart."""
+    store = LmdbStore(tmp_path)
+
+    class Disk:
+        def __init__(self, **_):
+            self.left = room
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            pass
+
+        def write(self, data):
+            if not self.left:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            self.left -= min(self.left, len(data))
+
+        def tell(self):
+            return room - self.left
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", Disk)
+    with pytest.raises(UserError, match=message):
+        with store._explain_errors("written"):
+            raise lmdb.DiskError(f"mdb_txn_commit: {os.strerror(code)}")
     store.close()
 
 

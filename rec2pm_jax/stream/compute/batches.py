@@ -223,7 +223,7 @@ def append_events(
     for i, last_time in enumerate(last_times):
         state = jax.tree.map(lambda x, i=i: x[i].copy(), states)
         kept = jax.tree.map(lambda x, d=plan.drop[i]: x[d:].copy(), pending[i])
-        result.append(UserState(state, kept, int(after[i]), last_time))
+        result.append(UserState(state, kept, int(after[i]), last_time, users[i].time_origin))
     return result, int(plan.updates.sum())
 
 

@@ -26,6 +26,7 @@ import numpy as np
 from rec2pm_jax.config_dict import to_dict
 from rec2pm_jax.errors import UserError
 from rec2pm_jax.methods.registry import config_hash
+from rec2pm_jax.os_errors import write_error
 from rec2pm_jax.provenance import git_commit
 from rec2pm_jax.stream.export.programs import (
     PLATFORMS,
@@ -77,7 +78,7 @@ def write_export(
             _sync(path)
         os.rename(temporary, output)
     except OSError as error:
-        raise UserError(f"Cannot write {output}: {error.strerror}.") from error
+        raise write_error(output, error) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return manifest
@@ -85,7 +86,7 @@ def write_export(
 
 def check_not_existing(output: Path) -> None:
     """Raise UserError if `output` exists: an export must not change while it serves."""
-    if output.exists():
+    if os.path.lexists(output):
         raise UserError(
             f"--output={output} is there already: choose another name, or move it away once nothing "
             "serves from it."

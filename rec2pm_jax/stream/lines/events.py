@@ -2,20 +2,23 @@
 
 One object per line, in time order:
 
-    {"user": U, "item": I, "time": seconds since 1970 (optional), "type": T (optional),
-     "seq": N (optional)}
-    {"user": U, "recommend": k, "exclude": [I, ...] (optional), "time": ... (optional)}
+    {"user": U, "item": I, "time": t (optional), "type": T (optional), "seq": N (optional)}
+    {"user": U, "recommend": k, "exclude": [I, ...] (optional), "time": t (optional)}
 
-`seq` numbers the events of one user upwards, so that a repeated delivery is recognised. Ids are strings
-or integers; 123 and "123" are the same id. Other fields are ignored.
+`seq` numbers the events of one user upwards, so that a repeated delivery is recognised. Ids and times
+follow the rules of prepared logs, see `data.reading.values`: 123, 123.0 and "123" are the same id. A
+time is seconds since 1970 or ISO 8601 text. Other fields are ignored.
 """
 
 from __future__ import annotations
 
+import datetime
 import json
-from collections.abc import Mapping
+import numbers
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
+from rec2pm_jax.data.reading import values
 from rec2pm_jax.errors import UserError
 
 MALFORMED = "malformed"
@@ -25,7 +28,13 @@ OUT_OF_ORDER = "out of order"
 FAR_FUTURE = "far future"
 DUPLICATE = "duplicate"
 
-_TIME_LIMIT = 2**62
+# What callers may pass from Python.
+RawId = str | numbers.Real
+RawEvent = RawId | Mapping[str, Any]
+RawIds = Iterable[RawId] | RawId
+RawEvents = Iterable[RawEvent] | RawEvent
+RawTime = str | float | datetime.datetime | None
+
 # `json.loads` guesses the encoding of bytes first, which takes as long as parsing them.
 _decode_json = json.JSONDecoder().raw_decode
 
@@ -106,7 +115,7 @@ def parse_line(line: bytes) -> Event | Request:
         raise RejectedInput(MALFORMED, 'needs either "item" or "recommend"')
     if "user" not in fields:
         raise RejectedInput(MALFORMED, '"user" is missing')
-    user = _parse_id(fields["user"], "user")
+    user = parse_id(fields["user"], "user")
     if "item" in fields:
         return parse_event(fields, user)
     return _parse_request(fields, user)
@@ -128,41 +137,97 @@ def parse_event(fields: Mapping[str, Any], user: str = "") -> Event:
     if kind is not None and not isinstance(kind, str):
         raise RejectedInput(MALFORMED, f'"type" must be a string, got {kind!r}')
     seq = fields.get("seq")
-    if seq is not None and (type(seq) is not int or not 0 <= seq < 2**63):
+    if seq is not None and (not _is_whole(seq) or not 0 <= seq < 2**63):
         raise RejectedInput(MALFORMED, f'"seq" must be a whole number below 2^63, got {seq!r}')
-    item = _parse_id(fields["item"], "item")
-    return Event(user, item, _parse_time(fields.get("time")), kind, seq)
+    seq = None if seq is None else int(seq)
+    item = parse_id(fields["item"], "item")
+    return Event(user, item, parse_time(fields.get("time")), kind, seq)
 
 
 def _parse_request(fields: Mapping[str, Any], user: str) -> Request:
     k, exclude = fields["recommend"], fields.get("exclude")
-    if isinstance(k, bool) or not isinstance(k, int):
-        raise RejectedInput(MALFORMED, f'"recommend" must be a whole number, got {k!r}')
     exclude = [] if exclude is None else exclude
     if not isinstance(exclude, list):
         raise RejectedInput(MALFORMED, f'"exclude" must be a list of items, got {exclude!r}')
-    items = tuple(_parse_id(item, "exclude") for item in exclude)
-    return Request(user, k, items, _parse_time(fields.get("time")))
+    return Request(
+        user, parse_count(k, "recommend"), parse_ids(exclude), parse_time(fields.get("time"))
+    )
 
 
-def _parse_id(value: Any, field: str) -> str:
+def parse_id(value: Any, field: str) -> str:
+    """Return the text of an id.
+
+    Args:
+      value: text, or a whole number of any type.
+      field: what the message calls it.
+
+    Raises:
+      RejectedInput: it is no id.
+
+    >>> parse_id(7, "user"), parse_id(7.0, "user"), parse_id("7", "user")
+    ('7', '7', '7')
+    """
     if type(value) is str and value and value.isascii():  # the usual case, checked first
         return value
-    if isinstance(value, bool) or not isinstance(value, str | int) or value == "":
-        raise RejectedInput(MALFORMED, f'"{field}" must hold a string or integer, got {value!r}')
-    text = str(value)
+    try:
+        text = values.parse_id(value)
+    except UserError as error:
+        raise RejectedInput(
+            MALFORMED, f'"{field}" must hold a string or integer, got {value!r}: {error}'
+        ) from None
     if not text.isascii() and any("\ud800" <= c <= "\udfff" for c in text):
         raise RejectedInput(MALFORMED, f'"{field}" holds half a character, got {value!r}')
     return text
 
 
-def _parse_time(value: Any) -> int | None:
-    if value is None or (type(value) is int and 0 <= value < _TIME_LIMIT):
+def parse_ids(given: Any, field: str = "exclude") -> tuple[str, ...]:
+    """Return the texts of several ids; a string or a number stands for one.
+
+    Raises:
+      RejectedInput: `given` is not iterable, or one of its values is no id.
+
+    >>> parse_ids(["a", 7]), parse_ids("42")
+    (('a', '7'), ('42',))
+    """
+    if isinstance(given, str | numbers.Real):
+        given = (given,)
+    if not isinstance(given, Iterable):
+        raise RejectedInput(MALFORMED, f'"{field}" must be a list of items, got {given!r}')
+    return tuple(parse_id(value, field) for value in given)
+
+
+def parse_count(value: Any, field: str) -> int:
+    """Return a whole number of any type, such as one of numpy.
+
+    Raises:
+      RejectedInput: it is none.
+    """
+    if not _is_whole(value):
+        raise RejectedInput(MALFORMED, f'"{field}" must be a whole number, got {value!r}')
+    return int(value)
+
+
+def parse_time(value: Any) -> int | None:
+    """Return whole seconds since 1970, or None for None.
+
+    Args:
+      value: seconds since 1970, as a number or text, ISO 8601 text (UTC without a zone) or a datetime.
+
+    Raises:
+      RejectedInput: it is none of these, or outside of the years 1970 to 5138.
+
+    >>> parse_time(1717156800), parse_time("2024-05-31T12:00:00Z"), parse_time(1717156800.25)
+    (1717156800, 1717156800, 1717156800)
+    """
+    if value is None or (type(value) is int and 0 <= value <= values.LATEST_TIMESTAMP):
         return value
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise RejectedInput(MALFORMED, f'"time" must be whole seconds since 1970, got {value!r}')
-    if abs(value) >= _TIME_LIMIT:
-        raise RejectedInput(MALFORMED, f'"time" {value} is out of range')
-    return value
+    try:
+        return values.parse_time(value).seconds
+    except UserError as error:
+        raise RejectedInput(
+            MALFORMED, f'"time" must be seconds since 1970 or ISO 8601 text: {error}'
+        ) from None
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)

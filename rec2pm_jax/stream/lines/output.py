@@ -10,8 +10,9 @@ from collections.abc import Callable, Iterator
 from typing import IO, Any
 
 from rec2pm_jax.errors import UserError
-from rec2pm_jax.stream.engine import Answer
+from rec2pm_jax.os_errors import write_error
 from rec2pm_jax.stream.metrics import format_status
+from rec2pm_jax.stream.outcomes import Answer
 
 WriteLine = Callable[[str], None]
 WriteRow = Callable[[dict[str, Any]], None]
@@ -70,23 +71,23 @@ def format_answer(answer: Answer) -> str:
     """Return an answer as one JSON line, without its break."""
     items = [{"item": r.item, "title": r.title, "score": r.score} for r in answer.items]
     fields = {"user": answer.user, "items": items, "events": answer.events}
-    return json.dumps(fields | {"updates": answer.updates}, ensure_ascii=False)
+    fields |= {"updates": answer.updates} | ({"popular": True} if answer.popular else {})
+    return json.dumps(fields, ensure_ascii=False)
 
 
 @contextlib.contextmanager
 def _open_lines(flag: str, path: str, mode: str) -> Iterator[WriteLine]:
     """Open `path`, the value of `flag`, without a buffer; - is standard output."""
 
-    def unwritable(error: OSError) -> UserError:
-        return UserError(f"{flag}={path} cannot be written ({error.strerror}).")
+    name = f"{flag}={path}"
 
     def write(line: str) -> None:
         rest = memoryview(line.encode() + b"\n")
         try:
             while rest:
-                rest = rest[file.write(rest) :]
+                rest = rest[file.write(rest) or 0 :]
         except OSError as error:
-            raise unwritable(error) from error
+            raise write_error(name, error) from error
 
     file: IO[bytes]
     try:
@@ -95,9 +96,17 @@ def _open_lines(flag: str, path: str, mode: str) -> Iterator[WriteLine]:
         else:
             file = open(path, mode, buffering=0)
     except OSError as error:
-        raise unwritable(error) from error
-    with file:
+        raise write_error(name, error) from error
+    try:
         yield write
+    except BaseException:
+        with contextlib.suppress(OSError):  # it must not hide the first error
+            file.close()
+        raise
+    try:
+        file.close()
+    except OSError as error:
+        raise write_error(name, error) from error
 
 
 def _check_outside(path: str, events: str) -> None:

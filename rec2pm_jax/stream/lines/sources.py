@@ -39,6 +39,10 @@ class Source(Protocol):
         """Return the place behind the last line returned, as metadata of a store; empty for a pipe."""
         ...
 
+    def notes(self) -> list[str]:
+        """Return what a person should know about the input, as lines of a report."""
+        ...
+
     def close(self) -> None:
         """Close all open files."""
         ...
@@ -63,6 +67,15 @@ class _LineBuffer:
         if self._rest:
             self._lines.append(self._rest)
             self._rest = b""
+
+    @property
+    def ends_with_half_a_line(self) -> bool:
+        """Whether what follows the last line break is not JSON, as in a file still being written."""
+        try:
+            json.loads(self._rest or b"0")
+        except (ValueError, RecursionError):
+            return bool(self._rest.strip())
+        return False
 
     def pop(self, max_lines: int) -> list[bytes]:
         lines = self._lines[self._next : self._next + max_lines]
@@ -98,12 +111,18 @@ class PipeSource:
     def positions(self) -> Mapping[str, bytes]:
         return {}
 
+    def notes(self) -> list[str]:
+        return []
+
     def close(self) -> None:
         pass
 
 
 class FileSource:
     """Lines of one file, from a stored position to its end.
+
+    A last line without its break is returned if it is JSON. Otherwise it is half a line of a file that
+    is still being written, and the position stays before it.
 
     Attributes:
       offset: bytes of the lines returned so far.
@@ -128,7 +147,7 @@ class FileSource:
             self._head = self._file.read(_HEAD_BYTES)
         except OSError as error:
             raise _unreadable(path, error) from error
-        self.offset = self._stored_offset(metadata.get(self._key))
+        self._begin = self.offset = self._stored_offset(metadata.get(self._key))
         try:
             self._file.seek(self.offset)
         except OSError as error:
@@ -160,7 +179,8 @@ class FileSource:
             self._buffer.feed(block)
             if not block and not self._growing:
                 self._ended = True
-                self._buffer.finish()
+                if not self._buffer.ends_with_half_a_line:
+                    self._buffer.finish()
             lines = self._buffer.pop(max_lines)
         self.done = self._ended and not lines
         self.offset += sum(map(len, lines))
@@ -172,6 +192,21 @@ class FileSource:
         head = self._head[: self.offset]
         position = {"offset": self.offset, "head": _digest(head), "head_bytes": len(head)}
         return {self._key: json.dumps(position).encode()}
+
+    def notes(self) -> list[str]:
+        if not self._ended:
+            return []
+        if self._buffer.ends_with_half_a_line:
+            return [
+                f"--events={self.path} ends with half a line after byte {self.offset}, which was left: "
+                "complete it and start again to read it"
+            ]
+        if 0 < self._begin == self.offset:
+            return [
+                f"--events={self.path} has nothing new: the store has read all its {self.offset} "
+                "bytes; append lines to it, or pass another file"
+            ]
+        return []
 
     def close(self) -> None:
         self._file.close()
@@ -224,6 +259,9 @@ class DirectorySource:
 
     def positions(self) -> Mapping[str, bytes]:
         return {k: v for source in self._files.values() for k, v in source.positions().items()}
+
+    def notes(self) -> list[str]:
+        return []
 
     def close(self) -> None:
         for source in self._files.values():

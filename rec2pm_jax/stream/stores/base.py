@@ -9,7 +9,8 @@ from typing import Protocol
 from rec2pm_jax.errors import UserError
 
 MAX_USER_BYTES = 480  # of an id in UTF-8; LMDB's keys end at 511
-_SETTINGS = "meaning"  # key of the metadata that `claim_store` writes
+MAINTENANCE = "maintenance"  # name of a writer that changes users of all workers
+_SETTINGS, _TIME_ORIGIN = "meaning", "time_origin"  # keys of metadata that an engine claims
 
 
 class Store(Protocol):
@@ -31,6 +32,10 @@ class Store(Protocol):
 
     def metadata(self) -> dict[str, bytes]:
         """Return all metadata."""
+        ...
+
+    def claim(self, name: str, value: bytes) -> bytes:
+        """Set an entry of metadata that no process has set yet, and return what the store has."""
         ...
 
     def delete(self, users: Sequence[str]) -> int:
@@ -71,6 +76,9 @@ class MemoryStore:
     def metadata(self) -> dict[str, bytes]:
         return dict(self._metadata)
 
+    def claim(self, name: str, value: bytes) -> bytes:
+        return self._metadata.setdefault(name, value)
+
     def delete(self, users: Sequence[str]) -> int:
         return sum(self._records.pop(user, None) is not None for user in users)
 
@@ -92,7 +100,8 @@ def open_store(address: str, writer: str = "0/1") -> Store:
 
     Args:
       address: a directory (LMDB), or redis://HOST:PORT/NUMBER.
-      writer: name of this process among those that write to a server, usually `Worker.name`.
+      writer: name of this process among those that write to a server: a `Worker.name`, or
+        `MAINTENANCE`.
 
     Raises:
       UserError: the store cannot be opened, its package is missing, or another process writes to it.
@@ -116,10 +125,7 @@ def claim_store(store: Store, settings: Mapping[str, str | int]) -> None:
     Raises:
       UserError: the store has other settings; the message names the first that differs.
     """
-    found = store.metadata().get(_SETTINGS)
-    if found is None:
-        store.put({}, {_SETTINGS: json.dumps(dict(settings), sort_keys=True).encode()})
-        return
+    found = store.claim(_SETTINGS, json.dumps(dict(settings), sort_keys=True).encode())
     stored = json.loads(found)
     for name, value in settings.items():
         if stored.get(name) != value:
@@ -128,6 +134,17 @@ def claim_store(store: Store, settings: Mapping[str, str | int]) -> None:
                 "cannot be shared between models or settings. Use the model and flags that made it, "
                 "or another --store and rebuild the memories there."
             )
+
+
+def claim_time_origin(store: Store, origin: int) -> int:
+    """Return what the times in a store are relative to, in seconds since 1970.
+
+    It is fixed when the store is made. That of a dataset moves when an older log is appended.
+
+    Args:
+      origin: of a new store.
+    """
+    return int(store.claim(_TIME_ORIGIN, str(origin).encode()))
 
 
 def delete_matching(store: Store, matches: Callable[[str, bytes], bool]) -> int:

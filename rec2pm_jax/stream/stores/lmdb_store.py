@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
@@ -24,6 +25,9 @@ except ImportError as error:
         "The embedded store needs the package lmdb: pip install 'rec2pm_jax[stream]'"
     ) from error
 
+_DATA_FILE = "data.mdb"
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_PROBE_BYTES = 1 << 20
 _MAP_BYTES = 1 << 40  # address space, not disk
 _RECORDS_PER_CALL = 16  # LMDB holds the interpreter for 0.1 ms then, and other threads wait
 
@@ -48,10 +52,13 @@ class LmdbStore:
         self._map_bytes = map_bytes
         self._lock = contextlib.ExitStack()
         self._lock.enter_context(alone_in(self.path))
+        # A store that nothing was written to is removed again, so that a command that fails at its
+        # start leaves nothing that looks like a store.
+        self._is_blank = not (self.path / _DATA_FILE).exists()
         try:
             self._open()
         except UserError:
-            self._lock.close()
+            self._close_files()
             raise
 
     def _open(self) -> None:
@@ -69,16 +76,29 @@ class LmdbStore:
             yield
         except (lmdb.Error, OSError) as error:
             reason = str(error)
-            full = isinstance(error, lmdb.MapFullError) or os.strerror(errno.ENOSPC) in reason
+            full = isinstance(error, lmdb.MapFullError) or self._disk_is_full(reason)
             advice = (
-                "there is no room left. Free some and start again: what was committed is safe, and "
-                "the rest is read again from the input"
+                "there is no room left on its disk. Free some and start again: what was committed is "
+                "safe, and the rest is read again from the input"
                 if full
                 else "if it is damaged, restore it from a backup"
             )
             raise UserError(
                 f"Store {self.path} cannot be {action} ({reason}): {advice}."
             ) from error
+
+    def _disk_is_full(self, reason: str) -> bool:
+        """Return whether an error of LMDB means a full disk or an exhausted quota."""
+        if any(os.strerror(code) in reason for code in _FULL):
+            return True
+        if os.strerror(errno.EIO) not in reason:
+            return False
+        try:  # LMDB reports a write that was cut short as an input/output error
+            with tempfile.TemporaryFile(dir=self.path, buffering=0) as file:
+                file.write(bytes(_PROBE_BYTES))
+                return file.tell() < _PROBE_BYTES
+        except OSError as error:
+            return error.errno in _FULL
 
     def get(self, users: Sequence[str]) -> list[bytes | None]:
         with self._explain_errors("read"), self._env.begin(db=self._users) as transaction:
@@ -87,6 +107,7 @@ class LmdbStore:
     def put(self, records: Mapping[str, bytes], metadata: Mapping[str, bytes]) -> None:
         # In the order of keys a commit takes half as long as in any other.
         rows = ((user, records[user]) for user in sorted(records))
+        self._is_blank = False
         with self._explain_errors("written"), self._env.begin(write=True) as transaction:
             cursor = transaction.cursor(self._users)
             while part := [
@@ -100,12 +121,19 @@ class LmdbStore:
         with self._explain_errors("read"), self._env.begin(db=self._metadata) as transaction:
             return {name.decode(): value for name, value in transaction.cursor()}
 
+    def claim(self, name: str, value: bytes) -> bytes:
+        found = self.metadata().get(name)
+        if found is None:
+            self.put({}, {name: value})
+        return value if found is None else found
+
     def delete(self, users: Sequence[str]) -> int:
         with (
             self._explain_errors("written"),
             self._env.begin(write=True, db=self._users) as transaction,
         ):
-            return sum(transaction.delete(user.encode()) for user in users)
+            # LMDB has no keys of no bytes.
+            return sum(transaction.delete(user.encode()) for user in users if user)
 
     def items(self) -> Iterator[tuple[str, bytes]]:
         with self._explain_errors("read"), self._env.begin(db=self._users) as transaction:
@@ -115,14 +143,14 @@ class LmdbStore:
     def compact(self) -> None:
         """Copy the store without its holes and rename the copy, which takes room for both."""
         copy = self.path / "compact"
-        copy.mkdir(exist_ok=True)
         with self._explain_errors("compacted"):
-            (copy / "data.mdb").unlink(missing_ok=True)  # of a compaction that was stopped
+            copy.mkdir(exist_ok=True)
+            (copy / _DATA_FILE).unlink(missing_ok=True)  # of a compaction that was stopped
             self._env.copy(str(copy), compact=True)
-            with open(copy / "data.mdb", "rb+") as file:
+            with open(copy / _DATA_FILE, "rb+") as file:
                 os.fsync(file.fileno())
             self._env.close()
-            os.replace(copy / "data.mdb", self.path / "data.mdb")
+            os.replace(copy / _DATA_FILE, self.path / _DATA_FILE)
             copy.rmdir()
             directory = os.open(self.path, os.O_RDONLY)
             os.fsync(directory)
@@ -131,8 +159,18 @@ class LmdbStore:
 
     def size(self) -> int:
         """Return the bytes on disk, which are fewer than the length of a file with holes."""
-        return (self.path / "data.mdb").stat().st_blocks * 512
+        return (self.path / _DATA_FILE).stat().st_blocks * 512
 
     def close(self) -> None:
         self._env.close()
+        self._close_files()
+
+    def _close_files(self) -> None:
+        """Remove a blank store, and release the lock."""
+        if self._is_blank:
+            with contextlib.suppress(OSError):  # the directory may hold other files
+                # The lock file goes last: whoever gets the lock then sees an empty directory.
+                for name in (_DATA_FILE, "lock.mdb", ".lock"):
+                    (self.path / name).unlink(missing_ok=True)
+                self.path.rmdir()
         self._lock.close()

@@ -3,6 +3,10 @@
 A commit is one MULTI/EXEC transaction of whole records, the worker's metadata and the commit's name.
 The name makes a repeated commit harmless, and detects a second process with the same worker number.
 
+Workers write beside each other, since each has its own users. A maintenance process (tidying, a
+rebuild) writes to all users, so it excludes every other process: its writes are refused if a process
+has connected after it, and after them the commits of all processes from before are refused.
+
 A server that goes away is waited for. One that comes back without an acknowledged commit is refused.
 The server's settings decide how durable an acknowledged commit is: with `appendonly yes` and
 `appendfsync always` it survives a power cut. With `everysec` the last second may be lost; workers then
@@ -18,6 +22,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 from rec2pm_jax.errors import UserError
+from rec2pm_jax.stream.stores.base import MAINTENANCE
 
 try:
     import redis
@@ -30,6 +35,8 @@ _T = TypeVar("_T")
 _DISCONNECTED = (redis.exceptions.ConnectionError, redis.exceptions.TimeoutError)
 _USER_PREFIX = b"rec2pm:user:"
 _SHARED_METADATA = b"rec2pm:marks"
+_STARTS = b"rec2pm:starts"  # how many processes have connected
+_MAINTAINER = b"rec2pm:maintainer"  # the last maintenance process that wrote
 _SCAN_COUNT = 1000
 _RETRY_S = 0.2
 _SOCKET_TIMEOUT_S = 10.0
@@ -47,8 +54,8 @@ class RedisStore:
 
         Args:
           url: redis://HOST:PORT/NUMBER, rediss:// or unix://.
-          writer: name of this process among those that write; of two processes with one name the
-            older one is refused.
+          writer: name of this process among those that write: a `Worker.name`, or `MAINTENANCE`. Of
+            two processes with one name the older one is refused.
           patience_s: seconds to wait for a server that went away.
 
         Raises:
@@ -64,7 +71,10 @@ class RedisStore:
         self._own_metadata = f"rec2pm:marks:{writer}".encode()
         self._last_commit_key = f"rec2pm:newest:{writer}".encode()
         self._process, self._count = secrets.token_hex(8), 0
+        self._maintains = writer == MAINTENANCE
         self._retry(lambda: self._server.set(self._last_commit_key, self._commit_name(0)))
+        self._starts = self._retry(lambda: self._server.incr(_STARTS))
+        self._maintainer: bytes | None = self._retry(lambda: self._server.get(_MAINTAINER))
 
     def _commit_name(self, count: int) -> bytes:
         return f"{self._process}:{count}".encode()
@@ -92,11 +102,26 @@ class RedisStore:
         return self._retry(lambda: self._server.mget([_key(user) for user in users]))
 
     def put(self, records: Mapping[str, bytes], metadata: Mapping[str, bytes]) -> None:
+        def write(pipe: Any) -> None:
+            if records:
+                pipe.mset({_key(user): record for user, record in records.items()})
+            for name, value in metadata.items():
+                pipe.hset(self._metadata_key(name), name, value)
+
+        self._commit(write)
+
+    def _commit(self, write: Callable[[Any], None]) -> None:
+        """Commit what `write(pipeline)` queues, unless another process has written meanwhile.
+
+        Raises:
+          UserError: names the process, and says what to do.
+        """
         before, after = self._commit_name(self._count), self._commit_name(self._count + 1)
+        others = [_STARTS] if self._maintains else []
 
         def commit() -> None:
             with self._server.pipeline(transaction=True) as pipe:
-                pipe.watch(self._last_commit_key)
+                pipe.watch(self._last_commit_key, _MAINTAINER, *others)
                 found = pipe.get(self._last_commit_key)
                 if found == after:  # the commit succeeded, but its answer was lost
                     return
@@ -107,12 +132,12 @@ class RedisStore:
                         "what it had acknowledged. Start again: the input is read from where the "
                         "store is."
                     )
+                self._check_alone(pipe)
                 pipe.multi()
-                if records:
-                    pipe.mset({_key(user): record for user, record in records.items()})
-                for name, value in metadata.items():
-                    pipe.hset(self._metadata_key(name), name, value)
+                write(pipe)
                 pipe.set(self._last_commit_key, after)
+                if self._maintains:
+                    pipe.set(_MAINTAINER, self._process)
                 try:
                     pipe.execute()
                 except redis.exceptions.WatchError:  # the next attempt finds out who wrote
@@ -120,6 +145,21 @@ class RedisStore:
 
         self._retry(commit)
         self._count += 1
+        if self._maintains:
+            self._maintainer = self._process.encode()
+
+    def _check_alone(self, pipe: Any) -> None:
+        """Raise UserError if another process maintains the store, or joins this one that does."""
+        if pipe.get(_MAINTAINER) != self._maintainer:
+            raise UserError(
+                f"launch.tidy_store or launch.rebuild_memory has written to the store {self._url} "
+                "meanwhile: start again once it has ended; the input is read from where the store is."
+            )
+        if self._maintains and int(pipe.get(_STARTS) or 0) != self._starts:
+            raise UserError(
+                f"Another process has connected to the store {self._url} meanwhile: end it, and start "
+                "this command again."
+            )
 
     def _metadata_key(self, name: str) -> bytes:
         return self._own_metadata if name.startswith("input:") else _SHARED_METADATA
@@ -131,10 +171,18 @@ class RedisStore:
         }
         return {name.decode(): value for name, value in found.items()}
 
+    def claim(self, name: str, value: bytes) -> bytes:
+        key = self._metadata_key(name)
+        self._retry(lambda: self._server.hsetnx(key, name, value))
+        return self._retry(lambda: self._server.hget(key, name))
+
     def delete(self, users: Sequence[str]) -> int:
         if not users:
             return 0
-        return self._retry(lambda: self._server.delete(*map(_key, users)))
+        keys = [_key(user) for user in users]
+        found = sum(record is not None for record in self.get(users))
+        self._commit(lambda pipe: pipe.delete(*keys))
+        return found
 
     def items(self) -> Iterator[tuple[str, bytes]]:
         cursor, seen = 0, set[bytes]()

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
-from rec2pm_jax.typing import Events, State
+import numpy as np
+
+from rec2pm_jax.errors import UserError
+from rec2pm_jax.typing import Array, Events, State
 
 
 class UserState(NamedTuple):
@@ -19,9 +22,43 @@ class UserState(NamedTuple):
         memory once n >= R, and p = min(n, read_length) for the others.
       events: n, how many events the user has had.
       last_time: seconds since 1970 of the newest event that had a time, or None.
+      time_origin: seconds since 1970 of time 0 of the pending events.
     """
 
     state: State
     pending: Events
     events: int
     last_time: int | None
+    time_origin: int = 0
+
+    def with_time_origin(self, origin: int) -> UserState:
+        """Return the same user with pending times relative to another origin.
+
+        Args:
+          origin: seconds since 1970. That of a dataset moves when an older log is appended.
+        """
+        if origin == self.time_origin:
+            return self
+        pending = self.pending
+        if pending.times is not None:
+            pending = pending._replace(times=shift_times(pending.times, self.time_origin, origin))
+        return self._replace(pending=pending, time_origin=origin)
+
+
+def shift_times(times: Array, old: int, new: int) -> Array:
+    """Return times relative to an origin `new` instead of `old`, both seconds since 1970; int32 [n].
+
+    Raises:
+      UserError: int32 does not hold them.
+
+    >>> import numpy as np
+    >>> shift_times(np.array([5, 6], np.int32), old=100, new=90)
+    array([15, 16], dtype=int32)
+    """
+    shifted = np.asarray(times, np.int64) + (old - new)
+    if len(shifted) and np.abs(shifted).max() >= 2**31:
+        raise UserError(
+            f"Events of a user lie more than 68 years from {new} seconds after 1970, the first event "
+            "of the data: this model cannot represent both."
+        )
+    return cast(Array, shifted.astype(np.int32))
