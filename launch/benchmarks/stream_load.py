@@ -119,6 +119,9 @@ class Listed:
     def positions(self) -> Mapping[str, bytes]:
         return {"input:generated": str(self._next).encode()}
 
+    def notes(self) -> list[str]:
+        return []
+
     def close(self) -> None:
         pass
 
