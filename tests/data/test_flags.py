@@ -18,7 +18,7 @@ FUZZ = ROOT / "tests" / "helpers" / "fuzz_flags.py"
 
 @pytest.mark.parametrize("command", ["prepare", "inspect_data"])
 def test_extreme_flags(tmp_path, command):
-    """Random command lines in one process; see `fuzz_flags.py`."""
+    """Random command lines in one process; see `tests/helpers/fuzz_flags.py`."""
     log = random_log().drop("kind")
     log.write_csv(tmp_path / "log.csv")
     prepare_log(log, tmp_path, name="first")

@@ -6,6 +6,7 @@ import ast
 import dataclasses
 import io
 import re
+import sys
 import tokenize
 from functools import cache
 from pathlib import Path
@@ -133,7 +134,7 @@ def _modules() -> dict[str, list[Path]]:
 def resolves(name: str) -> bool:
     """Return whether a dotted name is a field of the configuration, or something in our code."""
     first, _, rest = name.partition(".")
-    if first in EXTERNAL:
+    if first in EXTERNAL or first in sys.stdlib_module_names:
         return True
     if first == "self":
         return rest.split(".")[0] in words()

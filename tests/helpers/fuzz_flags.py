@@ -67,7 +67,7 @@ def draw_line(rng: random.Random, names: list[str], good: dict[str, list[str]]) 
 
 
 def main(command: str, count: int) -> None:
-    """Run `count` lines of `launch.COMMAND`."""
+    """Run `count` command lines of one command of `launch`."""
     module = importlib.import_module(f"launch.{command}")
     known = flags.FLAGS.flags_by_module_dict()[f"launch.{command}"]
     names = sorted(flag.name for flag in known if flag.name not in LEFT_OUT)

@@ -12,9 +12,9 @@ A log without times has an order only: --time_column= --order_column=position. T
 --ties=keep states that the order of the file is meaningful.
 
 Ids are compared as text: the number 7 and the text "7" are one id. A row that equals another one in
-every column is an event, too; `dataset.json` counts such rows as duplicate_rows. `values.py` has the
-rules for single values. A row that cannot be used ends the preparation once all files are read, unless
---skip_invalid leaves it out.
+every column is an event, too; `dataset.json` counts such rows as duplicate_rows. The rules for single
+values are in `data/reading/values.py`. A row that cannot be used ends the preparation once all files
+are read, unless --skip_invalid leaves it out.
 """
 
 from __future__ import annotations

@@ -27,23 +27,21 @@ from rec2pm_jax.nn.attention.row_bands import group_blocks
 USERS, EVENTS, S = 2, 22, 4
 
 
-def reference(segments=0):
+def reference(item_window=None):
     """Two slots a group, one user shorter than the other."""
     return layouts.reference(
         jnp.array([EVENTS, 9], jnp.int32),
         jnp.arange(1, 6, dtype=jnp.int32)[None] * S,
+        layouts.Sizes(slots=2, groups=1, segment=S),
         num_items=EVENTS,
-        slots=2,
-        horizons=(EVENTS, S),
-        segment=S,
-        segments=segments,
+        item_window=item_window,
     )
 
 
 def masked():
     """Blocks with slots and items that begin anywhere."""
     lengths = jnp.array([[3, 3, 3, 3, 3, 3], [3, 3, 3, 3, 2, 0]], jnp.int32)
-    return layouts.masked(lengths, window=3, slots=2, max_groups=2, segment=3, rows=3)
+    return layouts.masked(lengths, layouts.Sizes(2, 2, 3), window=3, block_rows=3)
 
 
 LAYOUTS = {
