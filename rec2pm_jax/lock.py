@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from rec2pm_jax.errors import UserError
+from rec2pm_jax.write_errors import write_error
 
 
 @contextmanager
@@ -35,7 +36,7 @@ def alone_in(directory: Path) -> Iterator[None]:
         directory.mkdir(parents=True, exist_ok=True)
         lock = open(directory / ".lock", "a")  # noqa: SIM115 (closed by the `with` below)
     except OSError as error:
-        raise UserError(f"Cannot write {directory}: {error.strerror}.") from error
+        raise write_error(directory, error) from error
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import errno
+import contextlib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -11,14 +11,12 @@ import jax
 from rec2pm_jax.config import Config
 from rec2pm_jax.data.dataset import Dataset
 from rec2pm_jax.data.pipeline import train_iterator
-from rec2pm_jax.errors import UserError
 from rec2pm_jax.evaluation.validation import validate
 from rec2pm_jax.methods.method import Method
+from rec2pm_jax.training.checkpoint_store import cannot_write_error
 from rec2pm_jax.training.training_run import EvaluateFn, Summary, TrainingData, TrainingRun
 from rec2pm_jax.typing import Params
-
-# A full or read-only disk, or a missing permission: users can fix these.
-_CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG)
+from rec2pm_jax.write_errors import CANNOT_WRITE
 
 
 def train_and_evaluate(
@@ -123,16 +121,19 @@ def train_on(
     workdir = Path(workdir)
     run = TrainingRun(config, data, method, workdir, evaluate_fn, profile)
     try:
-        run.start()
-        while run.stop_reason is None:
-            run.take_step()
-        return run.finish()
-    except OSError as error:
-        if error.errno not in _CANNOT_WRITE:
+        try:
+            run.start()
+            while run.stop_reason is None:
+                run.take_step()
+            summary = run.finish()
+        except BaseException:
+            # The files of a full disk cannot be closed either: the first error is the one to report.
+            with contextlib.suppress(Exception):
+                run.close()
             raise
-        raise UserError(
-            f"Cannot write {error.filename or workdir} ({error.strerror}). Checkpoints are untouched: "
-            "free some space, or make it writable, and start the same command again."
-        ) from error
-    finally:
         run.close()
+        return summary
+    except OSError as error:
+        if error.errno not in CANNOT_WRITE:
+            raise
+        raise cannot_write_error(Path(error.filename or workdir), error) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
@@ -181,9 +182,10 @@ class TrainingRun:
     def close(self) -> None:
         """Close the files, restore the signal handler, and write an unfinished trace."""
         resources = (self._preemption, self._trace, self._bar, self._writer, self._checkpoints)
-        for resource in resources:
-            if resource is not None:
-                resource.close()
+        with contextlib.ExitStack() as stack:  # closes all of them, also after an error
+            for resource in reversed(resources):
+                if resource is not None:
+                    stack.callback(resource.close)
 
     def _collect_pending(self) -> None:
         """Fetch the metrics of the last step, check them and add them to the window."""
