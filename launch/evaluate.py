@@ -20,6 +20,7 @@ from rec2pm_jax.config_dict import to_dict
 from rec2pm_jax.data.dataset import open_dataset
 from rec2pm_jax.data.splits import SPLITS
 from rec2pm_jax.data.splits import settings as protocol_settings
+from rec2pm_jax.devices import describe_devices
 from rec2pm_jax.errors import UserError
 from rec2pm_jax.evaluation.diagnostics import memory_diagnostics
 from rec2pm_jax.evaluation.evaluator import evaluate
@@ -106,6 +107,8 @@ def main(_: list[str]) -> None:
     if bool(args.workdir) == bool(args.heuristic):
         raise UserError("Pass one of --workdir=DIR and --heuristic=NAME.")
     record = evaluate_workdir(args) if args.workdir else evaluate_baseline(args)
+    if args.workdir:
+        print(f"devices: {describe_devices()}")
     print(setting_line(record))
     print(metrics_table([record]))
     if "diagnostics" in record:

@@ -14,6 +14,7 @@ from rec2pm_jax.data.pipeline import train_iterator
 from rec2pm_jax.evaluation.validation import validate
 from rec2pm_jax.methods.method import Method
 from rec2pm_jax.training.checkpoint_store import cannot_write_error
+from rec2pm_jax.training.run_checks import check_features
 from rec2pm_jax.training.training_run import EvaluateFn, Summary, TrainingData, TrainingRun
 from rec2pm_jax.typing import Params
 from rec2pm_jax.write_errors import CANNOT_WRITE
@@ -45,6 +46,9 @@ def train_and_evaluate(
     Returns:
       The contents of `train/summary.json`.
 
+    Raises:
+      UserError: as `train_on`, or the data lack what the model reads, see `check_features`.
+
     Example:
 
     >>> import contextlib, io, tempfile
@@ -71,6 +75,7 @@ def train_and_evaluate(
     def validate_default(params: Params) -> Mapping[str, float]:
         return validate(method, params, dataset, max_users=config.train.eval_users)
 
+    check_features(config, dataset)
     batches = train_iterator(
         dataset,
         config.data,

@@ -13,6 +13,7 @@ import jax
 
 from rec2pm_jax.config import Config
 from rec2pm_jax.config_dict import to_dict
+from rec2pm_jax.devices import check_platform, describe_devices
 from rec2pm_jax.json_file import write_json
 from rec2pm_jax.methods.method import Method
 from rec2pm_jax.methods.registry import config_hash
@@ -67,6 +68,7 @@ class TrainingRun:
         """Prepare a run; arguments as in `loop.train_on`."""
         self.config, self.data, self.method = config, data, method
         self.workdir, self.evaluate_fn = workdir, evaluate_fn
+        check_platform(config.compute)
         self._is_main = jax.process_index() == 0
         self._schedule = make_schedule(config.optim, config.train.steps)
         self._partition = make_partition(config, method)
@@ -244,10 +246,15 @@ class TrainingRun:
             "data_hash": self.data.content_hash,
             "config": config_hash(self.config),
             "items": self.method.num_items,
+            "devices": self._describe_devices(),
             "start": f"resumed at step {step}" if step else "step 0",
         }
         self._print(format_settings(self.config, facts))
         self._print(format_parameters(self._partition.abstract.params))
+
+    def _describe_devices(self) -> str:
+        used, found = self.config.compute.devices, describe_devices()
+        return f"{used} of {found}" if used else found
 
     def _print(self, text: str) -> None:
         """Print in process 0 only."""
