@@ -1,17 +1,20 @@
-"""An exclusive lock on a directory, so that one process at a time works in it."""
+"""Exclusive locks on a directory or a file, so that one process at a time writes there."""
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
+import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from rec2pm_jax.errors import UserError
 from rec2pm_jax.write_errors import write_error
 
+_log = logging.getLogger(__name__)
 
-@contextmanager
+
+@contextlib.contextmanager
 def alone_in(directory: Path) -> Iterator[None]:
     """Lock a directory until the block ends.
 
@@ -32,16 +35,41 @@ def alone_in(directory: Path) -> Iterator[None]:
       ...
     rec2pm_jax.errors.UserError: ... is in use by another process: wait for it or end it.
     """
+    with _locked(directory, directory / ".lock"):
+        yield
+
+
+@contextlib.contextmanager
+def only_writer_of(path: Path) -> Iterator[None]:
+    """Lock a file that is written again and again until the block ends.
+
+    The lock is `.NAME.lock` beside it.
+
+    Args:
+      path: the file; its directory is made if needed.
+
+    Raises:
+      UserError: as `alone_in`.
+    """
+    with _locked(path, path.parent / f".{path.name}.lock"):
+        yield
+
+
+@contextlib.contextmanager
+def _locked(what: Path, path: Path) -> Iterator[None]:
+    """Lock `what` by the lock file `path`."""
     try:
-        directory.mkdir(parents=True, exist_ok=True)
-        lock = open(directory / ".lock", "a")  # noqa: SIM115 (closed by the `with` below)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = open(path, "a")  # noqa: SIM115 (closed by the `with` below)
     except OSError as error:
-        raise write_error(directory, error) from error
+        raise write_error(what, error) from error
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise UserError(
-                f"{directory} is in use by another process: wait for it or end it."
+                f"{what} is in use by another process: wait for it or end it."
             ) from error
+        except OSError as error:  # some network file systems have no locks
+            _log.warning("Cannot lock %s (%s): let one process write there.", what, error.strerror)
         yield

@@ -12,6 +12,7 @@ from rec2pm_jax.config import Config
 from rec2pm_jax.data.dataset import Dataset
 from rec2pm_jax.data.pipeline import train_iterator
 from rec2pm_jax.evaluation.validation import validate
+from rec2pm_jax.lock import alone_in
 from rec2pm_jax.methods.method import Method
 from rec2pm_jax.training.checkpoint_store import cannot_write_error
 from rec2pm_jax.training.run_checks import check_features
@@ -119,26 +120,34 @@ def train_on(
       The contents of `train/summary.json`.
 
     Raises:
-      UserError: the workdir belongs to another run, none of its checkpoints is readable or one
-        cannot be written; a loss or gradient is not finite; a bucket of a sharded table overflows.
+      UserError: another process trains in the workdir, it belongs to another run, none of its
+        checkpoints is readable or one cannot be written; a loss or gradient is not finite; a bucket
+        of a sharded table overflows.
       Preempted: SIGTERM was received; the last step is saved.
     """
     workdir = Path(workdir)
-    run = TrainingRun(config, data, method, workdir, evaluate_fn, profile)
     try:
-        try:
-            run.start()
-            while run.stop_reason is None:
-                run.take_step()
-            summary = run.finish()
-        except BaseException:
-            # The files of a full disk cannot be closed either: the first error is the one to report.
-            with contextlib.suppress(Exception):
-                run.close()
-            raise
-        run.close()
-        return summary
+        # The processes of a job share the workdir, so one of them holds the lock for all.
+        is_main = jax.process_index() == 0
+        with alone_in(workdir / "train") if is_main else contextlib.nullcontext():
+            return _train(TrainingRun(config, data, method, workdir, evaluate_fn, profile))
     except OSError as error:
         if error.errno not in CANNOT_WRITE:
             raise
         raise cannot_write_error(Path(error.filename or workdir), error) from error
+
+
+def _train(run: TrainingRun) -> Summary:
+    """Take all steps of a run and close it."""
+    try:
+        run.start()
+        while run.stop_reason is None:
+            run.take_step()
+        summary = run.finish()
+    except BaseException:
+        # The files of a full disk cannot be closed either: the first error is the one to report.
+        with contextlib.suppress(Exception):
+            run.close()
+        raise
+    run.close()
+    return summary
