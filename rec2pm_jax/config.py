@@ -177,7 +177,8 @@ class MethodConfig:
     method names the fields it reads when it registers (`methods/registry.py`).
 
     Attributes:
-      name: a registered method: rec2pm, tok_serial, kv_mask, full or recent.
+      name: a registered method: rec2pm, tok_serial, kv_mask, persrec (kv_mask as in PerSRec's code),
+        full or recent.
       memory: overwrite (one group of C slots) or append (the newest `max_groups` groups).
       slots: C, memory tokens per group.
       max_groups: G, groups that append keeps.
