@@ -24,6 +24,7 @@ from rec2pm_jax.methods import kv_mask
 from rec2pm_jax.methods.registry import make_method
 from rec2pm_jax.methods.windows import cut_windows
 from rec2pm_jax.nn.catalogue import losses
+from rec2pm_jax.presets import load_preset
 from rec2pm_jax.typing import Events
 
 HERE = Path(__file__).parent
@@ -297,6 +298,13 @@ def test_serving_the_masked_pass_segment_by_segment(form):
             session, _ = method.open_session(params, state, Events(rest * before), before)
             _, stepped = method.step_session(params, session, Events(ids[:, length - 1 : length]))
             np.testing.assert_allclose(stepped, found, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("preset", ["ml1m_hstu", "ml1m_hstu_large"])
+def test_presets_of_peers_divide_by_their_length(preset):
+    """200 events, 10 outputs, and 1."""
+    method = make_method(load_preset(preset), 10)
+    assert method.network.backbone.spec.score_norm == 211
 
 
 def test_the_masked_fixture_has_the_mask_of_its_description():
