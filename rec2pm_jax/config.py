@@ -124,7 +124,7 @@ class ModelConfig:
         `nn/layers/sasrec.py`.
       relative_bias: hstu: none, position, or position_time (needs a dataset with times).
       score_norm: hstu: N, the constant that divides attention scores. None: the training window.
-      event_types: event types that are embedded. 0: types are not used.
+      event_types: event types that are embedded: all that the dataset has. 0: types are not used.
       dtype: compute dtype, float32 or bfloat16. Parameters are float32.
       table: whole (each device holds the item table) or sharded (each device holds some rows).
 

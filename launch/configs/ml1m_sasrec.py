@@ -14,7 +14,8 @@ As theirs: no validation split, the best of all evaluated steps on the test targ
 
 Unlike theirs:
 - Windows of 201 events are cut anywhere in a history, not only at its end.
-- An epoch of 6,040 users in batches of 128 counts as 47 steps; evaluation takes place every five epochs.
+- An epoch of 6,040 users in batches of 128 counts as 47 steps.
+- Evaluation takes place every five epochs.
 - Projections of queries, keys, values and outputs start with LeCun's normal distribution (theirs:
   Xavier's, over the stacked projections), and all biases at 0 (theirs: torch's uniform default).
 - The table of positions has 200 rows (theirs: 211, of which 200 are used), and their padding is on the

@@ -26,7 +26,8 @@ position pooled over the batch (8 * 1000), temperature .05. The default recipe d
 
 N, which divides attention scores, is the window of 1,000 events for all methods. PerSRec's code divides
 by the length of its pass: `--config.method.name=persrec --config.model.score_norm=1016` is KV-Mask in
-its form, with 4 tokens after each of the first 4 segments. Unlike its data sets, padding is on the right.
+its form, with 4 tokens after each of the first 4 segments. Padding is on
+the right, unlike in its data sets.
 """
 
 from __future__ import annotations

@@ -247,6 +247,7 @@ class TrainingRun:
             "config": config_hash(self.config),
             "items": self.method.num_items,
             "devices": self._describe_devices(),
+            "curves": f"tensorboard --logdir={self.workdir / 'train' / 'tensorboard'}",
             "start": f"resumed at step {step}" if step else "step 0",
         }
         self._print(format_settings(self.config, facts))

@@ -60,9 +60,7 @@ CASES = {
         {"launch.experiments.comparison": ["train_and_test"]},
         ("data", "workdir", "json", "png", "methods", "runs", "split"),
     ),
-    "evaluate": Case(
-        _RUN + " --json={d}/{n}.json", {"launch.evaluate": ["evaluate", "memory_diagnostics"]}
-    ),
+    "evaluate": Case(_RUN + " --json={d}/{n}.json", {"launch.evaluate": ["evaluate_run"]}),
     "evaluate heuristic": Case(
         "--heuristic=personal_frequency --data={d}/data --json={d}/{n}.json --protocol=temporal "
         "--split_time=2020-01-08",
