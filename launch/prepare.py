@@ -38,7 +38,7 @@ flags.DEFINE_boolean(
     "Keep the events that these drop beside the dataset, so that --append counts them, too.",
 )
 flags.DEFINE_string("ties", "", "Equal timestamps of a user: shuffle or keep; empty: by source.")
-flags.DEFINE_integer("seed", 0, "Seed of the tie shuffle and of the synthetic source.")
+flags.DEFINE_integer("seed", 0, "Seed of the tie shuffle and of the synthetic source.", 0)
 flags.DEFINE_integer("shards", 0, "Record files; 0 chooses by size.")
 flags.DEFINE_string("max_memory", "4GiB", "Memory to use for events, e.g. 500MB or 4GiB.")
 flags.DEFINE_boolean("overwrite", False, "Replace another prepared dataset in output_dir.")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging as standard_logging
-import math
 import os
 import re
 import sys
@@ -112,8 +111,8 @@ def parse_flags(argv: list[str]) -> list[str]:
 
 
 def _check_number(name: str, value: object) -> None:
-    if isinstance(value, float) and not math.isfinite(value):
-        raise UserError(f"--{name}={value} must be a finite number.")
+    if isinstance(value, float) and not abs(value) < 1e30:  # true of nan, too
+        raise UserError(f"--{name}={value} must be a finite number below 1e30.")
     if isinstance(value, int) and abs(value) >= 2**63:
         raise UserError(f"--{name}={value} must fit 64 bits.")
 

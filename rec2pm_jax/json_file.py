@@ -15,6 +15,8 @@ from typing import Any
 def replaced_file(path: Path) -> Iterator[Path]:
     """Give the block a temporary path, and rename that file to `path` when the block ends.
 
+    A device or a pipe, such as /dev/null or /dev/stdout, is given itself: it must not be replaced.
+
     Args:
       path: the file; missing parent directories are created.
 
@@ -23,6 +25,9 @@ def replaced_file(path: Path) -> Iterator[Path]:
     """
     if path.is_dir():
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if path.exists() and not path.is_file():
+        yield path
+        return
     temporary = path.parent / f".{path.name}.{os.getpid()}.tmp"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -43,7 +43,7 @@ def alone_in(directory: Path) -> Iterator[None]:
 def only_writer_of(path: Path) -> Iterator[None]:
     """Lock a file that is written again and again until the block ends.
 
-    The lock is `.NAME.lock` beside it.
+    The lock is `.NAME.lock` beside it. A device or a pipe, such as /dev/null, has no lock.
 
     Args:
       path: the file; its directory is made if needed.
@@ -51,7 +51,9 @@ def only_writer_of(path: Path) -> Iterator[None]:
     Raises:
       UserError: as `alone_in`.
     """
-    with _locked(path, path.parent / f".{path.name}.lock"):
+    is_device = path.exists() and not (path.is_file() or path.is_dir())
+    lock = _locked(path, path.parent / f".{path.name}.lock")
+    with contextlib.nullcontext() if is_device else lock:
         yield
 
 

@@ -119,6 +119,7 @@ class SuiteResults:
             variant = display_name(result.record)
             result.record.update(run=f"{name}/heuristics/{variant}", variant=variant)
             users = self.users_path(result.record["run"])
+            users.parent.mkdir(parents=True, exist_ok=True)
             write_user_values(users, [result])
             self.records.append(result.record)
         write_records(self.path, self.records)

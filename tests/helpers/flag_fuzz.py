@@ -2,8 +2,9 @@
 
     python -m tests.helpers.flag_fuzz COMMAND DIRECTORY REPORT
 
-DIRECTORY holds a dataset `data` and a run `run`. The work behind the flags is replaced, so what is
-tried is all that happens before it. REPORT is JSON: the calls that did not end well, and counts.
+DIRECTORY holds a dataset `data`, a run `run`, a store `store` and a page `page.md`. The work behind the
+flags is replaced, so what is tried is all that happens before it. REPORT is JSON: the calls that did
+not end well, and counts.
 """
 
 from __future__ import annotations
@@ -22,11 +23,12 @@ from typing import Any, NamedTuple
 
 from absl import flags
 
+# No path of the machine: the commands write to what they are given, perhaps as root.
 VALUES = {
     "int": ["-1", "0", "2147483647", "1" + 30 * "0", "-1" + 30 * "0", "1.5", "nan", "x", ""],
     "float": ["nan", "inf", "-inf", "-1", "0", "1e29", "1e308", "x", ""],
     "bool": ["maybe", ""],
-    "text": ["", ".", "..", "/dev/null", "/dev/null/x", "/proc/none", "x" * 5000, "(", "\u00e9\n,"],
+    "text": ["", ".", "..", "page.md/x", "no/such/place", "x" * 5000, "(", "\u00e9\n,"],
 }
 MEMORY = 12 << 30  # bytes: a value that asks for more is an error, not a killed machine
 
@@ -38,6 +40,7 @@ class Case(NamedTuple):
       arguments: flags; {d} is the directory, {n} a new number in each call.
       replaced: module -> names in it that end the call instead of working.
       prefix: only flags whose names start with one of these are changed; empty: all.
+      limited: whether memory is limited; not for stores, which map much of it.
       needs: a module without which even the working command line is refused.
     """
 
@@ -45,6 +48,7 @@ class Case(NamedTuple):
     replaced: dict[str, list[str]]
     prefix: tuple[str, ...] = ("",)
     needs: str = "json"
+    limited: bool = True
 
 
 _RUN = "--workdir={d}/run"
@@ -81,6 +85,23 @@ CASES = {
         needs="libtpu",
     ),
     "export": Case(_RUN + " --output={d}/export{n}", {"launch.export": ["write_export"]}),
+    "inspect_data": Case(
+        "--data={d}/data --max_events=100", {"launch.inspect_data": ["inspect_dataset"]}
+    ),
+    "rebuild_memory": Case(
+        _RUN + " --output={d}/store{n}", {"launch.rebuild_memory": ["rebuild"]}, limited=False
+    ),
+    "tidy_store": Case("--store={d}/store --expired", {}, limited=False),
+    "stream": Case(
+        _RUN + " --events={d}/page.md --output={d}/{n}.out --noprogress",
+        {"launch.stream": ["run_stream"]},
+        limited=False,
+    ),
+    "prepare": Case(
+        "--source=synthetic --synthetic_users=5 --synthetic_items=60 --synthetic_length=40 "
+        "--noprogress --output_dir={d}/prepared{n}",
+        {},
+    ),
     "list_fields": Case("--page={d}/page.md", {}),
     "demo": Case("--output_dir={d}/demo{n}", {"launch.demo": ["prepare"]}),
 }
@@ -153,7 +174,8 @@ def main(command: str, directory: str, report: str) -> None:
         module.define_flags()
     for where, names in case.replaced.items():
         replace(where, names)
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+    if case.limited:
+        resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     wrong, counts = {}, {"calls": 0, "accepted": 0}
     for number, change in enumerate(list_calls(case)):
         arguments = case.arguments.format(d=directory, n=number).split()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
+import stat
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -89,6 +91,19 @@ def test_a_file_with_two_writers_is_always_one_of_theirs(tmp_path):
         assert path.read_text() in texts
     assert [writer.exitcode for writer in writers] == [0, 0]
     assert [file.name for file in tmp_path.iterdir()] == ["x.json"]
+
+
+def test_a_pipe_is_written_to_and_not_replaced(tmp_path):
+    """So is /dev/null, which root could replace by a file."""
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    with only_writer_of(path):
+        write_json(path, [1])
+    assert json.loads(os.read(reader, 100)) == [1]
+    os.close(reader)
+    assert stat.S_ISFIFO(path.stat().st_mode)
+    assert [file.name for file in tmp_path.iterdir()] == ["pipe"]
 
 
 @pytest.mark.slow

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from rec2pm_jax.stream.stores.base import open_store
 from tests.helpers.flag_fuzz import CASES
 
 ROOT = Path(__file__).parents[2]
@@ -49,7 +50,7 @@ def finish(process):
 
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory):
-    """A tiny dataset, a tiny run, and a page."""
+    """A tiny dataset, a tiny run, an empty store, and a page."""
     path = tmp_path_factory.mktemp("fuzz")
     sizes = ("--synthetic_users=60", "--synthetic_items=60", "--synthetic_length=60")
     finish(
@@ -66,6 +67,7 @@ def directory(tmp_path_factory):
     finish(launch(path, "launch.train", "--config=base", *fields, "--data=data", "--workdir=run"))
     (path / "complete_journey_types").symlink_to("data")
     (path / "synthetic").symlink_to("data")
+    open_store(str(path / "store")).close()
     shutil.copy(ROOT / "docs/training.md", path / "page.md")
     return path
 
