@@ -19,7 +19,7 @@ def find_devices() -> list[jax.Device]:
     try:
         return jax.devices()
     except (RuntimeError, AssertionError) as error:  # JAX's assertion has no message
-        wanted = jax.config.jax_platforms
+        wanted = jax.config.values["jax_platforms"]
         reason = (str(error).splitlines() or [""])[0][:200]
         raise UserError(
             f"JAX finds no device for JAX_PLATFORMS={wanted}{reason and f' ({reason})'}: unset it, or "

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-from pathlib import Path
 
 from rec2pm_jax.errors import UserError
 
@@ -17,7 +16,7 @@ CANNOT_WRITE = (
 )
 
 
-def write_error(path: str | Path, error: Exception, advice: str = "") -> UserError:
+def write_error(path: str | os.PathLike, error: Exception, advice: str = "") -> UserError:
     """Return the error for a file or directory that cannot be written.
 
     Args:

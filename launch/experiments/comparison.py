@@ -78,24 +78,23 @@ def compare_runs(
     if len(names) < 2:
         raise UserError(f"--runs={','.join(workdirs)}: name at least two different runs.")
     loaded = [load_run(name, data=data) for name in names]
+    other = loaded[0]
     for name, run in zip(names, loaded, strict=True):
-        for what, own, first in (
-            ("data (content hash)", run.dataset.content_hash, loaded[0].dataset.content_hash),
-            ("config.data.protocol", run.config.data.protocol, loaded[0].config.data.protocol),
+        for what, found, expected in (
+            ("data (content hash)", run.dataset.content_hash, other.dataset.content_hash),
+            ("config.data.protocol", run.config.data.protocol, other.config.data.protocol),
         ):
-            if own != first:
+            if found != expected:
                 raise UserError(
-                    f"{names[0]} and {name} differ in {what}: {first} and {own}; runs are compared "
-                    "on the same targets."
+                    f"{names[0]} and {name} differ in {what}: {expected} and {found}; runs are "
+                    "compared on the same targets."
                 )
     results = [evaluate_run(run, EvalSpec(split)) for run in loaded]
     first = results[0].evaluation
     for name, row in zip(names, results, strict=True):
-        found = row.evaluation
-        if not (
-            np.array_equal(found.user, first.user)
-            and np.array_equal(found.position, first.position)
-        ):
+        own = row.evaluation
+        same_users = np.array_equal(own.user, first.user)
+        if not (same_users and np.array_equal(own.position, first.position)):
             raise UserError(f"{names[0]} and {name} have other held-out events (config.data).")
         row.record["run"] = name
     for row in results:

@@ -84,7 +84,8 @@ class MetricWriter:
     def close(self) -> None:
         """Close all files."""
         with contextlib.ExitStack() as stack:  # closes all of them, also after an error
-            for file in (*self._files.values(), self._board):
+            stack.callback(self._board.close)
+            for file in self._files.values():
                 stack.callback(file.close)
 
 
