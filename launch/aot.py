@@ -27,6 +27,8 @@ from rec2pm_jax import cli
 from rec2pm_jax.config import Config
 from rec2pm_jax.config_dict import to_dict
 from rec2pm_jax.evaluation.record import write_records
+from rec2pm_jax.json_file import replaced_file
+from rec2pm_jax.lock import only_writer_of
 from rec2pm_jax.provenance import git_commit
 from rec2pm_jax.training.partition import make_mesh
 
@@ -66,10 +68,11 @@ def main(_) -> None:
     config = programs.for_tpu(get_config())
     described = [(name, *chips.describe_topology(name)) for name in args.topology]
     records = []
-    for name, chip, devices in described:
-        records.append(_compile(config, name, chip, devices))
-        print(report.format_text(records[-1]), flush=True)
-        write_records(args.json, records if len(described) > 1 else records[0])
+    with only_writer_of(Path(args.json)):
+        for name, chip, devices in described:
+            records.append(_compile(config, name, chip, devices))
+            print(report.format_text(records[-1]), flush=True)
+            write_records(args.json, records if len(described) > 1 else records[0])
     if len(records) > 1:
         print(report.format_table(records))
     print(f"written to {args.json}")
@@ -88,7 +91,8 @@ def _compile(
     program = programs.BUILDERS[args.step](config, items, make_mesh(devices))
     compiled, seconds = report.compile_program(program)
     if args.hlo:
-        Path(args.hlo).write_text(str(compiled.as_text()))
+        with replaced_file(Path(args.hlo)) as temporary:
+            temporary.write_text(str(compiled.as_text()))
     return {
         "topology": topology,
         "step": args.step,

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import os
 import re
+from pathlib import Path
 from typing import Any
 
 from absl import flags
@@ -39,6 +40,7 @@ from launch.benchmarks import (
 from rec2pm_jax import cli
 from rec2pm_jax.errors import UserError
 from rec2pm_jax.evaluation.record import write_records
+from rec2pm_jax.lock import only_writer_of
 
 SUITES = {  # name -> (smoke) -> cases
     "train": train.make_cases,
@@ -74,9 +76,15 @@ def main(_) -> None:
         cache=args.compilation_cache,
         max_rss=args.max_gb * 1e9 or 0.6 * _free_memory(),
     )
-    if args.suite in COMMANDS:
-        _measure_command(settings)
-        return
+    with only_writer_of(Path(args.json)):
+        if args.suite in COMMANDS:
+            _measure_command(settings)
+        else:
+            _measure_rows(settings)
+
+
+def _measure_rows(settings: driver.Settings) -> None:
+    args = flags.FLAGS
     cases = [case for case in SUITES[args.suite](args.smoke) if re.search(args.only, case.name)]
     if not cases:
         names = "\n".join(case.name for case in SUITES[args.suite](args.smoke))

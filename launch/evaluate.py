@@ -16,19 +16,18 @@ from absl import flags
 
 from rec2pm_jax import cli
 from rec2pm_jax.config import DataConfig
-from rec2pm_jax.config_dict import to_dict
 from rec2pm_jax.data.dataset import open_dataset
 from rec2pm_jax.data.splits import SPLITS
 from rec2pm_jax.data.splits import settings as protocol_settings
+from rec2pm_jax.devices import describe_devices
 from rec2pm_jax.errors import UserError
 from rec2pm_jax.evaluation.diagnostics import memory_diagnostics
-from rec2pm_jax.evaluation.evaluator import evaluate
 from rec2pm_jax.evaluation.heuristic import Heuristic, evaluate_heuristic
 from rec2pm_jax.evaluation.record import write_records
 from rec2pm_jax.evaluation.report import diagnostics_table, metrics_table, setting_line
 from rec2pm_jax.evaluation.spec import EvalSpec
-from rec2pm_jax.methods.registry import config_hash
 from rec2pm_jax.provenance import git_commit
+from rec2pm_jax.runs import evaluate_run
 from rec2pm_jax.training.trained_run import load_run
 
 flags.DEFINE_string("workdir", "", "Directory of a training run.")
@@ -69,13 +68,7 @@ def evaluate_workdir(args: Any) -> dict[str, Any]:
         max_segments=args.max_segments or None,
         batch_size=args.batch_size,
     )
-    record = evaluate(run.method, run.params, run.dataset, spec).record(
-        config=to_dict(run.config),
-        config_hash=config_hash(run.config),
-        seed=run.config.train.seed,
-        step=run.meta["step"],
-        git_commit=git_commit(),
-    )
+    record = evaluate_run(run, spec).record
     if args.diagnostics:
         record["diagnostics"] = memory_diagnostics(run.method, run.params, run.dataset, spec)
     return record
@@ -106,6 +99,8 @@ def main(_: list[str]) -> None:
     if bool(args.workdir) == bool(args.heuristic):
         raise UserError("Pass one of --workdir=DIR and --heuristic=NAME.")
     record = evaluate_workdir(args) if args.workdir else evaluate_baseline(args)
+    if args.workdir:
+        print(f"devices: {describe_devices()}")
     print(setting_line(record))
     print(metrics_table([record]))
     if "diagnostics" in record:

@@ -16,7 +16,6 @@ from rec2pm_jax.data.dataset import open_dataset
 from rec2pm_jax.evaluation.inspection import format_report, inspect_dataset
 from rec2pm_jax.evaluation.inspection.figures import draw_figures
 from rec2pm_jax.evaluation.record import dataset_name
-from rec2pm_jax.os_errors import plain_os_errors
 from rec2pm_jax.plotting import pyplot
 
 flags.DEFINE_string("data", None, "Directory made by launch.prepare.")
@@ -27,11 +26,7 @@ flags.mark_flags_as_required(["data"])
 
 def main(_: list[str]) -> None:
     """Print the report, and draw the figures if --output is given."""
-    with plain_os_errors():
-        _inspect(flags.FLAGS)
-
-
-def _inspect(args: flags.FlagValues) -> None:
+    args = flags.FLAGS
     if args.output:
         pyplot()  # reports at once that matplotlib is missing
     dataset = open_dataset(args.data)

@@ -26,7 +26,6 @@ from rec2pm_jax.data.options import PrepareOptions
 from rec2pm_jax.data.prepare import append, compact, list_logs, prepare, summary, undo_append
 from rec2pm_jax.data.sources import describe_sources
 from rec2pm_jax.errors import UserError
-from rec2pm_jax.os_errors import plain_os_errors
 
 flags.DEFINE_string("source", None, "What to read; see --list.")
 flags.DEFINE_boolean("list", False, "Print the datasets that can be read, and how to get them.")
@@ -41,7 +40,7 @@ flags.DEFINE_boolean(
     "Keep the events that these drop beside the dataset, so that --append counts them, too.",
 )
 flags.DEFINE_string("ties", "", "Equal timestamps of a user: shuffle or keep; empty: by source.")
-flags.DEFINE_integer("seed", 0, "Seed of the tie shuffle and of the synthetic source.")
+flags.DEFINE_integer("seed", 0, "Seed of the tie shuffle and of the synthetic source.", 0)
 flags.DEFINE_integer("shards", 0, "Record files; 0 chooses by size.")
 flags.DEFINE_string("max_memory", "4GiB", "Memory to use for events, e.g. 500MB or 4GiB.")
 flags.DEFINE_boolean("overwrite", False, "Replace another prepared dataset in output_dir.")
@@ -114,8 +113,7 @@ def _prepare_with_beam(options: PrepareOptions, runner: str) -> dict:
 
 def main(_: list[str]) -> None:
     """Run the task that the flags name, and print a summary of the dataset."""
-    with plain_os_errors():
-        print(_run_task(flags.FLAGS))
+    print(_run_task(flags.FLAGS))
 
 
 def _run_task(args: flags.FlagValues) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging as standard_logging
 import os
 import re
@@ -13,8 +14,13 @@ from typing import NoReturn
 import jax
 from absl import app, flags, logging
 
+from rec2pm_jax.devices import find_devices
 from rec2pm_jax.errors import UserError
+from rec2pm_jax.os_errors import CANNOT_WRITE, NO_ROOM, write_error
 from rec2pm_jax.training.preemption import EXIT_PREEMPTED, Preempted
+
+EXIT_INTERRUPTED = 130  # as shells report SIGINT
+_OUT_OF_MEMORY = "RESOURCE_EXHAUSTED"
 
 _CACHES = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
 
@@ -35,6 +41,27 @@ def run(main: Callable[[list[str]], None]) -> None:
       main: the command, called once flags are parsed.
     """
 
+    # Orbax logs every phase of a save and warns of every directory that it only reads.
+    # --verbosity=0 brings those lines back. Warnings of this package stay.
+    logging.set_verbosity(logging.ERROR)
+    standard_logging.getLogger("rec2pm_jax").setLevel(standard_logging.WARNING)
+    try:
+        try:
+            app.run(guard(main), flags_parser=parse_flags)
+        finally:
+            sys.stdout.flush()  # here, as an error while the interpreter ends cannot be caught
+    except BrokenPipeError:
+        _drop_output()
+        _fail("The reader of this command's output has closed it, so the command ended.")
+
+
+def guard(main: Callable[[list[str]], None]) -> Callable[[list[str]], None]:
+    """Return `main` with one line for each error that a user can put right.
+
+    Args:
+      main: the command, called once flags are parsed.
+    """
+
     def guarded(argv: list[str]) -> None:
         try:
             if len(argv) > 1:
@@ -46,12 +73,23 @@ def run(main: Callable[[list[str]], None]) -> None:
             sys.exit(EXIT_PREEMPTED)
         except UserError as error:
             _fail(error)
+        except KeyboardInterrupt:
+            _fail("Interrupted.", EXIT_INTERRUPTED)
+        except OSError as error:
+            if error.errno not in CANNOT_WRITE:
+                raise
+            _fail(_describe_os_error(error))
+        except (AssertionError, RuntimeError, MemoryError) as error:
+            if not isinstance(error, MemoryError):
+                _check_devices()
+            if not isinstance(error, MemoryError) and _OUT_OF_MEMORY not in str(error):
+                raise
+            _fail(
+                f"Out of memory ({(str(error).splitlines() or ['no more is known'])[0][:200]}): "
+                "use a smaller batch or model, or more micro-batches (compute.accumulate)."
+            )
 
-    # Orbax logs every phase of a save and warns of every directory that it only reads.
-    # --verbosity=0 brings those lines back. Warnings of this package stay.
-    logging.set_verbosity(logging.ERROR)
-    standard_logging.getLogger("rec2pm_jax").setLevel(standard_logging.WARNING)
-    app.run(guarded, flags_parser=parse_flags)
+    return guarded
 
 
 def parse_flags(argv: list[str]) -> list[str]:
@@ -64,9 +102,19 @@ def parse_flags(argv: list[str]) -> list[str]:
       The program name and all arguments that are not flags.
     """
     try:
-        return flags.FLAGS(argv)
+        rest = flags.FLAGS(argv)
+        for name, value in flags.FLAGS.flag_values_dict().items():
+            _check_number(name, value)
+        return rest
     except (flags.Error, UserError) as error:
         _fail(error)
+
+
+def _check_number(name: str, value: object) -> None:
+    if isinstance(value, float) and not abs(value) < 1e30:  # true of nan, too
+        raise UserError(f"--{name}={value} must be a finite number below 1e30.")
+    if isinstance(value, int) and abs(value) >= 2**63:
+        raise UserError(f"--{name}={value} must fit 64 bits.")
 
 
 def define_only(what: str) -> None:
@@ -100,6 +148,26 @@ def use_compilation_cache(directory: str) -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 
-def _fail(error: Exception) -> NoReturn:
-    print("error: " + " ".join(str(error).split()), file=sys.stderr)
-    sys.exit(1)
+def _check_devices() -> None:
+    """Fail if the error in hand is that JAX has no devices."""
+    try:
+        find_devices()
+    except UserError as error:
+        _fail(error)
+
+
+def _describe_os_error(error: OSError) -> str:
+    if error.errno in NO_ROOM:
+        return str(write_error(error.filename or "the disk", error))
+    return f"{error.filename}: {error.strerror}." if error.filename else f"{error.strerror}."
+
+
+def _drop_output() -> None:
+    """Send what is left of the output nowhere: the interpreter writes it when it ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _fail(error: Exception | str, code: int = 1) -> NoReturn:
+    with contextlib.suppress(BrokenPipeError):
+        print("error: " + " ".join(str(error).split()), file=sys.stderr)
+    sys.exit(code)

@@ -7,6 +7,7 @@ configuration to and from plain values. `methods/registry.py` computes the hash 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterable
 
 from rec2pm_jax.errors import UserError, nearest
@@ -41,6 +42,19 @@ def _one_of(value: str, options: tuple[str, ...], field: str) -> None:
         )
 
 
+LARGEST_INT = 2**31 - 1  # devices count in 32 bits
+
+
+def _check_representable(section: str, config: object) -> None:
+    """Check that numbers are finite and fit the arithmetic of devices."""
+    for field, value in vars(config).items():
+        if isinstance(value, float):
+            _require(math.isfinite(value), f"{section}.{field}", "finite", value)
+            _require(abs(value) < 1e30, f"{section}.{field}", "below 1e30", value)
+        elif isinstance(value, int) and field != "seed":
+            _require(value <= LARGEST_INT, f"{section}.{field}", "below 2**31", value)
+
+
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
     """How histories are cut and split. `methods/segments.py` holds the arithmetic.
@@ -66,6 +80,7 @@ class DataConfig:
     holdout_fraction: float = 0.1
 
     def __post_init__(self) -> None:
+        _check_representable("data", self)
         _require_at_least(1, "data", self, ("segment", "segments"))
         _require(
             1 <= self.recent <= self.segment,
@@ -109,7 +124,7 @@ class ModelConfig:
         `nn/layers/sasrec.py`.
       relative_bias: hstu: none, position, or position_time (needs a dataset with times).
       score_norm: hstu: N, the constant that divides attention scores. None: the training window.
-      event_types: event types that are embedded. 0: types are not used.
+      event_types: event types that are embedded: all that the dataset has. 0: types are not used.
       dtype: compute dtype, float32 or bfloat16. Parameters are float32.
       table: whole (each device holds the item table) or sharded (each device holds some rows).
 
@@ -131,6 +146,7 @@ class ModelConfig:
     table: str = "whole"
 
     def __post_init__(self) -> None:
+        _check_representable("model", self)
         _one_of(self.relative_bias, ("none", "position", "position_time"), "model.relative_bias")
         _one_of(self.dtype, ("float32", "bfloat16"), "model.dtype")
         _one_of(self.table, ("whole", "sharded"), "model.table")
@@ -161,7 +177,8 @@ class MethodConfig:
     method names the fields it reads when it registers (`methods/registry.py`).
 
     Attributes:
-      name: a registered method: rec2pm, tok_serial, kv_mask, full or recent.
+      name: a registered method: rec2pm, tok_serial, kv_mask, persrec (kv_mask as in PerSRec's code),
+        full or recent.
       memory: overwrite (one group of C slots) or append (the newest `max_groups` groups).
       slots: C, memory tokens per group.
       max_groups: G, groups that append keeps.
@@ -189,6 +206,7 @@ class MethodConfig:
     live_memory_prob: float = 0.5
 
     def __post_init__(self) -> None:
+        _check_representable("method", self)
         _one_of(self.memory, ("overwrite", "append"), "method.memory")
         _require_at_least(1, "method", self, ("slots", "max_groups", "reference_window"))
         _require_at_least(0, "method", self, ("consistency", "sketch"))
@@ -211,6 +229,7 @@ class LossConfig:
     temperature: float = 0.05
 
     def __post_init__(self) -> None:
+        _check_representable("loss", self)
         _one_of(self.sharing, ("shared", "per_position"), "loss.sharing")
         _require_at_least(1, "loss", self, ("negatives",))
         _require(self.temperature > 0, "loss.temperature", "> 0", self.temperature)
@@ -241,6 +260,7 @@ class OptimConfig:
     table_learning_rate: float | None = None
 
     def __post_init__(self) -> None:
+        _check_representable("optim", self)
         _one_of(self.schedule, ("constant", "cosine"), "optim.schedule")
         _one_of(self.table, ("adamw", "rowwise_adagrad"), "optim.table")
         _require_at_least(0, "optim", self, ("warmup_steps", "weight_decay"))
@@ -278,6 +298,7 @@ class TrainConfig:
     partition: str = "jit"
 
     def __post_init__(self) -> None:
+        _check_representable("train", self)
         _one_of(self.partition, ("jit", "pmap"), "train.partition")
         counts = ("steps", "batch_size", "log_every", "eval_every", "eval_users", "patience")
         _require_at_least(1, "train", self, (*counts, "checkpoint_every"))
@@ -308,6 +329,7 @@ class ComputeConfig:
     bucket_rows: int | None = None
 
     def __post_init__(self) -> None:
+        _check_representable("compute", self)
         names = ("auto", "dense", "blockwise", "pallas", "cudnn")
         _one_of(self.attention, names, "compute.attention")
         _one_of(self.platform, ("auto", "cpu", "gpu", "tpu"), "compute.platform")
@@ -337,6 +359,11 @@ class Config:
     compute: ComputeConfig = ComputeConfig()
 
     def __post_init__(self) -> None:
+        for field in ("window", "read_length"):
+            value = getattr(self.data, field)
+            _require(
+                value <= LARGEST_INT, f"data.{field} (of segment, segments)", "below 2**31", value
+            )
         if self.train.batch_size % self.compute.accumulate:
             raise UserError(
                 f"config.train.batch_size={self.train.batch_size} must be a multiple of "

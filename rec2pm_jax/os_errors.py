@@ -1,51 +1,41 @@
-"""Errors of the operating system, as one line for users."""
+"""Errors of the operating system that a user can put right, as one line."""
 
 from __future__ import annotations
 
 import errno
-import os
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from rec2pm_jax.errors import UserError
 
-CLOSED_PIPE = 141  # exit code: 128 + SIGPIPE, as of a program that the signal ends
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+# A full or read-only disk, a missing permission, or a path that is no file.
+CANNOT_WRITE = (
+    *NO_ROOM,
+    *(errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG),
+    *(errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP),
+)
+# What libraries of record files and checkpoints say of a full disk.
 _FULL = ("no space left", "disk quota exceeded", "resource_exhausted")
 
 
-def write_error(path: Path | str, error: OSError) -> UserError:
+def write_error(path: Path | str, error: Exception, advice: str = "") -> UserError:
     """Return the error for a file or directory that cannot be written.
 
     Args:
       path: what was to be written.
-      error: what the operating system, or a library of record files, reported.
+      error: what the operating system or a library reported.
+      advice: sentences that follow.
 
     >>> str(write_error("data/log", OSError(errno.ENOSPC, "No space left on device")))
     'Cannot write data/log: no room left on its disk.'
     """
+    advice = f" {advice}" if advice else ""
+    return UserError(f"Cannot write {path}: {_reason(error)}.{advice}")
+
+
+def _reason(error: Exception) -> str:
     text = str(error)
-    full = error.errno in (errno.ENOSPC, errno.EDQUOT) or any(f in text.lower() for f in _FULL)
-    reason = "no room left on its disk" if full else error.strerror or text
-    return UserError(f"Cannot write {path}: {reason}.")
-
-
-@contextmanager
-def plain_os_errors() -> Iterator[None]:
-    """Turn an error of the operating system into a `UserError`, and end quietly on a closed pipe.
-
-    Raises:
-      UserError: names the file.
-    """
-    try:
-        yield
-        sys.stdout.flush()
-    except BrokenPipeError:  # the reader of our output has ended, as in `command | head -1`
-        # Python flushes once more at exit, and would complain.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(CLOSED_PIPE)
-    except OSError as error:
-        name = str(error.filename or "A file")
-        name = name if len(name) <= 200 else f"{name[:200]}.."
-        raise UserError(f"{name}: {error.strerror or error}.") from error
+    if getattr(error, "errno", None) in NO_ROOM or any(full in text.lower() for full in _FULL):
+        return "no room left on its disk"
+    lines = text.strip().splitlines() or [type(error).__name__]
+    return (getattr(error, "strerror", None) or lines[0][:200]).rstrip(".")

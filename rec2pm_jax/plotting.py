@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from rec2pm_jax.errors import UserError
+from rec2pm_jax.json_file import replaced_file
 
 
 def pyplot() -> Any:
@@ -31,8 +32,6 @@ def save(figure: Any, path: str | Path) -> None:
       figure: of matplotlib.
       path: file to write or replace.
     """
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}")
-    figure.savefig(temporary, dpi=150, format="png")
-    temporary.replace(path)
+    with replaced_file(Path(path)) as temporary:
+        figure.savefig(temporary, dpi=150, format="png")
     pyplot().close(figure)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import runpy
 from collections.abc import Mapping
 from importlib import resources
@@ -39,8 +40,9 @@ def find_preset(value: str | Path) -> Path:
     path, known = Path(value), presets()
     if str(value) in known:
         return known[str(value)]
-    if path.is_file():
-        return path
+    with contextlib.suppress(OSError):  # such as a name that is too long
+        if path.is_file():
+            return path
     if path.suffix == ".py" and path.parent.parts[-2:] == ("launch", "configs"):
         if path.stem in known:
             return known[path.stem]

@@ -22,6 +22,7 @@ from rec2pm_jax.provenance import git_commit
 from rec2pm_jax.stream.latency import measure
 from rec2pm_jax.training.checkpoint import load_for_inference
 from rec2pm_jax.training.loop import train_and_evaluate
+from rec2pm_jax.training.trained_run import TrainedRun
 from rec2pm_jax.typing import Params
 
 
@@ -132,6 +133,27 @@ def evaluate_model(model: TrainedModel, dataset: Dataset, **options: Any) -> Res
     )
     training = {"train_wall_s": round(model.wall_s, 1), "train_device": model.device}
     return Result(evaluation, record | training)
+
+
+def evaluate_run(run: TrainedRun, spec: EvalSpec) -> Result:
+    """Evaluate a run that was loaded with its data.
+
+    Args:
+      run: of `training.trained_run.load_run`.
+      spec: the conditions.
+
+    Raises:
+      UserError: as evaluation does.
+    """
+    evaluation = evaluate(run.method, run.params, run.dataset, spec)
+    record = evaluation.record(
+        config=to_dict(run.config),
+        config_hash=config_hash(run.config),
+        seed=run.config.train.seed,
+        step=run.meta["step"],
+        git_commit=git_commit(),
+    )
+    return Result(evaluation, record)
 
 
 def train_and_test(config: Config, dataset: Dataset, workdir: str | Path) -> Result:

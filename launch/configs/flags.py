@@ -13,11 +13,12 @@ from rec2pm_jax.config_dict import field_types
 from rec2pm_jax.presets import find_preset, load_preset, presets
 
 
-def define_config(flag_values: flags.FlagValues | None = None) -> None:
-    """Define the required flag `--config`, and a flag for every field of the configuration.
+def define_config(flag_values: flags.FlagValues | None = None, required: bool = True) -> None:
+    """Define the flag `--config`, and a flag for every field of the configuration.
 
     Args:
       flag_values: where to define them; the process's flags by default.
+      required: whether `--config` must be given.
     """
     flag_values = flags.FLAGS if flag_values is None else flag_values
     flags.DEFINE(
@@ -30,7 +31,8 @@ def define_config(flag_values: flags.FlagValues | None = None) -> None:
     )
     # So that --help of the command shows it, although this module defines it.
     flag_values.register_key_flag_for_module(sys.argv[0], flag_values["config"])
-    flags.mark_flag_as_required("config", flag_values=flag_values)
+    if required:
+        flags.mark_flag_as_required("config", flag_values=flag_values)
     for name, (kind, optional) in field_types().items():
         text = f"Overrides {name} of the preset."
         if kind is bool:

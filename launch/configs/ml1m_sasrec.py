@@ -10,9 +10,16 @@ Metrics: published, HR@10 .2853 and NDCG@10 .1603; ours in results/v0.1/genrec.m
 
 As theirs: no validation split, the best of all evaluated steps on the test targets, items of the last
 200 events left out of the ranking. AdamW (.9, .98) at a constant 1e-3, no weight decay, no clipping;
-128 uniform negatives per position, cosine / .05. Unlike theirs: windows of 201 events are cut anywhere
-in a history, not only at its end; an epoch of 6,040 users in batches of 128 counts as 47 steps;
-evaluation takes place every five epochs.
+128 uniform negatives per position, cosine / .05. On equal weights the outputs agree (tests/parity).
+
+Unlike theirs:
+- Windows of 201 events are cut anywhere in a history, not only at its end.
+- An epoch of 6,040 users in batches of 128 counts as 47 steps.
+- Evaluation takes place every five epochs.
+- Projections of queries, keys, values and outputs start with LeCun's normal distribution (theirs:
+  Xavier's, over the stacked projections), and all biases at 0 (theirs: torch's uniform default).
+- The table of positions has 200 rows (theirs: 211, of which 200 are used), and their padding is on the
+  right, as here.
 """
 
 from __future__ import annotations

@@ -23,6 +23,11 @@ evaluation. Training windows are cut from the whole history. The paper leaves op
 protocol it follows, has: no relative bias, learned positions, dropout .5, one uniform negative per
 position pooled over the batch (8 * 1000), temperature .05. The default recipe departs from the paper
 (docs/methods.md); `paper_plain.py` shows how to switch that off.
+
+N, which divides attention scores, is the window of 1,000 events for all methods. PerSRec's code divides
+by the length of its pass: `--config.method.name=persrec --config.model.score_norm=1016` is KV-Mask in
+its form, with 4 tokens after each of the first 4 segments. Padding is on
+the right, unlike in its data sets.
 """
 
 from __future__ import annotations

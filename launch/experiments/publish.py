@@ -20,6 +20,7 @@ from absl import flags
 from launch.experiments import result_tables, speed_tables
 from rec2pm_jax import cli
 from rec2pm_jax.errors import UserError, nearest
+from rec2pm_jax.json_file import replaced_file
 
 _TABLE = re.compile(r"(<!-- table: (\S+) -->\n)(.*?)(<!-- /table -->)", re.DOTALL)
 
@@ -73,7 +74,8 @@ def main(_) -> None:
             f"out of date: {', '.join(map(str, stale))}; run python -m launch.experiments.publish"
         )
     for path in stale:
-        path.write_text(pages[path])
+        with replaced_file(path) as temporary:
+            temporary.write_text(pages[path])
         print(f"written: {path}")
 
 

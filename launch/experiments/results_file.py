@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 from collections.abc import Mapping, Sequence
@@ -20,6 +19,7 @@ from rec2pm_jax.errors import UserError
 from rec2pm_jax.evaluation.metrics import ndcg
 from rec2pm_jax.evaluation.record import write_records
 from rec2pm_jax.evaluation.report import display_name
+from rec2pm_jax.json_file import replaced_file
 from rec2pm_jax.methods.registry import config_hash
 from rec2pm_jax.runs import Result, evaluate_heuristics
 
@@ -90,10 +90,8 @@ class SuiteResults:
         """Copy the records of a finished run; they replace those of the same name."""
         records, users = output_paths(self.suite, run, workdir)
         new = json.loads(records.read_text())
-        path = self.users_path(run.name)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(users, path.with_name(f".{path.name}"))
-        os.replace(path.with_name(f".{path.name}"), path)
+        with replaced_file(self.users_path(run.name)) as temporary:
+            shutil.copyfile(users, temporary)
         self.records = [r for r in self.records if r["run"] != run.name] + new
         write_records(self.path, self.records)
 
@@ -155,10 +153,8 @@ def write_user_values(path: Path, results: Sequence[Result]) -> None:
         arrays["target_ndcg"] = per_target.astype(np.float32)
         arrays["target_user"] = users.astype(np.int32)
         arrays["target_position"] = evaluation.position.astype(np.int32)
-    temporary = path.with_name(f".{path.name}")
-    with open(temporary, "wb") as file:
+    with replaced_file(path) as temporary, open(temporary, "wb") as file:
         np.savez_compressed(file, **arrays)
-    os.replace(temporary, path)
 
 
 def _matches(record: Mapping[str, Any], run: Run, data_hash: str | None) -> bool:

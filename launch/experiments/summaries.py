@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -14,6 +13,7 @@ from launch.experiments import figures, memory_tables, tables
 from launch.experiments.results_file import SuiteResults
 from launch.experiments.rows import LONG, Row, Tables, collect_rows
 from launch.experiments.run import DATASETS
+from rec2pm_jax.json_file import replaced_file
 
 
 @dataclasses.dataclass(frozen=True)
@@ -171,8 +171,7 @@ def write(found: SuiteResults) -> None:
             *summary.format(rows),
         ]
     path = found.path.with_suffix(".md")
-    temporary = path.with_name(f".{path.name}")
-    temporary.write_text("\n".join(lines) + "\n")
-    os.replace(temporary, path)
+    with replaced_file(path) as temporary:
+        temporary.write_text("\n".join(lines) + "\n")
     if summary.draw:
         summary.draw(all_rows, path.with_suffix(".png"))

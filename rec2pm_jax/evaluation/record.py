@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 
 from rec2pm_jax.data.splits import split_rule
-from rec2pm_jax.errors import UserError
 from rec2pm_jax.evaluation.bootstrap import bootstrap
 from rec2pm_jax.evaluation.metrics import hits, ndcg, user_means
 from rec2pm_jax.json_file import write_json
+from rec2pm_jax.os_errors import write_error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,4 +144,4 @@ def write_records(path: str | os.PathLike, records: list | dict) -> None:
     try:
         write_json(Path(path), records)
     except OSError as error:
-        raise UserError(f"Cannot write {path}: {error.strerror}.") from error
+        raise write_error(path, error) from error

@@ -26,7 +26,15 @@ class KeyValueMemory(Memory):
     A token's keys in layer l hold what it saw in the layers below. So an overwritten memory reaches
     back layers - 1 segments and no further; append reaches as far as its groups. Keys are computed once
     and carry no age.
+
+    Attributes:
+      causal_tokens: a query token sees the tokens of its group up to itself, not all of them.
+      global_positions: positions count from the first segment on, query tokens included, and each of
+        the K segments of a training window has its own query tokens. Later segments share the last.
     """
+
+    causal_tokens: bool = False
+    global_positions: bool = False
 
     def __post_init__(self) -> None:
         if self.config.model.layers < 2:
@@ -47,7 +55,8 @@ class KeyValueMemory(Memory):
     @cached_property
     def tokens(self) -> QueryTokens:
         """The module with the learnable queries."""
-        return QueryTokens(self.config.model, self.slots)
+        groups = self.config.data.segments if self.global_positions else 1
+        return QueryTokens(self.config.model, groups * self.slots)
 
     def init_params(self, rng: PRNGKey) -> Params:
         return {"memory": self.tokens.init(rng, 1)["params"]}
@@ -60,15 +69,34 @@ class KeyValueMemory(Memory):
         _, own = self.network.run(params, x, layout, cache=cache, unroll=True)
         return self._pack(jax.tree.map(lambda a: a[:, :, : self.slots], own))
 
-    def queries(self, params: Params, batch: int) -> Array:
-        """Return Q repeated over the batch: [B, C, D]."""
+    def queries(self, params: Params, segments: Array) -> Array:
+        """Return the query tokens of segments with these numbers: int32 [B] -> [B, C, D]."""
+        batch = segments.shape[0]
         tokens: Any = self.tokens  # Flax does not say what `apply` returns
-        return tokens.apply({"params": params["memory"]}, batch, method="queries")
+        queries = tokens.apply({"params": params["memory"]}, batch, method="queries")
+        if not self.global_positions:
+            return queries
+        own = jnp.minimum(segments, self.config.data.segments - 1)[:, None] * self.slots
+        own = own + jnp.arange(self.slots, dtype=jnp.int32)
+        after = self.config.data.segment + jnp.arange(self.slots, dtype=jnp.int32)[None]
+        places = params["embedding"]["position_embedding"][self._number(segments, after)]
+        return jnp.take_along_axis(queries, own[..., None], axis=1) + places.astype(queries.dtype)
 
-    def embed(self, params: Params, events: Events) -> Array:
-        """Embed events [B, N, D]; positions count within the window."""
-        positions = np.arange(events.ids.shape[1], dtype=np.int32)[None]
-        return self.network.embed(params, events, positions)
+    def embed(self, params: Params, events: Events, segments: Array) -> Array:
+        """Embed events [B, N, D] of segments with these numbers, int32 [B]."""
+        places = np.arange(events.ids.shape[1], dtype=np.int32)[None]
+        if not self.global_positions:
+            return self.network.embed(params, events, places)
+        return self.network.embed(params, events, self._number(segments, jnp.asarray(places)))
+
+    def positions(self, state: State, places: Array) -> Array:
+        return self._number(state.segments, places) if self.global_positions else places
+
+    def _number(self, segments: Array, places: Array) -> Array:
+        """Number tokens from the first segment on: int32 [B, N]."""
+        data = self.config.data
+        first = jnp.minimum(segments, data.segments - 1) * (data.segment + self.slots)
+        return first[:, None] + places
 
     def _inputs(
         self, params: Params, state: State, window: Window, *, with_queries: bool
@@ -81,12 +109,13 @@ class KeyValueMemory(Memory):
             sizes,
             num_items=window.size,
             with_queries=with_queries,
+            causal_queries=self.causal_tokens,
             row_times=window.row_times,
             key_times=window.events.times,
         )
-        x = self.embed(params, window.events)
+        x = self.embed(params, window.events, state.segments)
         if with_queries:
-            x = jnp.concatenate([self.queries(params, x.shape[0]), x], axis=1)
+            x = jnp.concatenate([self.queries(params, state.segments), x], axis=1)
         layout = layouts.without_memory_rows(layout, sizes)
         return PassInputs(x, layout, self._unpack(state.memory))
 

@@ -24,6 +24,18 @@ def make_kv_mask(config: Config, num_items: int) -> Method:
     return Method(KeyValueMemory(network), loss)
 
 
+@register_method("persrec", reads=("memory", "slots", "max_groups"))
+def make_persrec(config: Config, num_items: int) -> Method:
+    """Build KV-Mask in the form of PerSRec's code; `model.score_norm` is the length of its pass.
+
+    A query token sees earlier tokens of its group only, positions count over the whole window with
+    its query tokens, and each segment of a window has its own tokens.
+    """
+    data, slots = config.data, config.method.slots
+    network = Network(config, num_items, data.segments * (data.segment + slots) + data.recent - 1)
+    return Method(KeyValueMemory(network, causal_tokens=True, global_positions=True), loss)
+
+
 def loss(method: Method, params: Params, batch: Batch, rng: PRNGKey | None) -> Terms:
     """Return the term `ar` of one masked pass over all segments.
 
@@ -63,10 +75,12 @@ def masked_pass(
         lengths,
         layouts.Sizes(memory.slots, memory.capacity, memory.config.data.segment),
         window=size,
+        causal_queries=memory.causal_tokens,
         row_times=row_times,
         key_times=key_times,
     )
-    queries = jnp.tile(memory.queries(params, batch), (1, lengths.shape[1], 1))
-    x = jnp.concatenate([queries, by_user(memory.embed(params, windows.events))], axis=1)
+    segments = jnp.tile(jnp.arange(lengths.shape[1], dtype=jnp.int32), batch)
+    queries = by_user(memory.queries(params, segments))
+    x = jnp.concatenate([queries, by_user(memory.embed(params, windows.events, segments))], axis=1)
     outputs, _ = memory.network.run(params, x, layout, rng=rng, rows=rows)
     return outputs[:, layout.num_slots :].reshape(lengths.size, size, -1)

@@ -59,13 +59,15 @@ def update(
     *,
     num_items: int,
     with_queries: bool,
+    causal_queries: bool = False,
     row_times: Array | None = None,
     key_times: Array | None = None,
     block_rows: int = BLOCK_ROWS,
 ) -> Layout:
     """Return [M_{h-1}; S_h; Q] of the update pass, or [M; recent] of a read (`with_queries=False`).
 
-    Queries see the memory, the first S events and each other. Events see the memory and the events up
+    Queries see the memory, the first S events and each other (with `causal_queries` those up to
+    themselves). Events see the memory and the events up
     to themselves. Memory tokens see the memory.
 
     Args:
@@ -74,6 +76,7 @@ def update(
       sizes: C, G and S.
       num_items: event tokens; more than S of them when R > 1.
       with_queries: whether Q is part of the pass.
+      causal_queries: whether a query sees earlier queries only, as in PerSRec's code.
       row_times: int32 [B, num_items], query times; a slot's is the time of the segment's last event.
       key_times: int32 [B, num_items], times of the events.
       block_rows: event rows of a block.
@@ -88,10 +91,11 @@ def update(
     place = jnp.arange(num_items, dtype=jnp.int32)[None]
     covered = jnp.minimum(lengths, sizes.segment)[:, None]
     num_slots, tokens = memory + queries, memory + queries + num_items
+    query_hi = memory + _last_query_seen(queries, causal_queries)
     visible = VisibleRange(
         slot_lo=spread(start, tokens),
         slot_hi=jnp.concatenate(
-            [spread(memory, memory), spread(num_slots, queries), spread(memory, num_items)], 1
+            [spread(memory, memory), spread(query_hi, queries), spread(memory, num_items)], 1
         ),
         item_lo=spread(0, tokens),
         item_hi=jnp.concatenate(
@@ -176,6 +180,7 @@ def masked(
     sizes: Sizes,
     *,
     window: int,
+    causal_queries: bool = False,
     row_times: Array | None = None,
     key_times: Array | None = None,
     block_rows: int = BLOCK_ROWS,
@@ -184,12 +189,14 @@ def masked(
 
     Window W_h is the segment S_h and, with R > 1, the R - 1 events after it, which are read with the
     same memory. Its events see causally their own window, and the newest G query groups before h.
-    Group h sees the first S events of W_h, the same earlier groups, and itself.
+    Group h sees the first S events of W_h, the same earlier groups, and itself; with `causal_queries`
+    each of its tokens sees those up to itself.
 
     Args:
       lengths: int32 [B, K], valid events of each window (a prefix).
       sizes: C, G and S.
       window: N, event tokens per window.
+      causal_queries: as in `update`.
       row_times: int32 [B, K * N], query times; a query asks for the time of its segment's last event.
       key_times: int32 [B, K * N], times of the events.
       block_rows: event rows of a block, rounded to whole windows; a block leaves out other windows.
@@ -207,7 +214,7 @@ def masked(
     place = jnp.tile(jnp.arange(window, dtype=jnp.int32), count)[None]
     queries = VisibleRange(
         slot_lo=each(oldest, slots),
-        slot_hi=each(newest + slots, slots),
+        slot_hi=each(newest, slots) + jnp.tile(_last_query_seen(slots, causal_queries), count),
         item_lo=each(first, slots),
         item_hi=each(first + covered, slots),
     )
@@ -270,6 +277,12 @@ def _prepend_slot_times(
         jnp.concatenate([at_slots, row_times], axis=1),
         jnp.concatenate([at_slots, key_times], axis=1),
     )
+
+
+def _last_query_seen(queries: int, causal: bool) -> Array:
+    """Return the end of the queries that each query of a group sees: int32 [queries]."""
+    own = jnp.arange(1, queries + 1, dtype=jnp.int32)
+    return own if causal else jnp.full_like(own, queries)
 
 
 def _query_ids(count: int, slots: int) -> Array:

@@ -90,6 +90,15 @@ class Memory(abc.ABC):
         """Plan which events of histories of length `n` are folded, and which are read raw."""
         return plan_memory(n, self.config.data, max_segments)
 
+    def positions(self, state: State, places: Array) -> Array:
+        """Return the learned positions of raw events.
+
+        Args:
+          state: of the users.
+          places: int32 [1 or B, N], numbers of the events among those that are read.
+        """
+        return places
+
     @abc.abstractmethod
     def read_inputs(self, params: Params, state: State, window: Window) -> PassInputs:
         """Return the pass that reads [M; recent events]."""

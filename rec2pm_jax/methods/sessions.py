@@ -95,7 +95,7 @@ def read_newest(
     first = jnp.maximum(lengths - count, 0)
     places = first[:, None] + jnp.arange(count, dtype=jnp.int32)
     newest = jax.tree.map(lambda a: jnp.take_along_axis(a, places, axis=1), events)
-    x = method.network.embed(params, newest, places)
+    x = method.network.embed(params, newest, method.memory.positions(state, places))
     first = first + layout.num_slots
     rows = rows_of(layout, Rows(first, count))
     outputs, own = method.network.run(params, x, rows, cache=InPlaceCache(kept, first), unroll=True)

@@ -14,6 +14,7 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
 from rec2pm_jax.errors import UserError
+from rec2pm_jax.os_errors import write_error
 
 Meta = dict[str, Any]  # JSON; `training.loop` decides what a run keeps in it
 
@@ -107,10 +108,8 @@ def warn_unreadable(path: Path, error: Exception) -> None:
 
 def cannot_write_error(path: Path, error: Exception) -> UserError:
     """Return the error for a checkpoint that cannot be written."""
-    return UserError(
-        f"Cannot write {path} ({first_line(error)}). Older checkpoints are untouched: free some "
-        "space, or make it writable, and start the same command again."
-    )
+    advice = "Older checkpoints are untouched; the same command continues from the newest."
+    return write_error(path, error, advice)
 
 
 def none_readable_error(directory: Path) -> UserError:

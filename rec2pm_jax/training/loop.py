@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import errno
+import contextlib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -11,14 +11,14 @@ import jax
 from rec2pm_jax.config import Config
 from rec2pm_jax.data.dataset import Dataset
 from rec2pm_jax.data.pipeline import train_iterator
-from rec2pm_jax.errors import UserError
 from rec2pm_jax.evaluation.validation import validate
+from rec2pm_jax.lock import alone_in
 from rec2pm_jax.methods.method import Method
+from rec2pm_jax.os_errors import CANNOT_WRITE
+from rec2pm_jax.training.checkpoint_store import cannot_write_error
+from rec2pm_jax.training.run_checks import check_features
 from rec2pm_jax.training.training_run import EvaluateFn, Summary, TrainingData, TrainingRun
 from rec2pm_jax.typing import Params
-
-# A full or read-only disk, or a missing permission: users can fix these.
-_CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG)
 
 
 def train_and_evaluate(
@@ -47,6 +47,9 @@ def train_and_evaluate(
     Returns:
       The contents of `train/summary.json`.
 
+    Raises:
+      UserError: as `train_on`, or the data lack what the model reads, see `check_features`.
+
     Example:
 
     >>> import contextlib, io, tempfile
@@ -73,6 +76,7 @@ def train_and_evaluate(
     def validate_default(params: Params) -> Mapping[str, float]:
         return validate(method, params, dataset, max_users=config.train.eval_users)
 
+    check_features(config, dataset)
     batches = train_iterator(
         dataset,
         config.data,
@@ -116,23 +120,34 @@ def train_on(
       The contents of `train/summary.json`.
 
     Raises:
-      UserError: the workdir belongs to another run, none of its checkpoints is readable or one
-        cannot be written; a loss or gradient is not finite; a bucket of a sharded table overflows.
+      UserError: another process trains in the workdir, it belongs to another run, none of its
+        checkpoints is readable or one cannot be written; a loss or gradient is not finite; a bucket
+        of a sharded table overflows.
       Preempted: SIGTERM was received; the last step is saved.
     """
     workdir = Path(workdir)
-    run = TrainingRun(config, data, method, workdir, evaluate_fn, profile)
+    try:
+        # The processes of a job share the workdir, so one of them holds the lock for all.
+        is_main = jax.process_index() == 0
+        with alone_in(workdir / "train") if is_main else contextlib.nullcontext():
+            return _train(TrainingRun(config, data, method, workdir, evaluate_fn, profile))
+    except OSError as error:
+        if error.errno not in CANNOT_WRITE:
+            raise
+        raise cannot_write_error(Path(error.filename or workdir), error) from error
+
+
+def _train(run: TrainingRun) -> Summary:
+    """Take all steps of a run and close it."""
     try:
         run.start()
         while run.stop_reason is None:
             run.take_step()
-        return run.finish()
-    except OSError as error:
-        if error.errno not in _CANNOT_WRITE:
-            raise
-        raise UserError(
-            f"Cannot write {error.filename or workdir} ({error.strerror}). Checkpoints are untouched: "
-            "free some space, or make it writable, and start the same command again."
-        ) from error
-    finally:
-        run.close()
+        summary = run.finish()
+    except BaseException:
+        # The files of a full disk cannot be closed either: the first error is the one to report.
+        with contextlib.suppress(Exception):
+            run.close()
+        raise
+    run.close()
+    return summary

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import math
 import os
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import BinaryIO
 
-from tensorboardX import SummaryWriter
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.summary import scalar
 
 STREAMS = ("train", "validation")
 
@@ -42,8 +46,7 @@ class MetricWriter:
         for stream in STREAMS:
             path = directory / f"{stream}.jsonl"
             self._files[stream] = _open_at(path, (positions or {}).get(stream, 0))
-        # purge_step hides events that a killed run wrote after its last checkpoint.
-        self._board = SummaryWriter(str(directory / "tensorboard"), purge_step=step + 1)
+        self._board = TensorBoardFile(directory / "tensorboard", step)
 
     def write(
         self,
@@ -70,6 +73,7 @@ class MetricWriter:
             if value is not None:
                 # TensorBoard has no "@" in names.
                 self._board.add_scalar(f"{stream}/{name.replace('@', '_')}", value, step)
+        self._board.flush()
 
     def positions(self) -> dict[str, int]:
         """Return the bytes of each stream's file; all of them are safe on disk by then."""
@@ -79,9 +83,41 @@ class MetricWriter:
 
     def close(self) -> None:
         """Close all files."""
-        for file in self._files.values():
-            file.close()
-        self._board.close()
+        with contextlib.ExitStack() as stack:  # closes all of them, also after an error
+            stack.callback(self._board.close)
+            for file in self._files.values():
+                stack.callback(file.close)
+
+
+class TensorBoardFile:
+    """An event file of TensorBoard.
+
+    It is written in this thread. `tensorboardX.SummaryWriter` writes in another one, where the error
+    of a full disk ends the thread, and its queue then fills up and blocks training.
+    """
+
+    def __init__(self, directory: Path, step: int) -> None:
+        """Open a new file, whose events replace those of older files after `step`."""
+        directory.mkdir(parents=True, exist_ok=True)
+        self._writer = EventsWriter(str(directory / "events"), f".{os.getpid()}")
+        # Hides events that a killed run wrote after its last checkpoint.
+        self._add(Event(step=step + 1, session_log=SessionLog(status=SessionLog.START)))
+
+    def add_scalar(self, name: str, value: float, step: int) -> None:
+        """Add one value of a curve."""
+        self._add(Event(step=step, summary=scalar(name, value)))
+
+    def flush(self) -> None:
+        """Hand what was added to the operating system."""
+        self._writer.flush()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._writer.close()
+
+    def _add(self, event: Event) -> None:
+        event.wall_time = time.time()
+        self._writer.write_event(event)
 
 
 def _open_at(path: Path, position: int) -> BinaryIO:

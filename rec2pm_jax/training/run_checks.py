@@ -68,6 +68,35 @@ def check_same_run(
         )
 
 
+def check_features(config: Config, dataset: Dataset) -> None:
+    """Check that the data have the event types and the times that the model reads.
+
+    Args:
+      config: the configuration to train or to serve with.
+      dataset: the data.
+
+    Raises:
+      UserError: `model.event_types` is neither 0 nor the number of types, or the model reads times
+        that the data do not have.
+    """
+    wanted, types = config.model.event_types, dataset.event_types
+    if wanted and not types:
+        raise UserError(
+            f"config.model.event_types={wanted}, but {dataset.path} has no event types: set it to 0, "
+            "or prepare the log with its column of event types."
+        )
+    if wanted not in (0, len(types)):
+        raise UserError(
+            f"config.model.event_types={wanted}, but {dataset.path} has {len(types)} event types "
+            f"({', '.join(types[:10])}): set it to {len(types)}, or to 0 to ignore them."
+        )
+    if config.model.relative_bias == "position_time" and not dataset.has_times:
+        raise UserError(
+            f"config.model.relative_bias=position_time, but {dataset.path} has no times, only the "
+            "order of events: use position."
+        )
+
+
 def read_stored_config(meta: Mapping[str, Any], workdir: str | Path) -> Config:
     """Return the configuration that a checkpoint was written with.
 
@@ -113,6 +142,7 @@ def open_training_data(
             f"{path} has content hash {dataset.content_hash}, {workdir} was trained on "
             f"{meta['data_hash']}; pass --data=DIR with the data it was trained on."
         )
+    check_features(read_stored_config(meta, workdir), dataset)
     return dataset
 
 

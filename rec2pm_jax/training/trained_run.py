@@ -62,7 +62,13 @@ def load_run(
 
 
 def _serving_config(config: Config, memory: str | None) -> Config:
-    """Return the configuration with another fold; methods without a memory ignore it."""
+    """Return the configuration with another fold; methods without a memory ignore it.
+
+    Programs are compiled for this machine, whatever the run was trained on.
+    """
+    config = dataclasses.replace(
+        config, compute=dataclasses.replace(config.compute, platform="auto")
+    )
     if memory not in ("overwrite", "append"):
         return config
     return dataclasses.replace(config, method=dataclasses.replace(config.method, memory=memory))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
@@ -12,6 +13,7 @@ import jax
 
 from rec2pm_jax.config import Config
 from rec2pm_jax.config_dict import to_dict
+from rec2pm_jax.devices import check_platform, describe_devices
 from rec2pm_jax.json_file import write_json
 from rec2pm_jax.methods.method import Method
 from rec2pm_jax.methods.registry import config_hash
@@ -66,6 +68,7 @@ class TrainingRun:
         """Prepare a run; arguments as in `loop.train_on`."""
         self.config, self.data, self.method = config, data, method
         self.workdir, self.evaluate_fn = workdir, evaluate_fn
+        check_platform(config.compute)
         self._is_main = jax.process_index() == 0
         self._schedule = make_schedule(config.optim, config.train.steps)
         self._partition = make_partition(config, method)
@@ -181,9 +184,10 @@ class TrainingRun:
     def close(self) -> None:
         """Close the files, restore the signal handler, and write an unfinished trace."""
         resources = (self._preemption, self._trace, self._bar, self._writer, self._checkpoints)
-        for resource in resources:
-            if resource is not None:
-                resource.close()
+        with contextlib.ExitStack() as stack:  # closes all of them, also after an error
+            for resource in reversed(resources):
+                if resource is not None:
+                    stack.callback(resource.close)
 
     def _collect_pending(self) -> None:
         """Fetch the metrics of the last step, check them and add them to the window."""
@@ -242,10 +246,16 @@ class TrainingRun:
             "data_hash": self.data.content_hash,
             "config": config_hash(self.config),
             "items": self.method.num_items,
+            "devices": self._describe_devices(),
+            "curves": f"tensorboard --logdir={self.workdir / 'train' / 'tensorboard'}",
             "start": f"resumed at step {step}" if step else "step 0",
         }
         self._print(format_settings(self.config, facts))
         self._print(format_parameters(self._partition.abstract.params))
+
+    def _describe_devices(self) -> str:
+        used, found = self.config.compute.devices, describe_devices()
+        return f"{used} of {found}" if used else found
 
     def _print(self, text: str) -> None:
         """Print in process 0 only."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,8 +20,11 @@ from rec2pm_jax.config import (
     MethodConfig,
     ModelConfig,
 )
+from rec2pm_jax.methods import kv_mask
 from rec2pm_jax.methods.registry import make_method
+from rec2pm_jax.methods.windows import cut_windows
 from rec2pm_jax.nn.catalogue import losses
+from rec2pm_jax.presets import load_preset
 from rec2pm_jax.typing import Events
 
 HERE = Path(__file__).parent
@@ -84,7 +88,7 @@ def config_of(model: str, fixture: Fixture, attention: str = "auto") -> Config:
     )
 
 
-def parameters_of(method: Any, fixture: Fixture) -> Any:
+def parameters_of(method: Any, fixture: Fixture, check_shapes: bool = True) -> Any:
     """The stored weights as the method's parameters."""
     layers, weights = fixture.constants["layers"], fixture.weights
 
@@ -108,8 +112,9 @@ def parameters_of(method: Any, fixture: Fixture) -> Any:
         slot_ids = 2 * method.config.method.slots
         params["backbone/layers/slot_bias"] = np.zeros((layers, slot_ids), np.float32)
     params = traverse_util.unflatten_dict(params, sep="/")
-    shapes = jax.eval_shape(method.init, jax.random.key(0))
-    assert jax.tree.map(np.shape, params) == jax.tree.map(np.shape, shapes)
+    if check_shapes:
+        shapes = jax.eval_shape(method.init, jax.random.key(0))
+        assert jax.tree.map(np.shape, params) == jax.tree.map(np.shape, shapes)
     return params
 
 
@@ -198,12 +203,112 @@ def test_training_loss(model, scale, monkeypatch):
     np.testing.assert_allclose(total / weight, fixture.outputs["loss"], rtol=0, atol=tolerance)
 
 
-def test_the_masked_fixture_has_the_mask_of_its_description():
-    """Segments S and groups Q of memory tokens, in the order S Q S Q S Q S.
+def build_masked(scale: str, form: str, attention: str = "auto"):
+    """PerSRec's masked pass: as method `persrec`, or as `kv_mask` with its token mask."""
+    fixture = load(MASKED, scale)
+    constants, weights = fixture.constants, fixture.weights
+    tokens, segments = constants["tokens"], constants["segments"]
+    config = config_of(MASKED, fixture, attention)
+    config = dataclasses.replace(
+        config,
+        model=dataclasses.replace(config.model, score_norm=constants["N"]),
+        method=MethodConfig(
+            name="persrec" if form == "persrec" else "kv_mask", memory="append", slots=tokens
+        ),
+    )
+    method = make_method(config, constants["num_items"])
+    positions, queries = weights["position_embedding"], weights["memory_tokens"]
+    if form == "persrec":  # the fixture's segments share their tokens and their positions
+        rows = np.concatenate([positions, np.zeros((tokens, constants["dim"]), np.float32)])
+        positions, queries = np.tile(rows, (segments, 1)), np.tile(queries, (segments, 1))
+    else:
+        memory = dataclasses.replace(method.memory, causal_tokens=form == "causal tokens")
+        method = dataclasses.replace(method, memory=memory)
+    shared = {**weights, "position_embedding": positions}
+    params = parameters_of(method, fixture._replace(weights=shared), check_shapes=False)
+    params["memory"] = {"query_embedding": queries}
+    shapes = jax.eval_shape(method.init, jax.random.key(0))
+    assert jax.tree.map(np.shape, params) == jax.tree.map(np.shape, shapes)
+    return fixture, method, params
 
-    The methods have no option yet for a group whose tokens see only earlier tokens of it, so only the
-    stored mask is checked here.
-    """
+
+def masked_vectors(fixture: Fixture, method: Any, params: Any) -> jax.Array:
+    """Output vectors [T, D] of the training pass."""
+    ids = np.pad(fixture.inputs["ids"], ((0, 0), (0, 1)))
+    batch = {"ids": ids, "index": np.arange(len(ids), dtype=np.int32)}
+    windows = cut_windows(batch, method.config.data).windows
+
+    def run(params: Any) -> jax.Array:
+        return kv_mask.masked_pass(method.memory, params, windows, batch["index"], None)
+
+    outputs = jax.jit(run)(params).reshape(*fixture.inputs["ids"].shape, -1)
+    return outputs[fixture.valid]
+
+
+@pytest.mark.parametrize("form", ["persrec", "causal tokens"])
+@pytest.mark.parametrize(
+    ("scale", "attention"),
+    [("init", "auto"), ("large", "auto"), ("large", "dense"), ("large", "pallas")],
+)
+def test_masked_pass(scale, attention, form):
+    fixture, method, params = build_masked(scale, form, attention)
+    vectors = masked_vectors(fixture, method, params)
+    units = losses.to_queries(LossConfig(temperature=1.0), vectors)
+    logits = method.score(params, vectors)[:, 1:]
+    found = {"vectors": vectors, "unit_vectors": units, "logits": logits}
+    for name, value in found.items():
+        tolerance = TOLERANCES[scale][name]
+        np.testing.assert_allclose(
+            value, fixture.outputs[name], rtol=0, atol=tolerance, err_msg=name
+        )
+
+
+def test_masked_pass_at_initial_scale_to_1e_6():
+    fixture, method, params = build_masked("init", "persrec")
+    vectors = masked_vectors(fixture, method, params)
+    np.testing.assert_allclose(vectors, fixture.outputs["vectors"], rtol=0, atol=1e-6)
+
+
+def test_masked_pass_with_whole_groups_is_another():
+    """What tables use: a token sees its whole group."""
+    fixture, method, params = build_masked("large", "whole groups")
+    vectors = masked_vectors(fixture, method, params)
+    assert np.abs(vectors - fixture.outputs["vectors"]).max() > 1
+
+
+@pytest.mark.parametrize("form", ["persrec", "causal tokens"])
+def test_serving_the_masked_pass_segment_by_segment(form):
+    """Updates fold three segments; the read after them equals the peer's last output of a row."""
+    fixture, method, params = build_masked("large", form)
+    size, last = fixture.constants["segment"], np.cumsum(fixture.inputs["lengths"]) - 1
+    for row, length in enumerate(fixture.inputs["lengths"]):
+        ids = fixture.inputs["ids"][row : row + 1]
+        state = method.init_state(params, 1)
+        folded = size * ((length - 1) // size)
+        for first in range(0, folded, size):
+            events = Events(ids[:, first : first + size])
+            state = jax.jit(method.update)(params, state, events, np.ones((1, size), bool))
+        rest = np.pad(ids[:, folded:length], ((0, 0), (0, size - (length - folded))))
+        valid = np.arange(size)[None] < length - folded
+        found = jax.jit(method.read)(params, state, Events(rest), valid)
+        expected = fixture.outputs["vectors"][last[row]]
+        np.testing.assert_allclose(found[0], expected, rtol=0, atol=TOLERANCES["large"]["vectors"])
+        if length - folded > 1:  # the same from a session that takes the last event
+            before = valid & (np.arange(size)[None] < length - folded - 1)
+            session, _ = method.open_session(params, state, Events(rest * before), before)
+            _, stepped = method.step_session(params, session, Events(ids[:, length - 1 : length]))
+            np.testing.assert_allclose(stepped, found, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("preset", ["ml1m_hstu", "ml1m_hstu_large"])
+def test_presets_of_peers_divide_by_their_length(preset):
+    """200 events, 10 outputs, and 1."""
+    method = make_method(load_preset(preset), 10)
+    assert method.network.backbone.spec.score_norm == 211
+
+
+def test_the_masked_fixture_has_the_mask_of_its_description():
+    """Segments S and groups Q of memory tokens, in the order S Q S Q S Q S."""
     fixture = load(MASKED, "init")
     segment, group = "SSSSS", "QQQ"
     text = f"{segment}{group}{segment}{group}{segment}{group}{segment}"

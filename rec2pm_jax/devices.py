@@ -1,0 +1,57 @@
+"""The devices that this process computes on."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import jax
+
+from rec2pm_jax.config import ComputeConfig
+from rec2pm_jax.errors import UserError
+
+
+def find_devices() -> list[jax.Device]:
+    """Return the devices of the job.
+
+    Raises:
+      UserError: JAX cannot start the platform that the environment asks for.
+    """
+    try:
+        return jax.devices()
+    except (RuntimeError, AssertionError) as error:  # JAX's assertion has no message
+        wanted = jax.config.values["jax_platforms"]
+        reason = (str(error).splitlines() or [""])[0][:200]
+        raise UserError(
+            f"JAX finds no device for JAX_PLATFORMS={wanted}{reason and f' ({reason})'}: unset it, or "
+            "install JAX for that platform, such as pip install 'rec2pm_jax[gpu]'."
+        ) from error
+
+
+def describe_devices() -> str:
+    """Return the number, the platform and the kind of the devices of the job.
+
+    >>> describe_devices()  # doctest: +ELLIPSIS
+    '... x cpu'
+
+    Raises:
+      UserError: as `find_devices`.
+    """
+    kinds = Counter((device.platform, device.device_kind) for device in find_devices())
+    return ", ".join(
+        f"{count} x {platform}" + ("" if kind == platform else f" ({kind})")
+        for (platform, kind), count in kinds.items()
+    )
+
+
+def check_platform(compute: ComputeConfig) -> None:
+    """Check that programs are compiled for the platform that runs them.
+
+    Raises:
+      UserError: `compute.platform` names another one, or as `find_devices`.
+    """
+    found = describe_devices()
+    if compute.platform not in ("auto", jax.default_backend()):
+        raise UserError(
+            f"config.compute.platform={compute.platform}, but this process computes on {found}: leave "
+            "it at auto; it is for programs that are compiled here and run elsewhere (launch.aot)."
+        )
