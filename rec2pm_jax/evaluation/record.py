@@ -144,4 +144,4 @@ def write_records(path: str | os.PathLike, records: list | dict) -> None:
     try:
         write_json(Path(path), records)
     except OSError as error:
-        raise write_error(path, error) from error
+        raise write_error(Path(path), error) from error

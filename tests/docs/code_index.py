@@ -167,6 +167,7 @@ def _is_in_package(folder: Path, name: str) -> bool:
 @cache
 def _config() -> Scope:
     """Return the sections of the configuration with their fields."""
-    classes = module_scope(ROOT / "rec2pm_jax/config.py").names
+    folder = ROOT / "rec2pm_jax/config"
+    classes = module_scope(folder / "model.py").names | module_scope(folder / "training.py").names
     sections = ("data", "model", "method", "loss", "optim", "train", "compute")
     return Scope({name: classes[f"{name.capitalize()}Config"] for name in sections})

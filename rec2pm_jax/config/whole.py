@@ -1,0 +1,66 @@
+"""The whole configuration, and rules that involve several sections."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from rec2pm_jax.config.checks import LARGEST_INT, require
+from rec2pm_jax.config.model import DataConfig, MethodConfig, ModelConfig
+from rec2pm_jax.config.training import ComputeConfig, LossConfig, OptimConfig, TrainConfig
+from rec2pm_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """The configuration of a run.
+
+    >>> config = Config(method=MethodConfig(name="full"), train=TrainConfig(steps=100))
+    >>> config.data.window
+    400
+
+    Raises:
+      UserError: a value is out of range, or two fields contradict each other.
+    """
+
+    data: DataConfig = DataConfig()
+    model: ModelConfig = ModelConfig()
+    method: MethodConfig = MethodConfig()
+    loss: LossConfig = LossConfig()
+    optim: OptimConfig = OptimConfig()
+    train: TrainConfig = TrainConfig()
+    compute: ComputeConfig = ComputeConfig()
+
+    def __post_init__(self) -> None:
+        for field in ("window", "read_length"):
+            value = getattr(self.data, field)
+            require(
+                value <= LARGEST_INT, f"data.{field} (of segment, segments)", "below 2**31", value
+            )
+        if self.train.batch_size % self.compute.accumulate:
+            raise UserError(
+                f"config.train.batch_size={self.train.batch_size} must be a multiple of "
+                f"config.compute.accumulate={self.compute.accumulate}."
+            )
+        if self.model.table == "sharded":
+            self._check_sharded()
+
+    def _check_sharded(self) -> None:
+        """Check that a step needs no more rows of the table than its batch and its negatives."""
+        if self.loss.negatives is None:
+            raise UserError(
+                "config.model.table=sharded needs config.loss.negatives, the number of sampled "
+                "negatives: no device sees the whole catalogue."
+            )
+        needed = {
+            "loss.sharing": "shared",
+            "optim.table": "rowwise_adagrad",
+            "train.partition": "jit",
+        }
+        for name, value in needed.items():
+            section, field = name.split(".")
+            got = getattr(getattr(self, section), field)
+            if got != value:
+                raise UserError(
+                    f"config.model.table=sharded needs config.{name}={value}, got {got!r}: no device "
+                    "sees the whole catalogue."
+                )
