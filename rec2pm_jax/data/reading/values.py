@@ -12,7 +12,8 @@ import math
 import numbers
 import re
 import zoneinfo
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 from rec2pm_jax.errors import UserError
 
@@ -49,6 +50,39 @@ class Moment(NamedTuple):
     fraction: int
 
 
+class ValueRules(NamedTuple):
+    """How the values of a dataset's logs are read, for events that come one by one.
+
+    Attributes:
+      id_type: as in `parse_id`.
+      zone: as in `parse_time`.
+      time_format: as in `parse_time`, for text. Numbers are seconds.
+
+    >>> ValueRules.of({"reading": {"id_type": "int"}}).read_id("17850.0")
+    '17850'
+    """
+
+    id_type: str = "text"
+    zone: str = ""
+    time_format: str = ""
+
+    @classmethod
+    def of(cls, info: Mapping[str, Any]) -> ValueRules:
+        """Return the rules that `dataset.json` states."""
+        known = info.get("reading") or {}
+        return cls(
+            known.get("id_type", "text"), known.get("time_zone", ""), known.get("time_format", "")
+        )
+
+    def read_id(self, value: object) -> str:
+        """Return an id or an event type; UserError as `parse_id`."""
+        return parse_id(value, self.id_type)
+
+    def read_time(self, value: object) -> Moment:
+        """Return a time; UserError as `parse_time`."""
+        return parse_time(value, "s", self.zone, self.time_format if isinstance(value, str) else "")
+
+
 def parse_id(value: object, id_type: str = "text") -> str:
     """Return the text of a user id, an item id or an event type.
 
@@ -68,7 +102,9 @@ def parse_id(value: object, id_type: str = "text") -> str:
         raise UserError(f"an empty id ({value!r})")
     if isinstance(value, bool) or not isinstance(value, str | numbers.Real):
         raise UserError(f"an id that is neither a number nor text ({value!r})")
-    number = parse_whole_number(value)
+    number, part = _split(value)
+    if number is None or part:
+        raise UserError(f"not a whole number ({value!r})")
     if number < 0:
         raise UserError(f"a negative id ({value!r})")
     return str(number)
