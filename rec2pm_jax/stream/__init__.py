@@ -9,6 +9,7 @@ An event passes through these files, from a line of input to the store:
       catalogue.py                raw ids -> item ids, times -> seconds since the time origin
       users/mutable_user.py       a user in the process: encoded memory and pending events
       users/user_cache.py         all users in the process; the others are read from the store
+      compute/histories.py        or from the dataset, if the store lacks them
     compute/update_queue.py     collect users with a full segment; a thread computes new memories
       compute/updater.py          decode memories, update them, encode them
       compute/batches.py          call the model in a few fixed batch shapes
@@ -21,7 +22,7 @@ A request takes the same way up to the engine, and then:
     engine.py                   run the missing updates of this user only
     compute/session_cache.py    read from the keys and values of the user's last request, if kept
       compute/batches.py          or read everything anew, and rank the catalogue
-    recommender.py              drop excluded items, return ids to raw ids and titles
+    catalogue.py                drop excluded items, return ids to raw ids and titles
     lines/output.py             write the answer
 
 `recommender.py` is also the public Python API: the same model without a store, one call at a time.

@@ -12,10 +12,14 @@ import threading
 import time
 
 import numpy as np
+import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rec2pm_jax.data.dataset import open_dataset
+from rec2pm_jax.data.options import PrepareOptions
+from rec2pm_jax.data.prepare import append
 from rec2pm_jax.errors import UserError
 from rec2pm_jax.stream import runner
 from rec2pm_jax.stream.engine import Engine
@@ -25,6 +29,7 @@ from rec2pm_jax.stream.options import EngineOptions
 from rec2pm_jax.stream.runner import Intervals, run_stream
 from rec2pm_jax.stream.stores.base import MemoryStore
 from rec2pm_jax.stream.stores.lmdb_store import LmdbStore
+from tests.helpers.data import prepare_log, random_log
 from tests.helpers.stream import make_config, make_data, make_recommender, raw_events, save_run
 
 
@@ -235,6 +240,33 @@ def test_an_older_log_appended_to_the_data_moves_no_stored_time(dataset, model):
     np.testing.assert_allclose(later.state.memory, wanted.state.memory, rtol=0, atol=1e-5)
     whole = model.observe(kept, history[half:])
     assert [r[:2] for r in older.recommend(whole, 5)] == [r[:2] for r in model.recommend(whole, 5)]
+
+
+def test_a_store_outlives_an_older_log_appended_to_its_dataset(tmp_path):
+    """The same with `append`: the whole path from two logs to an answer."""
+    log = random_log(users=6, items=9, events=200)
+    prepare_log(log, tmp_path)
+    before = open_dataset(tmp_path / "data")
+    older = log[:20].with_columns(pl.col("timestamp") - 500, user=pl.lit("older"))
+    older.write_parquet(tmp_path / "older.parquet")
+    append(
+        PrepareOptions(
+            "interactions", str(tmp_path / "data"), str(tmp_path / "older.parquet"), progress=False
+        )
+    )
+    after = open_dataset(tmp_path / "data")
+    assert after.time_origin < before.time_origin and after.num_items == before.num_items
+    config = make_config(backbone="hstu", bias="position_time")
+    events = [Event("u", f"i{i % 8}", 1_000 + 3 * i) for i in range(17)]
+    parts, whole = MemoryStore(), open_engine(make_recommender(after, config), MemoryStore())
+    for dataset, some in ((before, events[:9]), (after, events[9:])):
+        engine = open_engine(make_recommender(dataset, config), parts)
+        assert engine.ingest(some).events == len(some)
+        engine.commit({})
+    whole.ingest(events)
+    got, wanted = (e.recommend("u", 5, time=1_100).items for e in (engine, whole))
+    assert [r.item for r in got] == [r.item for r in wanted]
+    np.testing.assert_allclose([r.score for r in got], [r.score for r in wanted], atol=1e-5)
 
 
 @pytest.mark.parametrize("cut", range(1, 28))

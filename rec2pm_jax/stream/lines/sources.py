@@ -121,8 +121,7 @@ class PipeSource:
 class FileSource:
     """Lines of one file, from a stored position to its end.
 
-    A last line without its break is returned if it is JSON. Otherwise it is half a line of a file that
-    is still being written, and the position stays before it.
+    A last line without its break counts if it is JSON. Otherwise the position stays before it.
 
     Attributes:
       offset: bytes of the lines returned so far.
@@ -203,8 +202,7 @@ class FileSource:
             ]
         if 0 < self._begin == self.offset:
             return [
-                f"--events={self.path} has nothing new: the store has read all its {self.offset} "
-                "bytes; append lines to it, or pass another file"
+                f"--events={self.path} has nothing new: append lines to it, or pass another file"
             ]
         return []
 
