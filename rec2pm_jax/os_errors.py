@@ -8,10 +8,12 @@ from pathlib import Path
 from rec2pm_jax.errors import UserError
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+_FORBIDDEN = (errno.EROFS, errno.EACCES, errno.EPERM)
 # A full or read-only disk, a missing permission, or a path that is no file.
 CANNOT_WRITE = (
     *NO_ROOM,
-    *(errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG),
+    *_FORBIDDEN,
+    errno.EFBIG,
     *(errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP),
 )
 # What libraries of record files and checkpoints say of a full disk.
@@ -38,4 +40,7 @@ def _reason(error: Exception) -> str:
     if getattr(error, "errno", None) in NO_ROOM or any(full in text.lower() for full in _FULL):
         return "no room left on its disk"
     lines = text.strip().splitlines() or [type(error).__name__]
-    return (getattr(error, "strerror", None) or lines[0][:200]).rstrip(".")
+    reason = (getattr(error, "strerror", None) or lines[0][:200]).rstrip(".")
+    if getattr(error, "errno", None) in _FORBIDDEN:
+        reason += "; make it writable, or choose another place"
+    return reason

@@ -22,7 +22,8 @@ _ALL_CODE = [*CODE, *TESTS, *ROOT.glob("docs/*.py"), ROOT / "conftest.py"]
 
 # Packages and classes of others.
 EXTERNAL = frozenset(
-    "jax jnp np numpy optax flax orbax grain polars lax nn json torch ml_collections Compiled".split()
+    "jax jnp np numpy optax flax orbax grain polars lax nn json torch ml_collections tensorboardX "
+    "Compiled".split()
 )
 _STARTS = (tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT)  # a string after them is a docstring
 _STRINGS = (tokenize.STRING, getattr(tokenize, "FSTRING_MIDDLE", tokenize.STRING))  # 3.12 has both

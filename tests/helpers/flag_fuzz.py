@@ -2,7 +2,7 @@
 
     python -m tests.helpers.flag_fuzz COMMAND DIRECTORY REPORT
 
-DIRECTORY holds a dataset `data`, a run `run`, a store `store` and a page `page.md`. The work behind the
+DIRECTORY holds a dataset `data`, a run `run`, a store `store` and a Markdown page. The work behind the
 flags is replaced, so what is tried is all that happens before it. REPORT is JSON: the calls that did
 not end well, and counts.
 """

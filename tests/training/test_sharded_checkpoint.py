@@ -94,7 +94,7 @@ def full_disk():
 def test_a_full_disk_is_a_clear_error_and_older_checkpoints_stay(trained, tmp_path):
     save(tmp_path, trained, 1)
     with full_disk():
-        with pytest.raises(UserError, match="Cannot write .*checkpoints/2 .*Older .* untouched"):
+        with pytest.raises(UserError, match="Cannot write .*checkpoints/2: .*Older .* untouched"):
             save(tmp_path, trained, 2)
     restored = restore(tmp_path, partition_of(4))
     assert restored.meta["step"] == 1
@@ -114,5 +114,5 @@ def powerless():
 
 
 def test_a_read_only_directory_is_a_clear_error(tmp_path, powerless):
-    with pytest.raises(UserError, match="Cannot write .*checkpoints .*make it writable"):
+    with pytest.raises(UserError, match="Cannot write .*checkpoints: .*make it writable"):
         Checkpoints(tmp_path / "run", 2)
