@@ -82,7 +82,7 @@ def _lock(path: Path, name: str) -> IO[str]:
             # The holder may delete the directory at any moment.
             if isinstance(error, FileExistsError | FileNotFoundError) and _can_be_made(directory):
                 continue
-            raise write_error(name, error) from error
+            raise write_error(directory, error) from error
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
