@@ -26,11 +26,14 @@ from launch.configs.flags import define_config, get_config, get_preset_file
 from rec2pm_jax import cli
 from rec2pm_jax.config import Config
 from rec2pm_jax.config_dict import to_dict
+from rec2pm_jax.errors import UserError
 from rec2pm_jax.evaluation.record import write_records
 from rec2pm_jax.json_file import replaced_file
 from rec2pm_jax.lock import only_writer_of
 from rec2pm_jax.provenance import git_commit
 from rec2pm_jax.training.partition import make_mesh
+
+_MAX_ITEMS = 2**31 - 2**20  # leaves room for the rows that pad a table
 
 
 def define_flags() -> None:
@@ -88,6 +91,8 @@ def _compile(
         config = dataclasses.replace(config, train=train)
     items = args.items or args.items_per_chip * len(devices)
     items = items or _items_of_preset()
+    if items > _MAX_ITEMS:
+        raise UserError(f"{items:,} items are more than ids of 32 bits can name: {_MAX_ITEMS:,}.")
     program = programs.BUILDERS[args.step](config, items, make_mesh(devices))
     compiled, seconds = report.compile_program(program)
     if args.hlo:

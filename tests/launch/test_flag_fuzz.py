@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -50,7 +51,7 @@ def finish(process):
 
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory):
-    """A tiny dataset, a tiny run, an empty store, and a page."""
+    """A tiny dataset, a tiny run, a store without users, and a page."""
     path = tmp_path_factory.mktemp("fuzz")
     sizes = ("--synthetic_users=60", "--synthetic_items=60", "--synthetic_length=60")
     finish(
@@ -67,7 +68,8 @@ def directory(tmp_path_factory):
     finish(launch(path, "launch.train", "--config=base", *fields, "--data=data", "--workdir=run"))
     (path / "complete_journey_types").symlink_to("data")
     (path / "synthetic").symlink_to("data")
-    open_store(str(path / "store")).close()
+    with contextlib.closing(open_store(str(path / "store"))) as store:
+        store.put({}, {"settings": b"{}"})  # a store that nothing was written to is removed
     shutil.copy(ROOT / "docs/training.md", path / "page.md")
     return path
 
