@@ -43,6 +43,7 @@ def run_identity(config: Config) -> dict[str, dict[str, Any]]:
     They are all of data, loss and optim, and the fields of model and method that the backbone and the
     method read. Sections train and compute may change when a run is resumed.
 
+    >>> from rec2pm_jax.config import MethodConfig
     >>> "consistency" in run_identity(Config(method=MethodConfig(name="full")))["method"]
     False
     """

@@ -36,7 +36,15 @@ def _name(file: Path) -> str:
 WITH_PYTHON = [p for p in PAGES if any(b.language == "python" for b in blocks(p.read_text()))]
 
 
-@pytest.mark.parametrize("page", WITH_PYTHON, ids=_name)
+@pytest.mark.parametrize(
+    "page",
+    [
+        # The page on training trains several models.
+        pytest.param(p, marks=[pytest.mark.slow] if p.stem == "training" else [])
+        for p in WITH_PYTHON
+    ],
+    ids=[_name(p) for p in WITH_PYTHON],
+)
 def test_python_runs(page, demo_directory, monkeypatch):
     """Blocks of a page run one after another, where `make demo` has left its run."""
     monkeypatch.chdir(demo_directory)
