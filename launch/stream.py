@@ -76,6 +76,7 @@ flags.DEFINE_float(
 flags.DEFINE_float(
     "max_ahead_s", DAY_S, "Reject events that lie further in the future; inf: none.", 0.0
 )
+cli.allow_infinity("max_ahead_s")
 for _name in ("commit_s", "expire_days", "max_ahead_s"):
     flags.register_validator(_name, lambda x: not math.isnan(x), "must be a number")
 flags.DEFINE_integer("max_live", 200_000, "Users held in memory; the rest stays in the store.", 1)

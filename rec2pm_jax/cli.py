@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging as standard_logging
+import math
 import os
 import re
 import sys
@@ -21,6 +22,7 @@ from rec2pm_jax.training.preemption import EXIT_PREEMPTED, Preempted
 
 EXIT_INTERRUPTED = 130  # as shells report SIGINT
 _OUT_OF_MEMORY = "RESOURCE_EXHAUSTED"
+_MAY_BE_INFINITE: set[str] = set()  # flags
 
 _CACHES = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
 
@@ -110,7 +112,14 @@ def parse_flags(argv: list[str]) -> list[str]:
         _fail(error)
 
 
+def allow_infinity(name: str) -> None:
+    """Let the float flag `--name` be `inf`, where that means that there is no limit."""
+    _MAY_BE_INFINITE.add(name)
+
+
 def _check_number(name: str, value: object) -> None:
+    if name in _MAY_BE_INFINITE and value == math.inf:
+        return
     if isinstance(value, float) and not abs(value) < 1e30:  # true of nan, too
         raise UserError(f"--{name}={value} must be a finite number below 1e30.")
     if isinstance(value, int) and abs(value) >= 2**63:
