@@ -93,8 +93,7 @@ def _measure_rows(settings: driver.Settings) -> None:
         )
     for record in driver.measure(args.suite, cases, settings):
         write_records(args.json, record)  # after every group, so a stopped run keeps its rows
-    print(report.format_setting(record))
-    print(report.format_record(record))
+    print(report.format_setting(record), report.format_record(record), sep="\n")
     print(f"written to {args.json}")
 
 

@@ -21,11 +21,11 @@ from typing import Any
 
 from absl import flags
 
+from launch.configs import log_flags
 from rec2pm_jax import cli
 from rec2pm_jax.data.options import PrepareOptions
 from rec2pm_jax.data.prepare import append, compact, list_logs, prepare, summary, undo_append
 from rec2pm_jax.data.sources import describe_sources
-from rec2pm_jax.errors import UserError
 
 flags.DEFINE_string("source", None, "What to read; see --list.")
 flags.DEFINE_boolean("list", False, "Print the datasets that can be read, and how to get them.")
@@ -45,21 +45,7 @@ flags.DEFINE_integer("shards", 0, "Record files; 0 chooses by size.")
 flags.DEFINE_string("max_memory", "4GiB", "Memory to use for events, e.g. 500MB or 4GiB.")
 flags.DEFINE_boolean("overwrite", False, "Replace another prepared dataset in output_dir.")
 flags.DEFINE_boolean("progress", True, "Show a progress bar.")
-# --append takes these from the dataset unless they are given.
-flags.DEFINE_string("user_column", None, "interactions: column of the user; default user.")
-flags.DEFINE_string("item_column", None, "interactions: column of the item; default item.")
-flags.DEFINE_string("time_column", None, "interactions: column of the time; default timestamp.")
-flags.DEFINE_string("type_column", None, "interactions: column of the event type; default none.")
-flags.DEFINE_string("order_column", None, "interactions: number that orders events of equal time.")
-flags.DEFINE_string("time_unit", None, "interactions: s, ms, us, ns or iso; detected unless given.")
-flags.DEFINE_string("time_zone", None, "interactions: zone of times that state none; default UTC.")
-flags.DEFINE_string("time_format", None, "interactions: of text times, e.g. '%m/%d/%Y %H:%M'.")
-flags.DEFINE_string("separator", None, "interactions: of CSV columns; detected unless given.")
-flags.DEFINE_string("id_type", None, "interactions: text, or int, which reads the text 7.0 as 7.")
-flags.DEFINE_multi_string("drop", None, "interactions: leave out rows with COLUMN=REGEX.")
-flags.DEFINE_multi_string("keep", None, "interactions: leave out rows without COLUMN=REGEX.")
-flags.DEFINE_boolean("skip_invalid", False, "interactions: leave out rows that cannot be used.")
-flags.DEFINE_float("max_invalid_share", 0.1, "Share of the rows that --skip_invalid may leave out.")
+flags.adopt_module_key_flags(log_flags)
 flags.DEFINE_integer("synthetic_users", 4000, "synthetic: users.")
 flags.DEFINE_integer("synthetic_items", 400, "synthetic: items.")
 flags.DEFINE_integer("synthetic_length", 80, "synthetic: events per user.")
@@ -99,18 +85,6 @@ def _names_one_task(values: dict[str, Any]) -> bool:
     return sum(values.values()) <= 1
 
 
-def _prepare_with_beam(options: PrepareOptions, runner: str) -> dict:
-    try:
-        from apache_beam.options.pipeline_options import PipelineOptions
-
-        from rec2pm_jax.data.prepare.beam import prepare_with_beam
-    except ImportError as error:
-        raise UserError(
-            f"--beam needs Apache Beam ({error}); run `pip install 'rec2pm_jax[beam]'`."
-        ) from error
-    return prepare_with_beam(options, PipelineOptions(shlex.split(runner)))
-
-
 def main(_: list[str]) -> None:
     """Run the task that the flags name, and print a summary of the dataset."""
     print(_run_task(flags.FLAGS))
@@ -132,7 +106,10 @@ def _run_task(args: flags.FlagValues) -> str:
     if args.append:
         return summary(append(options))
     if args.beam:
-        return summary(_prepare_with_beam(options, args.beam_options))
+        from rec2pm_jax.data.prepare import beam  # Beam is optional
+
+        runner = beam.PipelineOptions(shlex.split(args.beam_options))
+        return summary(beam.prepare_with_beam(options, runner))
     info, written = prepare(options)
     place = f"{'written to' if written else 'already prepared in'} {options.output_dir}"
     return f"{summary(info)}\n{place}"

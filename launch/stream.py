@@ -24,7 +24,6 @@ docs/streaming.md describes durability, several workers, metrics, and what is sk
 from __future__ import annotations
 
 import contextlib
-import math
 import sys
 
 from absl import flags
@@ -43,14 +42,10 @@ from rec2pm_jax.stream.stores.base import MemoryStore, open_store
 
 flags.DEFINE_string("workdir", None, "Directory of a training run.")
 flags.DEFINE_string(
-    "events",
-    None,
-    "File of events and requests, a directory of *.jsonl files, or - for standard input.",
+    "events", None, "File of lines, directory of *.jsonl files, or - for standard input."
 )
 flags.DEFINE_string(
-    "output",
-    None,
-    "File for the answers, written anew (with a store: appended to); - for standard output.",
+    "output", None, "File of the answers, new (with a store: appended to); - for standard output."
 )
 flags.DEFINE_string(
     "data",
@@ -67,18 +62,12 @@ flags.DEFINE_float("commit_s", 1.0, "Seconds between commits.", 0.0, MAX_SECONDS
 flags.DEFINE_string("metrics", "", "File that gets a JSON line of metrics every second.")
 flags.DEFINE_bool("progress", sys.stderr.isatty(), "Show the metrics on a status line.")
 flags.DEFINE_float(
-    "expire_days",
-    0.0,
-    "Forget users that had no event for so long; 0: never.",
-    0.0,
-    MAX_SECONDS / DAY_S,
+    "expire_days", 0.0, "Forget users idle for so long; 0: never.", 0.0, MAX_SECONDS / DAY_S
 )
 flags.DEFINE_float(
     "max_ahead_s", DAY_S, "Reject events that lie further in the future; inf: none.", 0.0
 )
 cli.allow_infinity("max_ahead_s")
-for _name in ("commit_s", "expire_days", "max_ahead_s"):
-    flags.register_validator(_name, lambda x: not math.isnan(x), "must be a number")
 flags.DEFINE_integer("max_live", 200_000, "Users held in memory; the rest stays in the store.", 1)
 flags.DEFINE_integer("sessions", 64, "Users whose last reads are kept for the next.", 0)
 flags.DEFINE_string("worker", "0/1", "I/N: serve the users of worker I out of N on one Redis.")

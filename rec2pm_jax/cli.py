@@ -113,7 +113,7 @@ def parse_flags(argv: list[str]) -> list[str]:
 
 
 def allow_infinity(name: str) -> None:
-    """Let the float flag `--name` be `inf`, where that means that there is no limit."""
+    """Let the float flag `name` be `inf`, where that means that there is no limit."""
     _MAY_BE_INFINITE.add(name)
 
 

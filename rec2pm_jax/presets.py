@@ -23,7 +23,8 @@ def presets() -> dict[str, Path]:
     True
     """
     files = sorted(Path(str(resources.files(_FOLDER))).glob("*.py"))
-    return {file.stem: file for file in files if file.stem not in ("__init__", "flags")}
+    others = ("__init__", "flags", "log_flags")
+    return {file.stem: file for file in files if file.stem not in others}
 
 
 def find_preset(value: str | Path) -> Path:

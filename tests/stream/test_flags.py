@@ -30,8 +30,8 @@ def folder(tmp_path_factory):
     ("command", "flags", "message"),
     [
         ("stream", "--expire_days=99999", "not a number in the range"),
-        ("stream", "--expire_days=nan", "must be a number"),
-        ("stream", "--max_ahead_s=nan", "must be a number"),
+        ("stream", "--expire_days=nan", "must be a finite number"),
+        ("stream", "--max_ahead_s=nan", "must be a finite number"),
         ("stream", "--commit_s=inf --store=new", "not a number in the range"),
         ("stream", "--max_ahead_s=-1", "max_ahead_s"),
         ("stream", "--expire_days=1e31 --store=new", "not a number in the range"),

@@ -15,10 +15,8 @@ from bisect import bisect_right
 from collections.abc import Iterator
 from pathlib import Path
 
-import apache_beam as beam
 import numpy as np
 import polars as pl
-from apache_beam.options.pipeline_options import PipelineOptions
 
 from rec2pm_jax.data.options import PrepareOptions
 from rec2pm_jax.data.prepare import filters, write
@@ -37,11 +35,17 @@ from rec2pm_jax.data.prepare.run import check_options, check_target, publish_dat
 from rec2pm_jax.data.prepare.workspace import open_workspace
 from rec2pm_jax.data.reading import log_files
 from rec2pm_jax.data.reading.report import LogReport
-from rec2pm_jax.data.record_files import (
-    read_histories,
-)
+from rec2pm_jax.data.record_files import read_histories
 from rec2pm_jax.data.schema import empty_items
 from rec2pm_jax.errors import UserError
+
+try:
+    import apache_beam as beam
+    from apache_beam.options.pipeline_options import PipelineOptions
+except ImportError as error:
+    raise UserError(
+        f"--beam needs Apache Beam ({error}); run `pip install 'rec2pm_jax[beam]'`."
+    ) from error
 
 
 @dataclasses.dataclass(frozen=True)
