@@ -28,8 +28,8 @@ def tabulate_comparison(
       rows: of one dataset and backbone.
       baselines: variants that every row is paired with, if they are there.
       long: only users with long histories; then the table has NDCG@10 and ratios alone.
-      columns: what stands before the ratios, of `COLUMNS`.
-      costs: what stands behind them.
+      columns: those before the ratios, of `COLUMNS`.
+      costs: those behind the ratios.
     """
     by_name = {row.variant: row for row in rows}
     paired = [by_name[name] for name in baselines if name in by_name]

@@ -63,7 +63,7 @@ def open_new_store(address: str) -> Iterator[Store]:
     with contextlib.closing(open_store(building, MAINTENANCE)) as store:
         _check_unused(address)  # the rebuild that had the lock may have finished
         yield store
-        try:  # while the lock is held: nobody else fills a directory that is about to move
+        try:  # while the lock is held: no other process writes to a directory that moves
             os.rename(building, address)
         except OSError as error:
             raise UserError(

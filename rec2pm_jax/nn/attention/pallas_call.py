@@ -19,7 +19,7 @@ DEFAULT_VMEM = 12 << 20  # bytes of a kernel's buffers that fit without asking f
 
 
 class KernelCall(NamedTuple):
-    """A kernel and what the compiler is told about it.
+    """A kernel, the class of its references, and its cost.
 
     Attributes:
       name: in profiles.
