@@ -19,6 +19,7 @@ from rec2pm_jax.data.dataset import open_dataset
 from rec2pm_jax.methods.registry import make_method
 from rec2pm_jax.training.distributed import distributed_job
 from rec2pm_jax.training.loop import train_and_evaluate
+from rec2pm_jax.training.run_checks import fit_to_data
 
 define_config()
 flags.DEFINE_string("data", None, "Directory of a prepared dataset (see launch.prepare).")
@@ -42,8 +43,8 @@ def main(_: list[str]) -> None:
     with distributed_job(
         args.distributed, args.coordinator_address, args.num_processes, args.process_id
     ):
-        config = get_config()
         dataset = open_dataset(args.data)
+        config = fit_to_data(get_config(), dataset)
         method = make_method(config, dataset.num_items)
         train_and_evaluate(config, dataset, method, args.workdir, profile=args.profile)
 

@@ -22,7 +22,7 @@ from rec2pm_jax.methods.registry import make_method
 from rec2pm_jax.stream.load import load_quietly, load_recommender, make_recommender
 from rec2pm_jax.stream.recommender import Recommender
 from rec2pm_jax.training.loop import train_and_evaluate
-from rec2pm_jax.training.run_checks import open_training_data
+from rec2pm_jax.training.run_checks import fit_to_data, open_training_data
 
 _COLUMN_OPTIONS = ("user_column", "item_column", "time_column", "type_column", "order_column")
 
@@ -95,6 +95,7 @@ def train(config: Config, dataset: Dataset, workdir: str | Path) -> Recommender:
       >>> model = rec2pm_jax.train(config, dataset, "run")
       workdir ...
     """
+    config = fit_to_data(config, dataset)
     train_and_evaluate(config, dataset, make_method(config, dataset.num_items), workdir)
     return load(workdir, dataset.path)
 

@@ -9,6 +9,7 @@ dtype and unit. `1|B` is an axis of length 1 or B: one row that serves all users
     G  memory groups a state holds D  model width
     H  attention heads             V  catalogue size, padding row included
     P  parts of an item's vector   W  its numbers: P * D with a sketch, else D
+    E  entries of an exact memory  J  items of a user that score on their own
 
 A pass of attention has axes of tokens (slots, then items), of rows (tokens that attend) and of keys
 (tokens that a block of rows can reach). A head has dqk features of queries and keys, dv of values.
@@ -49,6 +50,21 @@ class Events(NamedTuple):
     types: Array | None = None  # B N
 
 
+class ExactMemory(NamedTuple):
+    """The items of a user that are remembered by id, see `methods/exact_memory.py`.
+
+    Attributes:
+      items: int32 [B, E], item ids; 0 in entries that are not in use.
+      weights: int32 [B, E], its count in 1/256, which fades from segment to segment.
+      last: int32 [B, E], the clock of its last event: minutes since the dataset's time origin, or the
+        number of the event in the user's history where the data have an order but no times.
+    """
+
+    items: Array  # B E
+    weights: Array  # B E
+    last: Array  # B E
+
+
 class State(NamedTuple):
     """What is stored for a user between requests.
 
@@ -59,8 +75,35 @@ class State(NamedTuple):
       groups: int32 [B], how many groups are in use.
       segments: int32 [B], how many segments the memory has seen; with `groups` 8 bytes per user of
         bookkeeping.
+      exact: the exact memory; without one it has E = 0 entries.
     """
 
     memory: Array  # B G*C D
     groups: Array  # B
     segments: Array  # B
+    exact: ExactMemory
+
+
+class OwnItems(NamedTuple):
+    """Items of a user whose scores get an addend; an item may occur more than once.
+
+    Attributes:
+      ids: int32 [B, J], 0 for none.
+      addends: float32 [B, J], added to the score of the item; those of equal items add up. [B, N, J]
+        where N rows of a user share the items.
+    """
+
+    ids: Array  # B J
+    addends: Array  # B J
+
+
+class Readout(NamedTuple):
+    """What a read gives, and all that scoring needs.
+
+    Attributes:
+      vectors: float32 [..., W]: the dot product with an item's vector is its score.
+      own: what the user's own items score beside that; None for a model without.
+    """
+
+    vectors: Array  # ... W
+    own: OwnItems | None

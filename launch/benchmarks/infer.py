@@ -140,8 +140,8 @@ def _build_incremental(
     event, _ = draw_events(1)
 
     def call(params: Params, catalogue: Any, session: Any, event: Events) -> tuple[Any, Any]:
-        session, vectors = method.step_session(params, session, event)
-        return session, method.best(params, vectors, K, catalogue)
+        session, readout = method.step_session(params, session, event)
+        return session, method.best(params, readout, K, catalogue)
 
     step = jax.jit(call, donate_argnums=2)
     first = jax.tree.map(np.asarray, session)

@@ -5,19 +5,20 @@ from __future__ import annotations
 import time
 from array import array
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import numpy as np
 
 from rec2pm_jax.config import Config
-from rec2pm_jax.methods.codec import encode
 from rec2pm_jax.methods.registry import make_method
+from rec2pm_jax.methods.state_format import StateFormat
 from rec2pm_jax.stream.catalogue import Catalogue
 from rec2pm_jax.stream.recommender import Recommender
 from rec2pm_jax.stream.stores.base import Store
 from rec2pm_jax.stream.stores.record import RecordFormat
 from rec2pm_jax.stream.users.mutable_user import MutableUser
+from rec2pm_jax.typing import Array, ExactMemory, State
 
 _PUT = 20_000  # records per transaction
 _MEMORIES = 64  # distinct memories
@@ -73,8 +74,8 @@ def write_history(
         drawn = population.draw_users(rng, population.users)
         counts += np.bincount(drawn, minlength=population.users)
     plan = recommender.method.plan(counts)
-    numbers = rng.normal(size=(_MEMORIES, form.rows, form.dim)).astype(np.float32)
-    memories = [row.tobytes() for row in encode(numbers, form.kind)]
+    states = _random_states(rng, form.states)
+    memories = [row.tobytes() for row in form.states.encode(states)]
     records: dict[str, bytes] = {}
     for user in rng.permutation(population.users).tolist():
         live = MutableUser()
@@ -89,6 +90,17 @@ def write_history(
             records = {}
     store.put(records, {})
     return int(np.count_nonzero(plan.updates))
+
+
+def _random_states(rng: np.random.Generator, form: StateFormat) -> State:
+    """Return states with random memories and random items in the exact memory."""
+    memory = rng.normal(size=(_MEMORIES, form.slots, form.dim)).astype(np.float32)
+    shape = (_MEMORIES, form.entries)
+    items = rng.integers(1, form.num_items + 1, shape).astype(np.int32)
+    weights = rng.integers(1, 2**16, shape).astype(np.int32)
+    none = np.zeros(_MEMORIES, np.int32)
+    exact: Any = ExactMemory(*cast(tuple[Array, Array, Array], (items, weights, items)))
+    return State(cast(Array, memory), cast(Array, none), cast(Array, none), exact)
 
 
 def make_event_lines(population: Population, count: int, seed: int, first: int = 0) -> list[bytes]:

@@ -63,8 +63,8 @@ def build_read(config: Config, items: int, mesh: Mesh) -> Program:
     def request(
         params: Params, state: State, events: Events, valid: jax.Array, time: jax.Array
     ) -> Any:
-        vectors = method.read(params, state, events, valid, time)
-        return method.best(params, vectors, K)
+        readout = method.read(params, state, events, valid, time)
+        return method.best(params, readout, K)
 
     return Program(_over_chips(request, mesh, arguments, (True, True)), arguments)
 
@@ -105,7 +105,7 @@ def _make_serving(
     n = length(method)
     events: Any = (
         _int32(users, n),
-        _int32(users, n) if config.model.relative_bias == "position_time" else None,
+        _int32(users, n) if config.reads_times else None,
         _int32(users, n) if config.model.event_types else None,
     )
     valid = jax.ShapeDtypeStruct((users, n), bool)

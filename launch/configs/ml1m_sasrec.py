@@ -55,4 +55,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.train.eval_every = 5 * STEPS_PER_EPOCH
     config.train.checkpoint_every = 5 * STEPS_PER_EPOCH
     config.train.patience = 101
+    config.model.use_times = False
+    config.model.repeat_head = False
+    config.method.exact_entries = 0
     return config

@@ -58,4 +58,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.train.eval_every = 5000
     config.train.checkpoint_every = 5000
     config.train.patience = 10
+    config.model.use_times = False
+    config.model.repeat_head = False
+    config.method.exact_entries = 0
     return config

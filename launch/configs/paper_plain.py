@@ -25,4 +25,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.method.consistency = 1.0
     config.method.live_memory_prob = 0.0
     config.method.reference_window = None
+    config.model.use_times = False
+    config.model.repeat_head = False
+    config.method.exact_entries = 0
     return config

@@ -91,6 +91,9 @@ class ModelConfig:
         `nn/layers/sasrec.py`.
       relative_bias: hstu: none, position, or position_time (needs a dataset with times).
       score_norm: hstu: N, the constant that divides attention scores. None: the training window.
+      use_times: whether the model reads the time from each event to its query. None: where the dataset
+        has real times.
+      repeat_head: the user's raw items get a score of their own, see `methods/own_items.py`.
       event_types: event types that are embedded: all that the dataset has. 0: types are not used.
       dtype: compute dtype, float32 or bfloat16. Parameters are float32.
       table: whole (each device holds the item table) or sharded (each device holds some rows).
@@ -108,6 +111,8 @@ class ModelConfig:
     identity_init: bool = True
     relative_bias: str = "none"
     score_norm: float | None = None
+    use_times: bool | None = None
+    repeat_head: bool = True
     event_types: int = 0
     dtype: str = "float32"
     table: str = "whole"
@@ -154,6 +159,8 @@ class MethodConfig:
       running_mean: an update averages with the memory before it, see `MemoryTokens.from_query_outputs`.
       recall: a linear map of the memory is added to a reader's output, see `MemoryTokens.add_recall`.
       sketch: P, parts of an item's vector that memory slots sum, see `methods/sketch.py`. 0: none.
+      exact_entries: E, items of the archive that are kept by id with weight and last time, see
+        `methods/exact_memory.py`. 0: none.
       consistency: rec2pm: lambda, the weight of L_con. The paper's is 1.
       reference_window: rec2pm: segments that an item of the reference pass sees, from its segment back.
         None: all earlier ones, as in the paper.
@@ -170,6 +177,7 @@ class MethodConfig:
     running_mean: bool = True
     recall: bool = True
     sketch: int = 0
+    exact_entries: int = 32
     consistency: float = 0.1
     reference_window: int | None = 1
     live_memory_prob: float = 0.5
@@ -178,6 +186,6 @@ class MethodConfig:
         require_representable("method", self)
         require_one_of(self.memory, ("overwrite", "append"), "method.memory")
         require_at_least(1, "method", self, ("slots", "max_groups", "reference_window"))
-        require_at_least(0, "method", self, ("consistency", "sketch"))
+        require_at_least(0, "method", self, ("consistency", "sketch", "exact_entries"))
         share = self.live_memory_prob
         require(0 <= share <= 1, "method.live_memory_prob", "in [0, 1]", share)

@@ -44,6 +44,16 @@ class Config:
         if self.model.table == "sharded":
             self._check_sharded()
 
+    @property
+    def uses_times(self) -> bool:
+        """Whether elapsed times are counted in minutes, not in events."""
+        return bool(self.model.use_times)
+
+    @property
+    def reads_times(self) -> bool:
+        """Whether events need times."""
+        return self.uses_times or self.model.relative_bias == "position_time"
+
     def _check_sharded(self) -> None:
         """Check that a step needs no more rows of the table than its batch and its negatives."""
         if self.loss.negatives is None:

@@ -78,10 +78,10 @@ def memory_diagnostics(
     states = compute_memories(method, params, histories, rows, memory, spec.batch_size)
     gains = {}
     for kind, replaced in _replace_memories(states, final_rows(rows), donors).items():
-        vectors = read_targets(
+        readout = read_targets(
             method, params, histories, rows, replaced, batch_size=spec.batch_size
         )
-        ranks = rank_targets(method, params, histories, targets, vectors, mask_seen=rule.mask_seen)
+        ranks = rank_targets(method, params, histories, targets, readout, mask_seen=rule.mask_seen)
         gains[kind] = ndcg(ranks, 10)
 
     has_memory = rows.updates[rows.target_row] > 0

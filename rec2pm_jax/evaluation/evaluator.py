@@ -17,8 +17,9 @@ from rec2pm_jax.evaluation.ranking import rank_targets, read_targets
 from rec2pm_jax.evaluation.record import Evaluation, dataset_name
 from rec2pm_jax.evaluation.spec import EvalSpec
 from rec2pm_jax.evaluation.targets import Rows, Targets, final_rows, plan_rows, select_targets
-from rec2pm_jax.methods.codec import check_format, slot_bytes
+from rec2pm_jax.methods.codec import check_format
 from rec2pm_jax.methods.method import Method
+from rec2pm_jax.methods.state_format import state_format
 from rec2pm_jax.typing import Params, State
 
 
@@ -72,14 +73,22 @@ def evaluate(method: Method, params: Params, dataset: EvaluationData, spec: Eval
     _check_unseen(dataset, histories, targets, bound_rule(config.data, dataset))
     if spec.corrupt is not None:
         histories = spec.corrupt(histories, targets)
-    rows = plan_rows(targets, method, spec.max_segments)
+    rows = plan_rows(targets, method, spec.max_segments, shared=spec.request_time_known)
     states = compute_memories(
         method, params, histories, rows, memory, spec.batch_size, spec.memory_format
     )
 
     def ranks_with(states: State) -> np.ndarray:
-        vectors = read_targets(method, params, histories, rows, states, batch_size=spec.batch_size)
-        return rank_targets(method, params, histories, targets, vectors, mask_seen=rule.mask_seen)
+        readout = read_targets(
+            method,
+            params,
+            histories,
+            rows,
+            states,
+            batch_size=spec.batch_size,
+            request_time_known=spec.request_time_known,
+        )
+        return rank_targets(method, params, histories, targets, readout, mask_seen=rule.mask_seen)
 
     ranks = ranks_with(states)
     donors = choose_swap_donors(rows) if spec.swap else None
@@ -120,13 +129,11 @@ def _measure_states(
     method: Method, rows: Rows, states: State, memory_format: str
 ) -> dict[str, Any]:
     """Return the bytes per user, and the variance of the final memories between users."""
-    _, slots, dim = states.memory.shape
-    capacity = states.memory[0].nbytes
-    if memory_format != "float32":
-        capacity = slots * slot_bytes(memory_format, dim)
+    form = state_format(method, memory_format)
+    capacity = states.memory[0].nbytes if memory_format == "float32" else form.memory_bytes
     final = final_rows(rows)
     figures: dict[str, Any] = {
-        "state_bytes_per_user": capacity,
+        "state_bytes_per_user": capacity + form.exact_bytes,
         "state_bookkeeping_bytes": states.groups[0].nbytes + states.segments[0].nbytes,
         "state_used_bytes": None,
         "memory_variance": None,
@@ -136,5 +143,6 @@ def _measure_states(
         figures["memory_variance"] = float(memories.var(axis=0).mean())
         if method.memory_kind == "append":
             groups = states.memory.shape[1] // method.config.method.slots
-            figures["state_used_bytes"] = float(states.groups[final].mean() * capacity / groups)
+            used = float(states.groups[final].mean() * capacity / groups)
+            figures["state_used_bytes"] = used + form.exact_bytes
     return figures

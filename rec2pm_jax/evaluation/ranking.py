@@ -14,7 +14,7 @@ from rec2pm_jax.evaluation.memory_states import take_states
 from rec2pm_jax.evaluation.metrics import check_ranks, target_ranks
 from rec2pm_jax.evaluation.targets import Rows, Targets, target_items
 from rec2pm_jax.methods.method import Method
-from rec2pm_jax.typing import Array, Events, Params, State
+from rec2pm_jax.typing import Array, Events, OwnItems, Params, Readout, State
 
 _READ_TOKENS = 1 << 15  # events of a read batch
 _SCORES = 1 << 22  # logits of a ranking chunk
@@ -28,11 +28,12 @@ def read_targets(
     states: State,
     *,
     batch_size: int,
-) -> np.ndarray:
-    """Compute the vector that predicts each target.
+    request_time_known: bool = True,
+) -> Readout:
+    """Compute what predicts each target.
 
-    Query times, for methods with a time bias, are the next event's times inside a window and the
-    time of its last target for the last event.
+    Query times, for methods that read times, are the next event's times inside a window and the time
+    of its last target for the last event.
 
     Args:
       method: the method to evaluate.
@@ -41,9 +42,11 @@ def read_targets(
       rows: the windows to read; R rows, T targets.
       states: State [R, ...], the memory of each row.
       batch_size: largest number of rows per compiled call.
+      request_time_known: whether the last row knows its query time. If not, each row must have one
+        target, see `targets.plan_rows`.
 
     Returns:
-      float32 [T, W], outputs of the method.
+      The outputs of the method as numpy arrays, T rows.
     """
     lengths = rows.end - rows.start
     per_row = np.bincount(rows.target_row, minlength=len(lengths))
@@ -53,7 +56,7 @@ def read_targets(
 
     widths = _window_widths(int(lengths.max()))
     width_of = widths[np.searchsorted(widths, lengths)]
-    vectors = np.empty((len(by_row), 0), np.float32)
+    result: Readout | None = None
     for width in np.unique(width_of):
         in_width = np.flatnonzero(width_of == width)
         size = int(np.clip(_READ_TOKENS // width, 1, batch_size))
@@ -65,13 +68,17 @@ def read_targets(
             # A padding row of the batch reads one real event, so that no row is empty.
             length = np.where(real, lengths[batch], 1)
             window = histories.window(rows.user[batch], rows.start[batch], length, int(width))
-            request_time = _request_time(histories, rows, batch)
+            request_time = _request_time(histories, rows, batch) if request_time_known else None
             state = take_states(states, batch)
             outputs = _read(method, params, state, *window, request_time, columns)
-            if not vectors.size:
-                vectors = np.empty((len(by_row), outputs.shape[-1]), outputs.dtype)
-            vectors[target[used]] = np.asarray(outputs)[used]
-    return vectors
+            if result is None:
+                # A narrower window has fewer own items: the last columns of its targets stay 0.
+                room = int(widths[-1]) - int(width)
+                result = _empty_readout(outputs, len(by_row), room)
+            for out, new in zip(jax.tree.leaves(result), jax.tree.leaves(outputs), strict=True):
+                out[target[used], : new.shape[-1]] = np.asarray(new)[used]
+    assert result is not None, "there are targets"
+    return result
 
 
 def rank_targets(
@@ -79,7 +86,7 @@ def rank_targets(
     params: Params,
     histories: Histories,
     targets: Targets,
-    vectors: np.ndarray,
+    readout: Readout,
     *,
     mask_seen: bool = False,
 ) -> np.ndarray:
@@ -90,7 +97,7 @@ def rank_targets(
       params: its parameters.
       histories: the events of the users.
       targets: the events to rank.
-      vectors: float32 [T, W], from `read_targets`.
+      readout: T rows, from `read_targets`.
       mask_seen: whether to leave out the items of the newest `method.read_length` events before
         the target.
 
@@ -111,7 +118,8 @@ def rank_targets(
             start = targets.position[batch] - length
             window, _ = histories.window(targets.user[batch], start, length, method.read_length)
             seen = window.ids
-        chunk_ranks = np.asarray(_rank(method, params, vectors[batch], item[batch], seen))
+        part = jax.tree.map(lambda a, b=batch: a[b], readout)
+        chunk_ranks = np.asarray(_rank(method, params, part, item[batch], seen))
         ranks[batch[real]] = chunk_ranks[real]
     return check_ranks(ranks)
 
@@ -125,23 +133,37 @@ def _read(
     valid: Array,
     request_time: Array | None,
     columns: Array,
-) -> Array:
-    """Return the outputs [B, P, W] at `columns` int32 [B, P] of windows [B, N]."""
-    outputs = method.read_all(params, state, events, valid, request_time)
-    return jnp.take_along_axis(outputs, columns[:, :, None], axis=1)
+) -> Readout:
+    """Return the outputs at `columns` int32 [B, P] of windows [B, N]: fields [B, P, ...]."""
+    vectors, own = method.read_all(params, state, events, valid, request_time)
+    vectors = jnp.take_along_axis(vectors, columns[:, :, None], axis=1)
+    if own is not None:
+        addends = jnp.take_along_axis(own.addends, columns[:, :, None], axis=1)
+        own = OwnItems(jnp.broadcast_to(own.ids[:, None], addends.shape), addends)
+    return Readout(vectors, own)
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _rank(
-    method: Method, params: Params, vectors: Array, targets: Array, seen: Array | None
+    method: Method, params: Params, readout: Readout, targets: Array, seen: Array | None
 ) -> Array:
     """Rank targets int32 [B]; `seen` int32 [B, N] holds ids to leave out (0 for none), or is None."""
-    scores = method.score(params, vectors)
+    scores = method.score(params, readout)
     excluded = None
     if seen is not None:
         excluded = jnp.zeros(scores.shape, bool)
         excluded = excluded.at[jnp.arange(len(seen))[:, None], seen].set(True)
     return target_ranks(scores, targets, excluded)
+
+
+def _empty_readout(like: Readout, count: int, room: int) -> Readout:
+    """Return zeros for `count` targets, with `room` more own items than `like` [B, P, ...] has."""
+
+    def zeros(array: Array, more: int) -> np.ndarray:
+        return np.zeros((count, array.shape[-1] + more), array.dtype)
+
+    own = None if like.own is None else OwnItems(*(zeros(a, room) for a in like.own))  # type: ignore[arg-type]
+    return Readout(zeros(like.vectors, 0), own)  # type: ignore[arg-type]
 
 
 def _window_widths(longest: int) -> np.ndarray:

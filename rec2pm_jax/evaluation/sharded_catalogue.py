@@ -22,7 +22,7 @@ from rec2pm_jax.nn.catalogue.losses import to_item_vectors, to_queries
 from rec2pm_jax.nn.catalogue.row_exchange import fetch, plan_exchange
 from rec2pm_jax.nn.catalogue.sharded_scoring import sharded_ranks, sharded_top_k
 from rec2pm_jax.nn.catalogue.sharded_table import ids_to_rows
-from rec2pm_jax.typing import Array
+from rec2pm_jax.typing import Array, Readout
 
 _IDS = 1024  # rows that a device asks for in one call
 _QUERIES = 256  # queries that are ranked in one call
@@ -55,7 +55,7 @@ def fetch_rows(table: Array, ids: np.ndarray, dim: int) -> np.ndarray:
 
 
 def ranks(
-    loss: LossConfig, table: Array, num_items: int, vectors: np.ndarray, targets: np.ndarray
+    loss: LossConfig, table: Array, num_items: int, readout: Readout, targets: np.ndarray
 ) -> np.ndarray:
     """Return the pessimistic rank of each target among all items.
 
@@ -63,7 +63,7 @@ def ranks(
       loss: how logits are computed from vectors and rows.
       table: the sharded item table.
       num_items: number of items, without padding.
-      vectors: float32 [T, W], outputs of a method.
+      readout: outputs of a method, T rows.
       targets: int32 [T], item ids.
 
     Returns:
@@ -73,7 +73,8 @@ def ranks(
     result = []
     for begin in range(0, len(targets), size):
         part = np.arange(begin, begin + size) % len(targets)
-        found = _ranks(_mesh_of(table), loss, num_items, table, vectors[part], targets[part])
+        asked = jax.tree.map(lambda a, p=part: a[p], (readout, targets))
+        found = _ranks(_mesh_of(table), loss, num_items, table, *asked)
         result.append(np.asarray(found)[: len(targets) - begin])
     return np.concatenate(result).astype(np.int64)
 
@@ -116,15 +117,15 @@ def _fetch(mesh: Mesh, dim: int, table: Array, ids: Array) -> Array:
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _ranks(
-    mesh: Mesh, loss: LossConfig, num_items: int, table: Array, vectors: Array, targets: Array
+    mesh: Mesh, loss: LossConfig, num_items: int, table: Array, readout: Readout, targets: Array
 ) -> Array:
     [axis] = mesh.axis_names
 
-    def body(table: Array, vectors: Array, targets: Array) -> Array:
-        queries = to_queries(loss, vectors)
-        return sharded_ranks(queries, targets, table, num_items, to_item_vectors, axis)
+    def body(table: Array, readout: Readout, targets: Array) -> Array:
+        queries = to_queries(loss, readout.vectors)
+        return sharded_ranks(queries, targets, table, num_items, to_item_vectors, axis, readout.own)
 
-    return _map(body, mesh, (P(axis), P(), P()), P())(table, vectors, targets)
+    return _map(body, mesh, (P(axis), P(), P()), P())(table, readout, targets)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))

@@ -23,6 +23,7 @@ class EvalSpec:
       max_users: size of a pseudo-random subset of the users; None for all of them.
       max_segments: how many of the newest archived segments the memory folds; None for all.
       batch_size: largest number of users per compiled call. Results do not depend on it.
+      request_time_known: whether a request says when it is made, as a server knows it.
       swap: whether every target is also ranked with another user's memory.
       seed: chooses the subset of users.
       corrupt: changes the histories that are read, never the targets; see `denoise.Noise`.
@@ -38,6 +39,7 @@ class EvalSpec:
     max_users: int | None = None
     max_segments: int | None = None
     batch_size: int = 128
+    request_time_known: bool = True
     swap: bool = True
     seed: int = 0
     corrupt: Callable[[Histories, Targets], Histories] | None = None

@@ -153,24 +153,29 @@ def target_items(histories: Histories, targets: Targets) -> np.ndarray:
     return histories.ids[histories.offsets[targets.user] + targets.position]
 
 
-def plan_rows(targets: Targets, method: Method, max_segments: int | None) -> Rows:
+def plan_rows(
+    targets: Targets, method: Method, max_segments: int | None, shared: bool = True
+) -> Rows:
     """Group the targets into rows: targets of one user with equal `ReadPlan`s read one window.
 
     Args:
       targets: the events to predict.
       method: decides what is folded and what is read.
       max_segments: how many of the newest archived segments the memory folds; None for all.
+      shared: whether targets share rows. Without, each target has a row that ends before it.
 
     Returns:
       The rows, ordered by user.
     """
     plan = method.plan(targets.position, max_segments or 0)
     key = np.stack([targets.user, plan.updates, plan.first_segment, plan.start], axis=1)
+    if not shared:
+        key = np.concatenate([key, targets.position[:, None]], axis=1)
     rows, target_row = np.unique(key.astype(np.int64), axis=0, return_inverse=True)
     target_row = target_row.reshape(-1)
     end = np.zeros(len(rows), np.int64)
     np.maximum.at(end, target_row, targets.position)
-    user, updates, first_segment, start = rows.T
+    user, updates, first_segment, start = rows.T[:4]
     column = targets.position - 1 - start[target_row]
     return Rows(user, updates, first_segment, start, end, target_row, column)
 

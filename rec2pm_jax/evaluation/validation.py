@@ -26,7 +26,7 @@ from rec2pm_jax.evaluation.targets import (
 )
 from rec2pm_jax.methods.method import Method
 from rec2pm_jax.methods.registry import make_method
-from rec2pm_jax.typing import Params
+from rec2pm_jax.typing import Params, Readout
 
 _BATCH = 128  # users per compiled call, as in `EvalSpec`
 
@@ -76,43 +76,53 @@ def validate(
                 "config.model.table=sharded cannot do; use another protocol."
             )
         item = target_items(histories, targets)
-        vectors = _read(*_restrict_catalogue(method, params, histories), targets)
-        vectors, item, user, position = _gather(
-            vectors, item, users[targets.user], targets.position
+        readout = _read_sharded(method, params, histories, targets)
+        leaves, structure = jax.tree.flatten(readout)
+        *leaves, item, user, position = _gather(
+            *leaves, item, users[targets.user], targets.position
         )
+        readout = jax.tree.unflatten(structure, leaves)
         table = method.network.table(params)
         ranks = sharded_catalogue.ranks(
-            method.config.loss, table, method.num_items, vectors, item.astype(np.int32)
+            method.config.loss, table, method.num_items, readout, item.astype(np.int32)
         )
     else:
-        vectors = _read(method, params, histories, targets)
-        ranks = rank_targets(method, params, histories, targets, vectors, mask_seen=rule.mask_seen)
+        readout = _read(method, params, histories, targets)
+        ranks = rank_targets(method, params, histories, targets, readout, mask_seen=rule.mask_seen)
         ranks, user, position = _gather(ranks, users[targets.user], targets.position)
     order = np.lexsort((position, user))  # sums in one order, however many processes there are
     return summarize(ranks[order], user[order])
 
 
-def _read(method: Method, params: Params, histories: Histories, targets: Targets) -> np.ndarray:
-    """Return the vector that predicts each target: float32 [T, W]."""
+def _read(method: Method, params: Params, histories: Histories, targets: Targets) -> Readout:
+    """Return what predicts each target, as numpy arrays of T rows."""
     rows = plan_rows(targets, method, None)
     memory = method.memory_kind
     states = compute_memories(method, params, histories, rows, memory, _BATCH)
     return read_targets(method, params, histories, rows, states, batch_size=_BATCH)
 
 
-def _restrict_catalogue(
-    method: Method, params: Params, histories: Histories
-) -> tuple[Method, Params, Histories]:
-    """Return method, params and histories over a small catalogue: the items of `histories` only.
+def _read_sharded(
+    method: Method, params: Params, histories: Histories, targets: Targets
+) -> Readout:
+    """Do as `_read` over a small catalogue: the items of `histories`, fetched from a sharded table.
 
-    Items are renumbered from 1, and their rows are fetched from the sharded table.
+    Own items are padded to the most that a read has, so that all processes have equally many.
     """
     items, ids = np.unique(histories.ids, return_inverse=True)
+    items = np.append(0, items).astype(np.int32)
     table, dim = method.network.table(params), method.item_dim
-    rows = sharded_catalogue.fetch_rows(table, np.append(0, items), dim)
-    small = method.network.with_table(params, jnp.asarray(rows))
-    histories = histories._replace(ids=(ids.reshape(-1) + 1).astype(np.int32))
-    return make_method(method.config, len(items)), small, histories
+    rows = sharded_catalogue.fetch_rows(table, items, dim)
+    own_params = method.network.with_table(params, jnp.asarray(rows))
+    own_histories = histories._replace(ids=(ids.reshape(-1) + 1).astype(np.int32))
+    own_method = make_method(method.config, len(items) - 1)
+    vectors, own = _read(own_method, own_params, own_histories, targets)
+    if own is not None:
+        room = method.memory.entries + method.read_length - own.ids.shape[1]
+        own = jax.tree.map(
+            lambda a: np.pad(a, ((0, 0), (0, room))), own._replace(ids=items[own.ids])
+        )
+    return Readout(vectors, own)
 
 
 def _gather(*arrays: np.ndarray) -> list[np.ndarray]:

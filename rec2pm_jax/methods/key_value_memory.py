@@ -16,7 +16,7 @@ from rec2pm_jax.methods.memory import Memory, PassInputs
 from rec2pm_jax.methods.memory_tokens import QueryTokens
 from rec2pm_jax.methods.windows import Window
 from rec2pm_jax.nn.attention import KeyValues
-from rec2pm_jax.typing import Array, Events, Params, PRNGKey, State
+from rec2pm_jax.typing import Array, Params, PRNGKey, State
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +58,7 @@ class KeyValueMemory(Memory):
         groups = self.config.data.segments if self.global_positions else 1
         return QueryTokens(self.config.model, groups * self.slots)
 
-    def init_params(self, rng: PRNGKey) -> Params:
+    def init_memory_params(self, rng: PRNGKey) -> Params:
         return {"memory": self.tokens.init(rng, 1)["params"]}
 
     def read_inputs(self, params: Params, state: State, window: Window) -> PassInputs:
@@ -82,12 +82,12 @@ class KeyValueMemory(Memory):
         places = params["embedding"]["position_embedding"][self._number(segments, after)]
         return jnp.take_along_axis(queries, own[..., None], axis=1) + places.astype(queries.dtype)
 
-    def embed(self, params: Params, events: Events, segments: Array) -> Array:
+    def embed(self, params: Params, window: Window, segments: Array) -> Array:
         """Embed events [B, N, D] of segments with these numbers, int32 [B]."""
-        places = np.arange(events.ids.shape[1], dtype=np.int32)[None]
+        places = np.arange(window.size, dtype=np.int32)[None]
         if not self.global_positions:
-            return self.network.embed(params, events, places)
-        return self.network.embed(params, events, self._number(segments, jnp.asarray(places)))
+            return self.network.embed(params, window, places)
+        return self.network.embed(params, window, self._number(segments, jnp.asarray(places)))
 
     def positions(self, state: State, places: Array) -> Array:
         return self._number(state.segments, places) if self.global_positions else places
@@ -113,7 +113,7 @@ class KeyValueMemory(Memory):
             row_times=window.row_times,
             key_times=window.events.times,
         )
-        x = self.embed(params, window.events, state.segments)
+        x = self.embed(params, window, state.segments)
         if with_queries:
             x = jnp.concatenate([self.queries(params, state.segments), x], axis=1)
         layout = layouts.without_memory_rows(layout, sizes)

@@ -17,14 +17,14 @@ from rec2pm_jax.methods.windows import Window, cut_windows
 from rec2pm_jax.typing import Array, Batch, Params, PRNGKey, Terms
 
 
-@register_method("kv_mask", reads=("memory", "slots", "max_groups"))
+@register_method("kv_mask", reads=("memory", "slots", "max_groups", "exact_entries"))
 def make_kv_mask(config: Config, num_items: int) -> Method:
     """Build KV-Mask: keys and values as memory, trained by `loss`."""
     network = Network(config, num_items, config.data.read_length)
     return Method(KeyValueMemory(network), loss)
 
 
-@register_method("persrec", reads=("memory", "slots", "max_groups"))
+@register_method("persrec", reads=("memory", "slots", "max_groups", "exact_entries"))
 def make_persrec(config: Config, num_items: int) -> Method:
     """Build KV-Mask in the form of PerSRec's code; `model.score_norm` is the length of its pass.
 
@@ -44,11 +44,13 @@ def loss(method: Method, params: Params, batch: Batch, rng: PRNGKey | None) -> T
     """
     memory = cast(KeyValueMemory, method.memory)
     dropout_rng, negative_rng = (None, None) if rng is None else jax.random.split(rng)
-    cut = cut_windows(batch, method.config.data)
+    cut = cut_windows(batch, method.config.data, rng)
     outputs = masked_pass(memory, params, cut.windows, batch["index"], dropout_rng)
+    state = memory.counts_before(cut)
+    readout = memory.readout(params, state, cut.windows, outputs)
     return {
         "ar": method.network.next_item(
-            params, outputs, cut.targets, cut.weights, negative_rng, cut.windows.step_rows
+            params, readout, cut.targets, cut.weights, negative_rng, cut.windows.step_rows
         )
     }
 
@@ -81,6 +83,6 @@ def masked_pass(
     )
     segments = jnp.tile(jnp.arange(lengths.shape[1], dtype=jnp.int32), batch)
     queries = by_user(memory.queries(params, segments))
-    x = jnp.concatenate([queries, by_user(memory.embed(params, windows.events, segments))], axis=1)
+    x = jnp.concatenate([queries, by_user(memory.embed(params, windows, segments))], axis=1)
     outputs, _ = memory.network.run(params, x, layout, rng=rng, rows=rows)
     return outputs[:, layout.num_slots :].reshape(lengths.size, size, -1)

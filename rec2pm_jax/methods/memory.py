@@ -13,12 +13,14 @@ from numpy.typing import ArrayLike
 
 from rec2pm_jax.config import Config
 from rec2pm_jax.methods import layout as layouts
+from rec2pm_jax.methods.exact_memory import empty_exact, event_clock, scan_exact, update_exact
 from rec2pm_jax.methods.network import Network
+from rec2pm_jax.methods.own_items import OwnItemScores
 from rec2pm_jax.methods.segments import ReadPlan, plan_last, plan_memory
 from rec2pm_jax.methods.sketch import WindowSketch, up_to
-from rec2pm_jax.methods.windows import Window
+from rec2pm_jax.methods.windows import TrainingBatch, Window
 from rec2pm_jax.nn.attention import KeyValues, Layout
-from rec2pm_jax.typing import Array, Params, PRNGKey, State
+from rec2pm_jax.typing import Array, Events, ExactMemory, Params, PRNGKey, Readout, State
 
 
 class PassInputs(NamedTuple):
@@ -72,19 +74,45 @@ class Memory(abc.ABC):
         return jnp.dtype(jnp.float32)
 
     @property
+    def entries(self) -> int:
+        """E, entries of the exact memory."""
+        return self.config.method.exact_entries
+
+    @property
     def read_length(self) -> int:
         """Most raw events that a read takes."""
         return self.config.data.read_length
 
+    @cached_property
+    def own_scores(self) -> OwnItemScores | None:
+        """The module with what the user's own items score; None without repeat head and table."""
+        config = self.config
+        if not (config.model.repeat_head or self.entries):
+            return None
+        return OwnItemScores(
+            config.model.repeat_head, self.entries, config.data.segment, config.uses_times
+        )
+
     def init_params(self, rng: PRNGKey) -> Params:
         """Return the parameters that this memory adds to the network's, by their keys."""
+        params = self.init_memory_params(rng)
+        if self.own_scores is not None:
+            zero = jnp.zeros((1, 1), jnp.int32)
+            window = Window(Events(zero, zero), zero[0], zero, zero > 0)
+            own = self.own_scores.init(rng, self.init_state(1), window, zero)
+            params["own_items"] = own["params"]
+        return params
+
+    def init_memory_params(self, rng: PRNGKey) -> Params:
+        """Return the parameters of the preference memory, by their keys."""
         return {}
 
     def init_state(self, batch_size: int) -> State:
         """Return the state of users without archived events."""
         shape = (batch_size, self.capacity * self.slots, self.slot_dim)
         none = jnp.zeros(batch_size, jnp.int32)
-        return State(jnp.zeros(shape, self.dtype), none, none)
+        exact = empty_exact(batch_size, self.entries)
+        return State(jnp.zeros(shape, self.dtype), none, none, exact)
 
     def plan(self, n: ArrayLike, max_segments: int = 0) -> ReadPlan:
         """Plan which events of histories of length `n` are folded, and which are read raw."""
@@ -117,6 +145,48 @@ class Memory(abc.ABC):
         """
         return vectors
 
+    def readout(self, params: Params, state: State, window: Window, vectors: Array) -> Readout:
+        """Return all that scoring needs; arguments as in `add_to_outputs`."""
+        own = None
+        if self.own_scores is not None:
+            rows = jnp.arange(window.size, dtype=jnp.int32)[None]
+            if vectors.ndim == 2:
+                rows = jnp.maximum(window.lengths - 1, 0)[:, None]
+            scores: Any = self.own_scores  # Flax does not say what `apply` returns
+            own = scores.apply({"params": params["own_items"]}, state, window, rows)
+            if vectors.ndim == 2:
+                own = own._replace(addends=own.addends[:, 0])
+        vectors = self.add_to_outputs(params, state, window, vectors)
+        return Readout(vectors.astype(jnp.float32), own)
+
+    def remember(self, state: State, window: Window) -> ExactMemory:
+        """Return the exact memory after a segment, given the state before it."""
+        before = state.segments * self.config.data.segment
+        clock = event_clock(window, before, self.config.uses_times)
+        ids = up_to(window.events.ids, window.lengths)
+        return update_exact(state.exact, ids, clock)
+
+    def counts_before(self, cut: TrainingBatch) -> State:
+        """Return the states before each segment of a batch, with their exact memories alone.
+
+        Returns:
+          B * K states; their preference memories are empty.
+        """
+        users, segments = cut.history.lengths.shape[0], self.config.data.segments
+        state = self.init_state(users * segments)
+        numbers = jnp.tile(jnp.arange(segments, dtype=jnp.int32), users)
+        return state._replace(segments=numbers, exact=self.exact_before(cut.history))
+
+    def exact_before(self, history: Window) -> ExactMemory:
+        """Return the exact memory before each segment of whole histories: B * K rows."""
+        config = self.config
+        return scan_exact(history, self.entries, config.data.segment, config.uses_times)[1]
+
+    def exact_after(self, history: Window) -> ExactMemory:
+        """Return the exact memory after whole histories: B rows."""
+        config = self.config
+        return scan_exact(history, self.entries, config.data.segment, config.uses_times)[0]
+
     @abc.abstractmethod
     def new_memory(self, params: Params, state: State, window: Window) -> Array:
         """Return m_k [B, C, slot_dim] after a segment, given the state before it."""
@@ -128,13 +198,19 @@ class NoMemory(Memory):
 
     Attributes:
       length: the most events that a read takes.
+      keeps_exact: whether events that are no longer read enter the exact memory.
     """
 
     length: int
+    keeps_exact: bool = False
 
     @property
     def capacity(self) -> int:
         return 0
+
+    @property
+    def entries(self) -> int:
+        return self.config.method.exact_entries if self.keeps_exact else 0
 
     @property
     def read_length(self) -> int:
@@ -146,19 +222,19 @@ class NoMemory(Memory):
         parts = self.config.method.sketch
         return WindowSketch(parts, self.config.model.dim) if parts else None
 
-    def init_params(self, rng: PRNGKey) -> Params:
+    def init_memory_params(self, rng: PRNGKey) -> Params:
         if self.sketch is None:
             return {}
         parts = jnp.zeros((1, self.sketch.parts, self.sketch.dim))
         return {"sketch": self.sketch.init(rng, parts[:, 0], parts)["params"]}
 
     def plan(self, n: ArrayLike, max_segments: int = 0) -> ReadPlan:
-        return plan_last(n, self.length)
+        return super().plan(n, max_segments) if self.entries else plan_last(n, self.length)
 
     def read_inputs(self, params: Params, state: State, window: Window) -> PassInputs:
         layout = layouts.causal(window.size, window.row_times, window.events.times)
         positions = np.arange(window.size, dtype=np.int32)[None]
-        return PassInputs(self.network.embed(params, window.events, positions), layout)
+        return PassInputs(self.network.embed(params, window, positions), layout)
 
     def add_to_outputs(self, params: Params, state: State, window: Window, vectors: Array) -> Array:
         if self.sketch is None:
@@ -184,11 +260,11 @@ def fold(state: State, memory: Array, valid: Array) -> State:
       valid: bool [B].
     """
     slots = memory.shape[1]
-    capacity = state.memory.shape[1] // slots
+    capacity = state.memory.shape[1] // max(slots, 1)  # 0 without a preference memory
     folded = jnp.concatenate([state.memory[:, slots:], memory.astype(state.memory.dtype)], axis=1)
     groups = jnp.minimum(state.groups + 1, capacity)
-    return State(
-        jnp.where(valid[:, None, None], folded, state.memory),
-        jnp.where(valid, groups, state.groups),
-        jnp.where(valid, state.segments + 1, state.segments),
+    return state._replace(
+        memory=jnp.where(valid[:, None, None], folded, state.memory),
+        groups=jnp.where(valid, groups, state.groups),
+        segments=jnp.where(valid, state.segments + 1, state.segments),
     )

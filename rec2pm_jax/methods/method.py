@@ -18,7 +18,7 @@ from rec2pm_jax.methods.network import Network
 from rec2pm_jax.methods.segments import ReadPlan
 from rec2pm_jax.methods.sessions import Session
 from rec2pm_jax.methods.windows import window_of
-from rec2pm_jax.typing import Array, Batch, Events, Params, PRNGKey, State, Terms
+from rec2pm_jax.typing import Array, Batch, Events, Params, PRNGKey, Readout, State, Terms
 
 Loss = Callable[["Method", Params, Batch, PRNGKey | None], Terms]
 Compress = Callable[["Method", Params, Events, Array, Array | None], State]
@@ -71,7 +71,7 @@ class Method:
     @property
     def stores_memory(self) -> bool:
         """Whether the state of a user holds anything."""
-        return self.memory.capacity > 0
+        return self.memory.capacity > 0 or self.memory.entries > 0
 
     @property
     def memory_kind(self) -> str:
@@ -88,7 +88,7 @@ class Method:
     def init(self, rng: PRNGKey) -> Params:
         """Return fresh parameters."""
         network_rng = memory_rng = rng
-        if self.stores_memory:
+        if self.memory.capacity:
             network_rng, memory_rng = jax.random.split(rng)
         times = jnp.zeros((1, 1), jnp.int32)
         params = self.network.init(network_rng, layouts.causal(1, times, times))
@@ -121,7 +121,7 @@ class Method:
           valid: bool [B, S], true on a prefix of each row. A row without valid events keeps its state
             bit for bit.
           next_time: int32 [B], seconds: the time of the event after the segment (there is one, as
-            R >= 1). Only a time bias needs it.
+            R >= 1). Only models that read times need it.
 
         Returns:
           The state after the segment, with the shapes and dtypes of `state`.
@@ -130,7 +130,8 @@ class Method:
             return state
         window = window_of(events, valid, next_time)
         memory = self.memory.new_memory(params, state, window)
-        return fold(state, memory, window.lengths > 0)
+        exact = self.memory.remember(state, window)
+        return fold(state, memory, window.lengths > 0)._replace(exact=exact)
 
     def compress(
         self, params: Params, events: Events, valid: Array, next_time: Array | None = None
@@ -163,15 +164,16 @@ class Method:
         events: Events,
         valid: Array,
         request_time: Array | None = None,
-    ) -> Array:
-        """Return float32 [B, W], the vector that scores the catalogue after the last valid event.
+    ) -> Readout:
+        """Return what scores the catalogue after the last valid event: vectors float32 [B, W].
 
         Args:
           params: as in `update`.
           state: of B users.
           events: fields [B, N], N <= `read_length` raw events.
           valid: bool [B, N], a prefix of each row, at least one event.
-          request_time: int32 [B], seconds. Only a time bias needs it.
+          request_time: int32 [B], seconds; `windows.UNKNOWN_TIME`, or None for all users, if the time
+            of the request is not known.
         """
         window = window_of(events, valid, request_time)
         return sessions.read_last(self, params, state, window)[0]
@@ -183,13 +185,17 @@ class Method:
         events: Events,
         valid: Array,
         request_time: Array | None = None,
-    ) -> Array:
-        """Do as `read` after each event: float32 [B, N, W]."""
+    ) -> Readout:
+        """Do as `read` after each event: vectors float32 [B, N, W].
+
+        `request_time` is that of the last valid event. The query time of each event before is the time
+        of the event that follows.
+        """
         window = window_of(events, valid, request_time)
         x, layout, cache = self.memory.read_inputs(params, state, window)
         outputs, _ = self.network.run(params, x, layout, cache=cache)
         outputs = outputs[:, -window.size :].astype(jnp.float32)
-        return self.memory.add_to_outputs(params, state, window, outputs)
+        return self.memory.readout(params, state, window, outputs)
 
     def open_session(
         self,
@@ -198,22 +204,22 @@ class Method:
         events: Events,
         valid: Array,
         request_time: Array | None = None,
-    ) -> tuple[Session, Array]:
+    ) -> tuple[Session, Readout]:
         """Do as `read`, and return a session that makes the next reads cheap.
 
         Rows may also be without events; their vector means nothing then.
 
         Returns:
-          (the session, float32 [B, W]).
+          (the session, what `read` returns).
         """
         return sessions.open_session(self, params, state, events, valid, request_time)
 
     def step_session(
         self, params: Params, session: Session, event: Events, request_time: Array | None = None
-    ) -> tuple[Session, Array]:
+    ) -> tuple[Session, Readout]:
         """Read one more event of each user.
 
-        It costs one token; two with a time bias, as the row before asks for the time of this event.
+        It costs one token; two with times, as the row before asks for the time of this event.
         Donate the session, and it is changed in place. A session with `read_length` events has no room:
         `sessions.check_room` raises outside of jit, and a step too many returns NaN. A method with a
         memory then folds a segment, and the session is opened again with the other events; `full` and
@@ -223,7 +229,7 @@ class Method:
           params: as in `update`.
           session: of B users.
           event: fields [B, 1].
-          request_time: int32 [B], seconds. Only a time bias needs it.
+          request_time: int32 [B], seconds, see `read`.
 
         Returns:
           (the session after the event, what `read` returns after it).
@@ -232,8 +238,8 @@ class Method:
 
     def read_session(
         self, params: Params, session: Session, request_time: Array | None = None
-    ) -> Array:
-        """Return what `read` returns at another request time, without a new event: [B, W]."""
+    ) -> Readout:
+        """Return what `read` returns at another request time, without a new event."""
         return sessions.read_newest(self, params, session, 1, request_time)[1]
 
     # --- scoring ---
@@ -242,27 +248,27 @@ class Method:
         """Return the item table prepared for scoring, float32 [V, W]."""
         return self.network.catalogue(params)
 
-    def score(self, params: Params, vectors: Array, catalogue: Array | None = None) -> Array:
+    def score(self, params: Params, readout: Readout, catalogue: Array | None = None) -> Array:
         """Return logits over the catalogue.
 
         Args:
           params: as in `update`.
-          vectors: [..., W], of a read.
+          readout: of a read, vectors [..., W].
           catalogue: what `catalogue` returned. None: the table is prepared in every call.
 
         Returns:
           float32 [..., V]; the padding column is -inf.
         """
-        return self.network.score(params, vectors, catalogue)
+        return self.network.score(params, readout, catalogue)
 
     def best(
-        self, params: Params, vectors: Array, k: int, catalogue: Array | None = None
+        self, params: Params, readout: Readout, k: int, catalogue: Array | None = None
     ) -> tuple[Array, Array]:
         """Return the k highest scores and their items, without the logits of a large catalogue.
 
         Args:
           params: as in `update`.
-          vectors: [B, W], of a read.
+          readout: of a read, vectors [B, W].
           k: items.
           catalogue: what `catalogue` returned. None: the table is prepared in every call.
 
@@ -270,7 +276,7 @@ class Method:
           (scores float32 [B, k], item ids int32 [B, k]), best first; of equal scores the lower id
           comes first.
         """
-        return self.network.best(params, vectors, k, catalogue)
+        return self.network.best(params, readout, k, catalogue)
 
     # --- training ---
 

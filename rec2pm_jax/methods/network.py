@@ -12,6 +12,7 @@ import numpy as np
 
 from rec2pm_jax.config import Config
 from rec2pm_jax.methods.sketch import item_parts
+from rec2pm_jax.methods.windows import Window
 from rec2pm_jax.nn.attention import KeyValues, Layout
 from rec2pm_jax.nn.backbone import Backbone
 from rec2pm_jax.nn.cache import InPlaceCache, Rows
@@ -23,10 +24,11 @@ from rec2pm_jax.nn.catalogue.losses import (
     to_item_vectors,
     to_queries,
 )
+from rec2pm_jax.nn.catalogue.own_items import combine_own, merge_own
 from rec2pm_jax.nn.catalogue.topk import top_k
 from rec2pm_jax.nn.embedding import TABLE, EventEmbedding
 from rec2pm_jax.nn.registry import LayerSpec
-from rec2pm_jax.typing import Array, Events, Params, PRNGKey
+from rec2pm_jax.typing import Array, OwnItems, Params, PRNGKey, Readout
 
 _NEGATIVES = "negatives"  # in params, see `with_step_rows`
 
@@ -88,18 +90,19 @@ class Network:
         embed_rng, backbone_rng = jax.random.split(rng)
         one = jnp.zeros((1, 1), jnp.int32)
         types = one if self.config.model.event_types else None
+        gaps = one if self.config.model.use_times else None
         x = jnp.zeros((1, 1, self.config.model.dim))
         return {
-            "embedding": self.embedding.init(embed_rng, one, one, types)["params"],
+            "embedding": self.embedding.init(embed_rng, one, one, types, gaps)["params"],
             "backbone": self.backbone.init(backbone_rng, x, layout),
         }
 
-    def embed(self, params: Params, events: Events, positions: np.ndarray | Array) -> Array:
-        """Embed events: [B, N, D].
+    def embed(self, params: Params, window: Window, positions: np.ndarray | Array) -> Array:
+        """Embed the events of a window: [B, N, D].
 
         Args:
           params: of the method.
-          events: fields [B, N].
+          window: N events of each user.
           positions: int32 [1 or B, N], all below `max_positions`.
 
         Raises:
@@ -112,7 +115,9 @@ class Network:
                 f"{self.max_positions}: cut them by `plan`."
             )
         embedding: Any = self.embedding  # Flax does not say what `apply` returns
-        return embedding.apply({"params": params["embedding"]}, events.ids, positions, events.types)
+        events, gaps = window.events, window.gaps() if self.config.model.use_times else None
+        variables = {"params": params["embedding"]}
+        return embedding.apply(variables, events.ids, positions, events.types, gaps)
 
     def run(
         self,
@@ -149,25 +154,31 @@ class Network:
         """
         return to_item_vectors(self.table(params))
 
-    def score(self, params: Params, vectors: Array, catalogue: Array | None = None) -> Array:
-        """Score all items: [..., W] -> float32 logits [..., V]; the padding column is -inf.
+    def score(self, params: Params, readout: Readout, catalogue: Array | None = None) -> Array:
+        """Score all items: float32 logits [..., V]; the padding column is -inf.
 
         Args:
           params: of the method.
-          vectors: outputs of a read.
+          readout: of a read, vectors [..., W].
           catalogue: what `catalogue` returned, to prepare the table once for many calls.
         """
         catalogue = self.catalogue(params) if catalogue is None else catalogue
-        return catalogue_logits(self.config.loss, vectors, catalogue)
+        return catalogue_logits(self.config.loss, readout, catalogue)
 
     def best(
-        self, params: Params, vectors: Array, k: int, catalogue: Array | None = None
+        self, params: Params, readout: Readout, k: int, catalogue: Array | None = None
     ) -> tuple[Array, Array]:
         """Return the k highest scores and their items, best first; see `Method.best`."""
-        queries, table = to_queries(self.config.loss, vectors), self.table(params)
-        if catalogue is not None:
-            return top_k(queries, catalogue, k, first=1)
-        return top_k(queries, table, k, first=1, transform=to_item_vectors)
+        queries, own = to_queries(self.config.loss, readout.vectors), readout.own
+        table = self.table(params) if catalogue is None else catalogue
+        transform = to_item_vectors if catalogue is None else _same
+        if own is None:
+            return top_k(queries, table, k, first=1, transform=transform)
+        # Own items may leave the best k, so as many more are found first.
+        wanted = min(k + own.ids.shape[1], self.num_items)
+        scores, ids = top_k(queries, table, wanted, first=1, transform=transform)
+        own_scores = jnp.einsum("qd,qjd->qj", queries, transform(table[own.ids]))
+        return merge_own(scores, ids, own, own_scores, k)
 
     def table(self, params: Params) -> Array:
         """Return the item vectors [V, W]."""
@@ -184,7 +195,7 @@ class Network:
     def next_item(
         self,
         params: Params,
-        vectors: Array,
+        readout: Readout,
         targets: Array,
         weights: Array,
         rng: PRNGKey | None,
@@ -194,7 +205,7 @@ class Network:
 
         Args:
           params: of the method.
-          vectors: [B, N, W].
+          readout: vectors [B, N, W].
           targets, weights: [B, N].
           rng: key of the sampled negatives; None takes a fixed one.
           rows: int32 [B], unique within the step: negatives of a position are drawn by its number.
@@ -202,11 +213,17 @@ class Network:
         rng = jax.random.key(0) if rng is None else rng
         length = targets.shape[1]
         numbers = rows[:, None] * length + jnp.arange(length, dtype=jnp.int32)
+        own = readout.own
+        if own is not None:
+            own = own if self.config.loss.negatives is None else combine_own(own)
+            ids = jnp.broadcast_to(own.ids[:, None], own.addends.shape)
+            own = OwnItems(*(a.reshape(-1, a.shape[-1]) for a in (ids, own.addends)))
         positions = Positions(
-            vectors.reshape(-1, vectors.shape[-1]),
+            readout.vectors.reshape(-1, readout.vectors.shape[-1]),
             targets.reshape(-1),
             weights.reshape(-1),
             numbers.reshape(-1),
+            own,
         )
         return next_item_loss(
             self.config.loss,
@@ -216,3 +233,8 @@ class Network:
             loss_chunk_bytes(self.config.compute),
             params.get(_NEGATIVES),
         )
+
+
+def _same(rows: Array) -> Array:
+    """Return rows that are prepared already."""
+    return rows

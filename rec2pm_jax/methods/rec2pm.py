@@ -17,6 +17,7 @@ import numpy as np
 
 from rec2pm_jax.config import Config
 from rec2pm_jax.methods import layout as layouts
+from rec2pm_jax.methods.exact_memory import empty_exact
 from rec2pm_jax.methods.memory import PassInputs, fold
 from rec2pm_jax.methods.method import Method
 from rec2pm_jax.methods.network import Network
@@ -32,7 +33,7 @@ from rec2pm_jax.typing import Array, Batch, Events, Params, PRNGKey, State, Term
 @register_method(
     "rec2pm",
     reads=(
-        *("memory", "slots", "max_groups", "running_mean", "recall", "sketch"),
+        *("memory", "slots", "max_groups", "running_mean", "recall", "sketch", "exact_entries"),
         *("consistency", "reference_window", "live_memory_prob"),
     ),
 )
@@ -57,12 +58,13 @@ def loss(method: Method, params: Params, batch: Batch, rng: PRNGKey | None) -> T
     if rng is not None:
         rngs = jax.random.split(rng, 5)
         reference_rng, update_rng, chain_rng, negative_rng, mixing_rng = rngs
-    cut = memory.sketch_windows(params, cut_windows(batch, data))
+    cut = memory.sketch_windows(params, cut_windows(batch, data, rng))
     windows, history = cut.windows, cut.history
     ends = (jnp.arange(data.segments, dtype=jnp.int32)[None] + 1) * data.segment
     reference = reference_pass(memory, params, history, ends, reference_rng)
 
     memory_in = reference[:, :-1]
+    exact = memory.exact_before(history)
     share = method.config.method.live_memory_prob
     if share and mixing_rng is not None:
         live = live_memories(memory, params, memory_in, windows, chain_rng)
@@ -72,12 +74,12 @@ def loss(method: Method, params: Params, batch: Batch, rng: PRNGKey | None) -> T
         chosen = chosen.reshape(reference.shape[:2])[:, :-1]
         memory_in = jnp.where(chosen[..., None, None], live, memory_in)
 
-    before = states_before(memory, memory_in)
-    outputs, at_queries = memory.update_pass(params, before, windows, update_rng)
+    before = states_before(memory, memory_in)._replace(exact=exact)
+    readout, at_queries = memory.update_pass(params, before, windows, update_rng)
     updated = memory.apply(params, "from_query_outputs", at_queries, before)
     terms = {
         "ar": method.network.next_item(
-            params, outputs, cut.targets, cut.weights, negative_rng, windows.step_rows
+            params, readout, cut.targets, cut.weights, negative_rng, windows.step_rows
         )
     }
     whole = ends <= history.lengths[:, None]
@@ -126,7 +128,7 @@ def reference_inputs(
     positions = np.arange(history.size, dtype=np.int32)[None] % config.data.segment
     queries = memory.apply(params, "queries", history.lengths.shape[0])
     queries = jnp.tile(queries, (1, query_ends.shape[1], 1))
-    events = memory.network.embed(params, history.events, positions)
+    events = memory.network.embed(params, history, positions)
     return PassInputs(jnp.concatenate([queries, events], axis=1), layout)
 
 
@@ -174,7 +176,8 @@ def compress(
     history = history._replace(sketch=memory.sum_items(params, segments))
     newest = reference_pass(memory, params, history, lengths[:, None])[:, 0]
     state = fold(memory.init_state(lengths.shape[0]), newest, lengths > 0)
-    return state._replace(segments=lengths // segment)
+    exact = memory.exact_after(history)
+    return state._replace(segments=lengths // segment, exact=exact)
 
 
 # --- the recurrence in training ---
@@ -188,7 +191,8 @@ def states_before(memory: TokenMemory, memories: Array) -> State:
       memories: m_0 .. m_{K-2}, [B, K - 1, C, D].
 
     Returns:
-      B * K states. Row h of a user holds the newest G of m_0 .. m_{h-1}, aligned to the right.
+      B * K states with empty exact memories. Row h of a user holds the newest G of m_0 .. m_{h-1},
+      aligned to the right.
     """
     batch, earlier, slots, dim = memories.shape
     count, capacity = earlier + 1, min(memory.capacity, max(earlier, 1))
@@ -196,7 +200,8 @@ def states_before(memory: TokenMemory, memories: Array) -> State:
     index = jnp.arange(count)[:, None] + jnp.arange(capacity)[None]
     stored = padded[:, index].reshape(batch * count, capacity * slots, dim)
     segments = jnp.tile(jnp.arange(count, dtype=jnp.int32), batch)
-    return State(stored, jnp.minimum(segments, capacity), segments)
+    exact = empty_exact(batch * count, memory.entries)
+    return State(stored, jnp.minimum(segments, capacity), segments, exact)
 
 
 def live_memories(
@@ -220,7 +225,7 @@ def live_memories(
 
     def inner(a: Array) -> Array:  # B*K ... -> B*(K-2) ..., the segments but the first and the last
         by_user = a.reshape(users, count + 1, *a.shape[1:])[:, 1:-1]
-        return by_user.reshape(-1, *a.shape[1:])
+        return by_user.reshape(users * (count - 1), *a.shape[1:])
 
     before, windows = jax.tree.map(inner, (states_before(memory, reference), windows))
     at_queries = memory.query_outputs(params, before, windows, rng)

@@ -8,6 +8,7 @@ the best items, each device scores its rows for all users.
 from __future__ import annotations
 
 import dataclasses
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,11 +17,32 @@ from rec2pm_jax.config import Config
 from rec2pm_jax.methods.method import Method
 from rec2pm_jax.methods.registry import make_method
 from rec2pm_jax.nn.catalogue.losses import to_item_vectors, to_queries
+from rec2pm_jax.nn.catalogue.own_items import merge_own
 from rec2pm_jax.nn.catalogue.row_exchange import bucket_capacity, fetch, plan_exchange
 from rec2pm_jax.nn.catalogue.sharded_scoring import top_k_per_device
 from rec2pm_jax.nn.catalogue.sharded_table import ids_to_rows, table_rows
 from rec2pm_jax.nn.embedding import TABLE
 from rec2pm_jax.typing import PADDING_ID, Array, Events, Params, State
+
+
+class _Part(NamedTuple):
+    """The part of a model that some users need, with items numbered by the rows that were fetched.
+
+    Attributes:
+      method, params: over these rows.
+      state, events: of the users, in these numbers.
+      ids: int32 [n], the item id of each number.
+      needed: int32 scalar, the capacity of a bucket that suffices.
+      fits: bool scalar, whether the buckets had it.
+    """
+
+    method: Method
+    params: Params
+    state: State
+    events: Events
+    ids: Array
+    needed: Array
+    fits: Array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,13 +83,20 @@ class ShardedServing:
           any order. Scores are NaN if `needed` exceeds the capacity of the buckets.
         """
         table = params["embedding"][TABLE]
-        method, own, events, needed, fits = self._with_rows(params, events)
-        vectors = method.read(own, state, events, valid, time)
-        queries = to_queries(self.config.loss, vectors)
+        part = self._with_rows(params, state, events)
+        readout = part.method.read(part.params, part.state, part.events, valid, time)
+        queries, own = to_queries(self.config.loss, readout.vectors), readout.own
+        # Own items may leave the best k, so as many more are found first.
+        wanted = k if own is None else min(k + own.ids.shape[1], self.num_items)
         scores, ids = top_k_per_device(
-            queries, table, k, self.num_items, to_item_vectors, self.axis_name
+            queries, table, wanted, self.num_items, to_item_vectors, self.axis_name
         )
-        return jnp.where(fits, scores, jnp.nan), ids, needed
+        if own is not None:
+            rows = to_item_vectors(part.method.network.table(part.params)[own.ids])
+            own_scores = jnp.einsum("qd,qjd->qj", queries, rows)
+            own = own._replace(ids=part.ids[own.ids])
+            scores, ids = merge_own(scores, ids, own, own_scores, k)
+        return jnp.where(part.fits, scores, jnp.nan), ids, part.needed
 
     def update(
         self, params: Params, state: State, events: Events, valid: Array, time: Array | None
@@ -76,22 +105,20 @@ class ShardedServing:
 
         The states are the given ones if a bucket overflows.
         """
-        method, own, events, needed, fits = self._with_rows(params, events)
-        updated = method.update(own, state, events, valid, time)
-        return jax.tree.map(lambda new, old: jnp.where(fits, new, old), updated, state), needed
+        part = self._with_rows(params, state, events)
+        updated = part.method.update(part.params, part.state, part.events, valid, time)
+        exact = updated.exact._replace(items=part.ids[updated.exact.items])
+        updated = updated._replace(exact=exact)
+        fits = part.fits
+        return jax.tree.map(lambda new, old: jnp.where(fits, new, old), updated, state), part.needed
 
-    def _with_rows(
-        self, params: Params, events: Events
-    ) -> tuple[Method, Params, Events, Array, Array]:
-        """Fetch the rows of `events`.
-
-        Returns:
-          (a method over these rows, its params, the events in its ids, needed, whether they fit).
-        """
+    def _with_rows(self, params: Params, state: State, events: Events) -> _Part:
+        """Fetch the rows of all items of the users."""
         table, dim = params["embedding"][TABLE], make_method(self.config, self.num_items).item_dim
         shards, rows = jax.lax.axis_size(self.axis_name), table_rows(self.num_items)
         # Padding has the lowest row, so it stays id 0.
-        ids = jnp.append(jnp.int32(PADDING_ID), events.ids)
+        items = (jnp.full(1, PADDING_ID, jnp.int32), events.ids, state.exact.items)
+        ids = jnp.concatenate([part.reshape(-1) for part in items])
         capacity = self.config.compute.bucket_rows or bucket_capacity(len(ids), shards)
         exchange, places = plan_exchange(
             ids_to_rows(ids, rows), rows, shards, capacity, self.axis_name
@@ -99,5 +126,15 @@ class ShardedServing:
         fetched = fetch(table, exchange, len(ids), dim, self.axis_name)
         needed = jax.lax.pmax(exchange.needed, self.axis_name)
         own = {**params, "embedding": {**params["embedding"], TABLE: fetched}}
-        events = events._replace(ids=places[1:].reshape(events.ids.shape))
-        return make_method(self.config, len(ids) - 1), own, events, needed, needed <= capacity
+        of_events, of_exact = jnp.split(places[1:], [events.ids.size])
+        events = events._replace(ids=of_events.reshape(events.ids.shape))
+        exact = state.exact._replace(items=of_exact.reshape(state.exact.items.shape))
+        return _Part(
+            make_method(self.config, len(ids) - 1),
+            own,
+            state._replace(exact=exact),
+            events,
+            jnp.zeros_like(ids).at[places].set(ids),
+            needed,
+            needed <= capacity,
+        )

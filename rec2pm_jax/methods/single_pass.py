@@ -10,7 +10,7 @@ from rec2pm_jax.methods.method import Loss, Method
 from rec2pm_jax.methods.network import Network
 from rec2pm_jax.methods.registry import register_method
 from rec2pm_jax.methods.windows import Window, cut_windows, training_events
-from rec2pm_jax.typing import Array, Batch, Params, PRNGKey, Terms
+from rec2pm_jax.typing import Array, Batch, Params, PRNGKey, State, Terms
 
 
 @register_method("full", reads=("sketch",))
@@ -19,40 +19,48 @@ def make_full(config: Config, num_items: int) -> Method:
     return _without_memory(config, num_items, config.data.window, full_loss)
 
 
-@register_method("recent", reads=("sketch",))
+@register_method("recent", reads=("sketch", "exact_entries"))
 def make_recent(config: Config, num_items: int) -> Method:
-    """Build `recent`: it reads the last S + R - 1 events, as the readers of a memory do."""
-    return _without_memory(config, num_items, config.data.read_length, recent_loss)
+    """Build `recent`: it reads the last S + R - 1 events, as the readers of a memory do.
+
+    With `method.exact_entries` it also has the exact memory of the events before.
+    """
+    return _without_memory(config, num_items, config.data.read_length, recent_loss, exact=True)
 
 
-def _without_memory(config: Config, num_items: int, length: int, loss: Loss) -> Method:
+def _without_memory(
+    config: Config, num_items: int, length: int, loss: Loss, exact: bool = False
+) -> Method:
     network = Network(config, num_items, length, max(1, config.method.sketch))
-    return Method(NoMemory(network, length), loss)
+    return Method(NoMemory(network, length, exact), loss)
 
 
 def full_loss(method: Method, params: Params, batch: Batch, rng: PRNGKey | None) -> Terms:
     """Return the term `ar` over all events of the training window."""
-    return _causal_loss(method, params, *training_events(batch), rng)
+    window, targets, weights = training_events(batch, rng)
+    state = method.init_state(params, len(window.lengths))
+    return _causal_loss(method, params, state, window, targets, weights, rng)
 
 
 def recent_loss(method: Method, params: Params, batch: Batch, rng: PRNGKey | None) -> Terms:
     """Return the term `ar` over the windows that Rec2PM's update pass reads, without a memory."""
-    cut = cut_windows(batch, method.config.data)
-    return _causal_loss(method, params, cut.windows, cut.targets, cut.weights, rng)
+    cut = cut_windows(batch, method.config.data, rng)
+    state = method.memory.counts_before(cut)
+    return _causal_loss(method, params, state, cut.windows, cut.targets, cut.weights, rng)
 
 
 def _causal_loss(
     method: Method,
     params: Params,
+    state: State,
     window: Window,
     targets: Array,
     weights: Array,
     rng: PRNGKey | None,
 ) -> Terms:
     dropout_rng, negative_rng = (None, None) if rng is None else jax.random.split(rng)
-    state = method.init_state(params, len(window.lengths))
     x, layout, _ = method.memory.read_inputs(params, state, window)
     outputs, _ = method.network.run(params, x, layout, rng=dropout_rng, rows=window.rows)
-    outputs = method.memory.add_to_outputs(params, state, window, outputs)
+    readout = method.memory.readout(params, state, window, outputs)
     rows = window.step_rows
-    return {"ar": method.network.next_item(params, outputs, targets, weights, negative_rng, rows)}
+    return {"ar": method.network.next_item(params, readout, targets, weights, negative_rng, rows)}

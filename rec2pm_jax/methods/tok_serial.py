@@ -14,11 +14,12 @@ from rec2pm_jax.methods.network import Network
 from rec2pm_jax.methods.registry import register_method
 from rec2pm_jax.methods.token_memory import TokenMemory
 from rec2pm_jax.methods.windows import Window, cut_windows
-from rec2pm_jax.typing import Array, Batch, Params, PRNGKey, State, Terms
+from rec2pm_jax.typing import Array, Batch, Params, PRNGKey, Readout, State, Terms
 
 
 @register_method(
-    "tok_serial", reads=("memory", "slots", "max_groups", "running_mean", "recall", "sketch")
+    "tok_serial",
+    reads=("memory", "slots", "max_groups", "running_mean", "recall", "sketch", "exact_entries"),
 )
 def make_tok_serial(config: Config, num_items: int) -> Method:
     """Build Tok-Serial: Rec2PM's memory, trained by `loss`."""
@@ -36,22 +37,25 @@ def loss(method: Method, params: Params, batch: Batch, rng: PRNGKey | None) -> T
     memory = cast(TokenMemory, method.memory)
     data = method.config.data
     dropout_rng, negative_rng = (None, None) if rng is None else jax.random.split(rng)
-    cut = memory.sketch_windows(params, cut_windows(batch, data))
+    cut = memory.sketch_windows(params, cut_windows(batch, data, rng))
     users = batch["ids"].shape[0]
 
     def by_segment(a: Array) -> Array:  # B*K ... -> K B ...
         return jnp.swapaxes(a.reshape(users, data.segments, *a.shape[1:]), 0, 1)
 
-    def body(state: State, window: Window) -> tuple[State, Array]:
-        outputs, at_queries = memory.update_pass(params, state, window, dropout_rng)
+    def body(state: State, window: Window) -> tuple[State, Readout]:
+        readout, at_queries = memory.update_pass(params, state, window, dropout_rng)
         made = memory.apply(params, "from_query_outputs", at_queries, state)
-        return fold(state, made, window.lengths > 0), outputs
+        exact = memory.remember(state, window.first(data.segment))
+        return fold(state, made, window.lengths > 0)._replace(exact=exact), readout
 
     segments = jax.tree.map(by_segment, cut.windows)
-    _, outputs = jax.lax.scan(body, memory.init_state(users), segments)
-    outputs = jnp.swapaxes(outputs, 0, 1).reshape(-1, *outputs.shape[2:])  # K B N W -> B*K N W
+    _, readout = jax.lax.scan(body, memory.init_state(users), segments)
+    readout = jax.tree.map(  # K B ... -> B*K ...
+        lambda a: jnp.swapaxes(a, 0, 1).reshape(-1, *a.shape[2:]), readout
+    )
     return {
         "ar": method.network.next_item(
-            params, outputs, cut.targets, cut.weights, negative_rng, cut.windows.step_rows
+            params, readout, cut.targets, cut.weights, negative_rng, cut.windows.step_rows
         )
     }

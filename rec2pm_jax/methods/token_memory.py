@@ -16,7 +16,7 @@ from rec2pm_jax.methods.memory_tokens import MemoryTokens
 from rec2pm_jax.methods.sketch import up_to
 from rec2pm_jax.methods.windows import TrainingBatch, Window
 from rec2pm_jax.nn.cache import Rows
-from rec2pm_jax.typing import Array, Params, PRNGKey, State
+from rec2pm_jax.typing import Array, Params, PRNGKey, Readout, State
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +58,7 @@ class TokenMemory(Memory):
             method.sketch,
         )
 
-    def init_params(self, rng: PRNGKey) -> Params:
+    def init_memory_params(self, rng: PRNGKey) -> Params:
         return {"memory": self.tokens.init(rng, 1)["params"]}
 
     def apply(self, params: Params, function: str, *args: Array | State | int | None) -> Array:
@@ -107,12 +107,12 @@ class TokenMemory(Memory):
         parts = [self.apply(params, "to_tokens", state.memory)]
         if with_queries:
             parts.append(self.apply(params, "queries", state.groups.shape[0]))
-        parts.append(self.network.embed(params, window.events, positions))
+        parts.append(self.network.embed(params, window, positions))
         return PassInputs(jnp.concatenate(parts, axis=1), layout)
 
     def update_pass(
         self, params: Params, state: State, window: Window, rng: PRNGKey | None
-    ) -> tuple[Array, Array]:
+    ) -> tuple[Readout, Array]:
         """Run the update pass [M_{h-1}; S_h; Q] in training.
 
         Args:
@@ -122,14 +122,14 @@ class TokenMemory(Memory):
           rng: key of dropout, or None.
 
         Returns:
-          (outputs at the events [B, N, W], outputs at Q with the sketch [B, C, D]);
+          (what the events read, vectors [B, N, W]; outputs at Q with the sketch [B, C, D]);
           `from_query_outputs` makes m_h of the latter.
         """
         x, layout, _ = self.update_inputs(params, state, window, with_queries=True)
         outputs, _ = self.network.run(params, x, layout, rng=rng, rows=window.rows)
-        vectors = self.add_to_outputs(params, state, window, outputs[:, layout.num_slots :])
+        readout = self.readout(params, state, window, outputs[:, layout.num_slots :])
         at_queries = self._queries_of(layout).of(outputs)
-        return vectors, self.with_sketch(params, at_queries, window.sketch)
+        return readout, self.with_sketch(params, at_queries, window.sketch)
 
     def query_outputs(
         self, params: Params, state: State, window: Window, rng: PRNGKey | None

@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from rec2pm_jax.config import ModelConfig
+from rec2pm_jax.nn.gaps import GAPS
 from rec2pm_jax.nn.registry import uses_identity_init
 from rec2pm_jax.typing import Array
 
@@ -14,7 +15,7 @@ TABLE = "item_embedding"  # the parameter that holds the item table
 
 
 class EventEmbedding(nn.Module):
-    """E[id] * sqrt(D) + position[i] (+ type[t]), as generative-recommenders embeds events.
+    """E[id] * sqrt(D) + position[i] (+ gap + type), as generative-recommenders embeds events.
 
     Attributes:
       num_items: real items; the table has one more row for padding (row 0).
@@ -28,13 +29,21 @@ class EventEmbedding(nn.Module):
     item_dim: int
 
     @nn.compact
-    def __call__(self, ids: Array, positions: Array, types: Array | None = None) -> Array:
+    def __call__(
+        self,
+        ids: Array,
+        positions: Array,
+        types: Array | None = None,
+        gaps: Array | None = None,
+    ) -> Array:
         """Embed events.
 
         Args:
           ids: int32 [B, N].
           positions: int32 [1 or B, N], below `max_positions`.
           types: int32 [B, N], needed with `config.event_types`.
+          gaps: int32 [B, N], buckets of the time to the query, GAPS where that is not known; needed
+            with `config.use_times`.
 
         Returns:
           [B, N, D] in the compute dtype.
@@ -62,4 +71,7 @@ class EventEmbedding(nn.Module):
                 (config.event_types + 1, dim),
             )
             x = x + kinds[types] * dim**0.5
+        if config.use_times:
+            zeros = nn.initializers.zeros_init()
+            x = x + self.param("gap_embedding", zeros, (GAPS + 1, dim))[gaps]
         return x.astype(jnp.dtype(config.dtype))

@@ -8,7 +8,7 @@ from typing import cast
 
 import numpy as np
 
-from rec2pm_jax.config import ModelConfig
+from rec2pm_jax.config import Config
 from rec2pm_jax.data.dataset import Dataset, Items, UserSequence
 from rec2pm_jax.errors import nearest
 from rec2pm_jax.stream.lines.events import (
@@ -36,7 +36,7 @@ class Catalogue:
       items: the item table of the training data.
       event_types: names of event types; a type's id is its position + 1.
       time_origin: seconds since 1970 of time 0.
-      uses_times: whether the model has a time bias, so that every event must have a time.
+      uses_times: whether the model reads times, so that every event must have one.
       uses_types: whether the model embeds event types, so that every event must have a type.
     """
 
@@ -47,14 +47,14 @@ class Catalogue:
     uses_types: bool
 
     @classmethod
-    def from_dataset(cls, dataset: Dataset, model: ModelConfig) -> Catalogue:
+    def from_dataset(cls, dataset: Dataset, config: Config) -> Catalogue:
         """Return the catalogue of a dataset, for a model of this configuration."""
         return cls(
             dataset.items,
             tuple(dataset.event_types),
             dataset.time_origin,
-            uses_times=model.relative_bias == "position_time",
-            uses_types=model.event_types > 0,
+            uses_times=config.reads_times,
+            uses_types=config.model.event_types > 0,
         )
 
     def with_time_origin(self, origin: int) -> Catalogue:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import jax
 
+from rec2pm_jax.methods.windows import UNKNOWN_TIME
 from rec2pm_jax.stream.catalogue import EventCode
 from rec2pm_jax.stream.compute import batches
 from rec2pm_jax.stream.compute.histories import compute_known_users
@@ -248,7 +249,7 @@ class Engine:
                 user.events - len(user.pending) // self._width,
                 lambda: self._updater.stack_states([user]),
                 self._updater.pending_events(user),
-                self._request_time(user, asked),
+                self._request_time(asked),
                 batches.padded_k(search.num_candidates, model.catalogue.num_items),
             )
             batches.check_finite(scores)
@@ -266,14 +267,12 @@ class Engine:
         self.update_queue.finish_user(name, user)
         return user
 
-    def _request_time(self, user: MutableUser, time: int | None) -> int | None:
-        """Return seconds since the time origin; None for a model without time bias."""
+    def _request_time(self, time: int | None) -> int | None:
+        """Return seconds since the time origin, or UNKNOWN_TIME; None if the model reads no times."""
         catalogue = self.recommender.catalogue
         if not catalogue.uses_times:
             return None
-        if time is None:
-            return user.pending[1 - self._width]  # the time of the last pending event
-        return catalogue.encode_time(time)
+        return UNKNOWN_TIME if time is None else catalogue.encode_time(time)
 
     # --- commits ---
 

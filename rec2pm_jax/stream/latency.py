@@ -52,7 +52,7 @@ def measure(
     asked = np.zeros(1, np.int32)
     segment = (*make_events(method.config.data.segment), asked)
     update_ms = None
-    if state.memory.size:
+    if method.stores_memory:
         update_ms = _median_ms(lambda: update(method, params, state, *segment), repetitions)
         state = jax.tree.map(np.asarray, update(method, params, state, *segment))
     window = make_events(method.read_length)

@@ -56,5 +56,5 @@ def make_recommender(config: Config, params: Params, dataset: Dataset) -> Recomm
     identity = ModelIdentity.from_params(config, params)
     params = grow_items(params, dataset.num_items, config.train.seed)
     method = make_method(config, dataset.num_items)
-    catalogue = Catalogue.from_dataset(dataset, config.model)
+    catalogue = Catalogue.from_dataset(dataset, config)
     return Recommender(method, params, catalogue, identity, dataset)

@@ -14,6 +14,7 @@ import numpy as np
 from rec2pm_jax.data.dataset import Dataset
 from rec2pm_jax.errors import UserError
 from rec2pm_jax.methods.method import Method
+from rec2pm_jax.methods.windows import UNKNOWN_TIME
 from rec2pm_jax.stream.catalogue import Catalogue, EventCode
 from rec2pm_jax.stream.compute import batches
 from rec2pm_jax.stream.lines.events import (
@@ -131,7 +132,7 @@ class Recommender:
           user: the state before them, which stays valid.
           events: oldest first; a string, a number or a mapping stands for one event. Each is a raw
             item id, or a mapping with `item` and optionally `time` (seconds since 1970, ISO 8601 text
-            or a datetime; models with a time bias need it) and `type` (name of the event type; models
+            or a datetime; models that read times need it) and `type` (name of the event type; models
             with event types need it).
           skip_unknown: leave out events with items that the model does not know (`known_items`), and
             return them.
@@ -186,8 +187,8 @@ class Recommender:
           k: how many items.
           exclude: raw ids of items that must not be recommended, or a single one; unknown ones are
             ignored.
-          time: of the request, for models with a time bias: seconds since 1970, ISO 8601 text or a
-            datetime. The default is the time of the user's last event.
+          time: of the request, for models that read times: seconds since 1970, ISO 8601 text or a
+            datetime. None: it is not known.
 
         Raises:
           RejectedInput: a `UserError`; k < 1, or fewer than `k` items are left to recommend.
@@ -280,7 +281,5 @@ class Recommender:
     def _request_times(self, users: Sequence[UserState], time: int | None) -> np.ndarray | None:
         if not self.catalogue.uses_times:
             return None
-        if time is None:
-            times = [user.pending.times[-1] for user in users if user.pending.times is not None]
-            return np.array(times, np.int32)
-        return np.full(len(users), self.catalogue.encode_time(time), np.int32)
+        asked = UNKNOWN_TIME if time is None else self.catalogue.encode_time(time)
+        return np.full(len(users), asked, np.int32)

@@ -292,7 +292,7 @@ def _abstract_batch(config: Config) -> Batch:
     """Return the shapes of a whole job's batch (see `Method.loss`), with the columns in use."""
     size, model = config.train.batch_size, config.model
     names = ["ids"]
-    names += ["times"] if model.relative_bias == "position_time" else []
+    names += ["times"] if config.reads_times else []
     names += ["types"] if model.event_types else []
     shape = (size, config.data.window + 1)
     batch = {name: jax.ShapeDtypeStruct(shape, jnp.int32) for name in names}

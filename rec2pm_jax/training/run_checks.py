@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -90,11 +91,33 @@ def check_features(config: Config, dataset: Dataset) -> None:
             f"config.model.event_types={wanted}, but {dataset.path} has {len(types)} event types "
             f"({', '.join(types[:10])}): set it to {len(types)}, or to 0 to ignore them."
         )
-    if config.model.relative_bias == "position_time" and not dataset.has_times:
+    if config.reads_times and not dataset.has_times:
+        wrong, right = "relative_bias=position_time", "use position"
+        if config.model.use_times:
+            wrong, right = "use_times=true", "set it to false"
         raise UserError(
-            f"config.model.relative_bias=position_time, but {dataset.path} has no times, only the "
-            "order of events: use position."
+            f"config.model.{wrong}, but {dataset.path} has no times, only the order of events: "
+            f"{right}."
         )
+
+
+def fit_to_data(config: Config, dataset: Dataset) -> Config:
+    """Return the configuration with the fields that the data decide.
+
+    `model.use_times` is true where the dataset has real times, unless it is set.
+
+    Args:
+      config: the configuration to train with.
+      dataset: the data.
+
+    Raises:
+      UserError: as `check_features`.
+    """
+    if config.model.use_times is None:
+        model = dataclasses.replace(config.model, use_times=dataset.has_times)
+        config = dataclasses.replace(config, model=model)
+    check_features(config, dataset)
+    return config
 
 
 def read_stored_config(meta: Mapping[str, Any], workdir: str | Path) -> Config:

@@ -75,7 +75,7 @@ def random_params(method: Method) -> Params:
 
 def make_recommender(dataset: Dataset, config: Config) -> Recommender:
     method = make_method(config, dataset.num_items)
-    return Recommender(method, random_params(method), Catalogue.from_dataset(dataset, config.model))
+    return Recommender(method, random_params(method), Catalogue.from_dataset(dataset, config))
 
 
 def save_run(workdir: Path, dataset: Dataset, config: Config) -> None:

@@ -13,7 +13,8 @@ from typing import Any, NamedTuple, TypeVar
 import jax
 import jax.numpy as jnp
 
-from rec2pm_jax.typing import Array, PyTree
+from rec2pm_jax.nn.catalogue.own_items import own_places
+from rec2pm_jax.typing import PADDING_ID, Array, OwnItems, PyTree
 
 BLOCK_ROWS = 512  # positions of a block of `log_partition_sum`
 MIN_BLOCK_ITEMS = 128
@@ -136,8 +137,10 @@ def _over_chunks(
     return jax.lax.fori_loop(0, chunks, lambda i, carry: add(i * chunk, carry), carry)
 
 
-def log_partition_sum(vectors: Array, items: Array, weights: Array, chunk_bytes: int) -> Array:
-    """Return sum_t weights[t] * logsumexp(vectors[t] @ items.T), for catalogues of any size.
+def log_partition_sum(
+    vectors: Array, items: Array, weights: Array, chunk_bytes: int, own: OwnItems | None = None
+) -> Array:
+    """Return sum_t weights[t] * logsumexp(vectors[t] @ items.T + addends), for any catalogue.
 
     Logits exist for one block of positions by items, and the backward pass recomputes them. Memory,
     besides the arguments and their gradients, does not grow with positions or items.
@@ -147,42 +150,58 @@ def log_partition_sum(vectors: Array, items: Array, weights: Array, chunk_bytes:
       items: float32 [V, W].
       weights: float32 [T], without gradient. Blocks of positions with weight 0 are not computed.
       chunk_bytes: approximate size of a block of logits, in bytes.
+      own: fields [T, J], addends of items whose ids are those of `items`, from 1 on; None for none.
 
     Returns:
       float32 scalar.
     """
     rows = min(BLOCK_ROWS, len(vectors))
     columns = min(max(chunk_bytes // (4 * BLOCK_ROWS), MIN_BLOCK_ITEMS), len(items))
-    vectors, weights = _sort_by_use(vectors, weights, rows)
-    return _partition((rows, columns), vectors, items, weights)
+    (vectors, own), weights = _sort_by_use((vectors, own), weights, rows)
+    ids, addends = (None, None) if own is None else own
+    return _partition((rows, columns), vectors, addends, items, ids, weights)
 
 
 class _Saved(NamedTuple):
     """What the forward pass of `_partition` stores for the backward pass."""
 
     vectors: Array  # T W
+    addends: Array | None  # T J
     items: Array  # V W
+    ids: Array | None  # T J
     weights: Array  # T
     log_sums: Array  # T
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _partition(block: tuple[int, int], vectors: Array, items: Array, weights: Array) -> Array:
-    return _log_partitions(block, vectors, items, weights)[0]
+def _partition(
+    block: tuple[int, int],
+    vectors: Array,
+    addends: Array | None,
+    items: Array,
+    ids: Array | None,
+    weights: Array,
+) -> Array:
+    return _log_partitions(block, vectors, addends, items, ids, weights)[0]
 
 
 def _log_partitions(
-    block: tuple[int, int], vectors: Array, items: Array, weights: Array
+    block: tuple[int, int],
+    vectors: Array,
+    addends: Array | None,
+    items: Array,
+    ids: Array | None,
+    weights: Array,
 ) -> tuple[Array, _Saved]:
     rows, columns = block
 
     def add_rows(start: Array | int, carry: tuple[Array, Array]) -> tuple[Array, Array]:
         total, log_sums = carry
-        x, w = _slice((vectors, weights), start, rows)
+        x, own, w = _slice((vectors, (ids, addends), weights), start, rows)
 
         def add_items(i: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
             top, total = carry
-            logits = _block_logits(x, items, i, columns)[0]
+            logits = _block_logits(x, own, items, i, columns)[0]
             new_top = jnp.maximum(top, jnp.max(logits, axis=1))
             part = jnp.sum(jnp.exp(logits - new_top[:, None]), axis=1)
             return new_top, total * jnp.exp(top - new_top) + part
@@ -195,36 +214,41 @@ def _log_partitions(
 
     carry = jnp.float32(0), jnp.zeros(len(vectors))
     total, log_sums = _over_chunks(add_rows, carry, weights, rows)
-    return total, _Saved(vectors, items, weights, log_sums)
+    return total, _Saved(vectors, addends, items, ids, weights, log_sums)
 
 
 def _partition_gradients(
     block: tuple[int, int], saved: _Saved, cotangent: Array
-) -> tuple[Array, Array, None]:
-    vectors, items, weights, log_sums = saved
+) -> tuple[Array, Array | None, Array, None, None]:
+    vectors, addends, items, ids, weights, log_sums = saved
     rows, columns = block
 
-    def add_items(i: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
-        to_vectors, to_items = carry
+    def add_items(i: Array, carry: PyTree) -> PyTree:
+        to_rows, to_items = carry
 
-        def add_rows(start: Array | int, carry: tuple[Array, Array]) -> tuple[Array, Array]:
-            to_vectors, to_part = carry
-            x, w, z, old = _slice((vectors, weights, log_sums, to_vectors), start, rows)
-            logits, part = _block_logits(x, items, i, columns)
+        def add_rows(start: Array | int, carry: PyTree) -> PyTree:
+            to_rows, to_part = carry
+            read = vectors, (ids, addends), weights, log_sums, to_rows
+            x, own, w, z, old = _slice(read, start, rows)
+            logits, part, places = _block_logits(x, own, items, i, columns)
             p = jnp.exp(logits - z[:, None]) * (w * cotangent)[:, None]
-            to_vectors = jax.lax.dynamic_update_slice_in_dim(to_vectors, old + p @ part, start, 0)
-            return to_vectors, to_part + p.T @ x
+            to_own = None if places is None else p.at[places].get(mode="fill", fill_value=0)
+            new = jax.tree.map(jnp.add, old, (p @ part, to_own))
+            to_rows = jax.tree.map(
+                lambda a, b: jax.lax.dynamic_update_slice_in_dim(a, b, start, 0), to_rows, new
+            )
+            return to_rows, to_part + p.T @ x
 
         first = _first_item(items, i, columns)
         # The last block overlaps the one before: repeated items are masked and add nothing.
         to_part = jax.lax.dynamic_slice_in_dim(to_items, first, columns)
-        to_vectors, to_part = _over_chunks(add_rows, (to_vectors, to_part), weights, rows)
-        return to_vectors, jax.lax.dynamic_update_slice_in_dim(to_items, to_part, first, 0)
+        to_rows, to_part = _over_chunks(add_rows, (to_rows, to_part), weights, rows)
+        return to_rows, jax.lax.dynamic_update_slice_in_dim(to_items, to_part, first, 0)
 
-    zeros = jnp.zeros_like(vectors), jnp.zeros_like(items)
+    zeros = jax.tree.map(jnp.zeros_like, ((vectors, addends), items))
     blocks = _count_blocks(items, columns)
-    to_vectors, to_items = jax.lax.fori_loop(0, blocks, add_items, zeros)
-    return to_vectors, to_items, None
+    (to_vectors, to_addends), to_items = jax.lax.fori_loop(0, blocks, add_items, zeros)
+    return to_vectors, to_addends, to_items, None, None
 
 
 _partition.defvjp(_log_partitions, _partition_gradients)
@@ -238,15 +262,22 @@ def _first_item(items: Array, i: Array, columns: int) -> Array:
     return jnp.minimum(i * columns, len(items) - columns)
 
 
-def _block_logits(x: Array, items: Array, i: Array, columns: int) -> tuple[Array, Array]:
-    """Return (logits [rows, columns] of block i, its items).
+def _block_logits(
+    x: Array, own: tuple[Array | None, Array | None], items: Array, i: Array, columns: int
+) -> tuple[Array, Array, tuple[Array, Array] | None]:
+    """Return (logits [rows, columns] of block i, its items, the places of own items in it).
 
     Logits of items that an earlier block holds are -inf.
     """
     first = _first_item(items, i, columns)
     part = jax.lax.dynamic_slice_in_dim(items, first, columns)
     new = first + jnp.arange(columns) >= i * columns
-    return jnp.where(new, x @ part.T, -jnp.inf), part
+    logits = jnp.where(new, x @ part.T, -jnp.inf)
+    ids, addends = own
+    if ids is None or addends is None:
+        return logits, part, None
+    places = own_places(ids - 1 - first, columns, ids != PADDING_ID)
+    return logits.at[places].add(addends, mode="drop"), part, places
 
 
 def _sort_by_use(tree: PyTree, weights: Array, chunk: int) -> tuple[PyTree, Array]:

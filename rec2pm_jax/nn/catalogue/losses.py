@@ -9,9 +9,10 @@ import jax.numpy as jnp
 
 from rec2pm_jax.config import ComputeConfig, LossConfig
 from rec2pm_jax.nn.catalogue.chunked_sums import log_partition_sum, weighted_sum
+from rec2pm_jax.nn.catalogue.own_items import add_own, addend_of
 from rec2pm_jax.nn.dropout import per_row
 from rec2pm_jax.nn.platform import platform_of
-from rec2pm_jax.typing import Array, PRNGKey
+from rec2pm_jax.typing import PADDING_ID, Array, OwnItems, PRNGKey, Readout
 
 MIN_CHUNK = 64  # positions; fewer would leave matrix products inefficient
 CPU_CHUNK_BYTES, DEVICE_CHUNK_BYTES = 1 << 21, 1 << 28
@@ -26,12 +27,15 @@ class Positions(NamedTuple):
       targets: int32 [T], ids of the next items.
       weights: float32 [T]. A position with weight 0 does not count, and is not computed.
       numbers: int32 [T], unique within the step: they select the negatives, see `per_row`.
+      own: fields [T, J], addends of the user's own items; None for a model without. Sampled negatives
+        need them without duplicates, see `combine_own`.
     """
 
     vectors: Array  # T W
     targets: Array  # T
     weights: Array  # T
     numbers: Array  # T
+    own: OwnItems | None = None  # T J
 
 
 def to_queries(config: LossConfig, vectors: Array) -> Array:
@@ -64,18 +68,21 @@ def _normalize(x: Array) -> Array:
     return x / norm
 
 
-def catalogue_logits(config: LossConfig, vectors: Array, catalogue: Array) -> Array:
+def catalogue_logits(config: LossConfig, readout: Readout, catalogue: Array) -> Array:
     """Return the logits of all items, with -inf in the padding column.
 
     Args:
       config: of the loss.
-      vectors: float [..., W], outputs of the model.
+      readout: outputs of the model, vectors [..., W].
       catalogue: float32 [V, W], what `to_item_vectors` returned for the item table.
 
     Returns:
       float32 [..., V].
     """
-    logits = to_queries(config, vectors) @ catalogue.T
+    logits = to_queries(config, readout.vectors) @ catalogue.T
+    if readout.own is not None:
+        shape, own = logits.shape, jax.tree.map(lambda a: a.reshape(-1, a.shape[-1]), readout.own)
+        logits = add_own(logits.reshape(-1, shape[-1]), own).reshape(shape)
     return jnp.where(jnp.arange(catalogue.shape[0]) == 0, -jnp.inf, logits)
 
 
@@ -146,32 +153,46 @@ def sample_negatives(config: LossConfig, num_items: int, rng: PRNGKey, numbers: 
 def _sum_full_softmax(
     config: LossConfig, table: Array, positions: Positions, chunk_bytes: int
 ) -> Array:
-    vectors, targets, weights, _ = positions
+    vectors, targets, weights, _, own = positions
     queries, table = to_queries(config, vectors), to_item_vectors(table)
     positives, items = table[targets], table[1:]  # without the padding column
+    addends, ids = (None, None) if own is None else (own.addends, own.ids)
     if items.shape[0] > MANY_ITEMS:
         # A gradient of the whole table for every chunk of positions would cost more.
-        total = log_partition_sum(queries, items, weights, chunk_bytes)
-        return total - jnp.sum(queries * positives * weights[:, None])
+        total = log_partition_sum(queries, items, weights, chunk_bytes, own)
+        positive = jnp.sum(queries * positives, axis=1) + addend_of(own, targets)
+        return total - jnp.sum(positive * weights)
     chunk = _chunk_positions(chunk_bytes, items.shape[0])
-    return weighted_sum(_full_softmax, items, (queries, positives), (), (), weights, chunk)
+    rows, context = (queries, positives, addends), (ids, targets)
+    return weighted_sum(_full_softmax, items, rows, (), context, weights, chunk)
 
 
 def _sum_sampled_softmax(
     config: LossConfig, table: Array, positions: Positions, ids: Array, chunk_bytes: int
 ) -> Array:
-    """Return the weighted sum; ids are those of `sample_negatives`."""
-    vectors, targets, weights, _ = positions
+    """Return the weighted sum; ids are those of `sample_negatives`.
+
+    A user's own items are candidates beside the negatives, as their addends would get no gradient
+    otherwise. A negative that is an own item does not count twice.
+    """
+    vectors, targets, weights, _, own = positions
     queries, count = to_queries(config, vectors), ids.shape[-1]
+    own_ids = own_logits = None
+    if own is not None:
+        own_ids = own.ids
+        vectors_of_own = to_item_vectors(table[own_ids])
+        own_logits = jnp.einsum("td,tjd->tj", queries, vectors_of_own) + own.addends
     if config.sharing == "shared":
         # Gather first, then normalise: the cost does not grow with the catalogue.
         negatives, positives = to_item_vectors(table[ids]), to_item_vectors(table[targets])
-        rows, chunk = (queries, positives), _chunk_positions(chunk_bytes, count)
-        return weighted_sum(_shared_negatives, negatives, rows, ids, targets, weights, chunk)
+        rows, chunk = (queries, positives, own_logits), _chunk_positions(chunk_bytes, count)
+        context = own_ids, targets
+        return weighted_sum(_shared_negatives, negatives, rows, ids, context, weights, chunk)
     items = to_item_vectors(table)
     chunk_bytes = max(chunk_bytes, items.size)  # each chunk adds to a gradient of all items
-    rows, chunk = (queries, items[targets]), _chunk_positions(chunk_bytes, count * table.shape[1])
-    return weighted_sum(_own_negatives, items, rows, (), (ids, targets), weights, chunk)
+    rows = queries, items[targets], own_logits
+    chunk = _chunk_positions(chunk_bytes, count * table.shape[1])
+    return weighted_sum(_own_negatives, items, rows, (), (ids, own_ids, targets), weights, chunk)
 
 
 def _chunk_positions(chunk_bytes: int, numbers: int) -> int:
@@ -182,40 +203,59 @@ def _chunk_positions(chunk_bytes: int, numbers: int) -> int:
 # Each of these is a `chunked_sums.RowLoss`: float32 [chunk] of (shared, rows, context, row_context).
 # Positives are looked up outside, so that their gradient is one scatter and not one for every chunk.
 
-QueriesAndPositives = tuple[Array, Array]  # float32 [chunk, W] each
+# Queries and positives float32 [chunk, W], and a number for each own item [chunk, J] or None.
+ScoredRows = tuple[Array, Array, Array | None]
 
 
-def _full_softmax(items: Array, rows: QueriesAndPositives, context: tuple, _: tuple) -> Array:
-    queries, positives = rows
-    return _logsumexp(queries @ items.T) - jnp.sum(queries * positives, axis=-1)
+def _full_softmax(
+    items: Array, rows: ScoredRows, _: tuple, row_context: tuple[Array | None, Array]
+) -> Array:
+    (queries, positives, addends), (ids, targets) = rows, row_context
+    own = None if addends is None or ids is None else OwnItems(ids, addends)
+    positive = jnp.sum(queries * positives, axis=-1) + addend_of(own, targets)
+    return _logsumexp(add_own(queries @ items.T, own, first=1)) - positive
 
 
 def _shared_negatives(
-    negatives: Array, rows: QueriesAndPositives, ids: Array, targets: Array
+    negatives: Array, rows: ScoredRows, ids: Array, row_context: tuple[Array | None, Array]
 ) -> Array:
-    return _sampled_softmax(rows[0] @ negatives.T, rows, ids, targets)
+    return _sampled_softmax(rows[0] @ negatives.T, rows, ids, *row_context)
 
 
 def _own_negatives(
-    items: Array, rows: QueriesAndPositives, _: tuple, row_context: tuple[Array, Array]
+    items: Array, rows: ScoredRows, _: tuple, row_context: tuple[Array, Array | None, Array]
 ) -> Array:
-    ids, targets = row_context
+    ids, own_ids, targets = row_context
     logits = jnp.einsum("td,trd->tr", rows[0], items[ids])
-    return _sampled_softmax(logits, rows, ids, targets)
+    return _sampled_softmax(logits, rows, ids, own_ids, targets)
 
 
-def _sampled_softmax(logits: Array, rows: QueriesAndPositives, ids: Array, targets: Array) -> Array:
+def _sampled_softmax(
+    logits: Array, rows: ScoredRows, ids: Array, own_ids: Array | None, targets: Array
+) -> Array:
     """Return the loss of each position.
 
     Args:
       logits: [chunk, R], of the negatives.
-      rows: queries and positives of the positions.
+      rows: queries and positives of the positions, and the logits of own items.
       ids: [R] or [chunk, R], the negatives.
+      own_ids: [chunk, J], the own items, without duplicates.
       targets: [chunk].
     """
-    queries, positives = rows
+    queries, positives, own_logits = rows
     positive = jnp.sum(queries * positives, axis=-1)
-    logits = jnp.where(ids == targets[:, None], -jnp.inf, logits)
+    ids = jnp.broadcast_to(ids, logits.shape)
+    excluded = ids == targets[:, None]
+    if own_logits is not None and own_ids is not None:
+        is_target = own_ids == targets[:, None]
+        # The positive is an own item as well: its logit is complete there.
+        own_positive = jnp.sum(jnp.where(is_target, own_logits, 0), axis=-1)
+        positive = jnp.where(jnp.any(is_target, axis=-1), own_positive, positive)
+        excluded |= jnp.any(ids[:, :, None] == own_ids[:, None, :], axis=-1)
+        own_logits = jnp.where(is_target | (own_ids == PADDING_ID), -jnp.inf, own_logits)
+        logits = jnp.concatenate([jnp.where(excluded, -jnp.inf, logits), own_logits], axis=-1)
+    else:
+        logits = jnp.where(excluded, -jnp.inf, logits)
     # Not one array with the positive: what is large is written once and read as rarely as possible.
     top = jax.lax.stop_gradient(jnp.maximum(positive, jnp.max(logits, axis=-1)))
     total = jnp.exp(positive - top) + jnp.sum(jnp.exp(logits - top[:, None]), axis=-1)

@@ -12,10 +12,11 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from rec2pm_jax.nn.catalogue.own_items import addend_of, own_places
 from rec2pm_jax.nn.catalogue.row_exchange import all_to_all
 from rec2pm_jax.nn.catalogue.sharded_table import ids_to_rows, rows_to_ids, take_rows
 from rec2pm_jax.nn.catalogue.topk import top_k
-from rec2pm_jax.typing import Array
+from rec2pm_jax.typing import PADDING_ID, Array, OwnItems
 
 BLOCK_ROWS = 8192  # rows scored at a time
 
@@ -29,6 +30,7 @@ def sharded_ranks(
     num_items: int,
     transform: Transform,
     axis_name: str,
+    own: OwnItems | None = None,
 ) -> Array:
     """Return the pessimistic rank of each target among all items.
 
@@ -39,6 +41,7 @@ def sharded_ranks(
       num_items: items of the catalogue.
       transform: rows of the table -> item vectors.
       axis_name: of the devices.
+      own: fields [Q, J], the same on all devices; None for none.
 
     Returns:
       int32 [Q]; 0 if a score is not finite.
@@ -49,7 +52,9 @@ def sharded_ranks(
     at = ids_to_rows(targets, total) - first
     mine = (at >= 0) & (at < count)
     rows = transform(take_rows(table, jnp.clip(at, 0, count - 1), dim))
-    own = jax.lax.psum(jnp.where(mine, jnp.sum(queries * rows, axis=1), 0), axis_name)
+    score = jax.lax.psum(jnp.where(mine, jnp.sum(queries * rows, axis=1), 0), axis_name)
+    score = score + addend_of(own, targets)
+    own_rows = None if own is None else ids_to_rows(own.ids, total) - first
     block = min(BLOCK_ROWS, count)
 
     def add(i: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
@@ -61,12 +66,15 @@ def sharded_ranks(
         real = (index >= i * block) & (ids > 0) & (ids <= num_items)
         wide = jax.lax.dynamic_slice_in_dim(table, start // pack, block // pack)
         scores = queries @ transform(wide.reshape(block, dim)).T
+        if own is not None and own_rows is not None:
+            places = own_places(own_rows - start, block, own.ids != PADDING_ID)
+            scores = scores.at[places].add(own.addends, mode="drop")
         # The target itself counts once, by definition: rounding cannot lose it.
         others = real & (ids != targets[:, None])
-        at_least = jnp.sum(others & (scores >= own[:, None]), axis=1, dtype=jnp.int32)
+        at_least = jnp.sum(others & (scores >= score[:, None]), axis=1, dtype=jnp.int32)
         return ahead + at_least, finite & jnp.all(jnp.isfinite(scores) | ~real, axis=1)
 
-    start = jnp.zeros(len(queries), jnp.int32), jnp.isfinite(own)
+    start = jnp.zeros(len(queries), jnp.int32), jnp.isfinite(score)
     ahead, finite = jax.lax.fori_loop(0, -(-count // block), add, start)
     bad = jax.lax.psum(1 - finite.astype(jnp.int32), axis_name)
     return jnp.where(bad == 0, 1 + jax.lax.psum(ahead, axis_name), 0)

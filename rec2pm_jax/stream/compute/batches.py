@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -56,8 +56,8 @@ def read_best(
     Returns:
       (scores float32 [B, k], ids int32 [B, k]).
     """
-    vectors = method.read(params, state, events, valid, request_time)
-    return method.best(params, vectors, k, catalogue)
+    readout = method.read(params, state, events, valid, request_time)
+    return method.best(params, readout, k, catalogue)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -125,11 +125,6 @@ def pad_events(events: Sequence[Events], width: int) -> tuple[Events, np.ndarray
 
 
 # --- many users ---
-
-
-def make_state(memory: np.ndarray, groups: np.ndarray, segments: np.ndarray) -> State:
-    """Return a state of numpy arrays, see `State` for their shapes."""
-    return State(cast(Array, memory), cast(Array, groups), cast(Array, segments))
 
 
 def update_memories(
@@ -239,7 +234,8 @@ def find_best(
 
     Args:
       catalogue: the item table, see `prepare_catalogue`.
-      request_times: int32 [U] seconds since the time origin; None for a model without time bias.
+      request_times: int32 [U], seconds since the time origin, or UNKNOWN_TIME; None for a model that
+        reads no times.
       k: how many items are wanted, 1 <= k <= num_items.
 
     Returns:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import jax
 import numpy as np
 
 from rec2pm_jax.data.dataset import UserSequence
-from rec2pm_jax.methods.codec import decode, encode
 from rec2pm_jax.stream.compute import batches
 from rec2pm_jax.stream.recommender import Recommender
 from rec2pm_jax.stream.stores.record import RecordFormat
 from rec2pm_jax.stream.users.mutable_user import MutableUser
+from rec2pm_jax.typing import Array
 
 
 def compute_known_users(
@@ -51,14 +52,12 @@ def compute_users(
         recommender's.
     """
     method, catalogue = recommender.method, recommender.catalogue
-    size, kind, dim = method.config.data.segment, record_format.kind, record_format.dim
+    size, form = method.config.data.segment, record_format.states
     histories = [catalogue.encode_sequence(s, time_origin) for s in sequences]
     plan = method.plan(np.array([len(s.ids) for s in sequences]))
     empty = method.init_state(recommender.params, 1)
-    memory, groups, segments = (
-        np.repeat(x, len(sequences), axis=0) for x in map(np.asarray, empty)
-    )
-    encoded = encode(memory, kind)
+    states = jax.tree.map(lambda x: np.repeat(np.asarray(x), len(sequences), axis=0), empty)
+    encoded = form.encode(states)
     for turn in range(int(plan.updates.max())):  # the next segment of every user that has one
         rows = np.flatnonzero(plan.updates > turn)
         begin, end = turn * size, (turn + 1) * size
@@ -67,11 +66,13 @@ def compute_users(
         next_time = None
         if segment.times is not None:  # R >= 1: an event follows each archived segment
             next_time = np.array([events.times[end] for events in active], np.int32)  # type: ignore[index]
-        old = batches.make_state(memory[rows], groups[rows], segments[rows])
+        old = jax.tree.map(lambda x, r=rows: x[r], states)
         new = batches.update_memories(method, recommender.params, old, segment, next_time)
-        encoded[rows] = encode(np.asarray(new.memory), kind)
-        memory[rows] = decode(encoded[rows], kind, dim)
-        groups[rows], segments[rows] = new.groups, new.segments
+        encoded[rows] = form.encode(new)
+        memory, exact = form.decode(encoded[rows])  # as the next update reads it from a store
+        new = new._replace(memory=cast(Array, memory), exact=exact)
+        for out, leaf in zip(jax.tree.leaves(states), jax.tree.leaves(new), strict=True):
+            out[rows] = leaf
 
     users = []
     for row, (sequence, events) in enumerate(zip(sequences, histories, strict=True)):
@@ -79,7 +80,7 @@ def compute_users(
         user.events = len(sequence.ids)
         if sequence.times is not None:
             user.last_time = int(sequence.times[-1]) + time_origin
-        user.groups, user.segments = int(groups[row]), int(segments[row])
+        user.groups, user.segments = int(states.groups[row]), int(states.segments[row])
         user.memory = encoded[row].tobytes() if user.segments else None
         pending = np.stack([f[plan.start[row] :] for f in events if f is not None], axis=1)
         user.pending.frombytes(np.ascontiguousarray(pending, np.int32).tobytes())

@@ -30,8 +30,8 @@ def _open(
     valid: Array,
     request_time: Array | None,
 ) -> tuple[Session, BestItems]:
-    session, vectors = method.open_session(params, state, events, valid, request_time)
-    return session, method.best(params, vectors, k, catalogue)
+    session, readout = method.open_session(params, state, events, valid, request_time)
+    return session, method.best(params, readout, k, catalogue)
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
@@ -50,8 +50,8 @@ def _step_and_rank(
     event: Events,
     request_time: Array | None,
 ) -> tuple[Session, BestItems]:
-    session, vectors = method.step_session(params, session, event, request_time)
-    return session, method.best(params, vectors, k, catalogue)
+    session, readout = method.step_session(params, session, event, request_time)
+    return session, method.best(params, readout, k, catalogue)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
@@ -114,7 +114,8 @@ class SessionCache:
             an older memory and is not used.
           state: returns the user's state, one row; called only if a session is opened.
           pending: the user's pending events, fields int32 [n].
-          request_time: seconds since the time origin; None for a model without time bias.
+          request_time: seconds since the time origin, or UNKNOWN_TIME; None for a model that reads no
+            times.
           k: how many items, see `batches.padded_k`.
 
         Returns:

@@ -8,7 +8,7 @@ from typing import NamedTuple, cast
 import jax
 import numpy as np
 
-from rec2pm_jax.methods.codec import decode, encode
+from rec2pm_jax.methods.state_format import state_format
 from rec2pm_jax.stream.compute import batches
 from rec2pm_jax.stream.recommender import Recommender
 from rec2pm_jax.stream.stores.record import RecordFormat
@@ -61,13 +61,11 @@ class MemoryUpdater:
         self._catalogue = recommender.catalogue
         self._segment = self._method.config.data.segment
         empty = self._method.init_state(self._params, 1)
-        self._initial = np.asarray(empty.memory, np.float32)[0]
-        rows, dim = self._initial.shape
+        self._initial = jax.tree.map(np.asarray, empty)
+        states = state_format(self._method, memory_format)
         self.width = 1 + self._catalogue.uses_times + self._catalogue.uses_types
         self.max_pending = (self._method.read_length + 1) * self.width
-        self.record_format = RecordFormat(
-            recommender.identity, memory_format, rows, dim, self.width
-        )
+        self.record_format = RecordFormat(recommender.identity, states, self.width)
 
     def plan(self, user: MutableUser) -> tuple[int, int]:
         """Return what a user needs now, as `Method.plan` decides.
@@ -81,17 +79,19 @@ class MemoryUpdater:
 
     def stack_states(self, users: Sequence[MutableUser]) -> State:
         """Return the decoded states of users: numpy, a row per user."""
-        memory = np.tile(self._initial, (len(users), 1, 1))
+        states = jax.tree.map(lambda x: np.repeat(x, len(users), axis=0), self._initial)
         rows = [row for row, user in enumerate(users) if user.memory is not None]
         if rows:
             encoded = np.frombuffer(
                 b"".join(cast(bytes, users[row].memory) for row in rows), np.uint8
             )
-            form = self.record_format
-            memory[rows] = decode(encoded.reshape(len(rows), -1), form.kind, form.dim)
+            stored = self.record_format.states.decode(encoded.reshape(len(rows), -1))
+            held = states.memory, states.exact
+            for out, new in zip(jax.tree.leaves(held), jax.tree.leaves(stored), strict=True):
+                out[rows] = new
         groups = np.array([user.groups for user in users], np.int32)
         segments = np.array([user.segments for user in users], np.int32)
-        return batches.make_state(memory, groups, segments)
+        return states._replace(groups=groups, segments=segments)
 
     def pending_events(self, user: MutableUser) -> Events:
         """Return the pending events of a user: numpy fields int32 [p]."""
@@ -108,9 +108,7 @@ class MemoryUpdater:
     def compute(self, inputs: UpdateInputs) -> UpdatedStates:
         """Update memories with the oldest pending segment; this changes no user."""
         new = self._update(inputs)
-        memories = [
-            row.tobytes() for row in encode(np.asarray(new.memory), self.record_format.kind)
-        ]
+        memories = [row.tobytes() for row in self.record_format.states.encode(new)]
         return UpdatedStates(memories, new.groups.tolist(), new.segments.tolist())
 
     def install(self, users: Sequence[MutableUser], updated: UpdatedStates) -> None:
@@ -126,7 +124,7 @@ class MemoryUpdater:
     def warm_up(self) -> None:
         """Compile updates of all batch sizes."""
         rows = 1
-        while self._initial.size and rows <= batches.MAX_BATCH:
+        while self._method.stores_memory and rows <= batches.MAX_BATCH:
             events = self._split_fields(np.ones((rows, self._segment + 1, self.width), np.int32))
             self._update(UpdateInputs(self.stack_states([MutableUser()] * rows), events))
             rows *= 2

@@ -20,7 +20,7 @@ from rec2pm_jax.errors import UserError
 from rec2pm_jax.methods.method import Method
 from rec2pm_jax.methods.registry import make_method
 from rec2pm_jax.stream.recommender import Recommender
-from rec2pm_jax.typing import Array, Events, Params, State
+from rec2pm_jax.typing import Array, Events, ExactMemory, Params, State
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 
@@ -32,6 +32,9 @@ _STATE_MEANINGS = {
     "memory": "preference memory; zeros for a new user",
     "groups": "memory groups in use; 0 for a new user",
     "segments": "segments that the memory has seen; 0 for a new user",
+    "exact_items": "item ids of the exact memory; zeros for a new user",
+    "exact_weights": "weights of these items; zeros for a new user",
+    "exact_last": "clocks of their last events; zeros for a new user",
 }
 _EVENT_MEANINGS = {
     "ids": "item ids, the oldest event first, 0 after the last",
@@ -45,7 +48,7 @@ _INPUT_MEANINGS = {
     },
     "read": {
         "length": "number of events; a row with 0 gets the popular items",
-        "request_time": "time of the request",
+        "request_time": "time of the request; -2147483648 if it is not known",
     },
 }
 _OUTPUT_MEANINGS = _STATE_MEANINGS | {
@@ -104,21 +107,21 @@ def make_functions(method: Method, k: int) -> dict[str, ServingFunction]:
         state, events, valid = _unpack_inputs(inputs)
         params = _unpack_params(weights)
         state = method.update(params, state, events, valid, inputs.get("next_time"))
-        return state._asdict()
+        return flatten_state(state)
 
     def read(weights: Arrays, inputs: Arrays) -> Arrays:
         state, events, valid = _unpack_inputs(inputs)
         params = _unpack_params(weights)
-        vectors = method.read(params, state, events, valid, inputs.get("request_time"))
-        scores, items = method.best(params, vectors, k, weights[_CATALOGUE])
+        readout = method.read(params, state, events, valid, inputs.get("request_time"))
+        scores, items = method.best(params, readout, k, weights[_CATALOGUE])
         has_events = inputs["length"][:, None] > 0
         return {
-            "vectors": jnp.where(has_events, vectors, 0),
+            "vectors": jnp.where(has_events, readout.vectors, 0),
             "scores": jnp.where(has_events, scores, weights[f"{_POPULAR}scores"]),
             "items": jnp.where(has_events, items, weights[f"{_POPULAR}items"]),
         }
 
-    return {"update": update, "read": read} if _has_memory(method) else {"read": read}
+    return {"update": update, "read": read} if method.stores_memory else {"read": read}
 
 
 def make_input_shapes(method: Method, name: str, batch: Any) -> dict[str, jax.ShapeDtypeStruct]:
@@ -134,15 +137,22 @@ def make_input_shapes(method: Method, name: str, batch: Any) -> dict[str, jax.Sh
     state = jax.eval_shape(lambda: method.init_state(None, 1))
     shapes = {
         field: jax.ShapeDtypeStruct((batch, *leaf.shape[1:]), leaf.dtype)
-        for field, leaf in state._asdict().items()
+        for field, leaf in flatten_state(state).items()
     }
     integers: dict[str, tuple[Any, ...]] = {"ids": per_event, "length": per_user}
-    if model.relative_bias == "position_time":
+    if method.config.reads_times:
         integers["times"] = per_event
         integers["next_time" if name == "update" else "request_time"] = per_user
     if model.event_types:
         integers["types"] = per_event
     return shapes | {field: jax.ShapeDtypeStruct(s, jnp.int32) for field, s in integers.items()}
+
+
+def flatten_state(state: State) -> dict[str, Any]:
+    """Return the arrays of a state by their names among inputs and outputs."""
+    fields = state._asdict()
+    exact = fields.pop("exact")
+    return fields | {f"exact_{name}": leaf for name, leaf in exact._asdict().items()}
 
 
 def export_functions(
@@ -186,14 +196,11 @@ def _unpack_params(weights: Arrays) -> Params:
 def _unpack_inputs(inputs: Arrays) -> tuple[State, Events, Array]:
     """Return (state, events, valid) as methods take them."""
     ids = inputs["ids"]
-    state = State(*(inputs[field] for field in State._fields))
+    exact = ExactMemory(*(inputs[f"exact_{field}"] for field in ExactMemory._fields))
+    state = State(inputs["memory"], inputs["groups"], inputs["segments"], exact)
     events = Events(ids, inputs.get("times"), inputs.get("types"))
     valid = jnp.arange(ids.shape[1], dtype=jnp.int32) < inputs["length"][:, None]
     return state, events, valid
-
-
-def _has_memory(method: Method) -> bool:
-    return bool(jax.eval_shape(lambda: method.init_state(None, 1)).memory.size)
 
 
 def _describe(arrays: dict[str, Any], meanings: dict[str, str]) -> dict[str, dict[str, Any]]:

@@ -5,7 +5,7 @@ Little-endian, 44 bytes before the memory:
     version u8, memory format u8, groups u16, model 8 bytes, watermark i64, last time i64,
     events u32, segments u32, expires u32 (seconds since 1970; 0: never), CRC-32 u32
 
-The encoded memory follows if there has been an update, then the pending events as int32 fields. The
+The encoded state follows if there has been an update, then the pending events as int32 fields. The
 CRC-32 covers the user's id and everything but itself. So a record under another user's key is detected
 as well.
 """
@@ -25,12 +25,13 @@ import numpy as np
 
 from rec2pm_jax.config import Config
 from rec2pm_jax.errors import UserError
-from rec2pm_jax.methods.codec import FORMATS, check_format, slot_bytes
+from rec2pm_jax.methods.codec import FORMATS
 from rec2pm_jax.methods.registry import config_hash
+from rec2pm_jax.methods.state_format import StateFormat
 from rec2pm_jax.stream.users.mutable_user import MutableUser
 from rec2pm_jax.typing import Params
 
-VERSION = 1
+VERSION = 2
 _FIELDS = struct.Struct("<BBH8sqqIII")
 _EXPIRES_AT = _FIELDS.size - 4
 _CRC = struct.Struct("<I")
@@ -77,19 +78,13 @@ class RecordFormat:
 
     Attributes:
       identity: of the model.
-      kind: format of the memory, one of `codec.FORMATS`.
-      rows, dim: shape of a user's memory, [G * C, D].
+      states: how states become bytes.
       width: int32 fields of a pending event, 1 to 3.
     """
 
     identity: ModelIdentity
-    kind: str
-    rows: int
-    dim: int
+    states: StateFormat
     width: int
-
-    def __post_init__(self) -> None:
-        check_format(self.kind)
 
     @cached_property
     def _tag(self) -> bytes:
@@ -97,11 +92,7 @@ class RecordFormat:
 
     @cached_property
     def _kind_code(self) -> int:
-        return FORMATS.index(self.kind)
-
-    @cached_property
-    def _memory_bytes(self) -> int:
-        return self.rows * slot_bytes(self.kind, self.dim)
+        return FORMATS.index(self.states.kind)
 
     def encode(self, name: str, user: MutableUser, expires: int = 0) -> bytes:
         """Return the record of a user.
@@ -150,12 +141,12 @@ class RecordFormat:
             )
         if kind != self._kind_code:
             raise UserError(
-                f"The memory of user {name!r} is stored as {FORMATS[kind]}, not {self.kind}."
+                f"The memory of user {name!r} is stored as {FORMATS[kind]}, not {self.states.kind}."
             )
         if expires and expires <= now:
             return None
         user.last_time = None if time == _NO_TIME else time
-        size = self._memory_bytes if user.segments else 0
+        size = self.states.bytes if user.segments else 0
         user.memory = body[:size] if size else None
         user.pending.frombytes(body[size:])
         user.pending = _to_little_endian(user.pending)

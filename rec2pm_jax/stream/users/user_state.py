@@ -7,6 +7,8 @@ from typing import NamedTuple, cast
 import numpy as np
 
 from rec2pm_jax.errors import UserError
+from rec2pm_jax.methods.exact_memory import MAX_CLOCK
+from rec2pm_jax.nn.gaps import MINUTE
 from rec2pm_jax.typing import Array, Events, State
 
 
@@ -22,7 +24,7 @@ class UserState(NamedTuple):
         memory once n >= R, and p = min(n, read_length) for the others.
       events: n, how many events the user has had.
       last_time: seconds since 1970 of the newest event that had a time, or None.
-      time_origin: seconds since 1970 of time 0 of the pending events.
+      time_origin: seconds since 1970 of time 0 of the pending events and of the exact memory.
     """
 
     state: State
@@ -32,17 +34,21 @@ class UserState(NamedTuple):
     time_origin: int = 0
 
     def with_time_origin(self, origin: int) -> UserState:
-        """Return the same user with pending times relative to another origin.
+        """Return the same user with times relative to another origin.
 
         Args:
           origin: seconds since 1970. That of a dataset moves when an older log is appended.
         """
         if origin == self.time_origin:
             return self
-        pending = self.pending
+        pending, state = self.pending, self.state
         if pending.times is not None:
             pending = pending._replace(times=shift_times(pending.times, self.time_origin, origin))
-        return self._replace(pending=pending, time_origin=origin)
+            # Clocks count minutes, so they follow to the minute.
+            exact, moved = state.exact, (self.time_origin - origin) // MINUTE
+            last = np.where(exact.items, np.clip(exact.last + moved, 0, MAX_CLOCK), 0)
+            state = state._replace(exact=exact._replace(last=cast(Array, last.astype(np.int32))))
+        return self._replace(state=state, pending=pending, time_origin=origin)
 
 
 def shift_times(times: Array, old: int, new: int) -> Array:

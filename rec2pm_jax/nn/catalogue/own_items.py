@@ -1,0 +1,101 @@
+"""Scores of a user's own items: a sparse addition to the dot products with the whole catalogue.
+
+Every function costs the same for any catalogue. An item may occur more than once among `OwnItems`; its
+addends add up.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from rec2pm_jax.typing import PADDING_ID, Array, OwnItems
+
+
+def add_own(logits: Array, own: OwnItems | None, first: Array | int = 0) -> Array:
+    """Add the addends to logits of consecutive items.
+
+    Args:
+      logits: float32 [Q, V].
+      own: fields [Q, J], or None.
+      first: id of the first column; own items in no column are left out.
+
+    Returns:
+      float32 [Q, V].
+
+    >>> own = OwnItems(jnp.array([[2, 0, 2]]), jnp.array([[1.0, 9.0, 0.5]]))
+    >>> add_own(jnp.zeros((1, 3)), own, first=1).tolist()
+    [[0.0, 1.5, 0.0]]
+    """
+    if own is None:
+        return logits
+    places = own_places(own.ids - first, logits.shape[1], own.ids != PADDING_ID)
+    return logits.at[places].add(own.addends, mode="drop")
+
+
+def own_places(columns: Array, count: int, real: Array) -> tuple[Array, Array]:
+    """Return (rows, columns) of own items in logits [Q, count].
+
+    Args:
+      columns: int32 [Q, J]. One that is out of range becomes `count`, which `mode="drop"` leaves out.
+      count: columns of the logits.
+      real: bool [Q, J], false for padding.
+    """
+    inside = real & (columns >= 0) & (columns < count)
+    rows = jnp.arange(columns.shape[0], dtype=jnp.int32)[:, None]
+    return rows, jnp.where(inside, columns, count)
+
+
+def addend_of(own: OwnItems | None, items: Array) -> Array | float:
+    """Return what one item of each query gets: float32 [...], for items int32 [...]."""
+    if own is None:
+        return 0.0
+    return jnp.sum(jnp.where(own.ids == items[..., None], own.addends, 0), axis=-1)
+
+
+def combine_own(own: OwnItems) -> OwnItems:
+    """Return own items without duplicates: the first of equal items gets all their addends.
+
+    Args:
+      own: ids [B, J], addends [B, J] or, for several rows that share these items, [B, n, J].
+
+    Returns:
+      Fields of the same shapes.
+
+    >>> own = combine_own(OwnItems(jnp.array([[4, 7, 4]]), jnp.array([[1.0, 2.0, 3.0]])))
+    >>> own.ids.tolist(), own.addends.tolist()
+    ([[4, 7, 0]], [[4.0, 2.0, 0.0]])
+    """
+    same = own.ids[:, :, None] == own.ids[:, None, :]
+    place = jnp.arange(own.ids.shape[1])
+    first = ~jnp.any(same & (place[None, :] < place[:, None]), axis=2)
+    moved = (same & first[:, None, :]).astype(own.addends.dtype)
+    highest = jax.lax.Precision.HIGHEST  # sums, not products
+    total = jnp.einsum("b...i,bij->b...j", own.addends, moved, precision=highest)
+    return OwnItems(jnp.where(first, own.ids, PADDING_ID), total)
+
+
+def merge_own(
+    scores: Array, ids: Array, own: OwnItems, own_scores: Array, k: int
+) -> tuple[Array, Array]:
+    """Merge the best items of a catalogue with own items, whose addends it does not know.
+
+    The result is exact if at least k of the given items are no own items, or all items are given.
+
+    Args:
+      scores: float32 [Q, n], dot products of the best items of the catalogue.
+      ids: int32 [Q, n], these items.
+      own: fields [Q, J].
+      own_scores: float32 [Q, J], dot products of the own items.
+      k: items wanted, k <= n.
+
+    Returns:
+      (scores float32 [Q, k], ids int32 [Q, k]), best first; of equal scores the lower id first.
+    """
+    own = combine_own(own)
+    is_own = jnp.any(ids[:, :, None] == own.ids[:, None, :], axis=2)
+    own_scores = jnp.where(own.ids == PADDING_ID, -jnp.inf, own_scores + own.addends)
+    scores = jnp.concatenate([jnp.where(is_own, -jnp.inf, scores), own_scores], axis=1)
+    ids = jnp.concatenate([ids, own.ids], axis=1)
+    negated, ids = jax.lax.sort((-scores, ids), dimension=1, num_keys=2)
+    return -negated[:, :k], ids[:, :k]
