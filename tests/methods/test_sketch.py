@@ -56,7 +56,7 @@ def test_an_update_sums_the_items_of_its_segment():
     lengths = np.array([4, 3, 2], np.int32)
     batch, window = batch_of(lengths, 11), method.config.data.window
     assert batch["ids"].shape[1] == window + 1
-    cut = method.memory.sketch_windows(params, cut_windows(batch, method.config.data))
+    cut = method.memory.sketch_windows(params, cut_windows(batch, method.config.data, None))
     sketches = cut.windows.sketch.reshape(3, -1, PARTS, DIM)
     np.testing.assert_array_equal(cut.history.sketch, sketches)
     table = params["embedding"]["item_embedding"]
@@ -147,7 +147,7 @@ def test_further_parts_score_memory_alone():
     empty = method.init_state(params, 2)
     full = jax.jit(method.update)(params, empty, events, valid)
     read = jax.jit(method.read)
-    without, with_memory = (read(params, state, events, valid) for state in (empty, full))
+    without, with_memory = (read(params, s, events, valid).vectors for s in (empty, full))
     assert without.shape == with_memory.shape == (2, PARTS * DIM)
     assert not np.any(without[:, DIM:]) and np.abs(with_memory[:, DIM:]).max() > 0.01
 
@@ -156,7 +156,7 @@ def test_full_scores_the_sum_of_what_it_reads():
     method, params = make(name="full", sketch=PARTS)
     events, valid = histories([9, 4], 9)
     state = method.init_state(params, 2)
-    out = jax.jit(method.read)(params, state, events, valid)
+    out = jax.jit(method.read)(params, state, events, valid).vectors
     p = params["sketch"]
     for user, length in enumerate([9, 4]):
         total = slow_sum(params["embedding"]["item_embedding"], events.ids[user, :length])

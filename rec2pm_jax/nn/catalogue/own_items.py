@@ -53,6 +53,13 @@ def addend_of(own: OwnItems | None, items: Array) -> Array | float:
     return jnp.sum(jnp.where(own.ids == items[..., None], own.addends, 0), axis=-1)
 
 
+def own_per_row(own: OwnItems) -> OwnItems:
+    """Return own items with ids for each row: both fields have the shape of `own.addends`."""
+    if own.ids.ndim == own.addends.ndim:
+        return own
+    return own._replace(ids=jnp.broadcast_to(own.ids[:, None], own.addends.shape))
+
+
 def combine_own(own: OwnItems) -> OwnItems:
     """Return own items without duplicates: the first of equal items gets all their addends.
 
