@@ -24,11 +24,11 @@ from rec2pm_jax.nn.catalogue.losses import (
     to_item_vectors,
     to_queries,
 )
-from rec2pm_jax.nn.catalogue.own_items import combine_own, merge_own
+from rec2pm_jax.nn.catalogue.own_items import combine_own, merge_own, own_per_row
 from rec2pm_jax.nn.catalogue.topk import top_k
 from rec2pm_jax.nn.embedding import TABLE, EventEmbedding
 from rec2pm_jax.nn.registry import LayerSpec
-from rec2pm_jax.typing import Array, OwnItems, Params, PRNGKey, Readout
+from rec2pm_jax.typing import PADDING_ID, Array, OwnItems, Params, PRNGKey, Readout
 
 _NEGATIVES = "negatives"  # in params, see `with_step_rows`
 
@@ -215,9 +215,9 @@ class Network:
         numbers = rows[:, None] * length + jnp.arange(length, dtype=jnp.int32)
         own = readout.own
         if own is not None:
-            own = own if self.config.loss.negatives is None else combine_own(own)
-            ids = jnp.broadcast_to(own.ids[:, None], own.addends.shape)
-            own = OwnItems(*(a.reshape(-1, a.shape[-1]) for a in (ids, own.addends)))
+            sampled = self.config.loss.negatives is not None
+            own = self._candidates(own) if sampled else own_per_row(own)
+            own = OwnItems(*(a.reshape(-1, a.shape[-1]) for a in own))
         positions = Positions(
             readout.vectors.reshape(-1, readout.vectors.shape[-1]),
             targets.reshape(-1),
@@ -233,6 +233,20 @@ class Network:
             loss_chunk_bytes(self.config.compute),
             params.get(_NEGATIVES),
         )
+
+    def _candidates(self, own: OwnItems) -> OwnItems:
+        """Return the own items that each row has seen, without duplicates: fields [B, N, J].
+
+        An item that only comes after a row is no candidate of a sampled softmax there: a negative
+        beside the target that is known to be of interest would be pushed away.
+        """
+        own = own_per_row(combine_own(own))
+        if not self.config.model.repeat_head:
+            return own
+        rows, count = own.addends.shape[1:]
+        place = jnp.arange(count) - (count - rows)  # the raw events are the last N own items
+        seen = place <= jnp.arange(rows)[:, None]
+        return own._replace(ids=jnp.where(seen, own.ids, PADDING_ID))
 
 
 def _same(rows: Array) -> Array:

@@ -36,7 +36,7 @@ ITEMS, BATCH = 9000, 16  # three rows per slice, the last not full
 CONFIG = Config(
     data=DataConfig(segment=3, segments=3),
     model=ModelConfig(layers=1, heads=2, dim=8, dropout=0.0, table="sharded"),
-    method=MethodConfig(slots=2),
+    method=MethodConfig(slots=2, exact_entries=4),
     loss=LossConfig(negatives=32),
     optim=OptimConfig(
         learning_rate=0.02, warmup_steps=3, schedule="constant", table="rowwise_adagrad"

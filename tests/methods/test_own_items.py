@@ -13,8 +13,16 @@ from rec2pm_jax.config import Config, DataConfig, MethodConfig, ModelConfig
 from rec2pm_jax.methods.own_items import GAIN
 from rec2pm_jax.methods.registry import make_method
 from rec2pm_jax.methods.windows import UNKNOWN_TIME
-from rec2pm_jax.typing import OwnItems, Readout
-from tests.helpers.methods import ITEMS, histories, large_parameters, make, random_state
+from rec2pm_jax.nn.catalogue.losses import sample_negatives
+from rec2pm_jax.typing import Events, OwnItems, Readout
+from tests.helpers.methods import (
+    ITEMS,
+    batch_of,
+    histories,
+    large_parameters,
+    make,
+    random_state,
+)
 from tests.helpers.numpy_reference import gap_bucket
 
 S = 3
@@ -133,6 +141,39 @@ def test_fresh_weights_add_nothing():
     method, _ = make()
     params = jax.jit(method.init)(jax.random.key(0))
     assert not any(np.any(leaf) for leaf in jax.tree.leaves(params["own_items"]))
+
+
+@pytest.mark.parametrize(("entries", "repeat"), [(2, True), (4, False), (0, True)])
+def test_candidates_of_a_row_are_its_negatives_and_what_it_has_seen(entries, repeat):
+    """Sampled softmax by hand: own items count once, and only from their first event on."""
+    method, params = make(
+        name="recent",
+        exact_entries=entries,
+        loss=(("negatives", 3),),
+        model=(("layers", 1), ("repeat_head", repeat)),
+    )
+    batch = batch_of([10, 6], 10)
+    total, weight = jax.jit(lambda p, b: method.loss(p, b, None))(params, batch)["ar"]
+    drawn = sample_negatives(method.config.loss, ITEMS, jax.random.key(0), np.zeros(1, np.int32))
+    read_all, update = jax.jit(method.read_all), jax.jit(method.update)
+    state, expected, count, future = method.init_state(params, 2), 0.0, 0, 0
+    for h in range(3):
+        ids = batch["ids"][:, h * S : h * S + S + 1]
+        inputs, targets = Events(ids[:, :-1]), ids[:, 1:]
+        valid = inputs.ids > 0
+        logits = np.asarray(method.score(params, read_all(params, state, inputs, valid)))
+        for user, row in np.argwhere(targets > 0):
+            table = set(np.asarray(state.exact.items)[user])
+            seen = set(ids[user, : row + 1]) if repeat else set()
+            own = (table | seen) - {0, targets[user, row]}
+            future += len(set(ids[user, row + 2 :]) - own - {0})
+            others = [i for i in drawn.tolist() if i not in own and i != targets[user, row]]
+            chosen = logits[user, row, [targets[user, row], *own, *others]].astype(np.float64)
+            expected += np.log(np.sum(np.exp(chosen))) - chosen[0]
+            count += 1
+        state = update(params, state, inputs, valid)
+    assert future > 3 and weight == count
+    np.testing.assert_allclose(total, expected, rtol=1e-5)
 
 
 # --- the best items ---
