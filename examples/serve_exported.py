@@ -21,6 +21,7 @@ import numpy as np
 Waiting = tuple[int, int, int]  # item id, seconds since the time origin, event-type id
 LATEST_TIME = 100_000_000_000  # seconds since 1970; larger numbers are milliseconds
 DAY_S = 86_400
+UNKNOWN_TIME = -(2**31)  # of a request without a time
 
 
 class Rejected(Exception):
@@ -146,9 +147,7 @@ class User:
                 f"k={k}, but it must be between 1 and {left}: `read` returns {model.serving['k']} "
                 "items, and those excluded are dropped (see launch.export --k)",
             )
-        at = self.waiting[-1][1] if self.waiting else 0
-        if self.waiting and when is not None:
-            at = model.encode_time(when)
+        at = UNKNOWN_TIME if when is None else model.encode_time(when)
         found = model.call("read", self.state, self.waiting, at)
         rows = zip(found["items"][0].tolist(), found["scores"][0].tolist(), strict=True)
         items = [

@@ -24,11 +24,11 @@ from rec2pm_jax.nn.catalogue.losses import (
     to_item_vectors,
     to_queries,
 )
-from rec2pm_jax.nn.catalogue.own_items import combine_own, merge_own
+from rec2pm_jax.nn.catalogue.own_items import combine_own, flatten_own, merge_own
 from rec2pm_jax.nn.catalogue.topk import top_k
 from rec2pm_jax.nn.embedding import TABLE, EventEmbedding
 from rec2pm_jax.nn.registry import LayerSpec
-from rec2pm_jax.typing import Array, OwnItems, Params, PRNGKey, Readout
+from rec2pm_jax.typing import Array, Params, PRNGKey, Readout
 
 _NEGATIVES = "negatives"  # in params, see `with_step_rows`
 
@@ -216,8 +216,7 @@ class Network:
         own = readout.own
         if own is not None:
             own = own if self.config.loss.negatives is None else combine_own(own)
-            ids = jnp.broadcast_to(own.ids[:, None], own.addends.shape)
-            own = OwnItems(*(a.reshape(-1, a.shape[-1]) for a in (ids, own.addends)))
+            own = flatten_own(own)
         positions = Positions(
             readout.vectors.reshape(-1, readout.vectors.shape[-1]),
             targets.reshape(-1),

@@ -190,13 +190,13 @@ def cut(tree: Tree, segment: int, length: int, count: int) -> Tree:
     """Cut `count` windows [h * segment, h * segment + length), folded into the batch.
 
     Args:
-      tree: arrays [B, T] (or None).
+      tree: arrays [B, T, ...] (or None).
 
     Returns:
-      The same tree of arrays [B * count, length].
+      The same tree of arrays [B * count, length, ...].
     """
     index = np.arange(count)[:, None] * segment + np.arange(length)[None]
-    return jax.tree.map(lambda a: a[:, index].reshape(-1, length), tree)
+    return jax.tree.map(lambda a: a[:, index].reshape(-1, length, *a.shape[2:]), tree)
 
 
 def segment_rows(rows: Array, count: int) -> Array:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from rec2pm_jax.config import ComputeConfig, LossConfig
 from rec2pm_jax.nn.catalogue.chunked_sums import log_partition_sum, weighted_sum
-from rec2pm_jax.nn.catalogue.own_items import add_own, addend_of
+from rec2pm_jax.nn.catalogue.own_items import add_own, addend_of, flatten_own
 from rec2pm_jax.nn.dropout import per_row
 from rec2pm_jax.nn.platform import platform_of
 from rec2pm_jax.typing import PADDING_ID, Array, OwnItems, PRNGKey, Readout
@@ -81,8 +81,8 @@ def catalogue_logits(config: LossConfig, readout: Readout, catalogue: Array) -> 
     """
     logits = to_queries(config, readout.vectors) @ catalogue.T
     if readout.own is not None:
-        shape, own = logits.shape, jax.tree.map(lambda a: a.reshape(-1, a.shape[-1]), readout.own)
-        logits = add_own(logits.reshape(-1, shape[-1]), own).reshape(shape)
+        shape = logits.shape
+        logits = add_own(logits.reshape(-1, shape[-1]), flatten_own(readout.own)).reshape(shape)
     return jnp.where(jnp.arange(catalogue.shape[0]) == 0, -jnp.inf, logits)
 
 

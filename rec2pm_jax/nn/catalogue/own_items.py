@@ -33,6 +33,18 @@ def add_own(logits: Array, own: OwnItems | None, first: Array | int = 0) -> Arra
     return logits.at[places].add(own.addends, mode="drop")
 
 
+def flatten_own(own: OwnItems) -> OwnItems:
+    """Return own items with one row per row of addends: fields [Q, J].
+
+    Args:
+      own: addends [..., J], ids of the same shape or, where rows share the items, [B, J] for addends
+        [B, N, J].
+    """
+    ids = own.ids if own.ids.ndim == own.addends.ndim else own.ids[:, None]
+    ids = jnp.broadcast_to(ids, own.addends.shape)
+    return OwnItems(*(a.reshape(-1, a.shape[-1]) for a in (ids, own.addends)))
+
+
 def own_places(columns: Array, count: int, real: Array) -> tuple[Array, Array]:
     """Return (rows, columns) of own items in logits [Q, count].
 
