@@ -158,7 +158,6 @@ class MethodConfig:
       max_groups: G, groups that append keeps.
       running_mean: an update averages with the memory before it, see `MemoryTokens.from_query_outputs`.
       recall: a linear map of the memory is added to a reader's output, see `MemoryTokens.add_recall`.
-      sketch: P, parts of an item's vector that memory slots sum, see `methods/sketch.py`. 0: none.
       exact_entries: E, items of the archive that are kept by id with weight and last time, see
         `methods/exact_memory.py`. 0: none.
       consistency: rec2pm: lambda, the weight of L_con. The paper's is 1.
@@ -176,8 +175,7 @@ class MethodConfig:
     max_groups: int = 16
     running_mean: bool = True
     recall: bool = True
-    sketch: int = 0
-    exact_entries: int = 32
+    exact_entries: int = 94  # with 4 int8 slots of 64 numbers, states of 1,024 bytes
     consistency: float = 0.1
     reference_window: int | None = 1
     live_memory_prob: float = 0.5
@@ -186,6 +184,6 @@ class MethodConfig:
         require_representable("method", self)
         require_one_of(self.memory, ("overwrite", "append"), "method.memory")
         require_at_least(1, "method", self, ("slots", "max_groups", "reference_window"))
-        require_at_least(0, "method", self, ("consistency", "sketch", "exact_entries"))
+        require_at_least(0, "method", self, ("consistency", "exact_entries"))
         share = self.live_memory_prob
         require(0 <= share <= 1, "method.live_memory_prob", "in [0, 1]", share)

@@ -29,7 +29,6 @@ class Window(NamedTuple):
       row_times: int32 [B, N], the query time of each event row; None for events without times.
       known: bool [B, N], whether the query time of each row is known; None where events have none.
       rows: int32 [B], row numbers that are unique within a training step; None at inference.
-      sketch: float32 [B, P, D], sums of item parts of the segment; None without a sketch.
     """
 
     events: Events
@@ -37,7 +36,6 @@ class Window(NamedTuple):
     row_times: Array | None = None
     known: Array | None = None
     rows: Array | None = None
-    sketch: Array | None = None
 
     @property
     def step_rows(self) -> Array:
@@ -184,6 +182,11 @@ def cut_windows(batch: Batch, data: DataConfig, rng: PRNGKey | None) -> Training
     # The last R - 1 events belong to no segment.
     history = whole.first(data.segments * data.segment)
     return TrainingBatch(windows, history, targets, weights)
+
+
+def up_to(ids: Array, lengths: Array) -> Array:
+    """Keep the first `lengths` [B] of ids [B, N], and replace the rest by padding."""
+    return jnp.where(jnp.arange(ids.shape[1]) < lengths[:, None], ids, PADDING_ID)
 
 
 def cut(tree: Tree, segment: int, length: int, count: int) -> Tree:

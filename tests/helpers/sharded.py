@@ -39,7 +39,7 @@ CONFIG = Config(
     method=MethodConfig(slots=2),
     loss=LossConfig(negatives=32),
     optim=OptimConfig(
-        learning_rate=0.02, warmup_steps=3, schedule="constant", table="rowwise_adagrad"
+        learning_rate=0.02, warmup_steps=3, schedule="constant", table_learning_rate=0.02
     ),
     train=TrainConfig(batch_size=BATCH, steps=20),
     compute=ComputeConfig(devices=0),
