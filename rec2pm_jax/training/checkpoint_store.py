@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +29,13 @@ def checkpoint_directory(workdir: str | Path) -> Path:
 
 def open_manager(directory: Path, create: bool) -> ocp.CheckpointManager:
     """Open the checkpoints in `directory`, for writing if `create`, else read-only."""
+    if create and jax.process_index() == 0:
+        # Orbax could do this, too, but in a thread that `close` does not wait for.
+        for unfinished in directory.glob(f"*{ocp.utils.TMP_DIR_SUFFIX}*"):
+            shutil.rmtree(unfinished)
     options = ocp.CheckpointManagerOptions(
         create=create,
         read_only=not create,
-        cleanup_tmp_directories=create,
         enable_async_checkpointing=False,
     )
     return ocp.CheckpointManager(directory, options=options)
