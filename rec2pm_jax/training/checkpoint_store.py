@@ -15,7 +15,7 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
 from rec2pm_jax.errors import UserError
-from rec2pm_jax.os_errors import write_error
+from rec2pm_jax.os_errors import check_path, write_error
 
 Meta = dict[str, Any]  # JSON; `training.loop` decides what a run keeps in it
 
@@ -23,7 +23,12 @@ _log = logging.getLogger(__name__)
 
 
 def checkpoint_directory(workdir: str | Path) -> Path:
-    """Return the directory that holds the checkpoints of a run."""
+    """Return the directory that holds the checkpoints of a run.
+
+    Raises:
+      UserError: no file can have that path.
+    """
+    check_path(workdir)
     return Path(workdir).absolute() / "checkpoints"
 
 
