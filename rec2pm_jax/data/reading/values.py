@@ -75,7 +75,7 @@ class ValueRules(NamedTuple):
         )
 
     def read_id(self, value: object) -> str:
-        """Return an id or an event type; UserError as `parse_id`."""
+        """Return the id of a user or an item; UserError as `parse_id`."""
         return parse_id(value, self.id_type)
 
     def read_time(self, value: object) -> Moment:
