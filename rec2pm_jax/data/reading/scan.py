@@ -12,7 +12,7 @@ from typing import Any
 
 import polars as pl
 
-from rec2pm_jax.data.polars_io import READ_ERRORS
+from rec2pm_jax.data.polars_io import READ_ERRORS, plain_path
 from rec2pm_jax.data.reading.log_files import BATCH, unreadable_error
 from rec2pm_jax.data.reading.values import LATEST_TIMESTAMP
 from rec2pm_jax.data.schema import (
@@ -71,7 +71,7 @@ def scan_files(
       UserError: a column is absent, or a file is damaged.
     """
     try:
-        frame = scan(paths, **options)
+        frame = scan([plain_path(path) for path in paths], **options)
         known = frame.collect_schema().names()
     except READ_ERRORS as error:
         raise unreadable_error(paths[0], error) from error
@@ -161,7 +161,7 @@ def _find_damaged_file(paths: list[Path]) -> Path | None:
     for path in paths if len(paths) > 1 else []:
         if path.suffix == ".parquet":
             try:
-                for _ in pl.scan_parquet(path).collect_batches(
+                for _ in pl.scan_parquet(plain_path(path)).collect_batches(
                     chunk_size=BATCH, engine="streaming"
                 ):
                     pass
