@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import logging
@@ -33,7 +34,17 @@ def checkpoint_directory(workdir: str | Path) -> Path:
 
 
 def open_manager(directory: Path, create: bool) -> ocp.CheckpointManager:
-    """Open the checkpoints in `directory`, for writing if `create`, else read-only."""
+    """Open the checkpoints in `directory`, for writing if `create`, else read-only.
+
+    Raises:
+      UserError: `create`, and Orbax could not read what it writes there.
+      OSError: the directory cannot be made.
+    """
+    if create and glob.escape(str(directory)) != str(directory):
+        raise UserError(
+            f"{directory} holds one of [ * ?, which Orbax takes for a pattern: it could not read its own "
+            "checkpoints there. Choose another --workdir."
+        )
     if create and jax.process_index() == 0:
         # Orbax could do this, too, but in a thread that `close` does not wait for.
         for unfinished in directory.glob(f"*{ocp.utils.TMP_DIR_SUFFIX}*"):

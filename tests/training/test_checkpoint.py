@@ -100,6 +100,14 @@ def test_opening_removes_unfinished_checkpoints_and_leaves_no_thread(tmp_path, m
     assert not unfinished.exists() and (tmp_path / "checkpoints" / "1").is_dir()
 
 
+@pytest.mark.parametrize("name", ["run[1]", "run*", "run?"])
+def test_a_workdir_that_orbax_takes_for_a_pattern_is_refused(tmp_path, name):
+    """Orbax writes checkpoints to run[1] without an error, and cannot read them."""
+    with pytest.raises(UserError, match="Orbax takes for a pattern"):
+        Checkpoints(tmp_path / name)
+    assert not (tmp_path / name).exists()
+
+
 def test_newest_and_best_are_kept(tmp_path):
     write_run(tmp_path, [1, 2, 3, 4, 5], keep=2, best_step=2)
     assert kept(tmp_path) == [2, 4, 5]
