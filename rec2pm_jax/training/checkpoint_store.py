@@ -42,8 +42,8 @@ def open_manager(directory: Path, create: bool) -> ocp.CheckpointManager:
     """
     if create and glob.escape(str(directory)) != str(directory):
         raise UserError(
-            f"{directory} holds one of [ * ?, which Orbax takes for a pattern: it could not read its own "
-            "checkpoints there. Choose another --workdir."
+            f"{directory} holds one of [ * ?, which Orbax takes for a pattern: it could not read its "
+            "own checkpoints there. Choose another --workdir."
         )
     if create and jax.process_index() == 0:
         # Orbax could do this, too, but in a thread that `close` does not wait for.
