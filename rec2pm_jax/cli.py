@@ -26,6 +26,10 @@ _OUT_OF_MEMORY = "RESOURCE_EXHAUSTED"
 _LONGEST_WORD = 500  # characters of a message, such as a path; longer ones are cut
 _MAY_BE_INFINITE: set[str] = set()  # flags
 
+for _name in ("stdout", "stderr"):
+    if getattr(sys, _name) is None:  # closed; a file that is opened would take its number
+        setattr(sys, _name, open(os.devnull, "w"))
+
 _CACHES = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
 
 flags.DEFINE_string(

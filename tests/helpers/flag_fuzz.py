@@ -122,6 +122,19 @@ CASES = {
         {"launch.stream": ["run_stream"]},
         limited=False,
     ),
+    # With their work: whatever a path is, it is written to, or one line says why not.
+    "export paths": Case(
+        _RUN + " --output={d}/whole{n}", {}, ("workdir", "output", "data"), limited=False
+    ),
+    "rebuild_memory paths": Case(
+        _RUN + " --output={d}/built{n}", {}, ("workdir", "output", "data"), limited=False
+    ),
+    "stream paths": Case(
+        _RUN + " --events={d}/page.md --output={d}/{n}.out --noprogress",
+        {},
+        ("workdir", "output", "data", "store", "metrics"),
+        limited=False,
+    ),
     "prepare": Case(
         "--source=synthetic --synthetic_users=5 --synthetic_items=60 --synthetic_length=40 "
         "--noprogress --output_dir={d}/prepared{n}",
