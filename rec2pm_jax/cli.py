@@ -18,7 +18,7 @@ from absl import app, flags, logging
 
 from rec2pm_jax.devices import find_devices
 from rec2pm_jax.errors import UserError
-from rec2pm_jax.os_errors import CANNOT_WRITE, NO_ROOM, write_error
+from rec2pm_jax.os_errors import CANNOT_WRITE, NO_ROOM, check_path, write_error
 from rec2pm_jax.training.preemption import EXIT_PREEMPTED, Preempted
 
 EXIT_INTERRUPTED = 130  # as shells report SIGINT
@@ -161,7 +161,12 @@ def use_compilation_cache(directory: str) -> None:
 
     Args:
       directory: where to keep them; empty: nowhere.
+
+    Raises:
+      UserError: no file can have that path, of which JAX would warn at every program.
     """
+    if directory:
+        check_path(directory)
     jax.config.update("jax_compilation_cache_dir", directory or None)
     # By default JAX does not keep programs that compile within a second; a start has dozens.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)

@@ -52,6 +52,11 @@ def test_a_nul_character_names_its_flag(flag_values, capsys, argument):
     assert capsys.readouterr().err == f"error: {name} holds a NUL character; leave it out.\n"
 
 
+def test_a_cache_that_cannot_be_is_refused(flag_values, capsys):
+    assert call(lambda _: None, f"--compilation_cache={LONG}") == 1
+    assert "is too long for a file system" in capsys.readouterr().err
+
+
 def test_a_long_word_of_a_message_is_cut(flag_values, capsys):
     def main(_):
         raise UserError(f"--here={DEEP} does not exist.")
