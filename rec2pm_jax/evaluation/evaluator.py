@@ -96,7 +96,7 @@ def evaluate(method: Method, params: Params, dataset: EvaluationData, spec: Eval
         position=targets.position,
         rank=ranks,
         swapped_rank=swapped,
-        metrics=summarize(ranks, targets.user),
+        metrics=summarize(ranks, targets.user, sets=rule.predicts_sets),
         skipped_users=skipped,
         wall_s=time.perf_counter() - began,
         **_measure_states(method, rows, states, spec.memory_format),
@@ -108,7 +108,7 @@ def _check_unseen(
 ) -> None:
     """Raise UserError if a target was a training event under the protocol of training."""
     trained_end = trained_with.train_ends(dataset.lengths)[histories.users]
-    leaked = int((targets.position < trained_end[targets.user]).sum())
+    leaked = int((targets.event < trained_end[targets.user]).sum())
     if leaked:
         raise UserError(
             f"{leaked} targets were training events under config.data.protocol={trained_with.name}; "

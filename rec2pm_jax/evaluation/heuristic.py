@@ -119,7 +119,7 @@ def evaluate_heuristic(
         position=targets.position,
         rank=ranks,
         swapped_rank=None,
-        metrics=summarize(ranks, targets.user),
+        metrics=summarize(ranks, targets.user, sets=rule.predicts_sets),
         skipped_users=skipped,
         wall_s=time.perf_counter() - began,
     )

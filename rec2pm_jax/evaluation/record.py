@@ -12,7 +12,7 @@ import numpy as np
 
 from rec2pm_jax.data.splits import split_rule
 from rec2pm_jax.evaluation.bootstrap import bootstrap
-from rec2pm_jax.evaluation.metrics import hits, ndcg, user_means
+from rec2pm_jax.evaluation.metrics import user_metrics
 from rec2pm_jax.json_file import write_json
 from rec2pm_jax.os_errors import write_error
 
@@ -30,7 +30,7 @@ class Evaluation:
       split: "validation" or "test".
       protocol: name of the split rule.
       user: int64 [T], dataset index of each target's user; targets are ordered by user.
-      position: int64 [T], position n of each target, which is predicted from events [0, n).
+      position: int64 [T], number n of events [0, n) that each target is predicted from.
       rank: int64 [T], from 1.
       swapped_rank: int64 [T], ranks with another user's memory, or None.
       metrics: see `metrics.summarize`.
@@ -69,8 +69,13 @@ class Evaluation:
 
     @property
     def user_ndcg(self) -> np.ndarray:
-        """Mean ndcg@10 of each user, float64, ascending by user: samples of a paired bootstrap."""
-        return user_means(ndcg(self.rank, 10), self.user)
+        """ndcg@10 of each user, float64, ascending by user: samples of a paired bootstrap."""
+        return self.user_metrics(self.rank)["ndcg@10"]
+
+    def user_metrics(self, ranks: np.ndarray) -> dict[str, np.ndarray]:
+        """Return the metrics of each user for `ranks` int64 [T], as the protocol defines them."""
+        sets = split_rule(self.protocol).predicts_sets
+        return user_metrics(ranks, self.user, sets=sets)
 
     def record(
         self,
@@ -92,8 +97,8 @@ class Evaluation:
         """
         swap = None
         if self.swapped_rank is not None:
-            swap = {"ndcg@10": float(user_means(ndcg(self.swapped_rank, 10), self.user).mean())}
-        per_user_hits = user_means(hits(self.rank, 10), self.user)
+            swap = {"ndcg@10": float(self.user_metrics(self.swapped_rank)["ndcg@10"].mean())}
+        by_user = self.user_metrics(self.rank)
         return {
             "method": self.method,
             "memory": self.memory,
@@ -106,8 +111,7 @@ class Evaluation:
             "skipped_users": self.skipped_users,
             "metrics": dict(self.metrics),
             "intervals": {
-                "ndcg@10": list(bootstrap(self.user_ndcg)[1:]),
-                "hr@10": list(bootstrap(per_user_hits)[1:]),
+                name: list(bootstrap(by_user[name])[1:]) for name in ("ndcg@10", "hr@10")
             },
             "seen_masked": split_rule(self.protocol).mask_seen,
             "state_bytes_per_user": self.state_bytes_per_user,

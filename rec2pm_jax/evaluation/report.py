@@ -63,7 +63,8 @@ def display_name(record: Mapping[str, Any]) -> str:
 
 def metrics_table(records: Sequence[Mapping[str, Any]]) -> str:
     """Return a table of metrics in percent, one row per record, with the 95 % interval of ndcg@10."""
-    header = ["method", *METRICS, "ndcg@10 95 %", "swapped ndcg@10"]
+    names = [*METRICS, *(name for name in records[0]["metrics"] if name not in METRICS)]
+    header = ["method", *names, "ndcg@10 95 %", "swapped ndcg@10"]
     body = []
     for record in records:
         low, high = record["intervals"]["ndcg@10"]
@@ -71,7 +72,7 @@ def metrics_table(records: Sequence[Mapping[str, Any]]) -> str:
         body.append(
             [
                 display_name(record),
-                *(f"{100 * record['metrics'][name]:.2f}" for name in METRICS),
+                *(f"{100 * record['metrics'][name]:.2f}" for name in names),
                 f"{100 * low:.2f}-{100 * high:.2f}",
                 "-" if swap is None else f"{100 * swap['ndcg@10']:.2f}",
             ]
