@@ -371,6 +371,8 @@ def test_repeated_evaluations_compile_once():
 
 def test_a_target_without_history_is_refused():
     class FirstEvent:
+        predicts_sets = False
+
         def targets(self, n, split, user):
             return np.array([0])
 
