@@ -69,6 +69,7 @@ def evaluate(method: Method, params: Params, dataset: EvaluationData, spec: Eval
     users, skipped, histories, targets = select_targets(
         dataset, rule, spec.split, spec.max_users, spec.seed
     )
+    spec.check_times(histories)
     _check_unseen(dataset, histories, targets, bound_rule(config.data, dataset))
     if spec.corrupt is not None:
         histories = spec.corrupt(histories, targets)
@@ -92,6 +93,7 @@ def evaluate(method: Method, params: Params, dataset: EvaluationData, spec: Eval
         data_hash=dataset.content_hash,
         split=spec.split,
         protocol=spec.protocol or config.data.protocol,
+        request_time_known=spec.request_time_known,
         user=users[targets.user],
         position=targets.position,
         rank=ranks,

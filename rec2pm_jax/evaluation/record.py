@@ -36,6 +36,8 @@ class Evaluation:
       metrics: see `metrics.summarize`.
       skipped_users: number of users with too few events for the protocol.
       wall_s: seconds, compilation included.
+      request_time_known: whether predictions used the time of their target.
+      settings: what records add to their `config`: the settings of a heuristic.
       state_bytes_per_user: capacity of the memory.
       state_used_bytes: mean bytes in use with memory "append"; None for other memories.
       state_bookkeeping_bytes: bytes of the rest of the state.
@@ -57,6 +59,8 @@ class Evaluation:
     metrics: Mapping[str, float]
     skipped_users: int
     wall_s: float
+    request_time_known: bool = False
+    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     state_bytes_per_user: int | None = None
     state_used_bytes: float | None = None
     state_bookkeeping_bytes: int | None = None
@@ -89,7 +93,8 @@ class Evaluation:
         """Return the evaluation record, ready for JSON; metrics are fractions of 1.
 
         Args:
-          config: nested plain dicts: the whole configuration, or a heuristic's settings.
+          config: nested plain dicts: the whole configuration, or the settings of the protocol for a
+            heuristic.
           config_hash: hash of the configuration of the training run; None for heuristics.
           seed: seed of the training run; None for heuristics.
           step: step of the evaluated checkpoint; None for heuristics.
@@ -114,6 +119,7 @@ class Evaluation:
                 name: list(bootstrap(by_user[name])[1:]) for name in ("ndcg@10", "hr@10")
             },
             "seen_masked": split_rule(self.protocol).mask_seen,
+            "request_time_known": self.request_time_known,
             "state_bytes_per_user": self.state_bytes_per_user,
             "state_used_bytes": self.state_used_bytes,
             "state_bookkeeping_bytes": self.state_bookkeeping_bytes,
@@ -122,7 +128,7 @@ class Evaluation:
             "seed": seed,
             "step": step,
             "wall_s": round(self.wall_s, 3),
-            "config": dict(config),
+            "config": {**self.settings, **config},
             "config_hash": config_hash,
             "data_hash": self.data_hash,
             "git_commit": git_commit,

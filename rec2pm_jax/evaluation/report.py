@@ -28,17 +28,19 @@ def setting_line(record: Mapping[str, Any]) -> str:
         f"{record['protocol']} | {record['users']} users, {record['targets']} targets, "
         f"{record['skipped_users']} users skipped (no targets) | memory {record['memory']} | full "
         f"catalogue, ties pessimistic, seen items {seen} | state per user {state} | target's "
-        f"time {'was an input' if target_time_is_input(record['config']) else 'not used'}"
+        f"time {'was an input' if target_time_is_input(record) else 'not used'}"
     )
 
 
-def target_time_is_input(config: Mapping[str, Any]) -> bool:
-    """Return whether the model was given the time of the target, as a time bias needs it.
+def target_time_is_input(record: Mapping[str, Any]) -> bool:
+    """Return whether the method was given the time of the target.
 
     Args:
-      config: the configuration of a record.
+      record: of an evaluation. Before version 0.2 records had no `request_time_known`, and a model
+        with a time bias was given the time.
     """
-    return config.get("model", {}).get("relative_bias") == "position_time"
+    with_bias = record["config"].get("model", {}).get("relative_bias") == "position_time"
+    return record.get("request_time_known", False) or with_bias
 
 
 def display_name(record: Mapping[str, Any]) -> str:
@@ -58,6 +60,8 @@ def display_name(record: Mapping[str, Any]) -> str:
         window, half_life = config["window"], config["half_life"]
         name += f" (window {window})" if window else " (whole history)"
         name += f" half-life {half_life:g}" if half_life else ""
+    if record.get("request_time_known"):
+        name += ", request time known"
     return name
 
 

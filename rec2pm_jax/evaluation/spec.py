@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 
+from rec2pm_jax.errors import UserError
 from rec2pm_jax.evaluation.histories import Histories
 from rec2pm_jax.evaluation.targets import Targets
 
@@ -25,6 +26,8 @@ class EvalSpec:
       batch_size: largest number of users per compiled call. Results do not depend on it.
       swap: whether every target is also ranked with another user's memory.
       seed: chooses the subset of users.
+      request_time_known: whether a prediction may use the time of its target, as a server knows the
+        time of a request. Heuristics then leave out the items of the current basket.
       corrupt: changes the histories that are read, never the targets; see `denoise.Noise`.
 
     >>> EvalSpec("test", max_users=500).memory_format
@@ -40,4 +43,13 @@ class EvalSpec:
     batch_size: int = 128
     swap: bool = True
     seed: int = 0
+    request_time_known: bool = False
     corrupt: Callable[[Histories, Targets], Histories] | None = None
+
+    def check_times(self, histories: Histories) -> None:
+        """Raise UserError if the request time is known and the dataset has no times."""
+        if self.request_time_known and histories.times is None:
+            raise UserError(
+                "request_time_known needs a dataset with times, and this one has an order only; leave "
+                "it out."
+            )
