@@ -84,10 +84,11 @@ class Heuristic:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """All fields but the name, for records."""
-        fields = dataclasses.asdict(self)
-        del fields["name"]
-        return fields
+        """The fields that the heuristic may read, for records."""
+        names = ("window", "half_life")
+        if self.name == "counts_and_transitions":
+            names = ("popularity_weight", "transition_weight")
+        return {name: getattr(self, name) for name in names}
 
     def scores(self, history: np.ndarray, counts: TrainingCounts) -> np.ndarray:
         """Return the score of each item for one user: float64 [V].

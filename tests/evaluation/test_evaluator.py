@@ -295,8 +295,8 @@ def test_record_has_the_keys_of_the_contract_and_is_json(tmp_path):
     record = found.record(config=to_dict(config), config_hash="h", seed=3, step=10)
     contract = (
         "method memory backbone dataset split protocol users targets metrics seen_masked "
-        "state_bytes_per_user state_bookkeeping_bytes swap memory_variance seed step wall_s config "
-        "config_hash data_hash git_commit"
+        "request_time_known state_bytes_per_user state_bookkeeping_bytes swap memory_variance seed "
+        "step wall_s config config_hash data_hash git_commit"
     )
     extra = {"intervals", "skipped_users", "state_used_bytes"}
     assert set(record) == set(contract.split()) | extra

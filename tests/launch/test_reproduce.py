@@ -25,6 +25,7 @@ from rec2pm_jax.errors import UserError
 from rec2pm_jax.evaluation.record import write_records
 from rec2pm_jax.lock import alone_in
 from rec2pm_jax.methods.registry import config_hash
+from rec2pm_jax.runs import list_heuristics
 
 ROOT = Path(__file__).parents[2]
 
@@ -198,17 +199,18 @@ def test_heuristics_are_made_again_for_another_window(tmp_path, monkeypatch):
 
     def fake(config, dataset):
         made.append(config.data.read_length)
-        rows = [("personal_frequency", None), ("personal_frequency", config.data.read_length)]
         settings = protocol_settings(config.data)
         return [
             SimpleNamespace(
-                record=record(f"{name} {window}", 0, [0.1], backbone=None)
-                | {"memory": "none", "config": settings | {"window": window, "half_life": None}}
+                record=record("any", 0, [0.1], backbone=None)
+                | {"method": one.name, "memory": "none", "config": settings | one.settings}
+                | {"request_time_known": known}
             )
-            for name, window in rows
+            for one, known in list_heuristics(config, dataset)
         ]
 
-    monkeypatch.setattr(results_file, "open_dataset", lambda _: SimpleNamespace(content_hash="d"))
+    dataset = SimpleNamespace(content_hash="d", has_times=True)
+    monkeypatch.setattr(results_file, "open_dataset", lambda _: dataset)
     monkeypatch.setattr(results_file, "evaluate_heuristics", fake)
     monkeypatch.setattr(results_file, "write_user_values", lambda path, results: path.touch())
     config = list_runs("smoke")[0].config
@@ -216,7 +218,15 @@ def test_heuristics_are_made_again_for_another_window(tmp_path, monkeypatch):
     for one in (config, config, longer, longer):
         SuiteResults(tmp_path, "smoke").add_heuristics("synthetic", tmp_path, one)
     assert made == [config.data.read_length, longer.data.read_length]
-    assert len(SuiteResults(tmp_path, "smoke").records) == 2
+    results = SuiteResults(tmp_path, "smoke")
+    assert len(results.records) == 10 and len({r["run"] for r in results.records}) == 10
+    # A table without one of them is made again, and so is one of a dataset that has lost its times.
+    write_records(results.path, results.records[1:])
+    SuiteResults(tmp_path, "smoke").add_heuristics("synthetic", tmp_path, longer)
+    dataset.has_times = False
+    SuiteResults(tmp_path, "smoke").add_heuristics("synthetic", tmp_path, longer)
+    assert made[2:] == [longer.data.read_length] * 2
+    assert len(SuiteResults(tmp_path, "smoke").records) == 5
 
 
 def test_more_workers_than_cores_and_a_second_process_are_refused(tmp_path, monkeypatch):
