@@ -20,7 +20,11 @@ from rec2pm_jax.data.dataset import open_dataset
 from rec2pm_jax.errors import UserError
 from rec2pm_jax.lock import alone_in
 
-WITH_HEURISTICS = ("main", "ablation")  # the other suites compare models with each other
+WITH_HEURISTICS = (
+    "main",
+    "ablation",
+    "last_basket",
+)  # the other suites compare models with each other
 
 _POLL_S = 2.0
 

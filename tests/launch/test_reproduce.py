@@ -266,6 +266,33 @@ def test_main_holds_every_method_on_both_datasets_with_three_seeds():
         assert set(itertools.product(rows, range(3))) <= seen
 
 
+def test_data_with_real_times_have_rows_in_main_and_in_last_basket():
+    shown = {suite: {run.dataset for run in list_runs(suite)} for suite in ("main", "last_basket")}
+    assert {"online_retail", "coop100"} <= shown["main"] & shown["last_basket"]
+    assert "ml1m_200" not in shown["last_basket"]  # it has an order only
+    runs = list_runs("last_basket")
+    assert {run.config.data.protocol for run in runs} == {"last_basket"}
+    assert not {run.name for run in runs} & {run.name for run in list_runs("main")}
+
+
+def test_metrics_of_sets_have_columns(tmp_path):
+    found = SuiteResults(tmp_path, "last_basket")
+    for name, backbone in (("last_basket/full", "sasrec"), ("counts_and_transitions", None)):
+        one = record(name, 0, [0.2, 0.4], backbone) | {"protocol": "last_basket"}
+        one["metrics"] |= {"recall@10": 0.125, "precision@10": 0.25, "map@10": 0.375}
+        found.records.append(one)
+        found.users_path(one["run"]).parent.mkdir(exist_ok=True)
+        np.savez(found.users_path(one["run"]), ndcg=[[0.2, 0.4]], lengths=[30, 40])
+    summaries.write(found)
+    lines = found.path.with_suffix(".md").read_text().splitlines()
+    header = next(i for i, line in enumerate(lines) if line.startswith("| method"))
+    names = cells(lines[header])
+    table = [dict(zip(names, cells(line), strict=True)) for line in lines[header + 2 :]]
+    assert {row["method"].strip("*") for row in table} == {"full", "counts_and_transitions"}
+    shown = [table[1][name] for name in ("RECALL@10", "PRECISION@10", "MAP@10", "NDCG@10")]
+    assert shown == ["12.50", "25.00", "37.50", "30.00"]
+
+
 def test_settings_are_those_that_the_search_found_best():
     records = json.loads((ROOT / "results/v0.1/tuning.json").read_text())
     found = {"sasrec": {}, "hstu": {}}
