@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 class LastBasket(SplitRule):
     """Test on a user's last basket, validate on the one before, train on all before both.
 
-    A first basket is never a target, because nothing stands before it. So a user with one basket has
+    A first basket is never a target, because no event comes before it. So a user with one basket has
     no targets, and a user with two has test targets only. Neither is trained on.
 
     Attributes:

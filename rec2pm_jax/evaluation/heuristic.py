@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,6 +22,8 @@ from rec2pm_jax.evaluation.targets import Targets, select_targets, target_items
 from rec2pm_jax.methods.heuristics import (
     Transitions,
     counts_and_transitions,
+    mix,
+    own_and_following,
     personal_frequency,
     training_popularity,
     training_transitions,
@@ -169,7 +171,12 @@ def evaluate_heuristic(
     counts = _count(heuristic, dataset, rule)
     if heuristic.name == "counts_and_transitions" and heuristic.popularity_weight is None:
         heuristic = _choose_weights(dataset, rule, spec, counts)
-    ranks = _rank([heuristic], histories, targets, counts, spec.request_time_known)[0]
+    chosen = heuristic
+
+    def score(known: Sequence[np.ndarray]) -> Iterator[np.ndarray]:
+        yield np.stack([chosen.scores(ids, counts) for ids in known])
+
+    (ranks,) = _rank(score, histories, targets, dataset.num_items, spec.request_time_known)
     return Evaluation(
         method=heuristic.name,
         memory="none",
@@ -211,28 +218,44 @@ def _choose_weights(
     dataset: EvaluationData, rule: SplitRule, spec: EvalSpec, counts: TrainingCounts
 ) -> Heuristic:
     """Return counts and transitions with the weights that rank validation targets best."""
-    mixes = [
-        Heuristic("counts_and_transitions", popularity_weight=a, transition_weight=b)
-        for a, b in itertools.product(POPULARITY_WEIGHTS, TRANSITION_WEIGHTS)
-    ]
+    weights = list(itertools.product(POPULARITY_WEIGHTS, TRANSITION_WEIGHTS))
+
+    def score(known: Sequence[np.ndarray]) -> Iterator[np.ndarray]:
+        parts = (own_and_following(ids, *counts) for ids in known)
+        own, following = (np.stack(part) for part in zip(*parts, strict=True))
+        for pair in weights:
+            yield mix(own, counts.popularity, following, *pair)
+
     _, _, histories, targets = select_targets(dataset, rule, "validation", _CHOOSING_USERS)
-    ranks = _rank(mixes, histories, targets, counts, spec.request_time_known)
+    ranks = _rank(score, histories, targets, dataset.num_items, spec.request_time_known)
     ndcg = [summarize(r, targets.user, sets=rule.predicts_sets)["ndcg@10"] for r in ranks]
-    return mixes[int(np.argmax(ndcg))]
+    a, b = weights[int(np.argmax(ndcg))]
+    return Heuristic("counts_and_transitions", popularity_weight=a, transition_weight=b)
 
 
 def _rank(
-    heuristics: Sequence[Heuristic],
+    score: Callable[[Sequence[np.ndarray]], Iterable[np.ndarray]],
     histories: Histories,
     targets: Targets,
-    counts: TrainingCounts,
+    num_items: int,
     request_time_known: bool,
 ) -> np.ndarray:
-    """Return the pessimistic rank of each target by each heuristic: int64 [H, T]."""
+    """Return the pessimistic rank of each target by each of several scores.
+
+    Args:
+      score: makes histories, int [n] each, the scores [histories, V] of each heuristic.
+      histories: the events of the users.
+      targets: the events to rank.
+      num_items: items, without padding.
+      request_time_known: whether the items of the current basket are left out.
+
+    Returns:
+      int64 [heuristics, T].
+    """
     item = target_items(histories, targets)
     start = _basket_starts(histories, targets) if request_time_known else targets.position
-    ranks = np.zeros((len(heuristics), len(item)), np.int64)
-    chunk = max(1, _CELLS // len(counts.popularity))
+    ranks = []
+    chunk = max(1, _CELLS // (num_items + 1))
     for begin in range(0, len(item), chunk):
         part = slice(begin, begin + chunk)
         # Targets of a set share their scores.
@@ -242,14 +265,12 @@ def _rank(
         known = [histories.ids[histories.offsets[user] :][:n] for user, n, _ in reads]
         excluded = None
         if request_time_known:
-            excluded = np.zeros((len(reads), len(counts.popularity)), bool)
+            excluded = np.zeros((len(reads), num_items + 1), bool)
             for row, ids, first in zip(excluded, known, reads[:, 2], strict=True):
                 row[ids[first:]] = True
             excluded = excluded[read]
-        for place, heuristic in enumerate(heuristics):
-            scores = np.stack([heuristic.scores(ids, counts) for ids in known])
-            ranks[place, part] = target_ranks(scores[read], item[part], excluded)
-    return check_ranks(ranks)
+        ranks.append([target_ranks(s[read], item[part], excluded) for s in score(known)])
+    return check_ranks(np.concatenate(ranks, axis=1))
 
 
 def _basket_starts(histories: Histories, targets: Targets) -> np.ndarray:

@@ -1,6 +1,6 @@
 """Metrics of one ranked list per user, whose targets are a set of items (protocol `last_basket`).
 
-For a user with targets T, of which H(k) stand in the first k places:
+For a user with targets T, of which H(k) are among the first k places:
 
     hr@k        [H(k) > 0]
     recall@k    H(k) / |T|
@@ -10,9 +10,9 @@ For a user with targets T, of which H(k) stand in the first k places:
     map@k       sum of H(place) / place over the targets in the first k places, over |T|
     mrr         1 / place of the first target
 
-RecTools (with `divide_by_achievable`) and ranx define them so. The rank of each target in the whole
-catalogue is enough, because the other targets are items of the catalogue, too. Items that tie with
-targets stand before them.
+ranx defines them so, and so does RecTools if its NDCG divides by the best order of the set. The rank of
+each target in the whole catalogue is enough, because the other targets are items of the catalogue, too.
+Items that tie with targets come before them.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def set_metrics(ranks: np.ndarray, users: np.ndarray) -> dict[str, np.ndarray]:
     order = np.lexsort((ranks, users))
     _, user, size = np.unique(users[order], return_inverse=True, return_counts=True)
     first = np.cumsum(size) - size
-    number = np.arange(len(order)) - first[user]  # targets of the user that stand before
+    number = np.arange(len(order)) - first[user]  # targets of the user that come before
     place = _find_places(ranks[order], user)
 
     def total(values: np.ndarray) -> np.ndarray:
@@ -63,7 +63,7 @@ def set_metrics(ranks: np.ndarray, users: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def _find_places(ranks: np.ndarray, user: np.ndarray) -> np.ndarray:
-    """Return the places of targets in one list, in which equal ranks stand side by side.
+    """Return the places of targets in one list, in which equal ranks take neighbouring places.
 
     The pessimistic rank of tied targets is the last place of the tie, for all of them.
 

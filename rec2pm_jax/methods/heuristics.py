@@ -157,8 +157,42 @@ def counts_and_transitions(
     Returns:
       float64 [V].
     """
-    scores = personal_frequency(history, popularity) / max(1, len(history))
-    scores += popularity * (popularity_weight / max(1.0, popularity.sum()))
-    if len(history) and transition_weight:
-        scores += transition_weight * transitions.after(int(history[-1]))
-    return scores
+    own, following = own_and_following(history, popularity, transitions)
+    return mix(own, popularity, following, popularity_weight, transition_weight)
+
+
+def own_and_following(
+    history: np.ndarray, popularity: np.ndarray, transitions: Transitions
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return what `mix` needs of one user: the own shares and the transitions from the last item.
+
+    Arguments as in `counts_and_transitions`.
+
+    Returns:
+      float64 [V] each; all transitions are 0 without events.
+    """
+    own = personal_frequency(history, popularity) / max(1, len(history))
+    return own, transitions.after(int(history[-1]) if len(history) else 0)
+
+
+def mix(
+    own: np.ndarray,
+    popularity: np.ndarray,
+    following: np.ndarray,
+    popularity_weight: float,
+    transition_weight: float,
+) -> np.ndarray:
+    """Return own shares + popularity_weight * shares of all + transition_weight * transitions.
+
+    Args:
+      own: float64 [.., V], see `own_and_following`.
+      popularity: float64 [V], see `training_popularity`.
+      following: float64 [.., V], see `own_and_following`.
+      popularity_weight: a of `counts_and_transitions`.
+      transition_weight: b of `counts_and_transitions`.
+
+    Returns:
+      float64 [.., V].
+    """
+    shares = popularity * (popularity_weight / max(1.0, popularity.sum()))
+    return own + shares + transition_weight * following
