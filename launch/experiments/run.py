@@ -14,10 +14,13 @@ class DatasetSpec:
     Attributes:
       title: for headings.
       prepare: arguments of `launch.prepare` that make it.
+      optional: whether suites leave out its runs where it is not prepared, because not everyone can
+        get the data.
     """
 
     title: str
     prepare: str
+    optional: bool = False
 
 
 DATASETS = {
@@ -43,6 +46,7 @@ DATASETS = {
         "100 customers of a supermarket",
         "--source=interactions --input=coop100.parquet --user_column=user_id "
         "--item_column=item_id --min_item_count=5",
+        optional=True,
     ),
     "synthetic": DatasetSpec("Synthetic hidden taste", "--source=synthetic"),
 }

@@ -314,6 +314,14 @@ def test_record_has_the_keys_of_the_contract_and_is_json(tmp_path):
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["x.json"]
 
 
+def test_a_known_request_time_is_recorded_and_needs_times():
+    method, spec = FakeMethod(make_config(), 12), EvalSpec("test", request_time_known=True)
+    found = evaluate(method, PARAMS, FakeDataset([30]), spec)
+    assert found.record(config={})["request_time_known"] is True
+    with pytest.raises(UserError, match="request_time_known needs a dataset with times"):
+        evaluate(method, PARAMS, FakeDataset([30], times=False), spec)
+
+
 def test_memory_variance_is_that_of_final_memories():
     method, dataset = FakeMethod(make_config(), 12), FakeDataset(LENGTHS)
     found = evaluate(method, PARAMS, dataset, EvalSpec("test"))

@@ -229,6 +229,16 @@ def test_heuristics_are_made_again_for_another_window(tmp_path, monkeypatch):
     assert len(SuiteResults(tmp_path, "smoke").records) == 5
 
 
+def test_runs_on_optional_data_are_left_out_where_it_is_not_prepared(tmp_path, capsys):
+    runs = list_runs("last_basket")
+    left = scheduler._leave_out_optional(runs, tmp_path)
+    assert left == [run for run in runs if run.dataset != "coop100"] != runs
+    assert "coop100 is not prepared" in capsys.readouterr().out
+    (tmp_path / "coop100").mkdir()
+    (tmp_path / "coop100" / "dataset.json").touch()
+    assert scheduler._leave_out_optional(runs, tmp_path) == runs
+
+
 def test_more_workers_than_cores_and_a_second_process_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(scheduler, "_data_hash", lambda *_: "d")
     job = scheduler.Job("smoke", "data", tmp_path / "runs", tmp_path / "results")
