@@ -15,6 +15,7 @@ from rec2pm_jax.errors import UserError
 PROTOCOLS = (
     "leave_one_out",
     "last_10",
+    "last_basket",
     "genrec",
     "temporal",
     "holdout_leave_one_out",

@@ -91,7 +91,7 @@ def validate(
         ranks = rank_targets(method, params, histories, targets, readout, mask_seen=rule.mask_seen)
         ranks, user, position = _gather(ranks, users[targets.user], targets.position)
     order = np.lexsort((position, user))  # sums in one order, however many processes there are
-    return summarize(ranks[order], user[order])
+    return summarize(ranks[order], user[order], sets=rule.predicts_sets)
 
 
 def _read(method: Method, params: Params, histories: Histories, targets: Targets) -> Readout:

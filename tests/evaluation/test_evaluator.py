@@ -295,8 +295,8 @@ def test_record_has_the_keys_of_the_contract_and_is_json(tmp_path):
     record = found.record(config=to_dict(config), config_hash="h", seed=3, step=10)
     contract = (
         "method memory backbone dataset split protocol users targets metrics seen_masked "
-        "state_bytes_per_user state_bookkeeping_bytes swap memory_variance seed step wall_s config "
-        "config_hash data_hash git_commit"
+        "request_time_known state_bytes_per_user state_bookkeeping_bytes swap memory_variance seed "
+        "step wall_s config config_hash data_hash git_commit"
     )
     extra = {"intervals", "skipped_users", "state_used_bytes"}
     assert set(record) == set(contract.split()) | extra
@@ -312,6 +312,14 @@ def test_record_has_the_keys_of_the_contract_and_is_json(tmp_path):
     write_records(tmp_path / "new" / "x.json", [record])
     assert json.loads((tmp_path / "new" / "x.json").read_text()) == [record]
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["x.json"]
+
+
+def test_a_known_request_time_is_recorded_and_needs_times():
+    method, spec = FakeMethod(make_config(), 12), EvalSpec("test", request_time_known=True)
+    found = evaluate(method, PARAMS, FakeDataset([30]), spec)
+    assert found.record(config={})["request_time_known"] is True
+    with pytest.raises(UserError, match="request_time_known needs a dataset with times"):
+        evaluate(method, PARAMS, FakeDataset([30], times=False), spec)
 
 
 def test_memory_variance_is_that_of_final_memories():
@@ -371,6 +379,8 @@ def test_repeated_evaluations_compile_once():
 
 def test_a_target_without_history_is_refused():
     class FirstEvent:
+        predicts_sets = False
+
         def targets(self, n, split, user):
             return np.array([0])
 

@@ -121,7 +121,7 @@ def offline_logits(
     method, params = recommender.method, recommender.params
     histories = load_histories(dataset, np.arange(dataset.num_users))
     user, position = np.array(positions, np.int64).T
-    targets = Targets(user, position)
+    targets = Targets(user, position, position)
     rows = plan_rows(targets, method, 0)
     states = fold_memories(method, params, histories, rows, batch_size=4)
     vectors = read_targets(method, params, histories, rows, states, batch_size=4)
