@@ -176,12 +176,12 @@ def test_overrides(parse):
         "--config.data.segment=7",
         "--config.optim.learning_rate=1",
         "--config.model.backbone=hstu",
-        "--noconfig.method.recall",
+        "--config.method.plain_memory",
         "--config.method.reference_window=3",
         "--config.optim.clip_norm=None",
     )
     assert (config.data.segment, config.optim.learning_rate) == (7, 1.0)
-    assert (config.model.backbone, config.method.recall) == ("hstu", False)
+    assert (config.model.backbone, config.method.plain_memory) == ("hstu", True)
     assert (config.method.reference_window, config.optim.clip_norm) == (3, None)
 
 

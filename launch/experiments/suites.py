@@ -126,14 +126,13 @@ def _ablated(base: Config) -> dict[str, Config]:
         ),
         **{f"lambda = {w:g}": override(base, method={"consistency": w}) for w in weights},
         "without identity initialisation": override(base, model={"identity_init": False}),
-        "without recall": override(base, method={"recall": False}),
         "without times": override(base, model={"use_times": False}),
         "without exact memory": override(base, method={"exact_entries": 0}),
         "without own items": override(
             base, method={"exact_entries": 0}, model={"repeat_head": False}
         ),
         **{f"E = {e}": override(base, method={"exact_entries": e}) for e in (32, 64, 128)},
-        "without running mean": override(base, method={"running_mean": False}),
+        "plain memory": override(base, method={"plain_memory": True}),
         "plain recipe": override(
             base,
             method=dataclasses.asdict(plain.method),

@@ -157,8 +157,9 @@ class MethodConfig:
       memory: overwrite (one group of C slots) or append (the newest `max_groups` groups).
       slots: C, memory tokens per group.
       max_groups: G, groups that append keeps.
-      running_mean: an update averages with the memory before it, see `MemoryTokens.from_query_outputs`.
-      recall: a linear map of the memory is added to a reader's output, see `MemoryTokens.add_recall`.
+      plain_memory: the paper's memory, M_k = m_k, which readers see as tokens only. By default an update
+        averages with the memory before it (`MemoryTokens.from_query_outputs`), and a linear map of the
+        memory is added to a reader's output (`MemoryTokens.add_recall`).
       exact_entries: E, items of the archive that are kept by id with weight and last time, see
         `methods/exact_memory.py`. 0: none.
       consistency: rec2pm: lambda, the weight of L_con. The paper's is 1.
@@ -167,15 +168,14 @@ class MethodConfig:
       live_memory_prob: rec2pm: share of (user, segment) pairs that read the memory which the
         recurrence makes, instead of the reference memory. The paper's is 0.
 
-    Rarely changed: max_groups, running_mean, recall, reference_window, live_memory_prob.
+    Rarely changed: max_groups, plain_memory, reference_window, live_memory_prob.
     """
 
     name: str = "rec2pm"
     memory: str = "overwrite"
     slots: int = 4
     max_groups: int = 16
-    running_mean: bool = True
-    recall: bool = True
+    plain_memory: bool = False
     exact_entries: int = 94  # with 4 int8 slots of 64 numbers, states of 1,024 bytes
     consistency: float = 0.1
     reference_window: int | None = 1

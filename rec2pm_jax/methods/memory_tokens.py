@@ -48,13 +48,11 @@ class MemoryTokens(QueryTokens):
 
     Attributes:
       max_groups: G, groups with an age embedding.
-      running_mean: whether an update averages with the memory before it.
-      recall: whether what memory recalls is added to a reader's output.
+      plain: whether a memory is the outputs of its update alone, and read as tokens alone.
     """
 
     max_groups: int
-    running_mean: bool
-    recall: bool
+    plain: bool
 
     def setup(self) -> None:
         super().setup()
@@ -63,12 +61,12 @@ class MemoryTokens(QueryTokens):
         self.slot_embedding = self.param("slot_embedding", self.distinct_init, (self.slots, dim))
         zeros = nn.initializers.zeros_init()
         self.age_embedding = self.param("age_embedding", zeros, (self.max_groups, dim))
-        if self.running_mean:
+        if not self.plain:
             self.log_keep = self.param("log_keep", zeros, (self.slots,))
         # Starts as the mean of the slots, which is already in the space of the item embeddings.
         kernel = jnp.tile(jnp.eye(dim) / self.slots, (self.slots, 1))
         self.recall_kernel = self.param("recall", lambda key: kernel)
-        if self.recall:
+        if not self.plain:
             start = nn.initializers.constant(RECALL_GAIN)
             self.recall_gain = self.param("recall_gain", start, ())
         # Stored memory has unit scale; events are embedded at 0.02 * sqrt(D) per element.
@@ -113,7 +111,7 @@ class MemoryTokens(QueryTokens):
         A memory token is one of some thirty that a reader attends to, and what it carries must survive
         all layers. This path past the backbone is open from the first step.
         """
-        if not self.recall:
+        if self.plain:
             return vectors
         groups = jnp.maximum(state.groups, 1).astype(jnp.float32)
         recalled = self.recall_items(state.memory) / groups[:, None]
@@ -127,14 +125,14 @@ class MemoryTokens(QueryTokens):
         The norm (without affine part) keeps the scale of memory fixed over any number of updates. It
         gives L_con a unit, and makes memory easy to quantise.
 
-        With `running_mean`, and the `state` before an update,
+        Unless it is `plain`, and with the `state` before an update,
 
             m_k = LN(o_k + g_c * k * m_{k-1})
 
         for a memory of k segments and a learned g_c > 0 per slot (1 at first): the running mean of the
         outputs o_1 .. o_k. The error of one update then fades as 1 / k.
         """
-        if state is None or not self.running_mean:
+        if state is None or self.plain:
             return self.norm(outputs)
         gain = jnp.exp(self.log_keep) * state.segments[:, None].astype(jnp.float32)
         newest = state.memory[:, -self.slots :]

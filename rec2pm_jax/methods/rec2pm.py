@@ -32,7 +32,7 @@ from rec2pm_jax.typing import Array, Batch, Events, Params, PRNGKey, State, Term
 @register_method(
     "rec2pm",
     reads=(
-        *("memory", "slots", "max_groups", "running_mean", "recall", "exact_entries"),
+        *("memory", "slots", "max_groups", "plain_memory", "exact_entries"),
         *("consistency", "reference_window", "live_memory_prob"),
     ),
 )

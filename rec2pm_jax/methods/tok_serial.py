@@ -19,7 +19,7 @@ from rec2pm_jax.typing import Array, Batch, Params, PRNGKey, Readout, State, Ter
 
 @register_method(
     "tok_serial",
-    reads=("memory", "slots", "max_groups", "running_mean", "recall", "exact_entries"),
+    reads=("memory", "slots", "max_groups", "plain_memory", "exact_entries"),
 )
 def make_tok_serial(config: Config, num_items: int) -> Method:
     """Build Tok-Serial: Rec2PM's memory, trained by `loss`."""

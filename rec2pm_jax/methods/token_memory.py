@@ -33,8 +33,7 @@ class TokenMemory(Memory):
             self.config.model,
             method.slots,
             method.max_groups,
-            method.running_mean,
-            method.recall,
+            method.plain_memory,
         )
 
     def init_memory_params(self, rng: PRNGKey) -> Params:
