@@ -59,7 +59,7 @@ def test_bad_values_name_the_field(values, message):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"model": {"backbone": "sasrek"}}, 'choose one of hstu, sasrec.*"sasrec"'),
+        ({"model": {"backbone": "sasrek"}}, 'choose one of hstu, lru, sasrec.*"sasrec"'),
         (
             {"model": {"relative_bias": "position"}},
             "relative_bias is for config.model.backbone=hst",

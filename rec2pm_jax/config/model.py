@@ -157,7 +157,7 @@ class MethodConfig:
       memory: overwrite (one group of C slots) or append (the newest `max_groups` groups).
       slots: C, memory tokens per group.
       max_groups: G, groups that append keeps.
-      plain_memory: the paper's memory, M_k = m_k, which readers see as tokens only. By default an update
+      plain_memory: the paper's memory, M_k = m_k, which readers see as tokens only. False: an update
         averages with the memory before it (`MemoryTokens.from_query_outputs`), and a linear map of the
         memory is added to a reader's output (`MemoryTokens.add_recall`).
       exact_entries: E, items of the archive that are kept by id with weight and last time, see

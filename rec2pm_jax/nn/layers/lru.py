@@ -24,9 +24,9 @@ class LRULayer(nn.Module):
     """h_t = a * h_{t-1} + g * (B LN(x_t)); z = x + Drop(Re(C h)); y = z + Drop(W2 gelu(W1 LN(z))).
 
     `a` is a vector of D complex numbers inside the unit circle, and g = sqrt(1 - |a|^2). The pass runs
-    over all tokens in their order, whatever the layout says: the layer is for methods whose passes are
-    causal over events. The hidden state takes the place of keys (real part) and values (imaginary
-    part), so a pass goes on from the last cached token.
+    over all tokens in their order: the layer is for passes that are causal over events. The hidden
+    state takes the place of keys (real part) and values (imaginary part), so a pass goes on from the
+    last cached token.
     """
 
     spec: LayerSpec
@@ -46,6 +46,11 @@ class LRULayer(nn.Module):
         wanted: Rows | None = None,
     ) -> tuple[Array, KeyValues]:
         """Apply the layer; arguments and results are those of `SASRecLayer`."""
+        if layout.num_slots > 1:
+            raise UserError(
+                "config.model.backbone=lru has no memory tokens: use config.method.name="
+                "linear_recurrence, full or recent."
+            )
         config = self.spec.config
         heads, dim = (config.heads, config.key_dim), config.heads * config.key_dim
         dtype = jnp.dtype(config.dtype)
@@ -63,7 +68,7 @@ class LRULayer(nn.Module):
         z = layer_norm(name="input_norm")(x)
         parts = nn.Dense(2 * dim, kernel_init=scaled, use_bias=False, dtype=dtype, name="input")(z)
         real, imaginary = jnp.split(parts.astype(jnp.float32), 2, axis=-1)
-        inputs = gain * jax.lax.complex(real, imaginary)
+        inputs = jax.lax.complex(gain * real, gain * imaginary)
         start = _last_state(cache, x.shape[0], dim)
         hidden = _recur(eigenvalues, inputs, start)
         own = KeyValues(
