@@ -136,8 +136,12 @@ class Dataset:
 
     @property
     def time_origin(self) -> int:
-        """Seconds since 1970 of time 0."""
-        return self.info["time_origin"]
+        """Seconds since 1970 of time 0: the minute of the first event.
+
+        Minutes since the origin are then those of the clock, and an origin that moves when an older log
+        is appended moves by whole minutes.
+        """
+        return self.info["time_origin"] // 60 * 60
 
     @property
     def event_types(self) -> list[str]:

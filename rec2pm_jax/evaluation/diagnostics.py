@@ -61,7 +61,7 @@ def memory_diagnostics(
       UserError: the method has no memory, or fewer than two users have a segment to memorise.
     """
     memory = resolve_memory(method, spec.memory)
-    if memory == "none":
+    if not method.memory.capacity:  # an exact memory alone has nothing to diagnose here
         raise UserError(
             f"Method {method.config.method.name} has no memory to diagnose; leave out diagnostics."
         )

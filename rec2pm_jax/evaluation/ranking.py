@@ -14,6 +14,7 @@ from rec2pm_jax.evaluation.memory_states import take_states
 from rec2pm_jax.evaluation.metrics import check_ranks, target_ranks
 from rec2pm_jax.evaluation.targets import Rows, Targets, target_items
 from rec2pm_jax.methods.method import Method
+from rec2pm_jax.nn.catalogue.own_items import own_per_row
 from rec2pm_jax.typing import Array, Events, OwnItems, Params, Readout, State
 
 _READ_TOKENS = 1 << 15  # events of a read batch
@@ -139,7 +140,7 @@ def _read(
     vectors = jnp.take_along_axis(vectors, columns[:, :, None], axis=1)
     if own is not None:
         addends = jnp.take_along_axis(own.addends, columns[:, :, None], axis=1)
-        own = OwnItems(jnp.broadcast_to(own.ids[:, None], addends.shape), addends)
+        own = own_per_row(own._replace(addends=addends))
     return Readout(vectors, own)
 
 

@@ -145,7 +145,7 @@ class Recommender:
           RejectedInput: a `UserError`; an unknown item or type, a missing or malformed field, or a
             time before that of the preceding event. The message names the event by its position.
         """
-        user = user.with_time_origin(self.catalogue.time_origin)
+        user = self._at_time_origin(user)
         codes, last_time, skipped = [], user.last_time, []
         if isinstance(events, str | numbers.Real | Mapping):
             events = [events]
@@ -215,8 +215,7 @@ class Recommender:
         rows = [(None, self.popular_items[1])] * len(users)
         active = [row for row, user in enumerate(users) if user.events]
         if active:
-            origin = self.catalogue.time_origin
-            readers = [users[row].with_time_origin(origin) for row in active]
+            readers = [self._at_time_origin(users[row]) for row in active]
             times = self._request_times(readers, parse_time(time, self.catalogue.rules))
             scores, ids = batches.find_best(
                 self.method, self.params, self.scored_table, readers, times, search.num_candidates
@@ -278,6 +277,11 @@ class Recommender:
         state = jax.tree.map(lambda x: np.asarray(x)[0], self.method.init_state(self.params, 1))
         empty = self.catalogue.stack_codes([])
         return UserState(state, empty, 0, None, self.catalogue.time_origin)
+
+    def _at_time_origin(self, user: UserState) -> UserState:
+        """Return the same user with times relative to those of this model."""
+        uses_times = self.method.config.uses_times
+        return user.with_time_origin(self.catalogue.time_origin, uses_times)
 
     def _request_times(self, users: Sequence[UserState], time: int | None) -> np.ndarray | None:
         if not self.catalogue.uses_times:

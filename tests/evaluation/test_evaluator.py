@@ -21,10 +21,11 @@ from rec2pm_jax.evaluation.ranking import read_targets
 from rec2pm_jax.evaluation.record import write_records
 from rec2pm_jax.evaluation.report import setting_line
 from rec2pm_jax.evaluation.spec import EvalSpec
-from rec2pm_jax.evaluation.targets import Rows, make_targets, plan_rows
+from rec2pm_jax.evaluation.targets import Rows, Targets, make_targets, plan_rows
 from rec2pm_jax.methods.registry import make_method
 from rec2pm_jax.typing import Events
 from tests.helpers.evaluate_fakes import PARAMS, FakeDataset, FakeMethod, slow_rank
+from tests.helpers.stream import with_random_zeros
 
 # Users too short for last_10, without a full segment, and with up to 13 updates at S = 5.
 LENGTHS = [23, 70, 4, 41, 21, 20, 33, 66, 28]
@@ -36,12 +37,15 @@ def make_config(
     return Config(
         data=DataConfig(segment=segment, segments=3, recent=recent, protocol=protocol),
         model=ModelConfig(**{"dim": 8, "layers": 1, "heads": 2, **model}),
-        method=MethodConfig(name=name, memory=memory, slots=2, max_groups=3),
+        method=MethodConfig(name=name, memory=memory, slots=2, max_groups=3, exact_entries=4),
     )
 
 
+EXACT_BYTES = 4 * 8
+
+
 def initial(method):
-    return jax.jit(method.init)(jax.random.key(0))
+    return with_random_zeros(jax.jit(method.init)(jax.random.key(0)))
 
 
 class OneByOne:
@@ -52,6 +56,8 @@ class OneByOne:
         self.update, self.read_all = jax.jit(method.update), jax.jit(method.read_all)
         self.compress = jax.jit(method.compress) if hasattr(method, "compress") else None
         self.score = jax.jit(method.score)
+
+    known = True  # whether requests have a time
 
     def events(self, user, start, stop, width):
         """Events [start, stop) of a user as a padded batch of one, and their mask."""
@@ -80,29 +86,29 @@ class OneByOne:
             state = self.update(self.params, state, *events, next_time)
         return state
 
-    def vector(self, user, n, start, state):
+    def scores(self, user, n, start, state):
+        """Logits [V] for event n, read from `start` on."""
         times = self.dataset.sequence(user).times
-        time = None if times is None else times[n : n + 1]
+        time = times[n : n + 1] if self.known and times is not None else None
         events, valid = self.events(user, start, n, self.method.read_length)
-        outputs = self.read_all(self.params, state, events, valid, time)
-        return np.asarray(outputs)[0, n - start - 1]
+        readout = self.read_all(self.params, state, events, valid, time)
+        return np.asarray(self.score(self.params, readout))[0, n - start - 1]
 
-    def rank(self, user, n, vector):
-        scores = np.asarray(self.score(self.params, vector))
+    def rank(self, user, n, scores):
         return slow_rank(scores, self.dataset.sequence(user).ids[n])
 
-    def vectors(self, split, memory, protocol="last_10", max_segments=0):
-        """(user, position, vector) of every target, in order."""
+    def all_scores(self, split, memory, protocol="last_10", max_segments=0):
+        """(user, position, logits) of every target, in order."""
         rule = split_rule(protocol)
         for user in range(self.dataset.num_users):
             for n in rule.targets(len(self.dataset.sequence(user).ids), split):
                 updates, first, start = map(int, self.method.plan(n, max_segments))
                 state = self.state(user, first, updates, memory)
-                yield user, n, self.vector(user, n, start, state)
+                yield user, n, self.scores(user, n, start, state)
 
     def ranks(self, *args):
         """int [T, 3]: user, position and rank of every target."""
-        found = [(user, n, self.rank(user, n, v)) for user, n, v in self.vectors(*args)]
+        found = [(user, n, self.rank(user, n, s)) for user, n, s in self.all_scores(*args)]
         return np.array(found)
 
 
@@ -144,9 +150,8 @@ def test_genrec_leaves_out_what_was_read(name):
     dataset = FakeDataset(LENGTHS)
     found = evaluate(method, PARAMS, dataset, EvalSpec("test", batch_size=4))
     slow, expected = OneByOne(method, PARAMS, dataset), []
-    for user, n, vector in slow.vectors("test", "none", "genrec"):
+    for user, n, scores in slow.all_scores("test", "none", "genrec"):
         ids = dataset.sequence(user).ids
-        scores = np.asarray(slow.score(PARAMS, vector))
         read = set(ids[max(0, n - method.read_length) : n])
         left = np.array([0, *(i for i in range(1, 13) if i not in read)])
         lost = ids[n] in read
@@ -177,15 +182,17 @@ def test_methods_without_memory(name):
             "rec2pm",
             "overwrite",
             "overwrite",
-            {"backbone": "hstu", "relative_bias": "position_time"},
+            {"backbone": "hstu", "relative_bias": "position_time", "use_times": True},
         ),
         ("rec2pm", "append", "append", {}),
-        ("rec2pm", "append", "one_time", {}),
+        ("rec2pm", "append", "one_time", {"use_times": True}),
+        ("recent", "overwrite", "overwrite", {"use_times": True}),
+        ("full", "overwrite", "none", {"use_times": True}),
         ("kv_mask", "append", "append", {"backbone": "hstu", "layers": 2}),
     ],
     ids=str,
 )
-def test_vectors_of_methods_equal_a_loop(name, memory, served, model):
+def test_scores_of_methods_equal_a_loop(name, memory, served, model):
     config = make_config(name, memory, **model)
     dataset = FakeDataset([23, 24])
     method = make_method(config, dataset.num_items)
@@ -194,9 +201,31 @@ def test_vectors_of_methods_equal_a_loop(name, memory, served, model):
     targets = make_targets(histories, split_rule("last_10"), "test")
     rows = plan_rows(targets, method, None)
     states = compute_memories(method, params, histories, rows, served, 2)
-    found = read_targets(method, params, histories, rows, states, batch_size=2)
-    expected = [v for *_, v in OneByOne(method, params, dataset).vectors("test", served)]
-    np.testing.assert_allclose(found, expected, atol=2e-5)
+    readout = read_targets(method, params, histories, rows, states, batch_size=2)
+    found = method.score(params, readout)
+    expected = [s for *_, s in OneByOne(method, params, dataset).all_scores("test", served)]
+    np.testing.assert_allclose(found, expected, atol=4e-4)  # the temperature divides by .05
+
+
+@pytest.mark.parametrize("name", ["rec2pm", "full"])
+def test_requests_without_a_time_are_read_one_by_one(name):
+    """Each target has a row of its own, which does not know when the target happens."""
+    dataset = FakeDataset(LENGTHS, times=True)
+    dataset._times = [times * 900 for times in dataset._times]  # up to hours between events
+    method = make_method(make_config(name, use_times=True), dataset.num_items)
+    params = initial(method)
+    known, unknown = (
+        evaluate(method, params, dataset, EvalSpec("test", swap=False, request_time_known=k))
+        for k in (True, False)
+    )
+    slow = OneByOne(method, params, dataset)
+    slow.known = False
+    expected = slow.ranks("test", "overwrite")
+    assert np.mean(unknown.rank == expected[:, 2]) > 0.98  # rounding decides between equal scores
+    assert np.mean(known.rank == expected[:, 2]) < 0.9
+    rows = plan_rows(Targets(known.user, known.position), method, None, shared=False)
+    np.testing.assert_array_equal(rows.end[rows.target_row], known.position)
+    assert len(rows.end) == len(known.rank)
 
 
 def test_batch_size_changes_nothing():
@@ -221,8 +250,8 @@ def test_swap_reads_with_the_donors_memory():
         donor = donors[row]
         state = slow.state(users[rows.user[donor]], 0, int(rows.updates[donor]), "overwrite")
         user, n = users[rows.user[row]], int(found.position[target])
-        vector = slow.vector(user, n, int(rows.start[row]), state)
-        assert found.swapped_rank[target] == slow.rank(user, n, vector)
+        scores = slow.scores(user, n, int(rows.start[row]), state)
+        assert found.swapped_rank[target] == slow.rank(user, n, scores)
 
 
 def make_rows(user, updates):
@@ -282,7 +311,8 @@ def test_keys_and_values_are_reported_as_state():
     dataset = FakeDataset(LENGTHS)
     method = make_method(config, dataset.num_items)
     record = evaluate(method, initial(method), dataset, EvalSpec("test")).record(config={})
-    assert record["state_bytes_per_user"] == 3 * 2 * (2 * 2 * 8) * 4  # K and V of two layers
+    keys_and_values = 3 * 2 * (2 * 2 * 8) * 4  # of two layers
+    assert record["state_bytes_per_user"] == keys_and_values + EXACT_BYTES
     assert record["state_used_bytes"] == record["state_bytes_per_user"]
     assert record["swap"] is not None and record["memory_variance"] > 0
 
@@ -301,7 +331,7 @@ def test_record_has_the_keys_of_the_contract_and_is_json(tmp_path):
     extra = {"intervals", "skipped_users", "state_used_bytes"}
     assert set(record) == set(contract.split()) | extra
     assert (record["users"], record["targets"], record["skipped_users"]) == (7, 70, 2)
-    assert record["state_bytes_per_user"] == 3 * 2 * 8 * 4  # groups x slots x dim x float32
+    assert record["state_bytes_per_user"] == 3 * 2 * 8 * 4 + EXACT_BYTES  # G x C x D x float32
     assert record["state_bookkeeping_bytes"] == 8
     # Every user has had the three updates that fill the capacity.
     assert record["state_used_bytes"] == record["state_bytes_per_user"]

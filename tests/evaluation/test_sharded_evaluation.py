@@ -16,6 +16,7 @@ from rec2pm_jax.evaluation.validation import validate
 from rec2pm_jax.methods.registry import make_method
 from rec2pm_jax.nn.catalogue.losses import catalogue_logits, to_item_vectors
 from rec2pm_jax.training.partition import local_replica
+from rec2pm_jax.typing import OwnItems, Readout
 from tests.helpers.data import make_dataset
 from tests.helpers.methods import large_parameters
 from tests.helpers.sharded import config_of, shard_table
@@ -33,23 +34,32 @@ def catalogue():
     return table, rng.normal(size=(300, DIM)).astype(np.float32)
 
 
-def all_logits(table, queries):
+def all_logits(table, readout):
     item_vectors = to_item_vectors(jnp.asarray(table))
-    return catalogue_logits(LOSS, queries, item_vectors)
+    return catalogue_logits(LOSS, readout, item_vectors)
 
 
-@pytest.mark.parametrize("devices", [1, 8])
-def test_ranks_and_best_items(catalogue, devices):
+@pytest.mark.parametrize(("devices", "with_own"), [(1, False), (8, False), (4, True)])
+def test_ranks_and_best_items(catalogue, devices, with_own):
     table, queries = catalogue
-    logits = np.asarray(all_logits(table, queries))
+    # Own items: twice the same, some of those that score alike, and padding.
+    rng = np.random.default_rng(3)
+    own_ids = np.where(rng.random((300, 6)) < 0.3, 0, rng.integers(90, 130, (300, 6)))
+    own_ids[:, 1] = own_ids[:, 0]
+    addends = rng.normal(0, 3, own_ids.shape).astype(np.float32)
+    own = OwnItems(own_ids.astype(np.int32), addends) if with_own else None
+    readout = Readout(queries, own)
+    logits = np.asarray(all_logits(table, readout))
     targets = np.random.default_rng(1).integers(1, ITEMS + 1, len(queries)).astype(np.int32)
     targets[:20] = np.arange(100, 120)
-    found = sharded_catalogue.ranks(LOSS, shard_table(table, devices), ITEMS, queries, targets)
+    found = sharded_catalogue.ranks(LOSS, shard_table(table, devices), ITEMS, readout, targets)
     # Rounding may decide between scores that are equal in theory, and only there.
     own = logits[np.arange(len(targets)), targets][:, None]
     least, most = ((logits[:, 1:] >= own + e).sum(axis=1) for e in (1e-4, -1e-4))
     assert ((np.maximum(least, 1) <= found) & (found <= most)).all()
     assert (found == target_ranks(logits, targets)).mean() > 0.95
+    if with_own:
+        return
     assert (found[:20] >= 19).all()  # ties are pessimistic, or rounding breaks one of them
 
     scores, ids = sharded_catalogue.best(LOSS, shard_table(table, devices), ITEMS, queries[:9], 50)
@@ -67,8 +77,9 @@ def test_a_score_that_is_not_finite_has_rank_zero(catalogue):
     table, queries = catalogue
     broken = table.copy()
     broken[777] = np.inf
+    readout = Readout(queries[:3], None)
     found = sharded_catalogue.ranks(
-        LOSS, shard_table(broken, 4), ITEMS, queries[:3], np.array([1, 2, 777], np.int32)
+        LOSS, shard_table(broken, 4), ITEMS, readout, np.array([1, 2, 777], np.int32)
     )
     assert found.tolist() == [0, 0, 0]
 
@@ -86,8 +97,8 @@ def test_validation_equals_evaluation_on_one_device(tmp_path):
     dataset = make_dataset(tmp_path, [25, 40, 30, 12, 26, 33, 20, 28])
     config = config_of(
         data={"segments": 2, "protocol": "leave_one_out"},
-        model={"dim": 8},
-        method={"slots": 2, "sketch": 2},
+        model={"dim": 8, "use_times": True},
+        method={"slots": 2, "sketch": 2, "exact_entries": 4},
     )
     method = make_method(config, dataset.num_items)
     params = large_parameters(method)

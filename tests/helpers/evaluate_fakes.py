@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import jax
@@ -10,8 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from rec2pm_jax.config import Config
+from rec2pm_jax.methods.exact_memory import empty_exact
 from rec2pm_jax.methods.segments import plan_last, plan_memory
-from rec2pm_jax.typing import State
+from rec2pm_jax.typing import Readout, State
 
 
 class Sequence(NamedTuple):
@@ -61,6 +63,12 @@ class FakeMethod:
         return self.config.method.name == "rec2pm"
 
     @property
+    def memory(self):
+        """The sizes of a state."""
+        rows = int(self.stores_memory)
+        return SimpleNamespace(capacity=rows, slots=1, slot_dim=self.num_items + 1, entries=0)
+
+    @property
     def memory_kind(self):
         return self.config.method.memory if self.stores_memory else "none"
 
@@ -69,10 +77,9 @@ class FakeMethod:
         return self.config.data.read_length
 
     def init_state(self, params, batch_size):
-        rows = 1 if self.stores_memory else 0
-        shape = (batch_size, rows, self.num_items + 1)
+        shape = (batch_size, self.memory.capacity, self.num_items + 1)
         none = jnp.zeros(batch_size, jnp.int32)
-        return State(jnp.zeros(shape), none, none)
+        return State(jnp.zeros(shape), none, none, empty_exact(batch_size, 0))
 
     def _one_hot(self, events, valid):
         return jax.nn.one_hot(events.ids, self.num_items + 1) * valid[..., None].astype(jnp.float32)
@@ -89,25 +96,26 @@ class FakeMethod:
         some = valid.any(axis=1)
         memory = jnp.where(some[:, None, None], state.memory / 2 + counts, state.memory)
         once = some.astype(jnp.int32)
-        return State(memory, state.groups + once, state.segments + once)
+        return State(memory, state.groups + once, state.segments + once, state.exact)
 
     def compress(self, params, events, valid, next_time=None):
         counts = self._counts(events, valid, next_time)
         some = valid.any(axis=1).astype(jnp.int32)
-        return State(counts, some, some)
+        return State(counts, some, some, empty_exact(len(some), 0))
 
     def read_all(self, params, state, events, valid, request_time=None):
         vectors = self._one_hot(events, valid).cumsum(axis=1)
         vectors = vectors + params["scale"] * state.memory.sum(axis=1)[:, None] / 4
         if events.times is None:
-            return vectors
+            return Readout(vectors, None)
         following = jnp.roll(events.times, -1, axis=1)
         last = jnp.arange(valid.shape[1]) == valid.sum(axis=1)[:, None] - 1
         asked = jnp.where(last, request_time[:, None], following)
-        return vectors + jax.nn.one_hot(asked % self.num_items + 1, self.num_items + 1) / 8
+        selected = jax.nn.one_hot(asked % self.num_items + 1, self.num_items + 1)
+        return Readout(vectors + selected / 8, None)
 
-    def score(self, params, vectors):
-        return vectors.at[..., 0].set(-jnp.inf)
+    def score(self, params, readout):
+        return readout.vectors.at[..., 0].set(-jnp.inf)
 
     def plan(self, n, max_segments=0):
         if self.stores_memory:

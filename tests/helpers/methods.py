@@ -18,9 +18,10 @@ from rec2pm_jax.config import (
 from rec2pm_jax.methods import rec2pm
 from rec2pm_jax.methods.registry import make_method
 from rec2pm_jax.methods.windows import Window
-from rec2pm_jax.typing import Events, State
+from rec2pm_jax.typing import Events, ExactMemory, State
 
-ITEMS, DIM, SLOTS = 11, 8, 2
+ITEMS, DIM, SLOTS, ENTRIES = 11, 8, 2, 4
+LITERAL = dict(exact_entries=0, model=(("repeat_head", False),))  # vectors are all that scores
 
 
 @functools.cache
@@ -32,36 +33,44 @@ def make(
     bias="none",
     recent=1,
     max_groups=2,
+    exact_entries=ENTRIES,
     model=(),
     loss=(),
     **method,
 ):
-    """(method, params): S = 3, K = 3, C = 2, two layers of width 8, no dropout.
+    """(method, params): S = 3, K = 3, C = 2, E = 4, two layers of width 8, no dropout.
 
-    `model` and `loss` are tuples of (field, value); other keywords are fields of MethodConfig.
+    `model` and `loss` are tuples of (field, value); other keywords are fields of MethodConfig. A model
+    with a time bias reads the other times as well.
     """
-    model = dict(
-        backbone=backbone, layers=2, heads=2, dim=DIM, dropout=0.0, relative_bias=bias
-    ) | dict(model)
+    times = dict(relative_bias=bias, use_times=bias == "position_time")
+    model = dict(backbone=backbone, layers=2, heads=2, dim=DIM, dropout=0.0) | times | dict(model)
+    method |= dict(max_groups=max_groups, exact_entries=exact_entries)
     config = Config(
         data=DataConfig(segment=3, segments=3, recent=recent),
         model=ModelConfig(**model),
-        method=MethodConfig(name=name, memory=memory, slots=SLOTS, max_groups=max_groups, **method),
+        method=MethodConfig(name=name, memory=memory, slots=SLOTS, **method),
         loss=LossConfig(**dict(loss)),
     )
     made = make_method(config, ITEMS)
     return made, large_parameters(made)
 
 
+def known_window(events, lengths, query_times, sketch=None):
+    """A window whose query times, int32 [B, N] or None, are all known."""
+    known = None if query_times is None else np.ones(query_times.shape, bool)
+    return Window(events, lengths, query_times, known, sketch=sketch)
+
+
 def reference_pass(method, params, events, lengths, ends, query_times):
     """m^ref [B, groups, C, D] of Rec2PM's reference pass."""
-    history = Window(events, lengths, query_times)
+    history = known_window(events, lengths, query_times)
     return rec2pm.reference_pass(method.memory, params, history, ends)
 
 
 def update_pass(method, params, state, events, lengths, query_times, sketch=None):
-    """Outputs at the events [B, N, W] and at Q [B, C, D] of the update pass."""
-    window = Window(events, lengths, query_times, sketch=sketch)
+    """What the events [B, N] read, and the outputs at Q [B, C, D], of the update pass."""
+    window = known_window(events, lengths, query_times, sketch)
     return method.memory.update_pass(params, state, window, None)
 
 
@@ -101,6 +110,23 @@ def batch_of(lengths, width, **options):
     return batch | {"index": np.arange(len(lengths), dtype=np.int32)}
 
 
+def parts(readout, items=ITEMS):
+    """A readout without its layout: (vectors, what each item gets beside [..., V]; 0 without)."""
+    vectors, own = np.asarray(readout.vectors), readout.own
+    added = np.zeros((*vectors.shape[:-1], items + 1))
+    if own is not None:
+        ids, addends = np.asarray(own.ids), np.asarray(own.addends)
+        at = (ids if addends.ndim == 2 else ids[:, None])[..., None] == np.arange(1, items + 1)
+        added[..., 1:] = np.sum(np.where(at, addends[..., None], 0), axis=-2)
+    return vectors, added
+
+
+def assert_same_readout(got, expected, **close):
+    """Equal vectors and equal addends of every item; own items may stand in other places."""
+    for a, b in zip(parts(got), parts(expected), strict=True):
+        np.testing.assert_allclose(a, b, **close)
+
+
 def columns(events, start, stop):
     return jax.tree.map(lambda a: a[:, start:stop], events)
 
@@ -119,7 +145,20 @@ def random_state(method, groups, seed=1):
     )
     used = np.arange(rows_per_user) >= rows_per_user - groups[:, None] * SLOTS
     segments = np.where(groups > 0, groups + np.arange(len(groups), dtype=np.int32), 0)
-    return State(np.where(used[..., None], memory, 0), groups, segments.astype(np.int32))
+    exact = random_exact(method, segments, rng)
+    return State(np.where(used[..., None], memory, 0), groups, segments.astype(np.int32), exact)
+
+
+def random_exact(method, segments, rng):
+    """A table of distinct items per user, some of it unused; empty for users without segments."""
+    entries, size = method.memory.entries, method.config.data.segment
+    table = np.zeros((3, len(segments), entries), np.int32)
+    for user, count in enumerate(segments):
+        used = min(entries, count * size, rng.integers(1, entries + 1) if entries else 0)
+        table[0, user, :used] = rng.permutation(method.num_items)[:used] + 1
+        table[1, user, :used] = -np.sort(-rng.integers(1, 1500, used))
+        table[2, user, :used] = rng.integers(0, max(count, 1) * size, used)
+    return ExactMemory(*table)
 
 
 def assert_update_keeps_shapes(method, params, state):

@@ -41,6 +41,16 @@ def time_bucket(gap: int) -> int:
     return min(128, max(0, math.floor(math.log(max(abs(gap), 1)) / 0.301)))
 
 
+def gap_bucket(gap: int) -> int:
+    """0 for no gap, 1 below a minute, then one per octave of minutes, at most 23."""
+    if gap == 0:
+        return 0
+    bucket, minutes = 1, max(gap, 0) // 60
+    while minutes:
+        bucket, minutes = bucket + 1, minutes // 2
+    return min(bucket, 23)
+
+
 def sasrec_layer(p, x, sees):
     """Q = LN(x); m = MHA(Q, x, x); z = LN(Q + m); x = z + W2 relu(W1 z). x: [n, D]; sees: [n, n]."""
     q_in = layer_norm(x, 1e-8)
@@ -110,11 +120,13 @@ def _index(tree, i):
     return {k: _index(v, i) if isinstance(v, dict) else v[i] for k, v in tree.items()}
 
 
-def event_vector(params, item, position):
+def event_vector(params, item, position, gap):
     table = params["embedding"]["item_embedding"]
     x = table[item] * math.sqrt(table.shape[1])
     if "position_embedding" in params["embedding"]:
         x = x + params["embedding"]["position_embedding"][position]
+    if "gap_embedding" in params["embedding"]:
+        x = x + params["embedding"]["gap_embedding"][gap_bucket(gap)]
     return x
 
 
@@ -122,10 +134,12 @@ def event_tokens(params, ids, times=None, asks=None, *, wrap):
     """Events as tokens: learned positions count modulo `wrap`, places from the first event."""
     zeros = [0] * len(ids)
     times, asks = zeros if times is None else times, zeros if asks is None else asks
-    return [
-        Token(event_vector(params, item, i % wrap), "item", 0, i, int(times[i]), int(asks[i]))
-        for i, item in enumerate(ids)
-    ]
+    tokens = []
+    for i, item in enumerate(ids):
+        time, asked = int(times[i]), int(asks[i])
+        vector = event_vector(params, item, i % wrap, asked - time)
+        tokens.append(Token(vector, "item", 0, i, time, asked))
+    return tokens
 
 
 def items_see(config, n):

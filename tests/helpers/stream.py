@@ -9,6 +9,7 @@ from pathlib import Path
 import grain
 import jax
 import numpy as np
+import polars as pl
 
 from rec2pm_jax.config import Config
 from rec2pm_jax.config_dict import from_dict, to_dict
@@ -37,8 +38,12 @@ def make_config(
     bias: str = "none",
     types: int = 0,
     sketch: int = 0,
+    times: bool = False,
 ) -> Config:
-    """Return a tiny configuration: segments of `SEGMENT` events, `RECENT` raw ones, 2 slots of 8."""
+    """Return a tiny configuration: segments of `SEGMENT` events, `RECENT` raw ones, 2 slots of 8.
+
+    Models with a time bias, or with `times`, read times. The exact memory has 4 entries.
+    """
     return from_dict(
         {
             "data": {"segment": SEGMENT, "segments": 3, "recent": RECENT},
@@ -48,6 +53,7 @@ def make_config(
                 "heads": 2,
                 "dim": 8,
                 "relative_bias": bias,
+                "use_times": times or bias == "position_time",
                 "event_types": types,
             },
             "method": {
@@ -56,21 +62,34 @@ def make_config(
                 "slots": 2,
                 "max_groups": 3,
                 "sketch": sketch,
+                "exact_entries": 4,
             },
         }
     )
 
 
 def make_data(directory: Path) -> Dataset:
-    """Return a log of 12 users with 4 to 60 events over 30 items, two event types and many ties."""
+    """Return a log of 12 users with 4 to 60 events over 30 items, two event types and many ties.
+
+    It lasts four days.
+    """
     log = random_log(users=12, items=30, events=300, seed=3)
+    log = log.with_columns(pl.col("timestamp") * 9001)
     prepare_log(log, directory, type_column="kind")
     return open_dataset(directory / "data")
 
 
 @functools.cache
 def random_params(method: Method) -> Params:
-    return jax.jit(method.init)(jax.random.key(1))
+    return with_random_zeros(jax.jit(method.init)(jax.random.key(1)))
+
+
+def with_random_zeros(params: Params) -> Params:
+    """Return fresh parameters with random weights where they start at 0, so that they matter."""
+    rng = np.random.default_rng(5)
+    return jax.tree.map(
+        lambda a: a if np.any(a) else rng.normal(0, 0.3, a.shape).astype(a.dtype), params
+    )
 
 
 def make_recommender(dataset: Dataset, config: Config) -> Recommender:
@@ -115,17 +134,22 @@ def raw_events(dataset: Dataset, index: int, stop: int | None = None) -> list[di
 
 
 def offline_logits(
-    recommender: Recommender, dataset: Dataset, positions: list[tuple[int, int]]
+    recommender: Recommender,
+    dataset: Dataset,
+    positions: list[tuple[int, int]],
+    time_known: bool = True,
 ) -> np.ndarray:
     """Return evaluation's logits [T, V] for targets (user, n), each predicted from events [0, n)."""
     method, params = recommender.method, recommender.params
     histories = load_histories(dataset, np.arange(dataset.num_users))
     user, position = np.array(positions, np.int64).T
     targets = Targets(user, position, position)
-    rows = plan_rows(targets, method, 0)
+    rows = plan_rows(targets, method, 0, shared=time_known)
     states = fold_memories(method, params, histories, rows, batch_size=4)
-    vectors = read_targets(method, params, histories, rows, states, batch_size=4)
-    return np.asarray(method.score(params, vectors))
+    readout = read_targets(
+        method, params, histories, rows, states, batch_size=4, request_time_known=time_known
+    )
+    return np.asarray(method.score(params, readout))
 
 
 class ListSource:

@@ -33,14 +33,20 @@ def first_item_returns():
         pytest.param("kv_mask", "overwrite", 3, True, marks=pytest.mark.slow),
         pytest.param("kv_mask", "overwrite", 2, False, marks=pytest.mark.slow),
         pytest.param("recent", "overwrite", 2, False, marks=pytest.mark.slow),
+        pytest.param("recent", "exact", 2, True, marks=pytest.mark.slow),
     ],
 )
 def test_the_first_segment_is_remembered(name, memory, layers, carries):
-    """Overwritten keys and values reach back layers - 1 segments: two layers are not enough."""
+    """Overwritten keys and values reach back layers - 1 segments: two layers are not enough.
+
+    The exact memory alone carries it as well; the preference memory is tested without one.
+    """
+    exact = 4 if memory == "exact" else 0
+    kind = "overwrite" if exact else memory
     config = Config(
         data=DataConfig(segment=S, segments=K),
         model=ModelConfig(layers=layers, dim=32, dropout=0.0),
-        method=MethodConfig(name=name, memory=memory, slots=2, max_groups=2),
+        method=MethodConfig(name=name, memory=kind, slots=2, max_groups=2, exact_entries=exact),
     )
     method, batch = make_method(config, 13), first_item_returns()
     *_, params = fit(method, batch, steps=200, learning_rate=3e-3)

@@ -6,8 +6,17 @@ import jax
 import numpy as np
 import pytest
 
-from rec2pm_jax.typing import Events, State
-from tests.helpers.methods import ITEMS, batch_of, histories, make, random_state, rows
+from rec2pm_jax.typing import Events
+from tests.helpers.methods import (
+    ITEMS,
+    assert_same_readout,
+    batch_of,
+    histories,
+    make,
+    parts,
+    random_state,
+    rows,
+)
 
 METHODS = {
     "full": dict(name="full"),
@@ -64,33 +73,48 @@ def test_reads_and_updates(name, backbone, bias):
         read(params, state, events, valid, request),
         read_all(params, state, events, valid, request),
     )
-    assert out.dtype == np.float32 and out.shape == (3, method.item_dim)
+    assert out.vectors.dtype == np.float32 and out.vectors.shape == (3, method.item_dim)
+    assert np.all(parts(out)[1].any(axis=1))  # every user has own items
     new = update(params, state, events, valid)
     padded = with_garbage(events, valid, 1)
-    np.testing.assert_allclose(read(params, state, *padded, request), out, **CLOSE)
+    assert_same_readout(read(params, state, *padded, request), out, **CLOSE)
     padded_every = read_all(params, state, *padded, request)
     padded_same_width = with_garbage(events, valid, 0)
-    for before, after in zip(new, update(params, state, *padded_same_width), strict=True):
-        np.testing.assert_allclose(before, after, **CLOSE)
+    assert_same_states(update(params, state, *padded_same_width), new)
+    out_parts, every_parts, padded_parts = map(parts, (out, every, padded_every))
     for user in range(3):
-        alone = [rows(x, slice(user, user + 1)) for x in (state, events, valid, request)]
-        alone[0] = State(*alone[0])
-        np.testing.assert_allclose(read(params, *alone)[0], out[user], **CLOSE)
+        one = slice(user, user + 1)
+        alone = [rows(x, one) for x in (state, events, valid, request)]
+        assert_same_readout(read(params, *alone), rows(out, one), **CLOSE)
         length = valid[user].sum()
-        np.testing.assert_allclose(every[user, length - 1], out[user], **CLOSE)
-        np.testing.assert_allclose(padded_every[user, :length], every[user, :length], **CLOSE)
-        single = update(params, *alone[:3])
-        np.testing.assert_allclose(single.memory[0], new.memory[user], **CLOSE)
+        for a, b, c in zip(every_parts, out_parts, padded_parts, strict=True):
+            np.testing.assert_allclose(a[user, length - 1], b[user], **CLOSE)
+            np.testing.assert_allclose(c[user, :length], a[user, :length], **CLOSE)
+        assert_same_states(update(params, *alone[:3]), rows(new, one))
+
+
+def assert_same_states(got, expected):
+    """Equal up to rounding in the preference memory, and bit for bit in all else."""
+    np.testing.assert_allclose(got.memory, expected.memory, **CLOSE)
+    jax.tree.map(np.testing.assert_array_equal, got[1:], expected[1:])
 
 
 @pytest.mark.parametrize(
-    "name", ["full", "recent", "append", "tok_serial", "kv_mask", "overwrite, sketch"]
+    ("name", "bias"),
+    [
+        ("full", "position"),
+        ("recent", "position_time"),
+        ("append", "position"),
+        ("tok_serial", "position"),
+        ("kv_mask", "position_time"),
+        ("overwrite, sketch", "position"),
+    ],
 )
-def test_losses_are_sums_over_users(name):
+def test_losses_are_sums_over_users(name, bias):
     """Batch mates change no term, and sums and weights add up."""
-    method, params = make("hstu", bias="position", recent=2, **METHODS[name])
+    method, params = make("hstu", bias=bias, recent=2, **METHODS[name])
     loss = jax.jit(lambda p, batch: method.loss(p, batch, None))
-    batch = batch_of([11, 7, 4], 11)
+    batch = batch_of([11, 7, 4], 11, times=bias == "position_time")
     together = loss(params, batch)
     alone = [loss(params, rows(batch, slice(u, u + 1))) for u in range(3)]
     assert set(together) <= set(method.loss_weights)
@@ -106,4 +130,4 @@ def test_event_types_change_the_output():
     state = random_state(method, [1, 1])
     out = read(params, state, events, valid)
     other = read(params, state, events._replace(types=events.types % 3 + 1), valid)
-    assert not np.allclose(out, other, atol=1e-3)
+    assert not np.allclose(out.vectors, other.vectors, atol=1e-3)

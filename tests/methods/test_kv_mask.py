@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from rec2pm_jax.methods.kv_mask import masked_pass
-from rec2pm_jax.methods.windows import Window
 from rec2pm_jax.typing import Events
 from tests.helpers import numpy_reference as slow
 from tests.helpers.methods import (
@@ -18,6 +17,7 @@ from tests.helpers.methods import (
     batch_of,
     columns,
     histories,
+    known_window,
     make,
     random_state,
     rows,
@@ -44,7 +44,7 @@ def windows_of(events, count, width):
 
 def run_masked(method, params, events, lengths, row_times):
     """Outputs at the events [B * count, width]; lengths [B, count]."""
-    windows = Window(events, lengths.reshape(-1), row_times)
+    windows = known_window(events, lengths.reshape(-1), row_times)
     users = np.arange(len(lengths), dtype=np.int32)
     return masked_pass(method.memory, params, windows, users, None)
 
@@ -79,7 +79,7 @@ def test_masked_training_pass_is_cached_serving(backbone, bias, memory, recent):
         length = lengths[:, h]
         last = np.maximum(h * S + length - 1, 0)[:, None]
         asked = None if asks is None else np.take_along_axis(asks, last, axis=1)[:, 0]
-        served = read_all(params, state, window, window.ids > 0, asked)
+        served = read_all(params, state, window, window.ids > 0, asked).vectors
         for user in range(3):
             got, expected = served[user, : length[user]], trained[user, h, : length[user]]
             np.testing.assert_allclose(got, expected, rtol=0, atol=1e-5)
@@ -131,22 +131,35 @@ def test_masked_pass_is_the_model_written_out(backbone, bias, memory):
     )
 
 
+def events_before(batch, start, length):
+    """`length` events of a batch from `start` on, and the time of the event after the last one."""
+    ids, times = batch["ids"][:, start : start + length], batch.get("times")
+    if times is None:
+        return Events(ids), None
+    end = start + np.maximum((ids > 0).sum(axis=1), 1)
+    asked = np.take_along_axis(times, end[:, None], axis=1)[:, 0]
+    return Events(ids, times[:, start : start + length]), asked
+
+
 @pytest.mark.parametrize("memory", ["overwrite", "append"])
 def test_loss_is_the_cross_entropy_of_serving(memory):
-    method, params = kv_mask("hstu", "position", memory, recent=2)
+    bias = "position" if memory == "overwrite" else "position_time"
+    method, params = kv_mask("hstu", bias, memory, recent=2)
     width = method.config.data.window + 1
-    batch = batch_of([width, 8, 3], width)
+    batch = batch_of([width, 8, 3], width, times=method.config.uses_times)
     total, weight = jax.jit(lambda p, b: method.loss(p, b, None))(params, batch)["ar"]
     update, read_all = jax.jit(method.update), jax.jit(method.read_all)
     state, expected, count = method.init_state(params, 3), 0.0, 0
     for h in range(K):
         ids = batch["ids"][:, h * S : h * S + method.read_length + 1]
         inputs, targets = ids[:, :-1], ids[:, 1:]
-        vectors = read_all(params, state, Events(inputs), inputs > 0)
-        log_p = jax.nn.log_softmax(method.score(params, vectors), axis=-1)
+        window, asked = events_before(batch, h * S, inputs.shape[1])
+        readout = read_all(params, state, window, inputs > 0, asked)
+        log_p = jax.nn.log_softmax(method.score(params, readout), axis=-1)
         taken = np.take_along_axis(np.asarray(log_p), targets[..., None], axis=-1)[..., 0]
         expected, count = expected - taken[targets > 0].sum(), count + (targets > 0).sum()
-        state = update(params, state, Events(inputs[:, :S]), inputs[:, :S] > 0)
+        segment, asked = events_before(batch, h * S, S)
+        state = update(params, state, segment, segment.ids > 0, asked)
     np.testing.assert_allclose(total, expected, rtol=1e-5)
     assert float(weight) == count
 
@@ -157,7 +170,7 @@ def test_a_segment_without_events_keeps_the_state_bit_for_bit(memory):
     events, valid = histories([3, 0, 0, 1], S)
     state = random_state(method, [1, 1, 0, 0])
     new = jax.jit(method.update)(params, state, events, valid)
-    for before, after in zip(state, new, strict=True):
+    for before, after in zip(*map(jax.tree.leaves, (state, new)), strict=True):
         np.testing.assert_array_equal(before[1:3], after[1:3])
     assert np.any(np.asarray(new.memory)[0] != state.memory[0])
     assert new.groups[3] == 1
@@ -185,11 +198,11 @@ def test_memory_matters_in_every_layer_and_only_groups_in_use():
         changed = state.memory.copy()
         changed[:, SLOTS:, layer * per_layer : (layer + 1) * per_layer] += 1
         other = read(params, state._replace(memory=changed), events, valid)
-        assert np.abs(other - out).max() > 1e-3
+        assert np.abs(other.vectors - out.vectors).max() > 1e-3
     unused = state.memory.copy()
     unused[:, :SLOTS] = 99
     other = read(params, state._replace(memory=unused), events, valid)
-    np.testing.assert_array_equal(other, out)
+    jax.tree.map(np.testing.assert_array_equal, other, out)
 
 
 @pytest.mark.parametrize(
@@ -227,3 +240,4 @@ def test_scan_equals_a_python_loop():
     scanned = jax.jit(scan)(params, method.init_state(params, 3))
     np.testing.assert_allclose(scanned.memory, looped.memory, rtol=0, atol=1e-5)
     np.testing.assert_array_equal(scanned.groups, [2, 2, 0])
+    jax.tree.map(np.testing.assert_array_equal, scanned[1:], looped[1:])

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from rec2pm_jax.methods import layout as layouts
-from rec2pm_jax.methods.windows import query_times
+from rec2pm_jax.methods.windows import UNKNOWN_TIME, query_times
 from rec2pm_jax.nn.attention import causal_blocks, mask_of
 
 
@@ -306,12 +306,19 @@ def test_queries_ask_for_the_time_of_the_last_event_they_see():
 def test_query_times_are_the_next_events_and_the_request():
     times = ints([10, 20, 30], [10, 20, 0])
     lengths = ints(3, 2)
-    asked = query_times(times, lengths, ints(99, 77))
+    asked, known = query_times(times, lengths, ints(99, 77))
     np.testing.assert_array_equal(asked[0], [20, 30, 99])
     np.testing.assert_array_equal(asked[1, :2], [20, 77])
-    own = query_times(times, lengths, None)
+    assert np.all(known)
+    own, known = query_times(times, lengths, None)
     np.testing.assert_array_equal(own[0], [20, 30, 30])
     np.testing.assert_array_equal(own[1, :2], [20, 20])
+    np.testing.assert_array_equal(known, [[True, True, False], [True, False, True]])
+    some, known = query_times(times, lengths, ints(99, UNKNOWN_TIME))
+    np.testing.assert_array_equal(some[0], [20, 30, 99])
+    np.testing.assert_array_equal(some[1, :2], [20, 20])
+    np.testing.assert_array_equal(known, [[True, True, True], [True, False, True]])
+    assert query_times(None, lengths, ints(99, 77)) == (None, None)
 
 
 @pytest.mark.parametrize("make_layout", [layouts.update, cached_layout])

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from rec2pm_jax.methods.sketch import item_parts
 
 from rec2pm_jax.config import Config, DataConfig, MethodConfig, ModelConfig, TrainConfig
 from rec2pm_jax.data.dataset import open_dataset
@@ -20,7 +21,6 @@ from rec2pm_jax.methods.memory import Memory, PassInputs
 from rec2pm_jax.methods.method import Method
 from rec2pm_jax.methods.network import Network
 from rec2pm_jax.methods.registry import METHODS, config_hash, make_method, register_method
-from rec2pm_jax.methods.sketch import item_parts
 from rec2pm_jax.methods.windows import cut_windows
 from rec2pm_jax.nn.attention import KeyValues
 from rec2pm_jax.nn.registry import BACKBONES, LayerSpec, register_backbone
@@ -43,7 +43,7 @@ class DecayedMean(Memory):
     def read_inputs(self, params, state, window):
         layout = layouts.causal(window.size, window.row_times, window.events.times)
         positions = np.arange(window.size, dtype=np.int32)[None]
-        return PassInputs(self.network.embed(params, window.events, positions), layout)
+        return PassInputs(self.network.embed(params, window, positions), layout)
 
     def add_to_outputs(self, params, state, window, vectors):
         memory = state.memory[:, 0].astype(vectors.dtype)
@@ -55,12 +55,13 @@ class DecayedMean(Memory):
 
 
 def decayed_mean_loss(method, params, batch, rng):
-    cut = cut_windows(batch, method.config.data)
-    state = method.init_state(params, len(cut.targets))
+    cut = cut_windows(batch, method.config.data, rng)
+    state = method.memory.counts_before(cut)
     x, layout, _ = method.memory.read_inputs(params, state, cut.windows)
     outputs, _ = method.network.run(params, x, layout)
+    readout = method.memory.readout(params, state, cut.windows, outputs)
     at = (cut.targets, cut.weights, rng, cut.windows.step_rows)
-    return {"ar": method.network.next_item(params, outputs, *at)}
+    return {"ar": method.network.next_item(params, readout, *at)}
 
 
 class AverageLayer(nn.Module):
@@ -107,7 +108,7 @@ def test_a_new_method_trains_and_is_evaluated(plugins, tmp_path):
     params = jax.jit(method.init)(jax.random.key(0))
     record = evaluate(method, params, dataset, EvalSpec("test")).record(config={})
     assert record["method"] == "decayed_mean" and record["memory"] == "overwrite"
-    assert record["state_bytes_per_user"] == 8 * 4
+    assert record["state_bytes_per_user"] == 8 * 4 + 32 * 8  # the memory and the exact memory
     assert record["swap"]["ndcg@10"] is not None  # its memory is swapped like any other
 
 

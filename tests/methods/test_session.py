@@ -12,7 +12,15 @@ from hypothesis import strategies as st
 
 from rec2pm_jax.errors import UserError
 from rec2pm_jax.methods.sessions import check_room
-from tests.helpers.methods import columns, histories, make, random_state
+from rec2pm_jax.methods.windows import UNKNOWN_TIME
+from tests.helpers.methods import (
+    assert_same_readout,
+    columns,
+    histories,
+    make,
+    parts,
+    random_state,
+)
 
 S, R = 3, 2
 CLOSE = dict(rtol=0, atol=1e-5)
@@ -76,18 +84,21 @@ def test_each_event_through_segments(name, backbone, bias):
             next_time = None if request is None else events.times[:, start]
             state = update(params, state, segment, np.ones((2, S), bool), next_time)
         if session is None or plan.start != before.start:
-            session, vectors = open_session(params, state, raw, seen, request)
+            session, found = open_session(params, state, raw, seen, request)
             turnovers += 1
         else:
             check_room(session)
-            session, vectors = step(params, session, columns(events, n - 1, n), request)
+            session, found = step(params, session, columns(events, n - 1, n), request)
         expected = read(params, state, raw, seen, request)
-        np.testing.assert_allclose(vectors, expected, **CLOSE)
+        assert_same_readout(found, expected, **CLOSE)
         later = None if request is None else request + 10**5
         other = read(params, state, raw, seen, later)
-        np.testing.assert_allclose(again(params, session, later), other, **CLOSE)
+        assert_same_readout(again(params, session, later), other, **CLOSE)
         if bias == "position_time":
-            assert not np.allclose(other, expected, atol=1e-3)
+            for a, b in zip(parts(other), parts(expected), strict=True):
+                assert not np.allclose(a, b, atol=1e-3)
+            unknown = read(params, state, raw, seen, np.full(2, UNKNOWN_TIME, np.int32))
+            assert_same_readout(again(params, session), unknown, **CLOSE)
     assert turnovers > 1
 
 
@@ -112,9 +123,9 @@ def test_users_at_different_places(name, backbone, bias, data):
         asked = (
             None if events.times is None else (event.times[:, 0] + 100 * lengths).astype(np.int32)
         )
-        session, vectors = step(params, session, event, asked)
+        session, found = step(params, session, event, asked)
         expected = read(params, state, events, np.arange(4) < lengths[:, None], asked)
-        np.testing.assert_allclose(vectors, expected, **CLOSE)
+        assert_same_readout(found, expected, **CLOSE)
 
 
 @pytest.mark.parametrize("bias", ["none", "position_time"])
@@ -122,10 +133,11 @@ def test_a_full_session_is_refused_and_never_silently_wrong(bias):
     method, params = make("hstu", bias=bias, recent=R)
     _, _, open_session, step, again = compiled(method)
     events, valid = histories([4, 3], 4, times=True)
-    session, vectors = open_session(params, random_state(method, [1, 1]), events, valid)
-    assert np.isfinite(vectors).all()
+    session, found = open_session(params, random_state(method, [1, 1]), events, valid)
+    assert np.isfinite(method.score(params, found)[:, 1:]).all()
     with pytest.raises(UserError, match=r"rows \[0\] are full \(4 events\)"):
         check_room(session)
-    session, vectors = step(params, session, columns(events, 1, 2))
-    for each in (vectors, again(params, session)):
-        assert np.isnan(each[0]).all() and np.isfinite(each[1]).all()
+    session, found = step(params, session, columns(events, 1, 2))
+    for each in (found, again(params, session)):
+        scores = method.score(params, each)[:, 1:]
+        assert np.isnan(scores[0]).all() and np.isfinite(scores[1]).all()

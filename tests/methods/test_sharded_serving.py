@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from functools import partial
 
 import jax
@@ -12,6 +13,7 @@ from jax.sharding import PartitionSpec as P
 
 from rec2pm_jax.methods.registry import make_method
 from rec2pm_jax.methods.sharded_serving import ShardedServing
+from rec2pm_jax.methods.windows import UNKNOWN_TIME
 from rec2pm_jax.training.partition import AXIS, partition_specs
 from rec2pm_jax.typing import Events
 from tests.helpers.methods import large_parameters
@@ -35,44 +37,61 @@ def over_devices(function, params, *arguments, results):
 
 @pytest.fixture(scope="module")
 def users():
-    """Popular and rare items, one user with a single event."""
-    rng = np.random.default_rng(0)
+    """Popular and rare items, one user with a single event; each call is an hour later."""
+    rng, calls = np.random.default_rng(0), itertools.count()
 
     def some(length):
         ids = np.minimum(rng.zipf(1.2, (USERS, length)), ITEMS).astype(np.int32)
         valid = np.arange(length) < rng.integers(1, length + 1, USERS)[:, None]
-        return Events(jnp.asarray(np.where(valid, ids, 0))), jnp.asarray(valid)
+        times = rng.integers(0, 900, (USERS, length)).cumsum(axis=1) + 3600 * next(calls)
+        fields = (np.where(valid, a, 0).astype(np.int32) for a in (ids, times))
+        return Events(*map(jnp.asarray, fields)), jnp.asarray(valid)
 
     return some
 
 
-@pytest.mark.parametrize("devices", [1, 8])
 @pytest.mark.parametrize(
-    ("name", "sketch"),
-    [("rec2pm", 0), pytest.param("rec2pm", 2, marks=pytest.mark.slow), ("kv_mask", 0)],
+    ("devices", "name", "sketch", "times"),
+    [
+        (1, "rec2pm", 0, False),
+        (2, "rec2pm", 0, True),
+        (4, "kv_mask", 0, False),
+        (8, "recent", 0, True),
+        pytest.param(8, "rec2pm", 2, False, marks=pytest.mark.slow),
+    ],
 )
-def test_updates_and_requests_are_those_of_the_whole_table(users, devices, name, sketch):
-    fields = {"name": name, "sketch": sketch}
-    config = config_of(model={"dim": 6, "layers": 2}, method=fields)
+def test_updates_and_requests_are_those_of_the_whole_table(users, devices, name, sketch, times):
+    """A second update, of a table that is not empty, and a read after it; one request has no time."""
+    fields = {"name": name, "sketch": sketch, "exact_entries": 4}
+    config = config_of(model={"dim": 6, "layers": 2, "use_times": times}, method=fields)
     method = make_method(config, ITEMS)
     params = large_parameters(method)
     table = np.asarray(method.network.table(params))
     spread = method.network.with_table(params, shard_table(table, devices))
-    state = method.init_state(params, USERS)
-    old, new = users(config.data.segment), users(method.read_length)
+    first, old, new = map(users, [config.data.segment] * 2 + [method.read_length])
+    state = method.update(params, method.init_state(params, USERS), *first)
+    asked = None
+    if times:
+        asked = jnp.full(USERS, 10**5, jnp.int32).at[3].set(UNKNOWN_TIME)
 
     kept = P(AXIS), P()
     updating = ShardedServing(config, ITEMS, AXIS).update
-    updated, needed = over_devices(updating, spread, state, *old, None, results=kept)
-    expected = method.update(params, state, *old)
-    jax.tree.map(partial(np.testing.assert_allclose, atol=2e-5), updated, expected)
-    asked = 1 + old[0].ids.size // devices  # padding, and the events
-    assert 1 <= needed <= asked
+    after = new[0].times[:, 0]
+    updated, needed = over_devices(updating, spread, state, *old, after, results=kept)
+    expected = method.update(params, state, *old, after)
+    np.testing.assert_allclose(updated.memory, expected.memory, atol=2e-5)
+    jax.tree.map(np.testing.assert_array_equal, updated[1:], jax.device_get(expected[1:]))
+    assert np.any(expected.exact.items)
+    largest = 1 + (old[0].ids.size + state.exact.items.size) // devices  # padding too
+    assert 1 <= needed <= largest
 
     reading = partial(ShardedServing(config, ITEMS, AXIS).read_best, K)
     kept = P(AXIS), P(AXIS), P()
-    scores, ids, _ = over_devices(reading, spread, expected, *new, None, results=kept)
-    best, items = method.best(params, method.read(params, expected, *new), K)
+    scores, ids, _ = over_devices(reading, spread, expected, *new, asked, results=kept)
+    readout = method.read(params, expected, *new, asked)
+    best, items = method.best(params, readout, K)
+    plain = method.best(params, readout._replace(own=None), K)[1]
+    assert np.mean(np.any(items != plain, axis=1)) > 0.5
     np.testing.assert_allclose(scores, best, rtol=1e-4)
     np.testing.assert_array_equal(ids, items)
 

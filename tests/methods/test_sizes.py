@@ -14,7 +14,7 @@ from launch.configs import paper_merrec_hstu
 from rec2pm_jax.config import Config, DataConfig, MethodConfig, ModelConfig
 from rec2pm_jax.config_dict import from_dict
 from rec2pm_jax.methods.registry import make_method
-from rec2pm_jax.typing import Events
+from rec2pm_jax.typing import Events, Readout
 from tests.helpers.methods import batch_of, fit, histories, make, random_state, served_loss
 
 S, K, C, D, V = 200, 5, 4, 64, 20_000
@@ -49,8 +49,9 @@ def test_parameters_and_shapes_at_paper_size():
     segment, valid = Events(shape_of(batch, S)), shape_of(batch, S, dtype=bool)
     assert jax.eval_shape(method.update, params, state, segment, valid) == state
     read = jax.eval_shape(method.read, params, state, segment, valid)
-    assert read.shape == (batch, D) and read.dtype == jnp.float32
-    assert jax.eval_shape(method.read_all, params, state, segment, valid).shape == (batch, S, D)
+    assert read == Readout(shape_of(batch, D, dtype=jnp.float32), None)
+    every = jax.eval_shape(method.read_all, params, state, segment, valid)
+    assert every == Readout(shape_of(batch, S, D, dtype=jnp.float32), None)
     assert jax.eval_shape(method.score, params, read).shape == (batch, V + 1)
     history = Events(shape_of(batch, K * S)), shape_of(batch, K * S, dtype=bool)
     assert jax.eval_shape(method.compress, params, *history) == state
@@ -73,7 +74,8 @@ def test_other_families_at_paper_size(name, width):
     assert per_user == {"tok_serial": 1024, "kv_mask": 32_768}[name]
     segment, valid = Events(shape_of(batch, S)), shape_of(batch, S, dtype=bool)
     assert jax.eval_shape(method.update, params, state, segment, valid) == state
-    assert jax.eval_shape(method.read_all, params, state, segment, valid).shape == (batch, S, D)
+    every = jax.eval_shape(method.read_all, params, state, segment, valid)
+    assert every.vectors.shape == (batch, S, D)
     training = {"ids": shape_of(batch, K * S + 1), "index": shape_of(batch)}
     loss = jax.eval_shape(lambda p, b: method.loss(p, b, None), params, training)
     assert set(loss) == set(method.loss_weights) == {"ar"}

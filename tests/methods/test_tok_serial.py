@@ -61,8 +61,8 @@ def loop_loss(method, batch):
             window = fields(h * S, h * S + length)
             targets = batch["ids"][:, h * S + 1 : h * S + 1 + length]
             asked = next_time(window.ids, h * S)
-            vectors = method.read_all(params, state, window, window.ids > 0, asked)
-            log_p = jax.nn.log_softmax(method.score(params, vectors), axis=-1)
+            readout = method.read_all(params, state, window, window.ids > 0, asked)
+            log_p = jax.nn.log_softmax(method.score(params, readout), axis=-1)
             taken = jnp.take_along_axis(log_p, targets[..., None], axis=-1)[..., 0]
             total -= jnp.sum(jnp.where(targets > 0, taken, 0.0))
             count += (targets > 0).sum()

@@ -25,7 +25,7 @@ from tests.helpers.methods import (
 S, K = 3, 3
 CASES = [
     ("sasrec", "none", "overwrite", 1, 0),
-    ("hstu", "position", "append", 3, 0),
+    ("hstu", "position_time", "append", 3, 0),
     ("sasrec", "none", "overwrite", 3, 2),
     pytest.param("sasrec", "none", "append", 1, 1, marks=pytest.mark.slow),
 ]
@@ -46,9 +46,9 @@ def served(method):
     return jax.jit(method.compress), jax.jit(method.update), jax.jit(method.read_all)
 
 
-def cross_entropy(method, params, vectors, targets):
+def cross_entropy(method, params, readout, targets):
     """Sum over positions with a target, in float64."""
-    logits = np.asarray(method.score(params, vectors), np.float64)[..., 1:]
+    logits = np.asarray(method.score(params, readout), np.float64)[..., 1:]
     log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
     taken = np.take_along_axis(log_p, np.maximum(targets - 1, 0)[..., None], -1)[..., 0]
     return -taken[targets > 0].sum()
@@ -57,27 +57,36 @@ def cross_entropy(method, params, vectors, targets):
 class ByHand:
     """One user's training batch served segment by segment, as inference does."""
 
-    def __init__(self, method, params, ids):
-        """ids: int32 [T + 1]."""
+    def __init__(self, method, params, ids, times=None):
+        """ids, times: int32 [T + 1]."""
         self.method, self.params = method, params
         self.inputs, self.targets = ids[None, :-1], ids[None, 1:]
+        self.times = None if times is None else times[None]
         self._compress, self._update, self._read_all = served(method)
 
     def reference(self, h):
         """m_h^ref [1, C, D], of segments that hold any event."""
-        whole = self.inputs[:, : K * S]
-        valid = (whole > 0) & (np.arange(K * S) < (h + 1) * S)
-        return self._compress(self.params, Events(whole), valid).memory[:, -SLOTS:]
+        events, valid, asked = self.window(0, K * S)
+        valid = valid & (np.arange(K * S) < (h + 1) * S)
+        if self.times is not None:
+            asked = self.times[:, valid.sum()]
+        return self._compress(self.params, events, valid, asked).memory[:, -SLOTS:]
 
     def window(self, h, length):
-        ids = self.inputs[:, h * S : h * S + length]
-        return Events(ids), ids > 0
+        """(events, valid, the time of the event after them) of a window."""
+        at = slice(h * S, min(h * S + length, self.inputs.shape[1]))
+        ids = self.inputs[:, at]
+        if self.times is None:
+            return Events(ids), ids > 0, None
+        after = self.times[:, at.start + np.sum(ids > 0)]
+        return Events(ids, self.times[:, at]), ids > 0, after
 
     def previous(self, h, memories):
         """The state before segment h made of `memories` of the segments before it."""
         state = self.method.init_state(self.params, 1)
-        for memory in memories[:h]:
-            state = fold(state, jnp.asarray(memory), jnp.array([True]))
+        for segment, memory in enumerate(memories[:h]):
+            exact = self._update(self.params, state, *self.window(segment, S)).exact
+            state = fold(state, jnp.asarray(memory), jnp.array([True]))._replace(exact=exact)
         return state
 
     def updated(self, h, memories):
@@ -89,8 +98,8 @@ class ByHand:
         length = self.method.read_length
         targets = self.targets[:, h * S : h * S + length]
         state = self.previous(h, memories)
-        vectors = self._read_all(self.params, state, *self.window(h, length))
-        return cross_entropy(self.method, self.params, vectors, targets), (targets > 0).sum()
+        readout = self._read_all(self.params, state, *self.window(h, length))
+        return cross_entropy(self.method, self.params, readout, targets), (targets > 0).sum()
 
 
 @pytest.mark.smoke
@@ -100,12 +109,12 @@ def test_training_is_what_inference_does(backbone, bias, memory, recent, sketch)
     method, params = make(backbone, bias=bias, memory=memory, recent=recent, sketch=sketch)
     window = method.config.data.window
     lengths = [window + 1, 8, 4]  # ids; one input less than ids
-    batch = batch_of(lengths, window + 1)
+    batch = batch_of(lengths, window + 1, times=method.config.uses_times)
     terms = terms_of(method, params, batch)
 
     ar, count, consistency, whole = 0.0, 0, 0.0, 0
-    for ids, length in zip(batch["ids"], lengths, strict=True):
-        user = ByHand(method, params, ids)
+    for index, length in enumerate(lengths):
+        user = ByHand(method, params, *(batch[n][index] for n in ("ids", "times") if n in batch))
         inputs = min(length, window)  # a full row's last id is only a target
         memories = [user.reference(h) for h in range(K)]
         for h in range(K):
@@ -133,7 +142,7 @@ def test_live_memories_are_an_unbroken_recurrence(memory):
         reference = [user.reference(h) for h in range(K)]
         live, state = [], method.init_state(params, 1)
         for h in range(K):
-            events, valid = user.window(h, S)
+            events, valid, _ = user.window(h, S)
             lengths = valid.sum(axis=1).astype(np.int32)
             _, outputs = run(method, params, user.previous(h, reference), events, lengths, None)
             live.append(to_memory(method, params, outputs, state))
@@ -150,7 +159,7 @@ def test_live_memories_are_an_unbroken_recurrence(memory):
 
 def whole_updates(memory, params, reference, windows, rng):
     """`live_memories` written out: whole update passes over all windows, folded from the first on."""
-    before = rec2pm.states_before(memory, reference)
+    before = rec2pm.states_before(memory, reference)  # queries do not read the exact memory
     _, at_queries = memory.update_pass(params, before, windows, rng)
     at_queries = at_queries.reshape(len(reference), K, *reference.shape[2:])
     state, memories = memory.init_state(len(reference)), []
@@ -167,7 +176,7 @@ def test_live_memories_compute_only_what_is_needed(
     """Loss and gradients against updates of all segments, at all of their rows and events."""
     method, params = make(backbone, bias=bias, memory=memory, recent=recent, sketch=sketch)
     window = method.config.data.window
-    batch = batch_of([window + 1, 8, 4], window + 1)
+    batch = batch_of([window + 1, 8, 4], window + 1, times=method.config.uses_times)
 
     def objective():
         def total(params):
@@ -202,25 +211,32 @@ def test_training_is_what_inference_does_with_a_time_bias():
         assert np.abs(unaware.memory - trained[:, 0]).max() > 1e-3  # the argument matters
 
 
-@pytest.mark.parametrize(
-    ("name", "sketch"), [("full", 0), ("recent", 0), ("full", 2), ("recent", 3)]
-)
-def test_single_pass_losses_are_what_reads_score(name, sketch):
-    """`full` predicts every position of the window once, `recent` every position of K windows."""
-    method, params = make(name=name, recent=2, sketch=sketch)
+SINGLE = [("full", 0, "none"), ("recent", 0, "position_time"), ("full", 2, "none")]
+
+
+@pytest.mark.parametrize(("name", "sketch", "bias"), [*SINGLE, ("recent", 3, "none")])
+def test_single_pass_losses_are_what_reads_score(name, sketch, bias):
+    """`full` predicts every position of the window once, `recent` every position of K windows.
+
+    `recent` has the exact memory of the segments before.
+    """
+    backbone = "sasrec" if bias == "none" else "hstu"
+    method, params = make(backbone, name=name, recent=2, sketch=sketch, bias=bias)
     window = method.config.data.window
-    batch = batch_of([window + 1, 6], window + 1)
+    batch = batch_of([window + 1, 6], window + 1, times=method.config.uses_times)
     terms = terms_of(method, params, batch)
     step, length, count = (0, window, 1) if name == "full" else (S, S + 1, K)
     total, positions = 0.0, 0
-    read_all = jax.jit(method.read_all)
-    for ids in batch["ids"]:
+    _, update, read_all = served(method)
+    for index in range(2):
+        user = ByHand(method, params, *(batch[n][index] for n in ("ids", "times") if n in batch))
+        state = method.init_state(params, 1)
         for h in range(count):
-            part = ids[None, h * step : h * step + length + 1]
-            inputs, targets = part[:, :-1], part[:, 1:]
-            vectors = read_all(params, method.init_state(params, 1), Events(inputs), inputs > 0)
-            total += cross_entropy(method, params, vectors, targets)
+            targets = user.targets[:, h * step : h * step + length]
+            readout = read_all(params, state, *user.window(h, length))
+            total += cross_entropy(method, params, readout, targets)
             positions += (targets > 0).sum()
+            state = update(params, state, *user.window(h, S))
     np.testing.assert_allclose(terms["ar"][0], total, rtol=1e-5)
     assert terms["ar"][1] == positions
     assert set(terms) == set(method.loss_weights) == {"ar"}

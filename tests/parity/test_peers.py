@@ -26,7 +26,7 @@ from rec2pm_jax.methods.registry import make_method
 from rec2pm_jax.methods.windows import cut_windows
 from rec2pm_jax.nn.catalogue import losses
 from rec2pm_jax.presets import load_preset
-from rec2pm_jax.typing import Events
+from rec2pm_jax.typing import Events, Readout
 
 HERE = Path(__file__).parent
 CAUSAL = ("genrec_sasrec", "genrec_hstu", "genrec_hstu_position_time", "persrec_hstu")
@@ -77,9 +77,10 @@ def config_of(model: str, fixture: Fixture, attention: str = "auto") -> Config:
             head_dim=constants["head_dim"],
             dropout=0.0,
             relative_bias="position_time" if model.endswith("position_time") else "none",
+            repeat_head=False,
             **({"ffn_dim": constants["ffn_dim"]} if "ffn_dim" in constants else {}),
         ),
-        method=MethodConfig(name="full"),
+        method=MethodConfig(name="full", exact_entries=0),
         loss=LossConfig(
             negatives=constants.get("negatives", 1),
             sharing="shared" if shared else "per_position",
@@ -131,7 +132,7 @@ def read_all(fixture: Fixture, method: Any, params: Any) -> jax.Array:
     events = Events(inputs["ids"], inputs.get("times"))
     state = method.init_state(params, len(inputs["ids"]))
     arguments = (params, state, events, fixture.valid, inputs.get("request_times"))
-    return jax.jit(method.read_all)(*arguments)[fixture.valid]
+    return jax.jit(method.read_all)(*arguments).vectors[fixture.valid]
 
 
 @pytest.mark.parametrize(
@@ -143,7 +144,7 @@ def test_outputs_and_logits(model, scale, attention):
     fixture, method, params = build(model, scale, attention)
     vectors = read_all(fixture, method, params)
     units = losses.to_queries(LossConfig(temperature=1.0), vectors)
-    logits = method.score(params, vectors)[:, 1:]
+    logits = method.score(params, Readout(vectors, None))[:, 1:]
     found = {"vectors": vectors, "unit_vectors": units, "logits": logits}
     for name, value in found.items():
         tolerance = TOLERANCES[scale][name]
@@ -161,7 +162,7 @@ def test_reading_gives_the_output_after_the_last_event(model, scale):
     events = Events(inputs["ids"], inputs.get("times"))
     state = method.init_state(params, len(inputs["ids"]))
     arguments = (params, state, events, fixture.valid, inputs.get("request_times"))
-    found = jax.jit(method.read)(*arguments)
+    found = jax.jit(method.read)(*arguments).vectors
     last = np.cumsum(inputs["lengths"]) - 1
     tolerance = TOLERANCES[scale]["vectors"]
     np.testing.assert_allclose(found, fixture.outputs["vectors"][last], rtol=0, atol=tolerance)
@@ -214,7 +215,10 @@ def build_masked(scale: str, form: str, attention: str = "auto"):
         config,
         model=dataclasses.replace(config.model, score_norm=constants["N"]),
         method=MethodConfig(
-            name="persrec" if form == "persrec" else "kv_mask", memory="append", slots=tokens
+            name="persrec" if form == "persrec" else "kv_mask",
+            memory="append",
+            slots=tokens,
+            exact_entries=0,
         ),
     )
     method = make_method(config, constants["num_items"])
@@ -237,7 +241,7 @@ def masked_vectors(fixture: Fixture, method: Any, params: Any) -> jax.Array:
     """Output vectors [T, D] of the training pass."""
     ids = np.pad(fixture.inputs["ids"], ((0, 0), (0, 1)))
     batch = {"ids": ids, "index": np.arange(len(ids), dtype=np.int32)}
-    windows = cut_windows(batch, method.config.data).windows
+    windows = cut_windows(batch, method.config.data, None).windows
 
     def run(params: Any) -> jax.Array:
         return kv_mask.masked_pass(method.memory, params, windows, batch["index"], None)
@@ -255,7 +259,7 @@ def test_masked_pass(scale, attention, form):
     fixture, method, params = build_masked(scale, form, attention)
     vectors = masked_vectors(fixture, method, params)
     units = losses.to_queries(LossConfig(temperature=1.0), vectors)
-    logits = method.score(params, vectors)[:, 1:]
+    logits = method.score(params, Readout(vectors, None))[:, 1:]
     found = {"vectors": vectors, "unit_vectors": units, "logits": logits}
     for name, value in found.items():
         tolerance = TOLERANCES[scale][name]
@@ -291,14 +295,21 @@ def test_serving_the_masked_pass_segment_by_segment(form):
             state = jax.jit(method.update)(params, state, events, np.ones((1, size), bool))
         rest = np.pad(ids[:, folded:length], ((0, 0), (0, size - (length - folded))))
         valid = np.arange(size)[None] < length - folded
-        found = jax.jit(method.read)(params, state, Events(rest), valid)
+        found = jax.jit(method.read)(params, state, Events(rest), valid).vectors
         expected = fixture.outputs["vectors"][last[row]]
         np.testing.assert_allclose(found[0], expected, rtol=0, atol=TOLERANCES["large"]["vectors"])
         if length - folded > 1:  # the same from a session that takes the last event
             before = valid & (np.arange(size)[None] < length - folded - 1)
             session, _ = method.open_session(params, state, Events(rest * before), before)
             _, stepped = method.step_session(params, session, Events(ids[:, length - 1 : length]))
-            np.testing.assert_allclose(stepped, found, rtol=0, atol=1e-4)
+            np.testing.assert_allclose(stepped.vectors, found, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("preset", ["ml1m_sasrec", "ml1m_hstu", "ml1m_hstu_large"])
+def test_presets_of_peers_have_nothing_beside_the_dot_product(preset):
+    config = load_preset(preset)
+    assert config.model.use_times is False and not config.model.repeat_head
+    assert config.method.exact_entries == 0
 
 
 @pytest.mark.parametrize("preset", ["ml1m_hstu", "ml1m_hstu_large"])

@@ -43,6 +43,7 @@ CONFIGS = {
     ),
     "kv_mask_a sasrec": make_config("kv_mask", memory="append"),
     "rec2pm_o sasrec, sketch": make_config(sketch=2),
+    "rec2pm_o sasrec, times": make_config(times=True),
     "recent sasrec": make_config("recent"),
     "recent hstu, times and types": make_config(
         "recent", backbone="hstu", bias="position_time", types=2
@@ -125,14 +126,17 @@ def _targets(evaluation) -> np.ndarray:
 
 
 @pytest.mark.parametrize("name", ["rec2pm_o sasrec", "recent hstu, times and types"])
-def test_a_request_without_time_asks_at_the_last_event(dataset, name):
+def test_a_request_without_time_is_evaluated_without_time(dataset, name):
     recommender = make_recommender(dataset, CONFIGS[name])
     events = raw_events(dataset, 0, 13)
     user = recommender.observe(recommender.new_user(), events)
-    now = recommender.recommend(user, 5)
-    assert now == recommender.recommend(user, 5, time=events[-1]["time"])
-    later = recommender.recommend(user, 5, time=events[-1]["time"] + 10**6)
-    assert (later == now) == ("times" not in name)
+    unknown = recommender.recommend(user, dataset.num_items)
+    [expected] = offline_logits(recommender, dataset, [(0, 13)], time_known=False)
+    ids = [dataset.items.id_of(r.item) for r in unknown]
+    np.testing.assert_allclose([r.score for r in unknown], expected[ids], rtol=0, atol=2e-4)
+    for seconds in (0, 10**6):
+        asked = recommender.recommend(user, dataset.num_items, time=events[-1]["time"] + seconds)
+        assert (asked == unknown) == ("times" not in name)
 
 
 def test_many_users_are_answered_as_one_by_one(dataset):
@@ -157,14 +161,16 @@ def test_memory_and_pending_events_of_a_user(dataset, name):
     recommender = make_recommender(dataset, config)
     method, slots = recommender.method, config.method.slots
     # rec2pm: D floats per slot; kv_mask: keys and values of two layers.
-    groups, width = {"rec2pm_o": (1, 1), "kv_mask_a": (3, 4)}.get(name.split()[0], (0, 0))
+    family = name.split()[0]
+    groups, width = {"rec2pm_o": (1, 1), "kv_mask_a": (3, 4)}.get(family, (0, 0))
     user = recommender.new_user()
     for n, event in enumerate(raw_events(dataset, 0), start=1):
         user = recommender.observe(user, [event])
         assert user.state.memory.nbytes == groups * slots * width * config.model.dim * 4
         assert user.events == n
         kept = len(user.pending.ids)
-        if groups:
+        assert user.state.exact.items.shape == (0 if family == "full" else 4,)
+        if family != "full":  # `recent` folds segments into its exact memory
             assert kept == n - archived(n, SEGMENT, RECENT)
             assert n < RECENT or RECENT <= kept <= SEGMENT + RECENT - 1
             assert recommender.count_updates(user) == archived(n, SEGMENT, RECENT) // SEGMENT
@@ -185,7 +191,7 @@ def engine_of(recommender, calls):
 def assert_same_user(got, expected):
     jax.tree.map(np.testing.assert_array_equal, got.pending, expected.pending)
     assert (got.events, got.last_time) == (expected.events, expected.last_time)
-    assert got.state.groups == expected.state.groups
+    jax.tree.map(np.testing.assert_array_equal, got.state[1:], expected.state[1:])
     np.testing.assert_allclose(got.state.memory, expected.state.memory, rtol=0, atol=1e-5)
 
 
@@ -237,7 +243,13 @@ def test_many_users_compile_nothing_while_serving(dataset, monkeypatch):
 
 @pytest.mark.parametrize("kind", ["float32", "int8"])
 @pytest.mark.parametrize(
-    "name", ["rec2pm_a hstu", "kv_mask_o hstu, times and types", "recent sasrec"]
+    "name",
+    [
+        "rec2pm_a hstu",
+        "kv_mask_o hstu, times and types",
+        "recent sasrec",
+        "rec2pm_o sasrec, times",
+    ],
 )
 def test_open_sessions_answer_as_whole_reads(dataset, name, kind):
     """Requests after 0 to 12 further events, at various times, of more users than sessions."""

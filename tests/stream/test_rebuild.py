@@ -8,11 +8,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
 from rec2pm_jax.errors import UserError
-from rec2pm_jax.methods.codec import decode
 from rec2pm_jax.stream import rebuild as rebuilding
 from rec2pm_jax.stream.engine import Engine
 from rec2pm_jax.stream.lines.events import parse_event
@@ -51,6 +51,7 @@ def users_of(store, recommender, memory):
         (("rec2pm", "overwrite", "sasrec", "none", 0), "int8"),
         (("rec2pm", "append", "hstu", "position_time", 2), "float32"),
         (("full", "overwrite", "sasrec", "none", 2), "float32"),
+        (("recent", "overwrite", "sasrec", "none", 0, 0, True), "int8"),
     ],
     ids=str,
 )
@@ -70,9 +71,11 @@ def test_rebuilt_states_are_streamed_states(case, memory, dataset, monkeypatch):
             assert getattr(ours, field) == getattr(user, field), (name, field)
         assert (ours.memory is None) == (user.memory is None)
         if user.memory:
-            bytes_ = (np.frombuffer(x.memory, np.uint8) for x in (ours, user))
-            a, b = (decode(x, memory, form.dim) for x in bytes_)
+            bytes_ = (np.frombuffer(x.memory, np.uint8)[None] for x in (ours, user))
+            (a, exact), (b, expected_exact) = map(form.states.decode, bytes_)
             np.testing.assert_allclose(a, b, atol=1e-5 if memory == "float32" else 0.03)
+            jax.tree.map(np.testing.assert_array_equal, exact, expected_exact)
+            assert exact.items.any()
     updates = sum(user.segments for user in expected.values())
     assert done == (dataset.num_users, dataset.lengths.sum(), updates, 0, 0)
     assert seen[-1] == (updates, updates) and seen == sorted(seen)

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 
+import jax
 import numpy as np
 import polars as pl
 import pytest
@@ -91,6 +92,7 @@ def assert_same_states(engine, expected, users, atol=1e-5):
             expected.record_format.decode(user, expected.store.get([user])[0]).watermark
         )
         np.testing.assert_allclose(got.state.memory, wanted.state.memory, rtol=0, atol=atol)
+        jax.tree.map(np.testing.assert_array_equal, got.state[1:], wanted.state[1:])
 
 
 def draw_turns(data, dataset, users=(0, 1, 4)):
@@ -215,7 +217,7 @@ def test_another_file_of_the_same_name_is_refused(tmp_path):
 def test_an_older_log_appended_to_the_data_moves_no_stored_time(dataset, model):
     """The dataset's origin of time drops; stored users, states of callers and answers stay."""
     history = raw_events(dataset, 0)
-    older = model.with_time_origin(model.catalogue.time_origin - 10**6)
+    older = model.with_time_origin(model.catalogue.time_origin - 60 * 17_000)
     assert older.identity == model.identity
     half = len(history) // 2
     store = MemoryStore()
@@ -238,6 +240,8 @@ def test_an_older_log_appended_to_the_data_moves_no_stored_time(dataset, model):
     wanted = older.observe(older.new_user(), history)
     np.testing.assert_array_equal(later.pending.times, wanted.pending.times)
     np.testing.assert_allclose(later.state.memory, wanted.state.memory, rtol=0, atol=1e-5)
+    jax.tree.map(np.testing.assert_array_equal, later.state[1:], wanted.state[1:])
+    assert later.state.exact.last.max() > 17_000  # minutes
     whole = model.observe(kept, history[half:])
     assert [r[:2] for r in older.recommend(whole, 5)] == [r[:2] for r in model.recommend(whole, 5)]
 
@@ -247,7 +251,7 @@ def test_a_store_outlives_an_older_log_appended_to_its_dataset(tmp_path):
     log = random_log(users=6, items=9, events=200)
     prepare_log(log, tmp_path)
     before = open_dataset(tmp_path / "data")
-    older = log[:20].with_columns(pl.col("timestamp") - 500, user=pl.lit("older"))
+    older = log[:20].with_columns(pl.col("timestamp") - 511, user=pl.lit("older"))
     older.write_parquet(tmp_path / "older.parquet")
     append(
         PrepareOptions(
@@ -255,6 +259,7 @@ def test_a_store_outlives_an_older_log_appended_to_its_dataset(tmp_path):
         )
     )
     after = open_dataset(tmp_path / "data")
+    assert after.time_origin % 60 == before.time_origin % 60 == 0  # see the exact memory
     assert after.time_origin < before.time_origin and after.num_items == before.num_items
     config = make_config(backbone="hstu", bias="position_time")
     events = [Event("u", f"i{i % 8}", 1_000 + 3 * i) for i in range(17)]

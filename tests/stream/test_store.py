@@ -15,19 +15,21 @@ import lmdb
 import pytest
 
 from rec2pm_jax.errors import UserError
+from rec2pm_jax.methods.state_format import StateFormat
 from rec2pm_jax.stream.stores.base import MemoryStore, claim_store, delete_matching, open_store
 from rec2pm_jax.stream.stores.lmdb_store import LmdbStore
 from rec2pm_jax.stream.stores.record import HEADER_BYTES, ModelIdentity, RecordFormat, is_expired
 from rec2pm_jax.stream.users.mutable_user import MutableUser
 
-RECORDS = RecordFormat(ModelIdentity("ab" * 16, "c0ffee"), "int8", rows=4, dim=64, width=1)
+STATES = StateFormat("int8", slots=4, dim=64, entries=32, num_items=70_000)
+RECORDS = RecordFormat(ModelIdentity("ab" * 16, "c0ffee"), STATES, width=1)
 FIELDS = MutableUser.__slots__
 
 
 def make_user(pending=(5, 6, 70_000), segments=3, **changes) -> MutableUser:
     user = MutableUser()
     user.events, user.segments, user.groups = 603, segments, 1
-    user.memory = bytes(range(256)) + bytes(16) if segments else None
+    user.memory = bytes(range(256)) + bytes(16) + bytes(range(256)) if segments else None
     user.pending = array("i", pending)
     for name, value in changes.items():
         setattr(user, name, value)
@@ -51,7 +53,7 @@ def same(a: MutableUser, b: MutableUser) -> bool:
 def test_decoding_a_record_gives_back_the_user(user):
     record = RECORDS.encode("Zoë", user)
     assert same(RECORDS.decode("Zoë", record), user)
-    assert len(record) == HEADER_BYTES + 272 * bool(user.segments) + 4 * len(user.pending)
+    assert len(record) == HEADER_BYTES + 528 * bool(user.segments) + 4 * len(user.pending)
     assert HEADER_BYTES <= 48
 
 
@@ -69,7 +71,8 @@ def test_torn_and_foreign_records_are_refused():
     with pytest.raises(UserError, match="of another model than cdcd.* rebuild the memories"):
         other.decode("u", record)
     with pytest.raises(UserError, match="stored as int8, not bfloat16"):
-        dataclasses.replace(RECORDS, kind="bfloat16").decode("u", record)
+        other = dataclasses.replace(STATES, kind="bfloat16")
+        dataclasses.replace(RECORDS, states=other).decode("u", record)
 
 
 def test_expired_users_are_gone():

@@ -18,7 +18,7 @@ from rec2pm_jax.errors import UserError
 from rec2pm_jax.methods.registry import make_method
 from rec2pm_jax.training import run_checks
 from rec2pm_jax.training.loop import train_and_evaluate
-from rec2pm_jax.training.run_checks import check_features, open_training_data
+from rec2pm_jax.training.run_checks import check_features, fit_to_data, open_training_data
 from rec2pm_jax.training.trained_run import _serving_config
 
 
@@ -49,6 +49,11 @@ def data_with(types=(), has_times=True):
             {"has_times": False},
             "data/log has no times.*use position",
         ),
+        (
+            {"use_times": True},
+            {"has_times": False},
+            "use_times=true, but data/log has no times.*set it to false",
+        ),
     ],
 )
 def test_a_feature_that_the_data_lack_is_refused_before_training(tmp_path, model, data, message):
@@ -57,6 +62,18 @@ def test_a_feature_that_the_data_lack_is_refused_before_training(tmp_path, model
         train_and_evaluate(config, dataset, make_method(config, 50), tmp_path / "run")
     assert "\n" not in str(found.value)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("has_times", [False, True])
+def test_times_are_used_where_the_data_have_them(has_times):
+    """Unless the configuration says otherwise."""
+    dataset = data_with(has_times=has_times)
+    fitted = fit_to_data(Config(), dataset)
+    assert fitted.model.use_times is fitted.uses_times is has_times
+    assert dataclasses.replace(fitted, model=Config().model) == Config()
+    assert fit_to_data(fitted, dataset) == fitted
+    off = Config(model=ModelConfig(use_times=False))
+    assert fit_to_data(off, dataset) == off and not off.reads_times
 
 
 @pytest.mark.parametrize("count", [0, 3])

@@ -34,15 +34,8 @@ def add_own(logits: Array, own: OwnItems | None, first: Array | int = 0) -> Arra
 
 
 def flatten_own(own: OwnItems) -> OwnItems:
-    """Return own items with one row per row of addends: fields [Q, J].
-
-    Args:
-      own: addends [..., J], ids of the same shape or, where rows share the items, [B, J] for addends
-        [B, N, J].
-    """
-    ids = own.ids if own.ids.ndim == own.addends.ndim else own.ids[:, None]
-    ids = jnp.broadcast_to(ids, own.addends.shape)
-    return OwnItems(*(a.reshape(-1, a.shape[-1]) for a in (ids, own.addends)))
+    """Return own items [Q, J] with one row per row of addends [..., J]."""
+    return jax.tree.map(lambda a: a.reshape(-1, a.shape[-1]), own_per_row(own))
 
 
 def own_places(columns: Array, count: int, real: Array) -> tuple[Array, Array]:
@@ -63,6 +56,13 @@ def addend_of(own: OwnItems | None, items: Array) -> Array | float:
     if own is None:
         return 0.0
     return jnp.sum(jnp.where(own.ids == items[..., None], own.addends, 0), axis=-1)
+
+
+def own_per_row(own: OwnItems) -> OwnItems:
+    """Return own items with ids for each row: both fields have the shape of `own.addends`."""
+    if own.ids.ndim == own.addends.ndim:
+        return own
+    return own._replace(ids=jnp.broadcast_to(own.ids[:, None], own.addends.shape))
 
 
 def combine_own(own: OwnItems) -> OwnItems:

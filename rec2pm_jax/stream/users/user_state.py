@@ -33,18 +33,20 @@ class UserState(NamedTuple):
     last_time: int | None
     time_origin: int = 0
 
-    def with_time_origin(self, origin: int) -> UserState:
+    def with_time_origin(self, origin: int, clocks_are_times: bool) -> UserState:
         """Return the same user with times relative to another origin.
 
         Args:
           origin: seconds since 1970. That of a dataset moves when an older log is appended.
+          clocks_are_times: whether the exact memory counts minutes, see `Config.uses_times`, and not
+            events.
         """
         if origin == self.time_origin:
             return self
         pending, state = self.pending, self.state
         if pending.times is not None:
             pending = pending._replace(times=shift_times(pending.times, self.time_origin, origin))
-            # Clocks count minutes, so they follow to the minute.
+        if clocks_are_times:  # they count minutes, so they follow to the minute
             exact, moved = state.exact, (self.time_origin - origin) // MINUTE
             last = np.where(exact.items, np.clip(exact.last + moved, 0, MAX_CLOCK), 0)
             state = state._replace(exact=exact._replace(last=cast(Array, last.astype(np.int32))))

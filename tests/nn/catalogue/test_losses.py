@@ -12,6 +12,7 @@ import pytest
 from rec2pm_jax.config import ComputeConfig, LossConfig
 from rec2pm_jax.nn.catalogue import chunked_sums, losses
 from rec2pm_jax.nn.catalogue.losses import Positions, catalogue_logits, to_item_vectors, to_queries
+from rec2pm_jax.typing import Readout
 
 
 def loss_of(config, vectors, table, targets, weights, rng, numbers, chunk_bytes=1 << 21):
@@ -64,7 +65,7 @@ def test_full_softmax_is_cross_entropy_over_real_items(temperature):
 def test_padding_has_no_logit_and_no_gradient():
     vectors, table = arrays()
     catalogue = to_item_vectors(table)
-    logits = catalogue_logits(LossConfig(), vectors, catalogue)
+    logits = catalogue_logits(LossConfig(), Readout(vectors, None), catalogue)
     assert np.all(logits[:, 0] == -np.inf) and np.all(np.isfinite(logits[:, 1:]))
     np.testing.assert_allclose(
         logits[:, 1:], similarity(LossConfig(), vectors, table)[:, 1:], rtol=1e-4
