@@ -223,7 +223,9 @@ def test_requests_without_a_time_are_read_one_by_one(name):
     expected = slow.ranks("test", "overwrite")
     assert np.mean(unknown.rank == expected[:, 2]) > 0.98  # rounding decides between equal scores
     assert np.mean(known.rank == expected[:, 2]) < 0.9
-    rows = plan_rows(Targets(known.user, known.position), method, None, shared=False)
+    rows = plan_rows(
+        Targets(known.user, known.position, known.position), method, None, shared=False
+    )
     np.testing.assert_array_equal(rows.end[rows.target_row], known.position)
     assert len(rows.end) == len(known.rank)
 

@@ -75,7 +75,7 @@ def train(config: Config, steps: int = 20):
 def by_id(params, config: Config = CONFIG):
     """Return params with the table [V, W] in the order of ids."""
     embedding = params["embedding"]
-    table = embedding[TABLE].reshape(-1, make_method(config, ITEMS).item_dim)
+    table = embedding[TABLE].reshape(-1, config.model.dim)
     table = table[ids_to_rows(np.arange(ITEMS + 1), len(table))]
     return {**params, "embedding": {**embedding, TABLE: table}}
 

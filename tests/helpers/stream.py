@@ -37,7 +37,6 @@ def make_config(
     backbone: str = "sasrec",
     bias: str = "none",
     types: int = 0,
-    sketch: int = 0,
     times: bool = False,
 ) -> Config:
     """Return a tiny configuration: segments of `SEGMENT` events, `RECENT` raw ones, 2 slots of 8.
@@ -61,7 +60,6 @@ def make_config(
                 "memory": memory,
                 "slots": 2,
                 "max_groups": 3,
-                "sketch": sketch,
                 "exact_entries": 4,
             },
         }

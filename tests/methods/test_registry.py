@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from rec2pm_jax.methods.sketch import item_parts
 
 from rec2pm_jax.config import Config, DataConfig, MethodConfig, ModelConfig, TrainConfig
 from rec2pm_jax.data.dataset import open_dataset
@@ -50,7 +49,7 @@ class DecayedMean(Memory):
         return vectors + (memory if vectors.ndim == 2 else memory[:, None])
 
     def new_memory(self, params, state, window):
-        items = item_parts(self.network.table(params), window.events.ids, 1)[..., 0, :]
+        items = 50 * self.network.table(params)[window.events.ids]
         return (state.memory + jnp.mean(items, axis=1, keepdims=True)) / 2
 
 
