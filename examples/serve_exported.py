@@ -9,8 +9,10 @@ from __future__ import annotations
 import datetime
 import hashlib
 import json
+import re
 import sys
 import time
+import zoneinfo
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,12 @@ import numpy as np
 Waiting = tuple[int, int, int]  # item id, seconds since the time origin, event-type id
 LATEST_TIME = 100_000_000_000  # seconds since 1970; larger numbers are milliseconds
 DAY_S = 86_400
+UNKNOWN_TIME = -(2**31)  # of a request without a time
+NUMBER = re.compile(r"\s*[+-]?[0-9]+(\.[0-9]*)?([eE][+-]?[0-9]{1,3})?\s*")
+ISO = re.compile(
+    r"\s*([0-9]{4}-[0-9]{2}-[0-9]{2})(?:[T ]([0-9]{2}:[0-9]{2}(?::[0-9]{2})?)(?:[.,][0-9]+)?)?"
+    r"\s*(Z|z|UTC|[+-][0-9]{2}(?::?[0-9]{2})?)?\s*"
+)
 
 
 class Rejected(Exception):
@@ -48,6 +56,9 @@ class ExportedModel:
         self.item_ids = {name: i for i, name in enumerate(self.item_names) if i}
         inputs = self.manifest["functions"]["read"]["inputs"]
         self.uses_times, self.uses_types = "times" in inputs, "types" in inputs
+        # How the log of the training data was read: id_type, zone and time_format.
+        self.reading = {"id_type": "text", "zone": "", "time_format": ""}
+        self.reading |= self.serving.get("reading", {})
 
     def call(self, name: str, state: dict, events: list[Waiting], when: int) -> dict[str, Any]:
         """Call `update` or `read` for one user; inputs that are not given are zero, like padding."""
@@ -61,6 +72,48 @@ class ExportedModel:
             inputs[field].reshape(-1)[: values.size] = values
         return jax.device_get(self.functions[name](self.weights, inputs))
 
+    def parse_id(self, value: Any, field: str) -> str:
+        """Return the text of an id: 7, 7.0 and "7" are the same, and "7.0" with the id type int."""
+        text = parse_id(value, field)
+        return re.sub(r"^([0-9]+)\.0+$", r"\1", text) if self.reading["id_type"] == "int" else text
+
+    def parse_time(self, value: Any) -> int | None:
+        """Return whole seconds since 1970 of a number, or of text as the log had it."""
+        if value is None:
+            return None
+        try:
+            if isinstance(value, str):
+                value = self._parse_text(value)
+            if not isinstance(value, bool) and 0 <= value < LATEST_TIME + 1:
+                return int(value)
+        except (ValueError, TypeError, OverflowError):
+            pass
+        form = self.reading["time_format"] or "ISO 8601"
+        raise Rejected("malformed", f'"time" must be seconds since 1970 or {form}, got {value!r}')
+
+    def _parse_text(self, text: str) -> float:
+        """Return seconds since 1970; ValueError if the text is no time."""
+        form, zone = self.reading["time_format"], self.reading["zone"]
+        if not form and NUMBER.fullmatch(text):
+            return float(text)
+        if form:
+            moment = datetime.datetime.strptime(text.strip(), form)
+        elif match := ISO.fullmatch(text):
+            date, clock, offset = match.groups()
+            stamp, form = f"{date} {clock or '00:00'}:00"[:19], "%Y-%m-%d %H:%M:%S"
+            if offset:
+                offset = f"{offset.replace(':', '')}00"[:5] if offset[0] in "+-" else "+0000"
+                stamp, form = stamp + offset, form + "%z"
+            moment = datetime.datetime.strptime(stamp, form)
+        else:
+            raise ValueError
+        if moment.tzinfo is None:
+            moment = moment.replace(tzinfo=zoneinfo.ZoneInfo(zone) if zone else datetime.UTC)
+            again = moment.astimezone(datetime.UTC).astimezone(moment.tzinfo)
+            if again.replace(tzinfo=None) != moment.replace(tzinfo=None):
+                raise ValueError  # skipped when summer time began
+        return moment.timestamp()
+
     def encode_time(self, when: int | None) -> int:
         """Return seconds since the time origin; 0 if the model does not use times."""
         if not self.uses_times:
@@ -73,10 +126,9 @@ class ExportedModel:
             )
         return when - self.serving["time_origin"]
 
-    def encode_type(self, kind: str | None) -> int:
+    def encode_type(self, kind: Any) -> int:
         """Return the id of an event type; 0 if the model does not use types."""
-        if kind is not None and not isinstance(kind, str):
-            raise Rejected("malformed", f'"type" must be a string, got {kind!r}')
+        kind = None if kind is None else parse_id(kind, "type")
         if not self.uses_types:
             return 0
         if kind is None:
@@ -99,8 +151,8 @@ class User:
     def observe(self, model: ExportedModel, line: dict[str, Any]) -> None:
         """Append an event; update the memory once a segment and `recent` later events wait."""
         when, item, seq = (
-            parse_time(line.get("time")),
-            parse_id(line["item"], "item"),
+            model.parse_time(line.get("time")),
+            model.parse_id(line["item"], "item"),
             line.get("seq"),
         )
         kind = line.get("type")
@@ -132,13 +184,17 @@ class User:
 
     def recommend(self, model: ExportedModel, line: dict[str, Any]) -> dict[str, Any]:
         """Return the answer to a request."""
-        k, excluded, when = line["recommend"], line.get("exclude"), parse_time(line.get("time"))
+        k, excluded, when = (
+            line["recommend"],
+            line.get("exclude"),
+            model.parse_time(line.get("time")),
+        )
         if isinstance(k, bool) or not isinstance(k, int):
             raise Rejected("malformed", f'"recommend" must be a whole number, got {k!r}')
         excluded = [] if excluded is None else excluded
         if not isinstance(excluded, list):
             raise Rejected("malformed", f'"exclude" must be a list of items, got {excluded!r}')
-        out = {model.item_ids.get(parse_id(item, "exclude")) for item in excluded} - {None}
+        out = {model.item_ids.get(model.parse_id(item, "exclude")) for item in excluded} - {None}
         left = min(model.serving["k"], len(model.item_ids)) - len(out)
         if not 1 <= k <= left:
             raise Rejected(
@@ -146,9 +202,7 @@ class User:
                 f"k={k}, but it must be between 1 and {left}: `read` returns {model.serving['k']} "
                 "items, and those excluded are dropped (see launch.export --k)",
             )
-        at = self.waiting[-1][1] if self.waiting else 0
-        if self.waiting and when is not None:
-            at = model.encode_time(when)
+        at = UNKNOWN_TIME if when is None else model.encode_time(when)
         found = model.call("read", self.state, self.waiting, at)
         rows = zip(found["items"][0].tolist(), found["scores"][0].tolist(), strict=True)
         items = [
@@ -166,7 +220,7 @@ class User:
 
 def parse_id(value: Any, field: str) -> str:
     """Return the text of an id: 7, 7.0 and "7" are the same."""
-    if isinstance(value, float) and value.is_integer():
+    if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
         value = int(value)
     if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
         return str(value)
@@ -175,27 +229,7 @@ def parse_id(value: Any, field: str) -> str:
     return value
 
 
-def parse_time(value: Any) -> int | None:
-    """Return whole seconds since 1970 of a number or ISO 8601 text (UTC without a zone)."""
-    if value is None:
-        return None
-    try:
-        if isinstance(value, str):
-            try:
-                value = float(value)
-            except ValueError:
-                moment = datetime.datetime.fromisoformat(value.strip().replace("UTC", "Z"))
-                value = moment.replace(tzinfo=moment.tzinfo or datetime.UTC).timestamp()
-        if not isinstance(value, bool) and 0 <= value <= LATEST_TIME:
-            return int(value)
-    except (ValueError, TypeError, OverflowError):
-        pass
-    raise Rejected(
-        "malformed", f'"time" must be seconds since 1970 or ISO 8601 text, got {value!r}'
-    )
-
-
-def parse_line(text: str) -> dict[str, Any]:
+def parse_line(model: ExportedModel, text: str) -> dict[str, Any]:
     """Return the fields of a line, with the user's id as text."""
     try:
         line = json.loads(text)
@@ -205,7 +239,7 @@ def parse_line(text: str) -> dict[str, Any]:
         raise Rejected("malformed", "not a JSON object")
     if ("item" in line) == ("recommend" in line):
         raise Rejected("malformed", 'needs either "item" or "recommend"')
-    return line | {"user": parse_id(line.get("user"), "user")}
+    return line | {"user": model.parse_id(line.get("user"), "user")}
 
 
 def main() -> None:
@@ -217,7 +251,7 @@ def main() -> None:
         if text.isspace():
             continue
         try:
-            line = parse_line(text)
+            line = parse_line(model, text)
             user = users.get(line["user"]) or User()
             if "item" in line:
                 user.observe(model, line)

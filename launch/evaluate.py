@@ -3,6 +3,7 @@
     python -m launch.evaluate --workdir=runs/x --split=test --json=runs/x/test.json
     python -m launch.evaluate --workdir=runs/x --memory=one_time --diagnostics
     python -m launch.evaluate --heuristic=personal_frequency --window=50 --data=data/types
+    python -m launch.evaluate --heuristic=counts_and_transitions --request_time_known --data=data/types
 
 Memory is folded over every archived segment of a user's history, as streaming does it, unless
 --max_segments limits it.
@@ -22,7 +23,7 @@ from rec2pm_jax.data.splits import settings as protocol_settings
 from rec2pm_jax.devices import describe_devices
 from rec2pm_jax.errors import UserError
 from rec2pm_jax.evaluation.diagnostics import memory_diagnostics
-from rec2pm_jax.evaluation.heuristic import Heuristic, evaluate_heuristic
+from rec2pm_jax.evaluation.heuristic import HEURISTICS, Heuristic, evaluate_heuristic
 from rec2pm_jax.evaluation.record import write_records
 from rec2pm_jax.evaluation.report import diagnostics_table, metrics_table, setting_line
 from rec2pm_jax.evaluation.spec import EvalSpec
@@ -31,7 +32,7 @@ from rec2pm_jax.runs import evaluate_run
 from rec2pm_jax.training.trained_run import load_run
 
 flags.DEFINE_string("workdir", "", "Directory of a training run.")
-flags.DEFINE_string("heuristic", "", "Instead of a run: popularity or personal_frequency.")
+flags.DEFINE_string("heuristic", "", f"Instead of a run: {', '.join(HEURISTICS)}.")
 flags.DEFINE_string("data", "", "Prepared dataset; by default the one the run was trained on.")
 flags.DEFINE_enum("split", "test", SPLITS, "Which targets to rank.")
 flags.DEFINE_string("protocol", "", "Split rule; by default the run's (last_10 for a heuristic).")
@@ -41,6 +42,11 @@ flags.DEFINE_integer("max_segments", 0, "Newest archived segments memory may fol
 flags.DEFINE_integer("max_users", 0, "Evaluate a fixed random subset of users; 0: all.", 0)
 flags.DEFINE_integer("batch_size", 128, "Most users per compiled call.", 1)
 flags.DEFINE_boolean("diagnostics", False, "Also: own, swapped, zero, mean memory, drift, ...")
+flags.DEFINE_boolean(
+    "request_time_known",
+    None,
+    "Predictions may use their target's time (default: if they read it).",
+)
 flags.DEFINE_string("split_time", "", "Heuristic, protocol temporal: targets are from then on.")
 flags.DEFINE_float("validation_days", 1.0, "Heuristic, protocol temporal: days before that.", 0.0)
 flags.DEFINE_float("holdout_fraction", 0.1, "Heuristic, protocol holdout_..: share of users.")
@@ -67,6 +73,7 @@ def evaluate_workdir(args: Any) -> dict[str, Any]:
         max_users=args.max_users or None,
         max_segments=args.max_segments or None,
         batch_size=args.batch_size,
+        request_time_known=args.request_time_known,
     )
     record = evaluate_run(run, spec).record
     if args.diagnostics:
@@ -88,10 +95,10 @@ def evaluate_baseline(args: Any) -> dict[str, Any]:
         validation_days=args.validation_days,
         holdout_fraction=args.holdout_fraction,
     )
-    spec = EvalSpec(args.split, max_users=args.max_users or None)
+    known = args.request_time_known
+    spec = EvalSpec(args.split, max_users=args.max_users or None, request_time_known=known)
     evaluation = evaluate_heuristic(heuristic, open_dataset(args.data), spec, data)
-    settings = {"window": heuristic.window, "half_life": heuristic.half_life}
-    return evaluation.record(config=settings | protocol_settings(data), git_commit=git_commit())
+    return evaluation.record(config=protocol_settings(data), git_commit=git_commit())
 
 
 def main(_: list[str]) -> None:

@@ -17,6 +17,7 @@ from absl import flags
 from tqdm import tqdm
 
 from rec2pm_jax import cli
+from rec2pm_jax.devices import describe_devices
 from rec2pm_jax.methods.codec import FORMATS
 from rec2pm_jax.stream.load import make_recommender
 from rec2pm_jax.stream.options import EngineOptions, Worker
@@ -39,6 +40,7 @@ def main(_: list[str]) -> None:
     args = flags.FLAGS
     began = time.time()
     options = EngineOptions(memory=args.memory, worker=Worker(0, args.workers))
+    print(f"devices: {describe_devices()}", flush=True)
     config, params, meta = load_for_inference(args.workdir, args.checkpoint)
     dataset = open_training_data(args.data, args.workdir, meta)
     recommender = make_recommender(config, params, dataset)

@@ -30,6 +30,7 @@ from absl import flags
 
 import rec2pm_jax
 from rec2pm_jax import cli
+from rec2pm_jax.devices import describe_devices
 from rec2pm_jax.methods.codec import FORMATS
 from rec2pm_jax.stream.engine import Engine
 from rec2pm_jax.stream.lines.output import open_metrics, open_output
@@ -87,18 +88,18 @@ def main(_: list[str]) -> None:
     )
     intervals = Intervals(commit_s=args.commit_s if durable else float("inf"))
     stopped = watch_stop_signals()
+    print(f"devices: {describe_devices()}", file=sys.stderr)
     recommender = rec2pm_jax.load(args.workdir, args.data or None, args.checkpoint)
     with contextlib.ExitStack() as stack:
         store = open_store(args.store, options.worker.name) if durable else MemoryStore()
         stack.callback(store.close)
         # A rebuilt store holds all users of its dataset; those it lacks have been forgotten.
         known = not is_rebuilt(store) and bool(args.data)
-        options = options._replace(known_users=known)
         source = open_source(args.events, store.metadata())
         stack.callback(source.close)
         write = stack.enter_context(open_output(args.output, args.events, append=durable))
         report = stack.enter_context(open_metrics(args.metrics, args.progress))
-        engine = Engine(recommender, store, options)
+        engine = Engine(recommender, store, options._replace(known_users=known))
         if durable:  # it serves for long, and no request should wait for the compiler
             engine.warm_up()
         if known and recommender.dataset is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging as standard_logging
 import math
 import os
@@ -17,12 +18,17 @@ from absl import app, flags, logging
 
 from rec2pm_jax.devices import find_devices
 from rec2pm_jax.errors import UserError
-from rec2pm_jax.os_errors import CANNOT_WRITE, NO_ROOM, write_error
+from rec2pm_jax.os_errors import CANNOT_WRITE, NO_ROOM, check_path, write_error
 from rec2pm_jax.training.preemption import EXIT_PREEMPTED, Preempted
 
 EXIT_INTERRUPTED = 130  # as shells report SIGINT
 _OUT_OF_MEMORY = "RESOURCE_EXHAUSTED"
+_LONGEST_WORD = 500  # characters of a message, such as a path; longer ones are cut
 _MAY_BE_INFINITE: set[str] = set()  # flags
+
+for _name in ("stdout", "stderr"):
+    if getattr(sys, _name) is None:  # closed; a file that is opened would take its number
+        setattr(sys, _name, open(os.devnull, "w"))
 
 _CACHES = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
 
@@ -106,7 +112,7 @@ def parse_flags(argv: list[str]) -> list[str]:
     try:
         rest = flags.FLAGS(argv)
         for name, value in flags.FLAGS.flag_values_dict().items():
-            _check_number(name, value)
+            _check_value(name, value)
         return rest
     except (flags.Error, UserError) as error:
         _fail(error)
@@ -117,13 +123,17 @@ def allow_infinity(name: str) -> None:
     _MAY_BE_INFINITE.add(name)
 
 
-def _check_number(name: str, value: object) -> None:
+def _check_value(name: str, value: object) -> None:
+    """Refuse a value that no flag can have."""
     if name in _MAY_BE_INFINITE and value == math.inf:
         return
     if isinstance(value, float) and not abs(value) < 1e30:  # true of nan, too
         raise UserError(f"--{name}={value} must be a finite number below 1e30.")
     if isinstance(value, int) and abs(value) >= 2**63:
         raise UserError(f"--{name}={value} must fit 64 bits.")
+    texts = value if isinstance(value, list) else [value]
+    if any("\0" in text for text in texts if isinstance(text, str)):
+        raise UserError(f"--{name} holds a NUL character; leave it out.")
 
 
 def define_only(what: str) -> None:
@@ -151,7 +161,12 @@ def use_compilation_cache(directory: str) -> None:
 
     Args:
       directory: where to keep them; empty: nowhere.
+
+    Raises:
+      UserError: no file can have that path, of which JAX would warn at every program.
     """
+    if directory:
+        check_path(directory)
     jax.config.update("jax_compilation_cache_dir", directory or None)
     # By default JAX does not keep programs that compile within a second; a start has dozens.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
@@ -168,7 +183,16 @@ def _check_devices() -> None:
 def _describe_os_error(error: OSError) -> str:
     if error.errno in NO_ROOM:
         return str(write_error(error.filename or "the disk", error))
+    if error.errno == errno.ENAMETOOLONG and (name := _find_flag(str(error.filename))):
+        return f"--{name}: the path is too long for a file system ({error.filename})."
     return f"{error.filename}: {error.strerror}." if error.filename else f"{error.strerror}."
+
+
+def _find_flag(path: str) -> str:
+    """Return the flag with the longest value that a path contains; "" if there is none."""
+    values = flags.FLAGS.flag_values_dict()
+    found = {n: len(v) for n, v in values.items() if isinstance(v, str) and v and v in path}
+    return max(found, key=lambda name: found[name], default="")
 
 
 def _drop_output() -> None:
@@ -178,5 +202,6 @@ def _drop_output() -> None:
 
 def _fail(error: Exception | str, code: int = 1) -> NoReturn:
     with contextlib.suppress(BrokenPipeError):
-        print("error: " + " ".join(str(error).split()), file=sys.stderr)
+        words = (w if len(w) <= _LONGEST_WORD else f"{w[:100]}.." for w in str(error).split())
+        print("error: " + " ".join(words), file=sys.stderr)
     sys.exit(code)

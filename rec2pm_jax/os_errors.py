@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 from pathlib import Path
 
 from rec2pm_jax.errors import UserError
@@ -18,6 +19,26 @@ CANNOT_WRITE = (
 )
 # What libraries of record files and checkpoints say of a full disk.
 _FULL = ("no space left", "disk quota exceeded", "resource_exhausted")
+
+
+def check_path(path: Path | str) -> None:
+    """Refuse a path that no file can have.
+
+    Raises:
+      UserError: a part of it is too long, it is too long as a whole, or it holds a NUL character.
+
+    >>> check_path("not/there")
+    >>> check_path("x" * 300)
+    Traceback (most recent call last):
+    rec2pm_jax.errors.UserError: The path xxxxxxxxxxxxxxxxxxxx.. is too long for a file system.
+    """
+    try:
+        os.lstat(path)
+    except ValueError:  # "embedded null byte"
+        raise UserError(f"The path {str(path)!r} holds a NUL character; no file has one.") from None
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise UserError(f"The path {str(path)[:20]}.. is too long for a file system.") from None
 
 
 def write_error(path: Path | str, error: Exception, advice: str = "") -> UserError:

@@ -12,6 +12,7 @@ from rec2pm_jax.config import Config
 from rec2pm_jax.config_dict import to_dict
 from rec2pm_jax.data.dataset import Dataset
 from rec2pm_jax.data.splits import settings as protocol_settings
+from rec2pm_jax.data.splits import split_rule
 from rec2pm_jax.evaluation.evaluator import evaluate
 from rec2pm_jax.evaluation.heuristic import Heuristic, evaluate_heuristic
 from rec2pm_jax.evaluation.record import Evaluation
@@ -58,29 +59,43 @@ class TrainedModel:
     device: str
 
 
-def evaluate_heuristics(config: Config, dataset: Dataset, split: str = "test") -> list[Result]:
-    """Evaluate the heuristics that every table shows: popularity and personal frequency.
+def list_heuristics(config: Config, dataset: Dataset) -> list[tuple[Heuristic, bool]]:
+    """Return the heuristics that every table shows, and whether each knows the request time.
 
     Args:
       config: names the protocol and, by its read length, the recent window.
       dataset: a prepared dataset.
-      split: which targets to rank.
 
     Returns:
-      Popularity, then personal frequency over the recent window, the whole history, and with decay.
+      Popularity; personal frequency over the recent window, the whole history, and with decay; counts
+      and transitions. Then all of them again with a known request time, unless the dataset has no
+      times or a basket is predicted as a whole: then no item of it is known.
     """
-    settings: list[tuple[str, dict[str, Any]]] = [
-        ("popularity", {}),
-        ("personal_frequency", {"window": config.data.read_length}),
-        ("personal_frequency", {}),
-        ("personal_frequency", {"half_life": 200.0}),
+    heuristics = [
+        Heuristic("popularity"),
+        Heuristic("personal_frequency", window=config.data.read_length),
+        Heuristic("personal_frequency"),
+        Heuristic("personal_frequency", half_life=200.0),
+        Heuristic("counts_and_transitions"),
     ]
+    both = dataset.has_times and not split_rule(config.data.protocol).predicts_sets
+    return [(one, known) for known in ((False, True) if both else (False,)) for one in heuristics]
+
+
+def evaluate_heuristics(config: Config, dataset: Dataset, split: str = "test") -> list[Result]:
+    """Evaluate the heuristics of `list_heuristics`.
+
+    Args:
+      config: as for `list_heuristics`.
+      dataset: a prepared dataset.
+      split: which targets to rank.
+    """
     results = []
-    for name, setting in settings:
-        heuristic = Heuristic(name, **setting)
-        evaluation = evaluate_heuristic(heuristic, dataset, EvalSpec(split), config.data)
-        shown = {"window": None, "half_life": None} | setting | protocol_settings(config.data)
-        results.append(Result(evaluation, evaluation.record(config=shown, git_commit=git_commit())))
+    for heuristic, known in list_heuristics(config, dataset):
+        spec = EvalSpec(split, request_time_known=known)
+        evaluation = evaluate_heuristic(heuristic, dataset, spec, config.data)
+        record = evaluation.record(config=protocol_settings(config.data), git_commit=git_commit())
+        results.append(Result(evaluation, record))
     return results
 
 

@@ -8,7 +8,6 @@ dtype and unit. `1|B` is an axis of length 1 or B: one row that serves all users
     N  item tokens in a pass       C  slots (memory tokens) per group
     G  memory groups a state holds D  model width
     H  attention heads             V  catalogue size, padding row included
-    P  parts of an item's vector   W  its numbers: P * D with a sketch, else D
     E  entries of an exact memory  J  items of a user that score on their own
 
 A pass of attention has axes of tokens (slots, then items), of rows (tokens that attend) and of keys
@@ -101,9 +100,9 @@ class Readout(NamedTuple):
     """What a read gives, and all that scoring needs.
 
     Attributes:
-      vectors: float32 [..., W]: the dot product with an item's vector is its score.
+      vectors: float32 [..., D]: the dot product with an item's vector is its score.
       own: what the user's own items score beside that; None for a model without.
     """
 
-    vectors: Array  # ... W
+    vectors: Array  # ... D
     own: OwnItems | None

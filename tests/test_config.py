@@ -59,7 +59,7 @@ def test_bad_values_name_the_field(values, message):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"model": {"backbone": "sasrek"}}, 'choose one of hstu, sasrec.*"sasrec"'),
+        ({"model": {"backbone": "sasrek"}}, 'choose one of hstu, lru, sasrec.*"sasrec"'),
         (
             {"model": {"relative_bias": "position"}},
             "relative_bias is for config.model.backbone=hst",
@@ -79,9 +79,9 @@ def test_none_is_a_value_of_optional_fields_alone():
     assert "method.reference_window" in optional and "method.slots" not in optional
 
 
-def test_at_most_58_fields():
+def test_at_most_55_fields():
     """A new field replaces an old one, or the limit is raised on purpose."""
-    assert len(field_types()) <= 58
+    assert len(field_types()) <= 55
 
 
 def test_hash_covers_what_a_run_computes():
@@ -176,12 +176,12 @@ def test_overrides(parse):
         "--config.data.segment=7",
         "--config.optim.learning_rate=1",
         "--config.model.backbone=hstu",
-        "--noconfig.method.recall",
+        "--config.method.plain_memory",
         "--config.method.reference_window=3",
         "--config.optim.clip_norm=None",
     )
     assert (config.data.segment, config.optim.learning_rate) == (7, 1.0)
-    assert (config.model.backbone, config.method.recall) == ("hstu", False)
+    assert (config.model.backbone, config.method.plain_memory) == ("hstu", True)
     assert (config.method.reference_window, config.optim.clip_norm) == (3, None)
 
 

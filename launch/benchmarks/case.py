@@ -104,12 +104,10 @@ def make_model_case(
         "length": workload.length,
         "segment": config.data.segment if made.stores_memory else None,
         "slots": method.slots if made.stores_memory else None,
-        "item_dim": made.item_dim,
         "items": workload.items,
         "dtype": model.dtype,
     }
     shape = f"{model.backbone}{model.layers}x{model.heads}x{model.dim}"
-    shown = display_name(row) + ("_sketch" if method.sketch else "")
-    name = name or f"{shape}/{shown}/{workload.mode}/{workload.length}"
+    name = name or f"{shape}/{display_name(row)}/{workload.mode}/{workload.length}"
     arguments = {"config": to_dict(config), "items": workload.items} | (options or {})
     return Case(name, group, build, arguments, row)

@@ -42,7 +42,7 @@ def make_cases(smoke: bool) -> list[Case]:
         add("rec2pm_o", "read_incremental", histories[0])
         add("rec2pm_o", "update", histories[0])
         add("recent", "read")
-        for method in ("rec2pm_sketch", "rec2pm_a", "tok_serial_o", "kv_mask_o"):
+        for method in ("rec2pm_a", "tok_serial_o", "kv_mask_o"):
             add(method, "read", histories[0])
             add(method, "update", histories[0])
     return rows

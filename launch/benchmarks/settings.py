@@ -17,7 +17,6 @@ METHODS: dict[str, dict[str, Any]] = {  # display name -> fields of the method
     "recent": {"name": "recent"},
     "rec2pm_o": {"name": "rec2pm", "memory": "overwrite"},
     "rec2pm_a": {"name": "rec2pm", "memory": "append"},
-    "rec2pm_sketch": {"name": "rec2pm", "memory": "overwrite", "sketch": 4},
     "tok_serial_o": {"name": "tok_serial", "memory": "overwrite"},
     "kv_mask_o": {"name": "kv_mask", "memory": "overwrite"},
 }

@@ -119,8 +119,8 @@ def _shape_params(config: Config, method: Method, shards: int) -> tuple[Params, 
     params = jax.eval_shape(method.init, jax.random.key(0))
     if config.model.table != "sharded":
         return params, jax.tree.map(lambda _: P(), params)
-    check_shards(shards, method.item_dim)
-    shape = packed_shape(table_rows(method.num_items), method.item_dim)
+    check_shards(shards, method.config.model.dim)
+    shape = packed_shape(table_rows(method.num_items), method.config.model.dim)
     table = jax.ShapeDtypeStruct(shape, params["embedding"][TABLE].dtype)
     params = {**params, "embedding": {**params["embedding"], TABLE: table}}
     return params, partition_specs({"params": params})["params"]

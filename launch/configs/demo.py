@@ -17,7 +17,6 @@ def get_config() -> ml_collections.ConfigDict:
     config = base_config()
     config.data.segment = 16
     config.data.segments = 25
-    config.method.sketch = 4  # households buy the same products repeatedly
     config.model.dropout = 0.0  # training sees every event about twice
     config.train.batch_size = 8
     config.train.steps = 700

@@ -25,7 +25,6 @@ def get_config() -> ml_collections.ConfigDict:
     config = paper_merrec_hstu()
     config.model.table = "sharded"
     config.loss.negatives = 4096
-    config.optim.table = "rowwise_adagrad"
     config.optim.table_learning_rate = 0.01
     config.train.batch_size = 2048
     config.train.eval_users = 10_000

@@ -16,8 +16,9 @@ Unlike theirs:
 - Windows of 201 events are cut anywhere in a history, not only at its end.
 - An epoch of 6,040 users in batches of 128 counts as 47 steps.
 - Evaluation takes place every five epochs.
-- Projections of queries, keys, values and outputs start with LeCun's normal distribution (theirs:
-  Xavier's, over the stacked projections), and all biases at 0 (theirs: torch's uniform default).
+- Projections of queries, keys and values start with a standard deviation of .142 (theirs: .101, as
+  Xavier's for the stacked matrix). Feed-forward biases start at 0 (theirs: uniform within .142).
+- Rates of dropout are rounded to 1/256.
 - The table of positions has 200 rows (theirs: 211, of which 200 are used), and their padding is on the
   right, as here.
 """

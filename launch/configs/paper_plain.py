@@ -20,8 +20,7 @@ from launch.configs import development
 def get_config() -> ml_collections.ConfigDict:
     config = development.get_config()
     config.model.identity_init = False
-    config.method.running_mean = False
-    config.method.recall = False
+    config.method.plain_memory = True
     config.method.consistency = 1.0
     config.method.live_memory_prob = 0.0
     config.method.reference_window = None

@@ -20,15 +20,12 @@ from rec2pm_jax.runs import Result, evaluate_heuristics, evaluate_run, train_and
 from rec2pm_jax.training.trained_run import load_run
 
 DEFAULT_METHODS = ("recent", "full", "rec2pm")
-_WITH_SKETCH = ("rec2pm", "tok_serial")  # memories of tokens
 
 
 def compare_methods(
     config: Config, data: str, workdir: str | Path, methods: Sequence[str] = DEFAULT_METHODS
 ) -> list[Result]:
     """Train methods that differ in `method.name` alone and evaluate them on the test split.
-
-    Only memories of tokens keep `method.sketch`: `full` does worse with one.
 
     Args:
       config: everything but the method's name.
@@ -144,8 +141,7 @@ def format_report(results: Sequence[Result]) -> str:
 
 
 def _with_method(config: Config, name: str) -> Config:
-    sketch = config.method.sketch if name in _WITH_SKETCH else 0
-    method = dataclasses.replace(config.method, name=name, sketch=sketch)
+    method = dataclasses.replace(config.method, name=name)
     return dataclasses.replace(config, method=method)
 
 

@@ -223,7 +223,7 @@ def _choose_colour(row: Row) -> str:
 
 def _choose_line(variant: str) -> str:
     """Return a line style: rows of a family share their colour and differ in their lines."""
-    for ending, style in (("_sketch", "--"), ("_a", "-.")):
+    for ending, style in (("_528", "--"), ("_exact", "--"), ("_a", "-.")):
         if variant.endswith(ending):
             return style
     return "-"

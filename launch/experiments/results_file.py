@@ -21,7 +21,7 @@ from rec2pm_jax.evaluation.record import write_records
 from rec2pm_jax.evaluation.report import display_name
 from rec2pm_jax.json_file import replaced_file
 from rec2pm_jax.methods.registry import config_hash
-from rec2pm_jax.runs import Result, evaluate_heuristics
+from rec2pm_jax.runs import Result, evaluate_heuristics, list_heuristics
 
 
 class SuiteResults:
@@ -110,9 +110,12 @@ class SuiteResults:
             "protocol": config.data.protocol,
         }
         setting |= protocol_settings(config.data)
-        windows = {r["config"]["window"] for r in kept} - {None}
         same = all(setting.items() <= (r["config"] | r).items() for r in kept)
-        if same and windows == {config.data.read_length}:
+        wanted = {
+            (one.name, one.window, one.half_life, known)
+            for one, known in list_heuristics(config, dataset)
+        }
+        if same and wanted == {_heuristic_key(record) for record in kept}:
             return
         self.records = [r for r in self.records if r not in kept]
         for result in evaluate_heuristics(config, dataset):
@@ -155,6 +158,12 @@ def write_user_values(path: Path, results: Sequence[Result]) -> None:
         arrays["target_position"] = evaluation.position.astype(np.int32)
     with replaced_file(path) as temporary, open(temporary, "wb") as file:
         np.savez_compressed(file, **arrays)
+
+
+def _heuristic_key(record: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Return what distinguishes a heuristic from the others of its table; weights are results."""
+    setting = (record["config"].get(name) for name in ("window", "half_life"))
+    return record["method"], *setting, record.get("request_time_known", False)
 
 
 def _matches(record: Mapping[str, Any], run: Run, data_hash: str | None) -> bool:

@@ -49,7 +49,7 @@ class Row:
     @property
     def label(self) -> str:
         """The variant as tables show it."""
-        return self.variant.rsplit("ablation/", 1)[-1]
+        return self.variant.removeprefix("ablation/").removeprefix("last_basket/")
 
     @property
     def trained(self) -> bool:

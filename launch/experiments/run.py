@@ -14,10 +14,13 @@ class DatasetSpec:
     Attributes:
       title: for headings.
       prepare: arguments of `launch.prepare` that make it.
+      optional: whether suites leave out its runs where it is not prepared, because not everyone can
+        get the data.
     """
 
     title: str
     prepare: str
+    optional: bool = False
 
 
 DATASETS = {
@@ -34,6 +37,16 @@ DATASETS = {
     "ml1m_200": DatasetSpec(
         "MovieLens 1M, users with at least 200 events",
         "--source=movielens --input=ml-1m/ratings.dat --min_item_count=5 --min_user_events=200",
+    ),
+    "online_retail": DatasetSpec(
+        "Online Retail II",
+        "--source=online_retail --input=online_retail_II.xlsx --min_item_count=5",
+    ),
+    "coop100": DatasetSpec(
+        "100 customers of a supermarket",
+        "--source=interactions --input=coop100.parquet --user_column=user_id "
+        "--item_column=item_id --min_item_count=5",
+        optional=True,
     ),
     "synthetic": DatasetSpec("Synthetic hidden taste", "--source=synthetic"),
 }

@@ -16,11 +16,15 @@ from launch.experiments.results_file import SuiteResults
 from launch.experiments.run import DATASETS, Run
 from launch.experiments.suites import list_runs
 from launch.experiments.worker import Worker
-from rec2pm_jax.data.dataset import open_dataset
+from rec2pm_jax.data.dataset import INFO_FILE, open_dataset
 from rec2pm_jax.errors import UserError
 from rec2pm_jax.lock import alone_in
 
-WITH_HEURISTICS = ("main", "ablation")  # the other suites compare models with each other
+WITH_HEURISTICS = (
+    "main",
+    "ablation",
+    "last_basket",
+)  # the other suites compare models with each other
 
 _POLL_S = 2.0
 
@@ -63,6 +67,7 @@ def reproduce(job: Job) -> int:
     runs = [run for run in whole if re.search(job.only, run.name)]
     if not runs:
         raise UserError(f"--only={job.only}: no run of suite {job.suite} has such a name.")
+    runs = _leave_out_optional(runs, Path(job.data))
     usable = processes.list_usable_cores()
     if job.workers > len(usable):
         raise UserError(f"--workers={job.workers}: this process may use {len(usable)} cores only.")
@@ -118,6 +123,18 @@ def _run_all(
             worker.stop()
         bar.close()
     return len(waiting) + len(active)
+
+
+def _leave_out_optional(runs: Sequence[Run], data: Path) -> list[Run]:
+    """Return the runs without those on optional datasets that are not prepared."""
+    absent = {
+        run.dataset
+        for run in runs
+        if DATASETS[run.dataset].optional and not (data / run.dataset / INFO_FILE).is_file()
+    }
+    for name in sorted(absent):
+        print(f"left out, as {data / name} is not prepared: the runs on {DATASETS[name].title}")
+    return [run for run in runs if run.dataset not in absent]
 
 
 def _data_hash(data: str, name: str) -> str:

@@ -36,7 +36,6 @@ def list_tables(folder: Path) -> dict[str, Table]:
             rows("h100_many_segments", "h100_sasrec4x4x64"), clock="wall_s"
         ),
         "requests": lambda: tabulate_requests(rows("infer_sasrec", "infer_hstu")),
-        "sketch": lambda: tabulate_requests(rows("sketch_requests", "sketch_step")),
         "scale": lambda: tabulate_lengths(rows("scale", "scale_16000")),
         "input": lambda: tabulate_input(rows("input")),
         "topk": lambda: tabulate_search(rows("topk")),

@@ -15,7 +15,6 @@ from launch.experiments.run import Run
 from launch.experiments.settings import (
     MEMORIES,
     METHODS,
-    SKETCHES,
     TUNING_GRID,
     choose_setting,
     override,
@@ -27,21 +26,18 @@ from rec2pm_jax.errors import UserError, nearest
 
 # Overwrite and append of a family share a setting. The slowest stand first, so that two workers end
 # together.
-TUNED = ("rec2pm_o", "tok_serial_o", "kv_mask_o", "full", "recent", *SKETCHES)
+TUNED = ("rec2pm_o", "tok_serial_o", "kv_mask_o", "linear_recurrence", "full", "recent")
 TUNED_HSTU = ("full", "rec2pm_o")  # one method without a memory, one with
-# Seeds of rows with a sketch. On films a sketch loses by more than seeds differ by: one is enough.
-SKETCH_SEEDS = {
-    "complete_journey_types": {"rec2pm_sketch": 3, "tok_serial_sketch": 3, "full_sketch": 1},
-    "ml1m_200": {"rec2pm_sketch": 1},
-}
-PRODUCT_METHODS = (
+# Of datasets that confirm the main ones, with one seed.
+FEWER_METHODS = (
     "recent",
+    "recent_exact",
     "full",
     "rec2pm_o",
     "tok_serial_o",
-    "rec2pm_sketch",
-    "tok_serial_sketch",
+    "linear_recurrence",
 )
+BASKET_METHODS = ("recent", "full", "rec2pm_o", "tok_serial_o")
 
 
 def list_runs(suite: str) -> list[Run]:
@@ -73,32 +69,38 @@ def _tuning() -> Iterator[Run]:
 
 def _tuning_run(config: Config, method: str, setting: dict[str, float]) -> Run:
     name = ",".join(f"{field}={value:g}" for field, value in setting.items())
-    config = with_setting(override(config, method=(METHODS | SKETCHES)[method]), setting)
+    config = with_setting(override(config, method=METHODS[method]), setting)
     return Run("complete_journey_types", f"tuning/{method}/{name}", config, split="validation")
 
 
 def _main() -> Iterator[Run]:
-    """All methods on both datasets; the first seed of everything before the second of anything."""
+    """All methods on two datasets; the first seed of everything before the second of anything."""
     long = ("complete_journey_types", "ml1m_200")
     for seed, backbone in ((0, "sasrec"), (0, "hstu"), (1, "sasrec"), (2, "sasrec")):
         for dataset, method in itertools.product(long, METHODS):
             yield _main_run(dataset, method, backbone, seed)
-    for dataset, methods in SKETCH_SEEDS.items():
-        for method, seeds in methods.items():
-            for seed in range(seeds):
-                yield _main_run(dataset, method, "sasrec", seed)
-    for method in PRODUCT_METHODS:
-        yield _main_run("complete_journey_products", method, "sasrec", 0)
+    for dataset in ("complete_journey_products", "online_retail", "coop100"):
+        for method in FEWER_METHODS:
+            yield _main_run(dataset, method, "sasrec", 0)
 
 
 def _main_run(dataset: str, method: str, backbone: str, seed: int) -> Run:
-    fields = (METHODS | SKETCHES)[method]
+    fields = METHODS[method]
     config = with_setting(_development(), choose_setting(method, backbone))
     config = override(config, model={"backbone": backbone}, method=fields, train={"seed": seed})
     if dataset == "complete_journey_products":  # 13,343 items: a step takes three times as long
         config = override(config, train={"steps": 1000})
     both = fields["name"] == "rec2pm" and fields["memory"] == "overwrite"
     return Run(dataset, method, config, (None, "one_time") if both else (None,))
+
+
+def _last_basket() -> Iterator[Run]:
+    """Whole baskets predicted at once, where times are real; trained without the last two baskets."""
+    for dataset in ("complete_journey_types", "online_retail", "coop100"):
+        for method in BASKET_METHODS:
+            run = _main_run(dataset, method, "sasrec", 0)
+            config = override(run.config, data={"protocol": "last_basket"})
+            yield Run(dataset, f"last_basket/{method}", config)
 
 
 def _ablation() -> Iterator[Run]:
@@ -124,8 +126,13 @@ def _ablated(base: Config) -> dict[str, Config]:
         ),
         **{f"lambda = {w:g}": override(base, method={"consistency": w}) for w in weights},
         "without identity initialisation": override(base, model={"identity_init": False}),
-        "without recall": override(base, method={"recall": False}),
-        "without running mean": override(base, method={"running_mean": False}),
+        "without times": override(base, model={"use_times": False}),
+        "without exact memory": override(base, method={"exact_entries": 0}),
+        "without own items": override(
+            base, method={"exact_entries": 0}, model={"repeat_head": False}
+        ),
+        **{f"E = {e}": override(base, method={"exact_entries": e}) for e in (32, 64, 128)},
+        "plain memory": override(base, method={"plain_memory": True}),
         "plain recipe": override(
             base,
             method=dataclasses.asdict(plain.method),
@@ -160,7 +167,6 @@ def _analysis_of_main(
 def _quantised() -> Iterator[Run]:
     """The main suite's memories, stored in fewer bytes."""
     yield from _analysis_of_main("quantised", MEMORIES, ("complete_journey_types", "ml1m_200"))
-    yield from _analysis_of_main("quantised", ("rec2pm_sketch",))
 
 
 def _since_archive() -> Iterator[Run]:
@@ -199,10 +205,11 @@ def _smoke() -> Iterator[Run]:
 _SUITES: dict[str, Callable[[], Iterator[Run]]] = {
     "tuning": _tuning,
     "main": _main,
+    "last_basket": _last_basket,
     "ablation": _ablation,
-    "denoise": lambda: _analysis_of_main("denoise", (*METHODS, "rec2pm_sketch")),
-    "lifelong": lambda: _analysis_of_main("lifelong", (*METHODS, "rec2pm_sketch")),
-    "anatomy": lambda: _analysis_of_main("anatomy", ("rec2pm_o", "tok_serial_o", "rec2pm_sketch")),
+    "denoise": lambda: _analysis_of_main("denoise", METHODS),
+    "lifelong": lambda: _analysis_of_main("lifelong", METHODS),
+    "anatomy": lambda: _analysis_of_main("anatomy", ("rec2pm_o", "tok_serial_o")),
     "quantised": _quantised,
     "since_archive": _since_archive,
     "genrec": _genrec,

@@ -61,6 +61,15 @@ SUMMARIES = {
         _format_main,
         figures.draw_main,
     ),
+    "last_basket": Summary(
+        "All items of a user's last basket, ranked once from the events before it. Metrics of a set: "
+        "NDCG over the best order of the basket, recall, precision and MAP. Heuristics included.",
+        partial(
+            tables.tabulate_comparison,
+            baselines=("last_basket/full", "last_basket/recent"),
+            columns=("state, bytes", "HR@10", "RECALL@10", "PRECISION@10", "MAP@10", "NDCG@10"),
+        ),
+    ),
     "tuning": Summary(
         "NDCG@10 of the same small search for every family of methods, on validation targets; "
         "overwrite and append of a family share their setting. One seed; another seed moves a value by "

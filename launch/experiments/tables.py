@@ -28,7 +28,7 @@ def tabulate_comparison(
       rows: of one dataset and backbone.
       baselines: variants that every row is paired with, if they are there.
       long: only users with long histories; then the table has NDCG@10 and ratios alone.
-      columns: those before the ratios, of `COLUMNS`.
+      columns: those before the ratios: of `COLUMNS`, or metrics of the records in capitals.
       costs: those behind the ratios.
     """
     by_name = {row.variant: row for row in rows}

@@ -15,6 +15,7 @@ from rec2pm_jax.errors import UserError
 PROTOCOLS = (
     "leave_one_out",
     "last_10",
+    "last_basket",
     "genrec",
     "temporal",
     "holdout_leave_one_out",
@@ -156,9 +157,9 @@ class MethodConfig:
       memory: overwrite (one group of C slots) or append (the newest `max_groups` groups).
       slots: C, memory tokens per group.
       max_groups: G, groups that append keeps.
-      running_mean: an update averages with the memory before it, see `MemoryTokens.from_query_outputs`.
-      recall: a linear map of the memory is added to a reader's output, see `MemoryTokens.add_recall`.
-      sketch: P, parts of an item's vector that memory slots sum, see `methods/sketch.py`. 0: none.
+      plain_memory: the paper's memory, M_k = m_k, which readers see as tokens only. False: an update
+        averages with the memory before it (`MemoryTokens.from_query_outputs`), and a linear map of the
+        memory is added to a reader's output (`MemoryTokens.add_recall`).
       exact_entries: E, items of the archive that are kept by id with weight and last time, see
         `methods/exact_memory.py`. 0: none.
       consistency: rec2pm: lambda, the weight of L_con. The paper's is 1.
@@ -167,17 +168,15 @@ class MethodConfig:
       live_memory_prob: rec2pm: share of (user, segment) pairs that read the memory which the
         recurrence makes, instead of the reference memory. The paper's is 0.
 
-    Rarely changed: max_groups, running_mean, recall, reference_window, live_memory_prob.
+    Rarely changed: max_groups, plain_memory, reference_window, live_memory_prob.
     """
 
     name: str = "rec2pm"
     memory: str = "overwrite"
     slots: int = 4
     max_groups: int = 16
-    running_mean: bool = True
-    recall: bool = True
-    sketch: int = 0
-    exact_entries: int = 32
+    plain_memory: bool = False
+    exact_entries: int = 94  # with 4 int8 slots of 64 numbers, states of 1,024 bytes
     consistency: float = 0.1
     reference_window: int | None = 1
     live_memory_prob: float = 0.5
@@ -186,6 +185,6 @@ class MethodConfig:
         require_representable("method", self)
         require_one_of(self.memory, ("overwrite", "append"), "method.memory")
         require_at_least(1, "method", self, ("slots", "max_groups", "reference_window"))
-        require_at_least(0, "method", self, ("consistency", "sketch", "exact_entries"))
+        require_at_least(0, "method", self, ("consistency", "exact_entries"))
         share = self.live_memory_prob
         require(0 <= share <= 1, "method.live_memory_prob", "in [0, 1]", share)

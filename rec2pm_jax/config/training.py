@@ -43,10 +43,10 @@ class OptimConfig:
       schedule: constant, or cosine (to 1 % of the peak at `train.steps`).
       weight_decay: decoupled weight decay.
       clip_norm: largest global gradient norm. None: gradients are not clipped.
-      table: adamw (as all parameters), or rowwise_adagrad, which changes looked-up rows only.
-      table_learning_rate: peak learning rate of rowwise_adagrad. None: `learning_rate`.
+      table_learning_rate: peak learning rate of the item table, which row-wise Adagrad then trains: it
+        changes looked-up rows only. None: AdamW trains the table as all parameters.
 
-    Rarely changed: warmup_steps, clip_norm, table, table_learning_rate.
+    Rarely changed: warmup_steps, clip_norm, table_learning_rate.
     """
 
     learning_rate: float = 5e-3
@@ -54,13 +54,11 @@ class OptimConfig:
     schedule: str = "cosine"
     weight_decay: float = 0.01
     clip_norm: float | None = 1.0
-    table: str = "adamw"
     table_learning_rate: float | None = None
 
     def __post_init__(self) -> None:
         require_representable("optim", self)
         require_one_of(self.schedule, ("constant", "cosine"), "optim.schedule")
-        require_one_of(self.table, ("adamw", "rowwise_adagrad"), "optim.table")
         require_at_least(0, "optim", self, ("warmup_steps", "weight_decay"))
         for field in ("learning_rate", "clip_norm", "table_learning_rate"):
             value = getattr(self, field)

@@ -61,9 +61,13 @@ class Config:
                 "config.model.table=sharded needs config.loss.negatives, the number of sampled "
                 "negatives: no device sees the whole catalogue."
             )
+        if self.optim.table_learning_rate is None:
+            raise UserError(
+                "config.model.table=sharded needs config.optim.table_learning_rate, for example 0.01: "
+                "row-wise Adagrad trains a sharded table."
+            )
         needed = {
             "loss.sharing": "shared",
-            "optim.table": "rowwise_adagrad",
             "train.partition": "jit",
         }
         for name, value in needed.items():

@@ -19,5 +19,5 @@ The other files serve these:
     event_order.py      the order of a user's events, equal times included
     hashing.py          64-bit hashes that are the same everywhere
     dates.py            dates and times as text
-    polars_io.py        what polars raises about damaged files, and a Parquet writer
+    polars_io.py        plain paths, what polars raises about damaged files, and a Parquet writer
 """

@@ -26,6 +26,7 @@ from rec2pm_jax.data.deltas import delta_paths, merge_histories, merge_users
 from rec2pm_jax.data.histories import Histories
 from rec2pm_jax.data.record_files import mismatch_error, read_table, read_verified
 from rec2pm_jax.errors import UserError
+from rec2pm_jax.os_errors import check_path
 
 FORMAT_VERSION = 1
 INFO_FILE = "dataset.json"
@@ -235,6 +236,7 @@ def read_info(path: str | Path) -> dict:
     Raises:
       UserError: the file is missing, damaged or of another version.
     """
+    check_path(path)
     file = Path(path) / INFO_FILE
     if not file.is_file():
         raise UserError(

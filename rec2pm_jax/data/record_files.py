@@ -17,7 +17,7 @@ import polars as pl
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
 from rec2pm_jax.data.histories import Histories, group_users, hash_content, lengths_to_offsets
-from rec2pm_jax.data.polars_io import READ_ERRORS
+from rec2pm_jax.data.polars_io import READ_ERRORS, plain_path
 from rec2pm_jax.errors import UserError
 
 _BLOCK = 200_000  # events read at a time, and the rest of the last user's
@@ -74,7 +74,7 @@ def read_table(path: Path, name: str, rows: int) -> pl.DataFrame:
       UserError: the file is missing or damaged, or has another number of rows.
     """
     try:
-        table = pl.read_parquet(path / f"{name}.parquet")
+        table = pl.read_parquet(plain_path(path / f"{name}.parquet"))
     except READ_ERRORS as error:
         raise UserError(
             f"{path / name}.parquet is missing or damaged; prepare the dataset again."

@@ -31,11 +31,14 @@ class SplitRule(abc.ABC):
       name: the protocol, as `--config.data.protocol` names it.
       validation: whether validation has targets that differ from those of the test.
       mask_seen: whether the ranking leaves out the items of the events that a model reads raw.
+      predicts_sets: whether a user's targets are one set of items, ranked once from the events
+        before the first of them.
     """
 
     name: str
     validation: bool
     mask_seen: bool
+    predicts_sets: bool = False
 
     def bind(self, data: DataConfig, dataset: Dataset) -> SplitRule:
         """Return the rule with what it needs to know of a dataset.
@@ -143,7 +146,7 @@ class LastEvents(SplitRule):
 
     def targets(self, n: int, split: str, user: int = -1) -> np.ndarray:
         """Return the last positions, the same for all users of `n` events."""
-        _check_split(split)
+        check_split(split)
         if n < self.min_events:
             return np.empty(0, np.int64)
         end = n - self.count if split == "validation" and self.validation else n
@@ -213,7 +216,7 @@ class Temporal(SplitRule):
 
     def targets(self, n: int, split: str, user: int = -1) -> np.ndarray:
         """Return the positions of the events of user `user` in the interval of `split`."""
-        _check_split(split)
+        check_split(split)
         starts, tests = self._bound()
         first, test = int(starts[user]), int(tests[user])
         first, stop = (first, test) if split == "validation" else (test, n)
@@ -273,7 +276,8 @@ class HoldOut(SplitRule):
         return self.held
 
 
-def _check_split(split: str) -> None:
+def check_split(split: str) -> None:
+    """Raise UserError for an unknown split."""
     if split not in SPLITS:
         raise UserError(
             f"Unknown split {split!r}; choose one of {', '.join(SPLITS)}.{nearest(split, SPLITS)}"

@@ -1,13 +1,16 @@
 """Evaluation protocols: the events of a user to train on, and the events to predict (targets).
 
-Every target at position p (from 0) is predicted from the user's whole prefix [0, p).
+Every target at position p (from 0) is predicted from the user's whole prefix [0, p). Only `last_basket`
+predicts all its targets from the prefix before the first one.
 
     leave_one_out, last_10          the newest events of every user
+    last_basket                     the newest events of equal time of every user, as a set
     temporal                        all events from one time on, as in production
     holdout_leave_one_out, .._10    the newest events of users that training never sees
     genrec                          as generative-recommenders evaluates
 
-`bound_rule` returns the rule of a protocol for a dataset; `split_rules.py` has the rules.
+`bound_rule` returns the rule of a protocol for a dataset. The rules are in `split_rules.py` and
+`last_basket.py`.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ from __future__ import annotations
 from typing import Any
 
 from rec2pm_jax.config import DataConfig
+from rec2pm_jax.data.last_basket import LastBasket
 from rec2pm_jax.data.split_rules import SPLITS, HoldOut, LastEvents, SplitRule, Temporal
 from rec2pm_jax.errors import UserError, nearest
 
@@ -35,6 +39,7 @@ SPLIT_RULES: dict[str, SplitRule] = {
     for rule in (
         LEAVE_ONE_OUT,
         LAST_10,
+        LastBasket(),
         # Only to compare with the published tables of generative-recommenders: whatever is chosen on
         # "validation", the best step above all, is chosen on the test targets.
         LastEvents("genrec", 1, validation=False, mask_seen=True),

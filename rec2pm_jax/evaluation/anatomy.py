@@ -181,19 +181,15 @@ def nearest_items(memories: np.ndarray, table: np.ndarray, top: int = 5) -> np.n
 
     Args:
       memories: float [U, C, D], U >= 2.
-      table: float [V, P * D], row 0 is padding. Slot p < P, which sums part p of item vectors
-        (`method.sketch`), is compared with that part, other slots with the first part.
+      table: float [V, D], row 0 is padding.
       top: number of items per slot.
 
     Returns:
       int64 [U, C, top], item ids, nearest first.
     """
     apart = memories - memories.mean(axis=0)
-    slots, dim = memories.shape[1:]
-    parts = table.reshape(len(table), -1, dim)
-    part_of = [slot if slot < parts.shape[1] else 0 for slot in range(slots)]
-    unit = parts / np.maximum(np.linalg.norm(parts, axis=2, keepdims=True), 1e-12)
-    scores = np.einsum("ucd,vcd->ucv", apart, unit[:, part_of])
+    unit = table / np.maximum(np.linalg.norm(table, axis=1, keepdims=True), 1e-12)
+    scores = np.einsum("ucd,vd->ucv", apart, unit)
     scores[..., 0] = -np.inf
     return np.argsort(-scores, axis=-1, kind="stable")[..., :top]
 

@@ -70,10 +70,11 @@ def evaluate(method: Method, params: Params, dataset: EvaluationData, spec: Eval
     users, skipped, histories, targets = select_targets(
         dataset, rule, spec.split, spec.max_users, spec.seed
     )
+    known = spec.knows_request_time(histories, default=config.reads_times)
     _check_unseen(dataset, histories, targets, bound_rule(config.data, dataset))
     if spec.corrupt is not None:
         histories = spec.corrupt(histories, targets)
-    rows = plan_rows(targets, method, spec.max_segments, shared=spec.request_time_known)
+    rows = plan_rows(targets, method, spec.max_segments, shared=known or not config.reads_times)
     states = compute_memories(
         method, params, histories, rows, memory, spec.batch_size, spec.memory_format
     )
@@ -86,7 +87,7 @@ def evaluate(method: Method, params: Params, dataset: EvaluationData, spec: Eval
             rows,
             states,
             batch_size=spec.batch_size,
-            request_time_known=spec.request_time_known,
+            request_time_known=known,
         )
         return rank_targets(method, params, histories, targets, readout, mask_seen=rule.mask_seen)
 
@@ -101,11 +102,12 @@ def evaluate(method: Method, params: Params, dataset: EvaluationData, spec: Eval
         data_hash=dataset.content_hash,
         split=spec.split,
         protocol=spec.protocol or config.data.protocol,
+        request_time_known=known and config.reads_times,
         user=users[targets.user],
         position=targets.position,
         rank=ranks,
         swapped_rank=swapped,
-        metrics=summarize(ranks, targets.user),
+        metrics=summarize(ranks, targets.user, sets=rule.predicts_sets),
         skipped_users=skipped,
         wall_s=time.perf_counter() - began,
         **_measure_states(method, rows, states, spec.memory_format),
@@ -117,7 +119,7 @@ def _check_unseen(
 ) -> None:
     """Raise UserError if a target was a training event under the protocol of training."""
     trained_end = trained_with.train_ends(dataset.lengths)[histories.users]
-    leaked = int((targets.position < trained_end[targets.user]).sum())
+    leaked = int((targets.event < trained_end[targets.user]).sum())
     if leaked:
         raise UserError(
             f"{leaked} targets were training events under config.data.protocol={trained_with.name}; "

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from rec2pm_jax.config import DataConfig
+from rec2pm_jax.data.last_basket import find_baskets
 from rec2pm_jax.data.splits import SplitRule, bound_rule
 from rec2pm_jax.errors import UserError, nearest
 from rec2pm_jax.evaluation.histories import EvaluationData, Histories
@@ -15,9 +19,21 @@ from rec2pm_jax.evaluation.metrics import check_ranks, summarize, target_ranks
 from rec2pm_jax.evaluation.record import Evaluation, dataset_name
 from rec2pm_jax.evaluation.spec import EvalSpec
 from rec2pm_jax.evaluation.targets import Targets, select_targets, target_items
-from rec2pm_jax.methods.heuristics import personal_frequency, training_popularity
+from rec2pm_jax.methods.heuristics import (
+    Transitions,
+    counts_and_transitions,
+    mix,
+    own_and_following,
+    personal_frequency,
+    training_popularity,
+    training_transitions,
+)
 
-HEURISTICS = ("popularity", "personal_frequency")
+HEURISTICS = ("popularity", "personal_frequency", "counts_and_transitions")
+# The mixes that validation chooses from. Where nothing repeats (films), transitions are all there is.
+POPULARITY_WEIGHTS = (0.0, 0.1, 0.3, 1.0)
+TRANSITION_WEIGHTS = (0.0, 0.1, 0.3, 1.0, 3.0, 10.0)
+_CHOOSING_USERS = 1000  # whose validation targets choose the mix
 _CELLS = 1 << 20  # scores ranked at a time
 
 
@@ -26,20 +42,24 @@ class Heuristic:
     """A ranking without trained parameters, see `methods.heuristics`.
 
     Attributes:
-      name: "popularity" or "personal_frequency".
+      name: one of `HEURISTICS`.
       window: number of newest events that personal frequency counts; None for all.
       half_life: decay of personal frequency, in events; None for no decay.
+      popularity_weight: of counts and transitions; None: chosen on validation.
+      transition_weight: of counts and transitions; None: chosen on validation.
 
     Raises:
-      UserError: an unknown name, a negative setting, or a setting that popularity does not have.
+      UserError: an unknown name, a negative setting, or a setting of another heuristic.
 
-    >>> Heuristic("personal_frequency", window=50)
-    Heuristic(name='personal_frequency', window=50, half_life=None)
+    >>> Heuristic("personal_frequency", window=50).window
+    50
     """
 
     name: str
     window: int | None = None
     half_life: float | None = None
+    popularity_weight: float | None = None
+    transition_weight: float | None = None
 
     def __post_init__(self) -> None:
         if self.name not in HEURISTICS:
@@ -51,22 +71,59 @@ class Heuristic:
             raise UserError(
                 f"window={self.window} and half_life={self.half_life} must not be negative."
             )
-        if self.name == "popularity" and (self.window or self.half_life):
+        if self.name != "personal_frequency" and (self.window or self.half_life):
             raise UserError(
-                "window and half_life belong to personal_frequency; popularity has none."
+                f"window and half_life belong to personal_frequency; {self.name} has none."
+            )
+        weights = (self.popularity_weight, self.transition_weight)
+        if self.name != "counts_and_transitions" and weights != (None, None):
+            raise UserError(f"Weights belong to counts_and_transitions; {self.name} has none.")
+        if (weights[0] is None) != (weights[1] is None) or min(w or 0 for w in weights) < 0:
+            raise UserError(
+                f"popularity_weight={weights[0]} and transition_weight={weights[1]}: give both, from "
+                "0 on, or none of them."
             )
 
-    def scores(self, history: np.ndarray, popularity: np.ndarray) -> np.ndarray:
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The fields that the heuristic may read, for records."""
+        names = ("window", "half_life")
+        if self.name == "counts_and_transitions":
+            names = ("popularity_weight", "transition_weight")
+        return {name: getattr(self, name) for name in names}
+
+    def scores(self, history: np.ndarray, counts: TrainingCounts) -> np.ndarray:
         """Return the score of each item for one user: float64 [V].
 
         Args:
           history: int [n], item ids of the user's events in order.
-          popularity: float64 [V], see `dataset_popularity`.
+          counts: of the training events; transitions are read by counts and transitions only.
         """
         if self.name == "popularity":
-            return popularity
-        window, half_life = self.window or 0, self.half_life or 0.0
-        return personal_frequency(history, popularity, window=window, half_life=half_life)
+            return counts.popularity
+        if self.name == "personal_frequency":
+            return personal_frequency(
+                history, counts.popularity, window=self.window or 0, half_life=self.half_life or 0.0
+            )
+        return counts_and_transitions(
+            history,
+            counts.popularity,
+            counts.transitions,
+            popularity_weight=self.popularity_weight or 0.0,
+            transition_weight=self.transition_weight or 0.0,
+        )
+
+
+class TrainingCounts(NamedTuple):
+    """What heuristics know of the training events of all users.
+
+    Attributes:
+      popularity: float64 [V], see `training_popularity`.
+      transitions: see `training_transitions`.
+    """
+
+    popularity: np.ndarray
+    transitions: Transitions
 
 
 def evaluate_heuristic(
@@ -77,12 +134,15 @@ def evaluate_heuristic(
 ) -> Evaluation:
     """Rank every target by a heuristic that is given the user's whole history before it.
 
-    Popularity counts the training events of all users, whichever are evaluated.
+    Popularity and transitions count the training events of all users, whichever are evaluated. If the
+    request time is known, the items of the current basket are left out: the user's events before the
+    target that have its time.
 
     Args:
-      heuristic: which heuristic, and its settings.
+      heuristic: which heuristic, and its settings. Weights that are None are chosen on validation.
       dataset: a prepared dataset, or a view of some of its users.
-      spec: split, protocol and users; what concerns memory is ignored.
+      spec: split, protocol, users, and whether the request time is known; what concerns memory is
+        ignored.
       data: the settings of the protocol, and the protocol if `spec` names none; None for the
         defaults.
 
@@ -90,7 +150,8 @@ def evaluate_heuristic(
       The ranks and metrics.
 
     Raises:
-      UserError: the protocol leaves out what a model has read, or no user has targets.
+      UserError: the protocol leaves out what a model has read, no user has targets, or the request
+        time is known and the dataset has no times.
     """
     began = time.perf_counter()
     data = data or DataConfig()
@@ -104,9 +165,18 @@ def evaluate_heuristic(
     users, skipped, histories, targets = select_targets(
         dataset, rule, spec.split, spec.max_users, spec.seed
     )
+    known = spec.knows_request_time(histories, default=False)
     if spec.corrupt is not None:
         histories = spec.corrupt(histories, targets)
-    ranks = _rank(heuristic, histories, targets, dataset_popularity(dataset, rule))
+    counts = _count(heuristic, dataset, rule)
+    if heuristic.name == "counts_and_transitions" and heuristic.popularity_weight is None:
+        heuristic = _choose_weights(dataset, rule, spec, counts)
+    chosen = heuristic
+
+    def score(prefixes: Sequence[np.ndarray]) -> Iterator[np.ndarray]:
+        yield np.stack([chosen.scores(ids, counts) for ids in prefixes])
+
+    (ranks,) = _rank(score, histories, targets, dataset.num_items, known)
     return Evaluation(
         method=heuristic.name,
         memory="none",
@@ -119,35 +189,93 @@ def evaluate_heuristic(
         position=targets.position,
         rank=ranks,
         swapped_rank=None,
-        metrics=summarize(ranks, targets.user),
+        metrics=summarize(ranks, targets.user, sets=rule.predicts_sets),
         skipped_users=skipped,
         wall_s=time.perf_counter() - began,
+        request_time_known=known,
+        settings=heuristic.settings,
     )
 
 
 def dataset_popularity(dataset: EvaluationData, rule: SplitRule) -> np.ndarray:
     """Return `training_popularity` of all users' training events under a split rule: float64 [V]."""
-    sequences = (dataset.sequence(i).ids for i in range(dataset.num_users))
-    training = (
-        ids[:end] for ids, end in zip(sequences, rule.train_ends(dataset.lengths), strict=True)
-    )
-    return training_popularity(training, dataset.num_items)
+    return training_popularity(_training_ids(dataset, rule), dataset.num_items)
+
+
+def _training_ids(dataset: EvaluationData, rule: SplitRule) -> Iterator[np.ndarray]:
+    for user, end in enumerate(rule.train_ends(dataset.lengths)):
+        yield dataset.sequence(user).ids[:end]
+
+
+def _count(heuristic: Heuristic, dataset: EvaluationData, rule: SplitRule) -> TrainingCounts:
+    read = heuristic.name == "counts_and_transitions"
+    ids = _training_ids(dataset, rule) if read else ()
+    transitions = training_transitions(ids, dataset.num_items)
+    return TrainingCounts(dataset_popularity(dataset, rule), transitions)
+
+
+def _choose_weights(
+    dataset: EvaluationData, rule: SplitRule, spec: EvalSpec, counts: TrainingCounts
+) -> Heuristic:
+    """Return counts and transitions with the weights that rank validation targets best."""
+    weights = list(itertools.product(POPULARITY_WEIGHTS, TRANSITION_WEIGHTS))
+
+    def score(known: Sequence[np.ndarray]) -> Iterator[np.ndarray]:
+        parts = (own_and_following(ids, *counts) for ids in known)
+        own, following = (np.stack(part) for part in zip(*parts, strict=True))
+        for pair in weights:
+            yield mix(own, counts.popularity, following, *pair)
+
+    _, _, histories, targets = select_targets(dataset, rule, "validation", _CHOOSING_USERS)
+    ranks = _rank(score, histories, targets, dataset.num_items, bool(spec.request_time_known))
+    ndcg = [summarize(r, targets.user, sets=rule.predicts_sets)["ndcg@10"] for r in ranks]
+    a, b = weights[int(np.argmax(ndcg))]
+    return Heuristic("counts_and_transitions", popularity_weight=a, transition_weight=b)
 
 
 def _rank(
-    heuristic: Heuristic, histories: Histories, targets: Targets, popularity: np.ndarray
+    score: Callable[[Sequence[np.ndarray]], Iterable[np.ndarray]],
+    histories: Histories,
+    targets: Targets,
+    num_items: int,
+    request_time_known: bool,
 ) -> np.ndarray:
-    """Return the pessimistic rank of each target: int64 [T]."""
+    """Return the pessimistic rank of each target by each of several scores.
 
-    def scores(user: int, position: int) -> np.ndarray:
-        begin = histories.offsets[user]
-        return heuristic.scores(histories.ids[begin : begin + position], popularity)
+    Args:
+      score: makes histories, int [n] each, the scores [histories, V] of each heuristic.
+      histories: the events of the users.
+      targets: the events to rank.
+      num_items: items, without padding.
+      request_time_known: whether the items of the current basket are left out.
 
+    Returns:
+      int64 [heuristics, T].
+    """
     item = target_items(histories, targets)
-    ranks = np.zeros(len(item), np.int64)
-    chunk = max(1, _CELLS // len(popularity))
+    start = _basket_starts(histories, targets) if request_time_known else targets.position
+    ranks = []
+    chunk = max(1, _CELLS // (num_items + 1))
     for begin in range(0, len(item), chunk):
         part = slice(begin, begin + chunk)
-        pairs = zip(targets.user[part], targets.position[part], strict=True)
-        ranks[part] = target_ranks(np.stack([scores(*pair) for pair in pairs]), item[part])
-    return check_ranks(ranks)
+        # Targets of a set share their scores.
+        reads = np.stack([targets.user[part], targets.position[part], start[part]], axis=1)
+        reads, read = np.unique(reads, axis=0, return_inverse=True)
+        read = read.reshape(-1)
+        known = [histories.ids[histories.offsets[user] :][:n] for user, n, _ in reads]
+        excluded = None
+        if request_time_known:
+            excluded = np.zeros((len(reads), num_items + 1), bool)
+            for row, ids, first in zip(excluded, known, reads[:, 2], strict=True):
+                row[ids[first:]] = True
+            excluded = excluded[read]
+        ranks.append([target_ranks(s[read], item[part], excluded) for s in score(known)])
+    return check_ranks(np.concatenate(ranks, axis=1))
+
+
+def _basket_starts(histories: Histories, targets: Targets) -> np.ndarray:
+    """Return the position of the first event with the time of each target: int64 [T]."""
+    begins = find_baskets(histories.offsets, np.asarray(histories.times))
+    user_start = histories.offsets[targets.user]
+    basket = np.searchsorted(begins, user_start + targets.event, side="right") - 1
+    return begins[basket] - user_start

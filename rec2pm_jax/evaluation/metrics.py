@@ -3,6 +3,8 @@
     rank = 1 + number of other items whose score is >= the target's
     hr@k = [rank <= k]      ndcg@k = [rank <= k] / log2(rank + 1)      mrr = 1 / rank
 
+Where a protocol predicts sets of items, `set_metrics.py` defines the metrics.
+
 A model that gives every item the same score therefore ranks the target last, not first. Every part
 of the project takes its metrics from this module.
 """
@@ -15,9 +17,8 @@ import jax
 import numpy as np
 
 from rec2pm_jax.errors import UserError
+from rec2pm_jax.evaluation.set_metrics import HIT_CUTOFFS, NDCG_CUTOFFS, set_metrics
 
-HIT_CUTOFFS = (1, 10, 50)
-NDCG_CUTOFFS = (10, 50)
 METRICS = (*(f"hr@{k}" for k in HIT_CUTOFFS), *(f"ndcg@{k}" for k in NDCG_CUTOFFS), "mrr")
 
 AnyArray = TypeVar("AnyArray", np.ndarray, jax.Array)
@@ -85,18 +86,20 @@ def ndcg(ranks: np.ndarray, k: int) -> np.ndarray:
     return np.where(ranks <= k, 1.0 / np.log2(ranks + 1.0), 0.0)
 
 
-def summarize(ranks: np.ndarray, users: np.ndarray | None = None) -> dict[str, float]:
+def summarize(
+    ranks: np.ndarray, users: np.ndarray | None = None, *, sets: bool = False
+) -> dict[str, float]:
     """Return the mean over users of every metric, as fractions of 1.
 
-    A user's value is the mean over the user's targets. So every user has the same weight, even if
-    a protocol gives some users more targets than others.
+    Every user has the same weight, even if a protocol gives some users more targets than others.
 
     Args:
       ranks: int [T], from 1.
       users: int [T], the user of each target; None if every target belongs to another user.
+      sets: as for `user_metrics`.
 
     Returns:
-      {metric: value} for the names in `METRICS`.
+      {metric: value} for the names in `METRICS` and, with `sets`, some more.
 
     Raises:
       ValueError: there are no targets.
@@ -109,12 +112,34 @@ def summarize(ranks: np.ndarray, users: np.ndarray | None = None) -> dict[str, f
     if ranks.size == 0:
         raise ValueError("No targets: metrics of nothing are undefined.")
     check_ranks(ranks)
+    users = np.arange(len(ranks)) if users is None else users
+    values = user_metrics(ranks, users, sets=sets)
+    return {name: float(value.mean()) for name, value in values.items()}
+
+
+def user_metrics(
+    ranks: np.ndarray, users: np.ndarray, *, sets: bool = False
+) -> dict[str, np.ndarray]:
+    """Return every metric of each user.
+
+    >>> user_metrics(np.array([1, 11, 3]), np.array([2, 2, 1]))["ndcg@10"]
+    array([0.5, 0.5])
+
+    Args:
+      ranks: int [T], from 1.
+      users: int [T], the user of each target.
+      sets: whether a user's targets are one set, ranked once, see `set_metrics`. Otherwise a user's
+        value is the mean over the user's targets.
+
+    Returns:
+      {metric: float64 [distinct users]}, ascending by user.
+    """
+    if sets:
+        return set_metrics(ranks, users)
     values = {f"hr@{k}": hits(ranks, k) for k in HIT_CUTOFFS}
     values |= {f"ndcg@{k}": ndcg(ranks, k) for k in NDCG_CUTOFFS}
     values["mrr"] = 1.0 / ranks
-    if users is not None:
-        values = {name: user_means(value, users) for name, value in values.items()}
-    return {name: float(values[name].mean()) for name in METRICS}
+    return {name: user_means(values[name], users) for name in METRICS}
 
 
 def user_means(values: np.ndarray, users: np.ndarray) -> np.ndarray:

@@ -12,7 +12,7 @@ import numpy as np
 
 from rec2pm_jax.data.splits import split_rule
 from rec2pm_jax.evaluation.bootstrap import bootstrap
-from rec2pm_jax.evaluation.metrics import hits, ndcg, user_means
+from rec2pm_jax.evaluation.metrics import user_metrics
 from rec2pm_jax.json_file import write_json
 from rec2pm_jax.os_errors import write_error
 
@@ -30,12 +30,14 @@ class Evaluation:
       split: "validation" or "test".
       protocol: name of the split rule.
       user: int64 [T], dataset index of each target's user; targets are ordered by user.
-      position: int64 [T], position n of each target, which is predicted from events [0, n).
+      position: int64 [T], number n of events [0, n) that each target is predicted from.
       rank: int64 [T], from 1.
       swapped_rank: int64 [T], ranks with another user's memory, or None.
       metrics: see `metrics.summarize`.
       skipped_users: number of users with too few events for the protocol.
       wall_s: seconds, compilation included.
+      request_time_known: whether predictions used the time of their target.
+      settings: what records add to their `config`: the settings of a heuristic.
       state_bytes_per_user: capacity of the memory.
       state_used_bytes: mean bytes in use with memory "append"; None for other memories.
       state_bookkeeping_bytes: bytes of the rest of the state.
@@ -57,6 +59,8 @@ class Evaluation:
     metrics: Mapping[str, float]
     skipped_users: int
     wall_s: float
+    request_time_known: bool = False
+    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     state_bytes_per_user: int | None = None
     state_used_bytes: float | None = None
     state_bookkeeping_bytes: int | None = None
@@ -69,8 +73,13 @@ class Evaluation:
 
     @property
     def user_ndcg(self) -> np.ndarray:
-        """Mean ndcg@10 of each user, float64, ascending by user: samples of a paired bootstrap."""
-        return user_means(ndcg(self.rank, 10), self.user)
+        """ndcg@10 of each user, float64, ascending by user: samples of a paired bootstrap."""
+        return self.user_metrics(self.rank)["ndcg@10"]
+
+    def user_metrics(self, ranks: np.ndarray) -> dict[str, np.ndarray]:
+        """Return the metrics of each user for `ranks` int64 [T], as the protocol defines them."""
+        sets = split_rule(self.protocol).predicts_sets
+        return user_metrics(ranks, self.user, sets=sets)
 
     def record(
         self,
@@ -84,7 +93,8 @@ class Evaluation:
         """Return the evaluation record, ready for JSON; metrics are fractions of 1.
 
         Args:
-          config: nested plain dicts: the whole configuration, or a heuristic's settings.
+          config: nested plain dicts: the whole configuration, or the settings of the protocol for a
+            heuristic.
           config_hash: hash of the configuration of the training run; None for heuristics.
           seed: seed of the training run; None for heuristics.
           step: step of the evaluated checkpoint; None for heuristics.
@@ -92,8 +102,8 @@ class Evaluation:
         """
         swap = None
         if self.swapped_rank is not None:
-            swap = {"ndcg@10": float(user_means(ndcg(self.swapped_rank, 10), self.user).mean())}
-        per_user_hits = user_means(hits(self.rank, 10), self.user)
+            swap = {"ndcg@10": float(self.user_metrics(self.swapped_rank)["ndcg@10"].mean())}
+        by_user = self.user_metrics(self.rank)
         return {
             "method": self.method,
             "memory": self.memory,
@@ -106,10 +116,10 @@ class Evaluation:
             "skipped_users": self.skipped_users,
             "metrics": dict(self.metrics),
             "intervals": {
-                "ndcg@10": list(bootstrap(self.user_ndcg)[1:]),
-                "hr@10": list(bootstrap(per_user_hits)[1:]),
+                name: list(bootstrap(by_user[name])[1:]) for name in ("ndcg@10", "hr@10")
             },
             "seen_masked": split_rule(self.protocol).mask_seen,
+            "request_time_known": self.request_time_known,
             "state_bytes_per_user": self.state_bytes_per_user,
             "state_used_bytes": self.state_used_bytes,
             "state_bookkeeping_bytes": self.state_bookkeeping_bytes,
@@ -118,7 +128,7 @@ class Evaluation:
             "seed": seed,
             "step": step,
             "wall_s": round(self.wall_s, 3),
-            "config": dict(config),
+            "config": {**self.settings, **config},
             "config_hash": config_hash,
             "data_hash": self.data_hash,
             "git_commit": git_commit,

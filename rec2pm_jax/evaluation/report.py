@@ -28,17 +28,19 @@ def setting_line(record: Mapping[str, Any]) -> str:
         f"{record['protocol']} | {record['users']} users, {record['targets']} targets, "
         f"{record['skipped_users']} users skipped (no targets) | memory {record['memory']} | full "
         f"catalogue, ties pessimistic, seen items {seen} | state per user {state} | target's "
-        f"time {'was an input' if target_time_is_input(record['config']) else 'not used'}"
+        f"time {'was an input' if target_time_is_input(record) else 'not used'}"
     )
 
 
-def target_time_is_input(config: Mapping[str, Any]) -> bool:
-    """Return whether the model was given the time of the target, as a time bias needs it.
+def target_time_is_input(record: Mapping[str, Any]) -> bool:
+    """Return whether the method was given the time of the target.
 
     Args:
-      config: the configuration of a record.
+      record: of an evaluation. Before version 0.2 records had no `request_time_known`, and a model
+        with a time bias was given the time.
     """
-    return config.get("model", {}).get("relative_bias") == "position_time"
+    with_bias = record["config"].get("model", {}).get("relative_bias") == "position_time"
+    return record.get("request_time_known", with_bias)
 
 
 def display_name(record: Mapping[str, Any]) -> str:
@@ -58,12 +60,16 @@ def display_name(record: Mapping[str, Any]) -> str:
         window, half_life = config["window"], config["half_life"]
         name += f" (window {window})" if window else " (whole history)"
         name += f" half-life {half_life:g}" if half_life else ""
+    reads_times = config.get("model", {}).get("use_times", False)
+    if record.get("request_time_known", reads_times) != bool(reads_times):
+        name += ", request time " + ("unknown" if reads_times else "known")
     return name
 
 
 def metrics_table(records: Sequence[Mapping[str, Any]]) -> str:
     """Return a table of metrics in percent, one row per record, with the 95 % interval of ndcg@10."""
-    header = ["method", *METRICS, "ndcg@10 95 %", "swapped ndcg@10"]
+    names = [*METRICS, *(name for name in records[0]["metrics"] if name not in METRICS)]
+    header = ["method", *names, "ndcg@10 95 %", "swapped ndcg@10"]
     body = []
     for record in records:
         low, high = record["intervals"]["ndcg@10"]
@@ -71,7 +77,7 @@ def metrics_table(records: Sequence[Mapping[str, Any]]) -> str:
         body.append(
             [
                 display_name(record),
-                *(f"{100 * record['metrics'][name]:.2f}" for name in METRICS),
+                *(f"{100 * record['metrics'][name]:.2f}" for name in names),
                 f"{100 * low:.2f}-{100 * high:.2f}",
                 "-" if swap is None else f"{100 * swap['ndcg@10']:.2f}",
             ]

@@ -34,7 +34,7 @@ def fetch_rows(table: Array, ids: np.ndarray, dim: int) -> np.ndarray:
     Args:
       table: the sharded item table.
       ids: int [n], item ids; every process has its ids, and n may differ.
-      dim: W, numbers per item.
+      dim: D, numbers per item.
 
     Returns:
       float [n, dim], the rows of this process's ids.
@@ -88,7 +88,7 @@ def best(
       loss: how logits are computed from vectors and rows.
       table: the sharded item table.
       num_items: number of items, without padding.
-      vectors: float32 [B, W], outputs of a method.
+      vectors: float32 [B, D], outputs of a method.
       k: number of items.
 
     Returns:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 
+from rec2pm_jax.errors import UserError
 from rec2pm_jax.evaluation.histories import Histories
 from rec2pm_jax.evaluation.targets import Targets
 
@@ -23,9 +24,11 @@ class EvalSpec:
       max_users: size of a pseudo-random subset of the users; None for all of them.
       max_segments: how many of the newest archived segments the memory folds; None for all.
       batch_size: largest number of users per compiled call. Results do not depend on it.
-      request_time_known: whether a request says when it is made, as a server knows it.
       swap: whether every target is also ranked with another user's memory.
       seed: chooses the subset of users.
+      request_time_known: whether a prediction may use the time of its target, as a server knows the
+        time of a request. Heuristics then leave out the items of the current basket. None: a model that
+        reads times may use it, and nothing else may.
       corrupt: changes the histories that are read, never the targets; see `denoise.Noise`.
 
     >>> EvalSpec("test", max_users=500).memory_format
@@ -39,7 +42,24 @@ class EvalSpec:
     max_users: int | None = None
     max_segments: int | None = None
     batch_size: int = 128
-    request_time_known: bool = True
     swap: bool = True
     seed: int = 0
+    request_time_known: bool | None = None
     corrupt: Callable[[Histories, Targets], Histories] | None = None
+
+    def knows_request_time(self, histories: Histories, default: bool) -> bool:
+        """Return whether predictions may use the time of their target.
+
+        Args:
+          histories: of the dataset.
+          default: where `request_time_known` leaves it open.
+
+        Raises:
+          UserError: they should, but the dataset has no times.
+        """
+        if self.request_time_known and histories.times is None:
+            raise UserError(
+                "request_time_known needs a dataset with times, and this one has an order only; leave "
+                "it out."
+            )
+        return default if self.request_time_known is None else self.request_time_known

@@ -1,6 +1,7 @@
 """Plan an evaluation: which events are predicted, and which windows are read to predict them.
 
-- A *target* is one event (user, n): the event at position n, predicted from the n events before it.
+- A *target* is one event (user, n), predicted from the n events before it. Where a protocol predicts
+  sets of items, all targets of a user are predicted from the events before the first one.
 - A *row* is one window of raw events that is read once, with one memory. Reads are causal, so all
   targets of a user with equal `ReadPlan`s share a row.
 
@@ -24,11 +25,14 @@ class Targets(NamedTuple):
 
     Attributes:
       user: int64 [T], indices into `Histories.users`.
-      position: int64 [T], the position n >= 1 of each event in its history.
+      position: int64 [T], the number n >= 1 of events that each target is predicted from.
+      event: int64 [T], the position of each target's event in its history: n, unless the protocol
+        predicts sets.
     """
 
     user: np.ndarray
     position: np.ndarray
+    event: np.ndarray
 
 
 class Rows(NamedTuple):
@@ -130,6 +134,8 @@ def select_users(
 def make_targets(histories: Histories, rule: SplitRule, split: str) -> Targets:
     """Return all targets of `split` under a split rule.
 
+    Where the rule predicts sets, an item that occurs twice in a user's set is one target.
+
     Raises:
       ValueError: a target has no event before it. No protocol here produces one: such a user gets
         the popularity ranking, not a model's.
@@ -139,10 +145,13 @@ def make_targets(histories: Histories, rule: SplitRule, split: str) -> Targets:
         np.asarray(rule.targets(int(n), split, int(user)))
         for user, n in zip(histories.users, lengths, strict=True)
     ]
-    counts = [len(p) for p in positions]
-    targets = Targets(
-        np.repeat(np.arange(len(positions)), counts), np.concatenate(positions).astype(np.int64)
-    )
+    if rule.predicts_sets:
+        starts = zip(positions, histories.offsets, strict=False)
+        positions = [p[_first_occurrences(histories.ids[start + p])] for p, start in starts]
+    user = np.repeat(np.arange(len(positions)), [len(p) for p in positions])
+    event = np.concatenate(positions).astype(np.int64)
+    first = np.array([p[0] if len(p) else 0 for p in positions], np.int64)
+    targets = Targets(user, first[user] if rule.predicts_sets else event, event)
     if (targets.position < 1).any():
         raise ValueError("A target at position 0 has no history to be predicted from.")
     return targets
@@ -150,7 +159,12 @@ def make_targets(histories: Histories, rule: SplitRule, split: str) -> Targets:
 
 def target_items(histories: Histories, targets: Targets) -> np.ndarray:
     """Return the item id of each target: int32 [T]."""
-    return histories.ids[histories.offsets[targets.user] + targets.position]
+    return histories.ids[histories.offsets[targets.user] + targets.event]
+
+
+def _first_occurrences(ids: np.ndarray) -> np.ndarray:
+    """Return the index of the first event of each distinct item, ascending."""
+    return np.sort(np.unique(ids, return_index=True)[1])
 
 
 def plan_rows(

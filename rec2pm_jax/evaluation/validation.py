@@ -91,7 +91,7 @@ def validate(
         ranks = rank_targets(method, params, histories, targets, readout, mask_seen=rule.mask_seen)
         ranks, user, position = _gather(ranks, users[targets.user], targets.position)
     order = np.lexsort((position, user))  # sums in one order, however many processes there are
-    return summarize(ranks[order], user[order])
+    return summarize(ranks[order], user[order], sets=rule.predicts_sets)
 
 
 def _read(method: Method, params: Params, histories: Histories, targets: Targets) -> Readout:
@@ -111,7 +111,7 @@ def _read_sharded(
     """
     items, ids = np.unique(histories.ids, return_inverse=True)
     items = np.append(0, items).astype(np.int32)
-    table, dim = method.network.table(params), method.item_dim
+    table, dim = method.network.table(params), method.config.model.dim
     rows = sharded_catalogue.fetch_rows(table, items, dim)
     own_params = method.network.with_table(params, jnp.asarray(rows))
     own_histories = histories._replace(ids=(ids.reshape(-1) + 1).astype(np.int32))

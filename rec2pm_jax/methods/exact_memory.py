@@ -15,8 +15,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from rec2pm_jax.methods.sketch import up_to
-from rec2pm_jax.methods.windows import Window
+from rec2pm_jax.methods.windows import Window, up_to
 from rec2pm_jax.nn.gaps import MINUTE
 from rec2pm_jax.typing import PADDING_ID, Array, ExactMemory
 

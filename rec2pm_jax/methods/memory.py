@@ -17,8 +17,7 @@ from rec2pm_jax.methods.exact_memory import empty_exact, event_clock, scan_exact
 from rec2pm_jax.methods.network import Network
 from rec2pm_jax.methods.own_items import OwnItemScores
 from rec2pm_jax.methods.segments import ReadPlan, plan_last, plan_memory
-from rec2pm_jax.methods.sketch import WindowSketch, up_to
-from rec2pm_jax.methods.windows import TrainingBatch, Window
+from rec2pm_jax.methods.windows import TrainingBatch, Window, up_to
 from rec2pm_jax.nn.attention import KeyValues, Layout
 from rec2pm_jax.typing import Array, Events, ExactMemory, Params, PRNGKey, Readout, State
 
@@ -141,7 +140,7 @@ class Memory(abc.ABC):
           vectors: outputs of the backbone after the last event [B, D], or after each [B, N, D].
 
         Returns:
-          [B, W] or [B, N, W].
+          Of the same shape.
         """
         return vectors
 
@@ -216,18 +215,6 @@ class NoMemory(Memory):
     def read_length(self) -> int:
         return self.length
 
-    @cached_property
-    def sketch(self) -> WindowSketch | None:
-        """The sketch of the events that are read, if `method.sketch` asks for one."""
-        parts = self.config.method.sketch
-        return WindowSketch(parts, self.config.model.dim) if parts else None
-
-    def init_memory_params(self, rng: PRNGKey) -> Params:
-        if self.sketch is None:
-            return {}
-        parts = jnp.zeros((1, self.sketch.parts, self.sketch.dim))
-        return {"sketch": self.sketch.init(rng, parts[:, 0], parts)["params"]}
-
     def plan(self, n: ArrayLike, max_segments: int = 0) -> ReadPlan:
         return super().plan(n, max_segments) if self.entries else plan_last(n, self.length)
 
@@ -235,14 +222,6 @@ class NoMemory(Memory):
         layout = layouts.causal(window.size, window.row_times, window.events.times)
         positions = np.arange(window.size, dtype=np.int32)[None]
         return PassInputs(self.network.embed(params, window, positions), layout)
-
-    def add_to_outputs(self, params: Params, state: State, window: Window, vectors: Array) -> Array:
-        if self.sketch is None:
-            return vectors
-        parts = self.network.item_parts(params, up_to(window.events.ids, window.lengths))
-        sums = jnp.sum(parts, axis=1) if vectors.ndim == 2 else jnp.cumsum(parts, axis=1)
-        sketch: Any = self.sketch  # Flax does not say what `apply` returns
-        return sketch.apply({"params": params["sketch"]}, vectors, sums)
 
     def new_memory(self, params: Params, state: State, window: Window) -> Array:
         return state.memory

@@ -6,12 +6,11 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from rec2pm_jax.config import ModelConfig
-from rec2pm_jax.methods.sketch import RECALL_GAIN, widen
 from rec2pm_jax.nn.initializers import scaled_identity
 from rec2pm_jax.nn.registry import uses_identity_init
 from rec2pm_jax.typing import Array, State
 
-OUTPUT_GAIN = 0.3  # initial weight of the backbone's output in a slot that also sums item vectors
+RECALL_GAIN = 0.5  # initial weight of what is recalled, beside an output of the backbone
 
 
 class QueryTokens(nn.Module):
@@ -49,15 +48,11 @@ class MemoryTokens(QueryTokens):
 
     Attributes:
       max_groups: G, groups with an age embedding.
-      running_mean: whether an update averages with the memory before it.
-      recall: whether what memory recalls is added to a reader's output.
-      sketch: P, slots that also keep sums of a part of items' vectors.
+      plain: whether a memory is the outputs of its update alone, and read as tokens alone.
     """
 
     max_groups: int
-    running_mean: bool
-    recall: bool
-    sketch: int
+    plain: bool
 
     def setup(self) -> None:
         super().setup()
@@ -66,18 +61,12 @@ class MemoryTokens(QueryTokens):
         self.slot_embedding = self.param("slot_embedding", self.distinct_init, (self.slots, dim))
         zeros = nn.initializers.zeros_init()
         self.age_embedding = self.param("age_embedding", zeros, (self.max_groups, dim))
-        if self.running_mean:
+        if not self.plain:
             self.log_keep = self.param("log_keep", zeros, (self.slots,))
-        if self.sketch:
-            # A slot starts as the sum it keeps, scored against the part that it sums.
-            kernel = jnp.eye(self.slots * dim, self.sketch * dim)
-            start = nn.initializers.constant(OUTPUT_GAIN)
-            self.own_gain = self.param("own_gain", start, (self.sketch,))
-        else:
-            # Starts as the mean of the slots, which is already in the space of the item embeddings.
-            kernel = jnp.tile(jnp.eye(dim) / self.slots, (self.slots, 1))
+        # Starts as the mean of the slots, which is already in the space of the item embeddings.
+        kernel = jnp.tile(jnp.eye(dim) / self.slots, (self.slots, 1))
         self.recall_kernel = self.param("recall", lambda key: kernel)
-        if self.recall:
+        if not self.plain:
             start = nn.initializers.constant(RECALL_GAIN)
             self.recall_gain = self.param("recall_gain", start, ())
         # Stored memory has unit scale; events are embedded at 0.02 * sqrt(D) per element.
@@ -109,35 +98,26 @@ class MemoryTokens(QueryTokens):
           memory: float32 [..., G * C, D].
 
         Returns:
-          float32 [..., W], a linear map of each group, summed over groups; 0 for a memory of zeros.
+          float32 [..., D], a linear map of each group, summed over groups; 0 for a memory of zeros.
         """
         groups = memory.reshape(*memory.shape[:-2], -1, self.slots * self.config.dim)
         return jnp.sum(groups, axis=-2) @ self.recall_kernel
 
     def add_recall(self, vectors: Array, state: State) -> Array:
-        """Add what the memory recalls to a reader's outputs: [B, ..., D] -> [B, ..., W].
+        """Add what the memory recalls to a reader's outputs: [B, ..., D] -> [B, ..., D].
 
             y + gain * mean over groups of (W_recall [m_1; ..; m_C])
 
         A memory token is one of some thirty that a reader attends to, and what it carries must survive
         all layers. This path past the backbone is open from the first step.
         """
-        if not self.recall:
+        if self.plain:
             return vectors
         groups = jnp.maximum(state.groups, 1).astype(jnp.float32)
         recalled = self.recall_items(state.memory) / groups[:, None]
         recalled = (self.recall_gain * recalled).astype(vectors.dtype)
         recalled = recalled.reshape(-1, *(1,) * (vectors.ndim - 2), recalled.shape[-1])
-        return widen(vectors, recalled.shape[-1]) + recalled
-
-    def add_sketch(self, outputs: Array, sketch: Array) -> Array:
-        """Add a sketch [..., P, D] to the first P outputs at Q [..., C, D]: float32.
-
-        The sums reach memory as they are; the backbone's output is added with a learned gain.
-        """
-        outputs = outputs.astype(jnp.float32)
-        summed = self.own_gain[:, None] * outputs[..., : self.sketch, :] + sketch
-        return jnp.concatenate([summed, outputs[..., self.sketch :, :]], axis=-2)
+        return vectors + recalled
 
     def from_query_outputs(self, outputs: Array, state: State | None = None) -> Array:
         """Map the outputs at Q [..., C, D] to stored memory: layer-normed, float32.
@@ -145,14 +125,14 @@ class MemoryTokens(QueryTokens):
         The norm (without affine part) keeps the scale of memory fixed over any number of updates. It
         gives L_con a unit, and makes memory easy to quantise.
 
-        With `running_mean`, and the `state` before an update,
+        Unless it is `plain`, and with the `state` before an update,
 
             m_k = LN(o_k + g_c * k * m_{k-1})
 
         for a memory of k segments and a learned g_c > 0 per slot (1 at first): the running mean of the
         outputs o_1 .. o_k. The error of one update then fades as 1 / k.
         """
-        if state is None or not self.running_mean:
+        if state is None or self.plain:
             return self.norm(outputs)
         gain = jnp.exp(self.log_keep) * state.segments[:, None].astype(jnp.float32)
         newest = state.memory[:, -self.slots :]

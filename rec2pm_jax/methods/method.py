@@ -59,11 +59,6 @@ class Method:
         return self.network.num_items
 
     @property
-    def item_dim(self) -> int:
-        """W, numbers of an item's vector."""
-        return self.network.item_dim
-
-    @property
     def read_length(self) -> int:
         """Most raw events that `read` takes."""
         return self.memory.read_length
@@ -165,7 +160,7 @@ class Method:
         valid: Array,
         request_time: Array | None = None,
     ) -> Readout:
-        """Return what scores the catalogue after the last valid event: vectors float32 [B, W].
+        """Return what scores the catalogue after the last valid event: vectors float32 [B, D].
 
         Args:
           params: as in `update`.
@@ -186,7 +181,7 @@ class Method:
         valid: Array,
         request_time: Array | None = None,
     ) -> Readout:
-        """Do as `read` after each event: vectors float32 [B, N, W].
+        """Do as `read` after each event: vectors float32 [B, N, D].
 
         `request_time` is that of the last valid event. The query time of each event before is the time
         of the event that follows.
@@ -245,7 +240,7 @@ class Method:
     # --- scoring ---
 
     def catalogue(self, params: Params) -> Array:
-        """Return the item table prepared for scoring, float32 [V, W]."""
+        """Return the item table prepared for scoring, float32 [V, D]."""
         return self.network.catalogue(params)
 
     def score(self, params: Params, readout: Readout, catalogue: Array | None = None) -> Array:
@@ -253,7 +248,7 @@ class Method:
 
         Args:
           params: as in `update`.
-          readout: of a read, vectors [..., W].
+          readout: of a read, vectors [..., D].
           catalogue: what `catalogue` returned. None: the table is prepared in every call.
 
         Returns:
@@ -268,7 +263,7 @@ class Method:
 
         Args:
           params: as in `update`.
-          readout: of a read, vectors [B, W].
+          readout: of a read, vectors [B, D].
           k: items.
           catalogue: what `catalogue` returned. None: the table is prepared in every call.
 

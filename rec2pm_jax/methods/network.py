@@ -11,7 +11,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from rec2pm_jax.config import Config
-from rec2pm_jax.methods.sketch import item_parts
 from rec2pm_jax.methods.windows import Window
 from rec2pm_jax.nn.attention import KeyValues, Layout
 from rec2pm_jax.nn.backbone import Backbone
@@ -24,7 +23,12 @@ from rec2pm_jax.nn.catalogue.losses import (
     to_item_vectors,
     to_queries,
 )
-from rec2pm_jax.nn.catalogue.own_items import combine_own, merge_own, own_per_row
+from rec2pm_jax.nn.catalogue.own_items import (
+    combine_own,
+    flatten_own,
+    merge_own,
+    own_per_row,
+)
 from rec2pm_jax.nn.catalogue.topk import top_k
 from rec2pm_jax.nn.embedding import TABLE, EventEmbedding
 from rec2pm_jax.nn.registry import LayerSpec
@@ -51,26 +55,19 @@ class Network:
       config: the whole configuration.
       num_items: real items; ids run from 1 to num_items.
       max_positions: learned positions: the most events that a pass numbers in one segment.
-      parts: P, parts of an item's vector; the backbone embeds and predicts the first.
     """
 
     config: Config
     num_items: int
     max_positions: int
-    parts: int = 1
 
     def __post_init__(self) -> None:
         self.backbone.new_layer()  # refuses an unknown backbone, and fields that it does not support
 
-    @property
-    def item_dim(self) -> int:
-        """W = P * D, numbers of an item's vector."""
-        return self.parts * self.config.model.dim
-
     @cached_property
     def embedding(self) -> EventEmbedding:
         """The module that embeds events."""
-        return EventEmbedding(self.config.model, self.num_items, self.max_positions, self.item_dim)
+        return EventEmbedding(self.config.model, self.num_items, self.max_positions)
 
     @cached_property
     def backbone(self) -> Backbone:
@@ -148,7 +145,7 @@ class Network:
         return self.backbone.attention_weights(params["backbone"], x, layout)
 
     def catalogue(self, params: Params) -> Array:
-        """Prepare the item table for scoring: float32 [V, W].
+        """Prepare the item table for scoring: float32 [V, D].
 
         The dot product of a row with a prepared output is a logit.
         """
@@ -159,7 +156,7 @@ class Network:
 
         Args:
           params: of the method.
-          readout: of a read, vectors [..., W].
+          readout: of a read, vectors [..., D].
           catalogue: what `catalogue` returned, to prepare the table once for many calls.
         """
         catalogue = self.catalogue(params) if catalogue is None else catalogue
@@ -181,16 +178,12 @@ class Network:
         return merge_own(scores, ids, own, own_scores, k)
 
     def table(self, params: Params) -> Array:
-        """Return the item vectors [V, W]."""
+        """Return the item vectors [V, D]."""
         return params["embedding"][TABLE]
 
     def with_table(self, params: Params, table: Array) -> Params:
         """Return params with another item table."""
         return {**params, "embedding": {**params["embedding"], TABLE: table}}
-
-    def item_parts(self, params: Params, ids: Array) -> Array:
-        """Return the item parts that a sketch sums: int32 [...] -> float32 [..., P, D]."""
-        return item_parts(self.table(params), ids, self.parts)
 
     def next_item(
         self,
@@ -205,7 +198,7 @@ class Network:
 
         Args:
           params: of the method.
-          readout: vectors [B, N, W].
+          readout: vectors [B, N, D].
           targets, weights: [B, N].
           rng: key of the sampled negatives; None takes a fixed one.
           rows: int32 [B], unique within the step: negatives of a position are drawn by its number.
@@ -215,9 +208,8 @@ class Network:
         numbers = rows[:, None] * length + jnp.arange(length, dtype=jnp.int32)
         own = readout.own
         if own is not None:
-            sampled = self.config.loss.negatives is not None
-            own = self._candidates(own) if sampled else own_per_row(own)
-            own = OwnItems(*(a.reshape(-1, a.shape[-1]) for a in own))
+            own = own if self.config.loss.negatives is None else self._candidates(own)
+            own = flatten_own(own)
         positions = Positions(
             readout.vectors.reshape(-1, readout.vectors.shape[-1]),
             targets.reshape(-1),

@@ -22,7 +22,6 @@ from rec2pm_jax.methods.memory import PassInputs, fold
 from rec2pm_jax.methods.method import Method
 from rec2pm_jax.methods.network import Network
 from rec2pm_jax.methods.registry import register_method
-from rec2pm_jax.methods.sketch import up_to
 from rec2pm_jax.methods.token_memory import TokenMemory
 from rec2pm_jax.methods.windows import Window, cut_windows, window_of
 from rec2pm_jax.nn.cache import Rows
@@ -33,14 +32,13 @@ from rec2pm_jax.typing import Array, Batch, Events, Params, PRNGKey, State, Term
 @register_method(
     "rec2pm",
     reads=(
-        *("memory", "slots", "max_groups", "running_mean", "recall", "sketch", "exact_entries"),
+        *("memory", "slots", "max_groups", "plain_memory", "exact_entries"),
         *("consistency", "reference_window", "live_memory_prob"),
     ),
 )
 def make_rec2pm(config: Config, num_items: int) -> Method:
     """Build Rec2PM: token memory, trained by `loss`."""
-    parts = max(1, config.method.sketch)
-    network = Network(config, num_items, config.data.read_length, parts)
+    network = Network(config, num_items, config.data.read_length)
     weights = (("ar", 1.0), ("consistency", config.method.consistency))
     return Method(TokenMemory(network), loss, weights, compress)
 
@@ -58,7 +56,7 @@ def loss(method: Method, params: Params, batch: Batch, rng: PRNGKey | None) -> T
     if rng is not None:
         rngs = jax.random.split(rng, 5)
         reference_rng, update_rng, chain_rng, negative_rng, mixing_rng = rngs
-    cut = memory.sketch_windows(params, cut_windows(batch, data, rng))
+    cut = cut_windows(batch, data, rng)
     windows, history = cut.windows, cut.history
     ends = (jnp.arange(data.segments, dtype=jnp.int32)[None] + 1) * data.segment
     reference = reference_pass(memory, params, history, ends, reference_rng)
@@ -144,19 +142,13 @@ def reference_pass(
     The queries that close segment h see every event of segments 0..h, and each other.
 
     Args:
-      memory, params, history, query_ends: as in `reference_inputs`; `history.sketch` is [B, K, P, D].
+      memory, params, history, query_ends: as in `reference_inputs`.
       rng: key of dropout, or None.
     """
     x, layout, _ = reference_inputs(memory, params, history, query_ends)
     queries = Rows(0, layout.num_slots)
     outputs, _ = memory.network.run(params, x, layout, rng=rng, rows=history.rows, wanted=queries)
     outputs = outputs.reshape(x.shape[0], query_ends.shape[1], memory.slots, -1)
-    if history.sketch is not None:
-        # The mean over the segments up to each query, which the running mean of updates approximates.
-        segment = memory.config.data.segment
-        count = jnp.maximum((query_ends + segment - 1) // segment, 1)[..., None, None]
-        sums = jnp.take_along_axis(jnp.cumsum(history.sketch, axis=1), count - 1, axis=1)
-        outputs = memory.with_sketch(params, outputs, sums / count.astype(jnp.float32))
     return memory.apply(params, "from_query_outputs", outputs)
 
 
@@ -172,8 +164,6 @@ def compress(
         )
     history = window_of(events, valid, next_time)
     lengths = history.lengths
-    segments = up_to(events.ids, lengths).reshape(lengths.shape[0], -1, segment)
-    history = history._replace(sketch=memory.sum_items(params, segments))
     newest = reference_pass(memory, params, history, lengths[:, None])[:, 0]
     state = fold(memory.init_state(lengths.shape[0]), newest, lengths > 0)
     exact = memory.exact_after(history)

@@ -114,7 +114,7 @@ class ShardedServing:
 
     def _with_rows(self, params: Params, state: State, events: Events) -> _Part:
         """Fetch the rows of all items of the users."""
-        table, dim = params["embedding"][TABLE], make_method(self.config, self.num_items).item_dim
+        table, dim = params["embedding"][TABLE], self.config.model.dim
         shards, rows = jax.lax.axis_size(self.axis_name), table_rows(self.num_items)
         # Padding has the lowest row, so it stays id 0.
         items = (jnp.full(1, PADDING_ID, jnp.int32), events.ids, state.exact.items)

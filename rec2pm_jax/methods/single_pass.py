@@ -13,13 +13,13 @@ from rec2pm_jax.methods.windows import Window, cut_windows, training_events
 from rec2pm_jax.typing import Array, Batch, Params, PRNGKey, State, Terms
 
 
-@register_method("full", reads=("sketch",))
+@register_method("full", reads=())
 def make_full(config: Config, num_items: int) -> Method:
     """Build `full`: it reads the last L = K * S + R - 1 events."""
     return _without_memory(config, num_items, config.data.window, full_loss)
 
 
-@register_method("recent", reads=("sketch", "exact_entries"))
+@register_method("recent", reads=("exact_entries",))
 def make_recent(config: Config, num_items: int) -> Method:
     """Build `recent`: it reads the last S + R - 1 events, as the readers of a memory do.
 
@@ -31,7 +31,7 @@ def make_recent(config: Config, num_items: int) -> Method:
 def _without_memory(
     config: Config, num_items: int, length: int, loss: Loss, exact: bool = False
 ) -> Method:
-    network = Network(config, num_items, length, max(1, config.method.sketch))
+    network = Network(config, num_items, length)
     return Method(NoMemory(network, length, exact), loss)
 
 

@@ -19,12 +19,11 @@ from rec2pm_jax.typing import Array, Batch, Params, PRNGKey, Readout, State, Ter
 
 @register_method(
     "tok_serial",
-    reads=("memory", "slots", "max_groups", "running_mean", "recall", "sketch", "exact_entries"),
+    reads=("memory", "slots", "max_groups", "plain_memory", "exact_entries"),
 )
 def make_tok_serial(config: Config, num_items: int) -> Method:
     """Build Tok-Serial: Rec2PM's memory, trained by `loss`."""
-    parts = max(1, config.method.sketch)
-    network = Network(config, num_items, config.data.read_length, parts)
+    network = Network(config, num_items, config.data.read_length)
     return Method(TokenMemory(network), loss)
 
 
@@ -37,7 +36,7 @@ def loss(method: Method, params: Params, batch: Batch, rng: PRNGKey | None) -> T
     memory = cast(TokenMemory, method.memory)
     data = method.config.data
     dropout_rng, negative_rng = (None, None) if rng is None else jax.random.split(rng)
-    cut = memory.sketch_windows(params, cut_windows(batch, data, rng))
+    cut = cut_windows(batch, data, rng)
     users = batch["ids"].shape[0]
 
     def by_segment(a: Array) -> Array:  # B*K ... -> K B ...

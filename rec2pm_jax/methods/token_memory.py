@@ -9,12 +9,10 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from rec2pm_jax.errors import UserError
 from rec2pm_jax.methods import layout as layouts
 from rec2pm_jax.methods.memory import Memory, PassInputs
 from rec2pm_jax.methods.memory_tokens import MemoryTokens
-from rec2pm_jax.methods.sketch import up_to
-from rec2pm_jax.methods.windows import TrainingBatch, Window
+from rec2pm_jax.methods.windows import Window
 from rec2pm_jax.nn.cache import Rows
 from rec2pm_jax.typing import Array, Params, PRNGKey, Readout, State
 
@@ -27,24 +25,6 @@ class TokenMemory(Memory):
     memory tokens.
     """
 
-    def __post_init__(self) -> None:
-        method = self.config.method
-        if not method.sketch:
-            return
-        if method.sketch > method.slots:
-            raise UserError(
-                f"config.method.sketch={method.sketch} parts need as many slots; "
-                f"config.method.slots={method.slots}."
-            )
-        for field, reason in (
-            ("recall", "nothing else reads the further parts of an item's vector"),
-            ("running_mean", "an update sums the events of one segment only"),
-        ):
-            if not getattr(method, field):
-                raise UserError(
-                    f"config.method.sketch={method.sketch} needs config.method.{field}=true: {reason}."
-                )
-
     @cached_property
     def tokens(self) -> MemoryTokens:
         """The module with the parameters of the memory."""
@@ -53,9 +33,7 @@ class TokenMemory(Memory):
             self.config.model,
             method.slots,
             method.max_groups,
-            method.running_mean,
-            method.recall,
-            method.sketch,
+            method.plain_memory,
         )
 
     def init_memory_params(self, rng: PRNGKey) -> Params:
@@ -79,8 +57,6 @@ class TokenMemory(Memory):
         outputs, _ = self.network.run(
             params, x, layout, wanted=self._queries_of(layout), unroll=True
         )
-        sketch = self.sum_items(params, up_to(window.events.ids, window.lengths))
-        outputs = self.with_sketch(params, outputs, sketch)
         return self.apply(params, "from_query_outputs", outputs, state)
 
     # --- passes ---
@@ -118,18 +94,18 @@ class TokenMemory(Memory):
         Args:
           params: of the method.
           state: M_{h-1}, one row per window.
-          window: the window of segment h, with row numbers and, if there is one, its sketch.
+          window: the window of segment h, with row numbers.
           rng: key of dropout, or None.
 
         Returns:
-          (what the events read, vectors [B, N, W]; outputs at Q with the sketch [B, C, D]);
+          (what the events read, vectors [B, N, D]; outputs at Q [B, C, D]);
           `from_query_outputs` makes m_h of the latter.
         """
         x, layout, _ = self.update_inputs(params, state, window, with_queries=True)
         outputs, _ = self.network.run(params, x, layout, rng=rng, rows=window.rows)
         readout = self.readout(params, state, window, outputs[:, layout.num_slots :])
         at_queries = self._queries_of(layout).of(outputs)
-        return readout, self.with_sketch(params, at_queries, window.sketch)
+        return readout, at_queries
 
     def query_outputs(
         self, params: Params, state: State, window: Window, rng: PRNGKey | None
@@ -141,46 +117,8 @@ class TokenMemory(Memory):
         window = window.first(self.config.data.segment)
         x, layout, _ = self.update_inputs(params, state, window, with_queries=True)
         wanted = self._queries_of(layout)
-        outputs, _ = self.network.run(params, x, layout, rng=rng, rows=window.rows, wanted=wanted)
-        return self.with_sketch(params, outputs, window.sketch)
+        return self.network.run(params, x, layout, rng=rng, rows=window.rows, wanted=wanted)[0]
 
     def _queries_of(self, layout: layouts.Layout) -> Rows:
         """Return the query tokens of `update_inputs`: the last C slots."""
         return Rows(layout.num_slots - self.slots, self.slots)
-
-    # --- sketches ---
-
-    def sum_items(self, params: Params, ids: Array) -> Array | None:
-        """Return the sketch of each segment, or None without `method.sketch`.
-
-        Sums of item parts, scaled so that S unrelated items have unit scale, as outputs of layers do.
-
-        Args:
-          params: of the method.
-          ids: int32 [..., S].
-
-        Returns:
-          float32 [..., P, D].
-        """
-        if not self.config.method.sketch:
-            return None
-        parts = self.network.item_parts(params, ids)
-        return jnp.sum(parts, axis=-3) * self.config.data.segment**-0.5
-
-    def with_sketch(self, params: Params, at_queries: Array, sketch: Array | None) -> Array:
-        """Return outputs at Q [..., C, D] with the sketch in them, if there is one."""
-        if sketch is None:
-            return at_queries
-        return self.apply(params, "add_sketch", at_queries, sketch)
-
-    def sketch_windows(self, params: Params, batch: TrainingBatch) -> TrainingBatch:
-        """Return a batch whose windows carry the sketches of their segments, and histories all."""
-        data = self.config.data
-        sketch = self.sum_items(params, batch.history.events.ids.reshape(-1, data.segment))
-        if sketch is None:
-            return batch
-        by_user = sketch.reshape(-1, data.segments, *sketch.shape[1:])
-        return batch._replace(
-            windows=batch.windows._replace(sketch=sketch),
-            history=batch.history._replace(sketch=by_user),
-        )

@@ -29,7 +29,6 @@ class Window(NamedTuple):
       row_times: int32 [B, N], the query time of each event row; None for events without times.
       known: bool [B, N], whether the query time of each row is known; None where events have none.
       rows: int32 [B], row numbers that are unique within a training step; None at inference.
-      sketch: float32 [B, P, D], sums of item parts of the segment; None without a sketch.
     """
 
     events: Events
@@ -37,7 +36,6 @@ class Window(NamedTuple):
     row_times: Array | None = None
     known: Array | None = None
     rows: Array | None = None
-    sketch: Array | None = None
 
     @property
     def step_rows(self) -> Array:
@@ -186,17 +184,22 @@ def cut_windows(batch: Batch, data: DataConfig, rng: PRNGKey | None) -> Training
     return TrainingBatch(windows, history, targets, weights)
 
 
+def up_to(ids: Array, lengths: Array) -> Array:
+    """Keep the first `lengths` [B] of ids [B, N], and replace the rest by padding."""
+    return jnp.where(jnp.arange(ids.shape[1]) < lengths[:, None], ids, PADDING_ID)
+
+
 def cut(tree: Tree, segment: int, length: int, count: int) -> Tree:
     """Cut `count` windows [h * segment, h * segment + length), folded into the batch.
 
     Args:
-      tree: arrays [B, T] (or None).
+      tree: arrays [B, T, ...] (or None).
 
     Returns:
-      The same tree of arrays [B * count, length].
+      The same tree of arrays [B * count, length, ...].
     """
     index = np.arange(count)[:, None] * segment + np.arange(length)[None]
-    return jax.tree.map(lambda a: a[:, index].reshape(-1, length), tree)
+    return jax.tree.map(lambda a: a[:, index].reshape(-1, length, *a.shape[2:]), tree)
 
 
 def segment_rows(rows: Array, count: int) -> Array:

@@ -20,13 +20,11 @@ class EventEmbedding(nn.Module):
     Attributes:
       num_items: real items; the table has one more row for padding (row 0).
       max_positions: rows of the learned absolute positions.
-      item_dim: W, numbers of an item's vector, of which the first D are embedded.
     """
 
     config: ModelConfig
     num_items: int
     max_positions: int
-    item_dim: int
 
     @nn.compact
     def __call__(
@@ -53,9 +51,9 @@ class EventEmbedding(nn.Module):
         table = self.param(
             TABLE,
             nn.initializers.truncated_normal(ITEM_SCALE),
-            (self.num_items + 1, self.item_dim),
+            (self.num_items + 1, dim),
         )
-        x = table[ids][..., :dim] * dim**0.5
+        x = table[ids] * dim**0.5
         # Attention that starts as a sum of what it sees needs positions smaller than items.
         scale = 0.02 if uses_identity_init(config) else dim**-0.5
         places = self.param(

@@ -10,6 +10,7 @@ import numpy as np
 
 from rec2pm_jax.config import Config
 from rec2pm_jax.data.dataset import Dataset, Items, UserSequence
+from rec2pm_jax.data.reading.values import ValueRules
 from rec2pm_jax.errors import nearest
 from rec2pm_jax.stream.lines.events import (
     MALFORMED,
@@ -38,6 +39,7 @@ class Catalogue:
       time_origin: seconds since 1970 of time 0.
       uses_times: whether the model reads times, so that every event must have one.
       uses_types: whether the model embeds event types, so that every event must have a type.
+      rules: how the ids and times of the training data were read; those of new events are read alike.
     """
 
     items: Items
@@ -45,6 +47,7 @@ class Catalogue:
     time_origin: int
     uses_times: bool
     uses_types: bool
+    rules: ValueRules = ValueRules()
 
     @classmethod
     def from_dataset(cls, dataset: Dataset, config: Config) -> Catalogue:
@@ -55,6 +58,7 @@ class Catalogue:
             dataset.time_origin,
             uses_times=config.reads_times,
             uses_types=config.model.event_types > 0,
+            rules=ValueRules.of(dataset.info),
         )
 
     def with_time_origin(self, origin: int) -> Catalogue:
@@ -151,7 +155,8 @@ class Catalogue:
         Raises:
           RejectedInput: `k` is not between 1 and the number of items left to recommend.
         """
-        k, excluded = parse_count(k, "k"), self.known_ids(parse_ids(exclude))
+        k = parse_count(k, "k")
+        excluded = self.known_ids(parse_ids(exclude, "exclude", self.rules))
         left = self.num_items - len(excluded)
         if not 1 <= k <= left:
             raise RejectedInput(

@@ -239,9 +239,9 @@ class Engine:
         Raises:
           RejectedInput, UserError: as `Recommender.recommend`, or the id is too long for a store.
         """
-        name, asked = parse_id(name, "user"), parse_time(time)
+        model, rules = self.recommender, self.recommender.catalogue.rules
+        name, asked = parse_id(name, "user", rules), parse_time(time, rules)
         user = self._load_updated(name)
-        model = self.recommender
         search = model.catalogue.plan_search(k, exclude)
         if user.events:
             scores, ids = self.sessions.find_best(

@@ -102,7 +102,7 @@ class Recommender:
         Raises:
           UserError: the dataset has no such user.
         """
-        name = parse_id(raw_id, "user")
+        name = parse_id(raw_id, "user", self.catalogue.rules)
         index = None if self.dataset is None else self.dataset.user_index(name)
         if self.dataset is None or index is None:
             raise UserError(
@@ -152,7 +152,8 @@ class Recommender:
         for number, given in enumerate(events):
             event = None
             try:
-                event = parse_event(given if isinstance(given, Mapping) else {"item": given})
+                fields = given if isinstance(given, Mapping) else {"item": given}
+                event = parse_event(fields, rules=self.catalogue.rules)
                 codes.append(self.encode_event(event, last_time))
             except RejectedInput as error:
                 hint = ""
@@ -215,7 +216,7 @@ class Recommender:
         active = [row for row, user in enumerate(users) if user.events]
         if active:
             readers = [self._at_time_origin(users[row]) for row in active]
-            times = self._request_times(readers, parse_time(time))
+            times = self._request_times(readers, parse_time(time, self.catalogue.rules))
             scores, ids = batches.find_best(
                 self.method, self.params, self.scored_table, readers, times, search.num_candidates
             )

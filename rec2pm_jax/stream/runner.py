@@ -154,7 +154,7 @@ class _Loop:
 
     def _process(self, lines: list[bytes]) -> None:
         """Apply and answer lines in order; events between two requests are applied together."""
-        arrived = time.perf_counter()
+        arrived, rules = time.perf_counter(), self._engine.recommender.catalogue.rules
         events: list[Event] = []
         numbers: list[int] = []
         for line in lines:
@@ -162,7 +162,7 @@ class _Loop:
             if line.isspace():
                 continue
             try:
-                parsed = parse_line(line)
+                parsed = parse_line(line, rules)
                 if self._worker is not None and not self._worker.owns(parsed.user):
                     self._summary.other_workers += 1
                 elif isinstance(parsed, Event):

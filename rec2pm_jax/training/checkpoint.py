@@ -216,7 +216,7 @@ def _read_model(manager: ocp.CheckpointManager, step: int) -> tuple[Config, Para
     abstract = abstract_with_sharding(jax.eval_shape(method.init, jax.random.key(0)))
     sharded, rows = config.model.table == "sharded", table_rows(meta["num_items"])
     if sharded:
-        shape = packed_shape(rows, method.item_dim)
+        shape = packed_shape(rows, method.config.model.dim)
         abstract = _with_table(
             abstract, lambda t: jax.ShapeDtypeStruct(shape, t.dtype, sharding=t.sharding)
         )
@@ -226,7 +226,7 @@ def _read_model(manager: ocp.CheckpointManager, step: int) -> tuple[Config, Para
     params = restored["params"]
     if sharded:  # back to the order of ids
         at = ids_to_rows(jnp.arange(meta["num_items"] + 1, dtype=jnp.int32), rows)
-        params = _with_table(params, lambda table: take_rows(table, at, method.item_dim))
+        params = _with_table(params, lambda table: take_rows(table, at, method.config.model.dim))
     return config, params, meta
 
 

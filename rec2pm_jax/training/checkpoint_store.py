@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import logging
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
 from rec2pm_jax.errors import UserError
-from rec2pm_jax.os_errors import write_error
+from rec2pm_jax.os_errors import check_path, write_error
 
 Meta = dict[str, Any]  # JSON; `training.loop` decides what a run keeps in it
 
@@ -22,16 +24,34 @@ _log = logging.getLogger(__name__)
 
 
 def checkpoint_directory(workdir: str | Path) -> Path:
-    """Return the directory that holds the checkpoints of a run."""
+    """Return the directory that holds the checkpoints of a run.
+
+    Raises:
+      UserError: no file can have that path.
+    """
+    check_path(workdir)
     return Path(workdir).absolute() / "checkpoints"
 
 
 def open_manager(directory: Path, create: bool) -> ocp.CheckpointManager:
-    """Open the checkpoints in `directory`, for writing if `create`, else read-only."""
+    """Open the checkpoints in `directory`, for writing if `create`, else read-only.
+
+    Raises:
+      UserError: `create`, and Orbax could not read what it writes there.
+      OSError: the directory cannot be made.
+    """
+    if create and glob.escape(str(directory)) != str(directory):
+        raise UserError(
+            f"{directory} holds one of [ * ?, which Orbax takes for a pattern: it could not read its "
+            "own checkpoints there. Choose another --workdir."
+        )
+    if create and jax.process_index() == 0:
+        # Orbax could do this, too, but in a thread that `close` does not wait for.
+        for unfinished in directory.glob(f"*{ocp.utils.TMP_DIR_SUFFIX}*"):
+            shutil.rmtree(unfinished)
     options = ocp.CheckpointManagerOptions(
         create=create,
         read_only=not create,
-        cleanup_tmp_directories=create,
         enable_async_checkpointing=False,
     )
     return ocp.CheckpointManager(directory, options=options)

@@ -85,13 +85,14 @@ def train_and_evaluate(
         jax.process_index(),
         jax.process_count(),
     )
-    data = TrainingData(
-        batches,
-        dataset.content_hash,
-        str(Path(dataset.path).absolute()),
-        dataset.info.get("grown_from", ()),
-    )
-    return train_on(config, data, method, workdir, evaluate_fn or validate_default, profile)
+    with contextlib.closing(batches):  # ends the thread that reads ahead
+        data = TrainingData(
+            batches,
+            dataset.content_hash,
+            str(Path(dataset.path).absolute()),
+            dataset.info.get("grown_from", ()),
+        )
+        return train_on(config, data, method, workdir, evaluate_fn or validate_default, profile)
 
 
 def train_on(

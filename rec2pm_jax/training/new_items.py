@@ -35,7 +35,7 @@ def grow_items(params: Params, num_items: int, seed: int) -> Params:
     read and recommended, but nothing about them is learned.
 
     Args:
-      params: with a whole item table [V, W].
+      params: with a whole item table [V, D].
       num_items: number of items, without padding.
       seed: seed of the training run.
     """
@@ -81,7 +81,7 @@ def grow_state(state: TrainState, method: Method, seed: int) -> TrainState:
 
 def _grow_sharded(state: TrainState, method: Method, seed: int) -> TrainState:
     """Grow a sharded table; new rows are those of a run over all items. See `insert_new_rows`."""
-    dim, rows = method.item_dim, table_rows(method.num_items)
+    dim, rows = method.config.model.dim, table_rows(method.num_items)
     table, adagrad = state.params["embedding"][TABLE], state.opt_state["table"]
     mesh = table.sharding.mesh
     [axis] = mesh.axis_names

@@ -76,14 +76,14 @@ def make_schedule(optim: OptimConfig, total_steps: int) -> optax.Schedule:
 def make_optimizer(optim: OptimConfig, total_steps: int) -> optax.GradientTransformation:
     """Return the optimizer of all parameters of a whole table.
 
-    It clips by global norm, then applies AdamW, or `optim.table` to the item table.
+    It clips by global norm, then applies AdamW, or row-wise Adagrad to the item table.
 
     Args:
       optim: the optimizer's configuration.
       total_steps: steps of the run, for the schedule.
     """
     update = make_dense_optimizer(optim, total_steps)
-    if optim.table == "rowwise_adagrad":
+    if optim.table_learning_rate is not None:
         table = rowwise_adagrad(make_table_schedule(optim, total_steps))
         update = optax.partition({"dense": update, "table": table}, _label_parameters)
     if optim.clip_norm is None:
@@ -103,8 +103,9 @@ def make_dense_optimizer(optim: OptimConfig, total_steps: int) -> optax.Gradient
 
 
 def make_table_schedule(optim: OptimConfig, total_steps: int) -> optax.Schedule:
-    """Return the learning rate of the item table by step; arguments as in `make_schedule`."""
-    peak = optim.table_learning_rate or optim.learning_rate
+    """Return the learning rate of row-wise Adagrad by step; arguments as in `make_schedule`."""
+    peak = optim.table_learning_rate
+    assert peak is not None, "row-wise Adagrad has a learning rate of its own"
     return make_schedule(dataclasses.replace(optim, learning_rate=peak), total_steps)
 
 

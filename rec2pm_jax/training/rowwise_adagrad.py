@@ -18,7 +18,7 @@ _EPSILON = 1e-8
 
 
 class RowwiseAdagradState(NamedTuple):
-    """State of the optimizer of a table [V, W].
+    """State of the optimizer of a table [V, D].
 
     Attributes:
       count: int32 scalar, updates so far.
@@ -33,11 +33,11 @@ def scaled_rows(gradient: Array, accumulator: Array) -> tuple[Array, Array]:
     """Return the new accumulator and the update direction of some rows.
 
     Args:
-      gradient: float [n, W], gradient g of each row.
+      gradient: float [n, D], gradient g of each row.
       accumulator: float [n], accumulator a of each row.
 
     Returns:
-      a + mean(g^2), float [n], and g / (sqrt(a + mean(g^2)) + eps), float [n, W].
+      a + mean(g^2), float [n], and g / (sqrt(a + mean(g^2)) + eps), float [n, D].
 
     >>> accumulator, direction = scaled_rows(jnp.array([[3.0, 3.0]]), jnp.array([7.0]))
     >>> accumulator.tolist(), direction.tolist()
@@ -48,7 +48,7 @@ def scaled_rows(gradient: Array, accumulator: Array) -> tuple[Array, Array]:
 
 
 def rowwise_adagrad(schedule: optax.Schedule) -> optax.GradientTransformation:
-    """Return the optimizer for a whole table [V, W] with its dense gradient.
+    """Return the optimizer for a whole table [V, D] with its dense gradient.
 
     Args:
       schedule: learning rate by step.

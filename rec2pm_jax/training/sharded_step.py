@@ -73,7 +73,7 @@ def init_sharded_state(
     Raises:
       UserError: so many devices cannot share a table.
     """
-    dim = method.item_dim
+    dim = method.config.model.dim
     check_shards(shards, dim)
     params = method.init(jax.random.key(seed))
     dense, _ = _split(params)
@@ -118,7 +118,7 @@ def make_sharded_step(
     optimizer = optimizer or make_dense_optimizer(config.optim, config.train.steps)
     schedule = make_table_schedule(config.optim, config.train.steps)
     seed, negatives = config.train.seed, config.loss.negatives or 0
-    rows, dim = table_rows(num_items), make_method(config, num_items).item_dim
+    rows, dim = table_rows(num_items), config.model.dim
     own_rows = rows // shards
 
     def train_step(

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import jax
+
+from rec2pm_jax.os_errors import write_error
 
 WARM_UP = 3  # steps of a start that are left out: the first one compiles, and caches fill
 STEPS = 3
@@ -20,7 +23,16 @@ class StepTrace:
     """
 
     def __init__(self, directory: str = "") -> None:
-        """Trace into `directory`; an empty name means no trace."""
+        """Trace into `directory`, which is made now; an empty name means no trace.
+
+        Raises:
+          UserError: the directory cannot be made, which JAX would say after the traced steps.
+        """
+        if directory:
+            try:
+                Path(directory).mkdir(parents=True, exist_ok=True)
+            except (OSError, ValueError) as error:
+                raise write_error(f"--profile={directory}", error) from error
         self.directory, self.done, self.active = directory, 0, False
 
     @contextlib.contextmanager
@@ -39,10 +51,13 @@ class StepTrace:
             self.close()
 
     def close(self) -> None:
-        """Write the trace if one is being recorded."""
+        """Write the trace if one is being recorded; UserError if it cannot be written."""
         if self.active:
             self.active = False
-            jax.profiler.stop_trace()
+            try:
+                jax.profiler.stop_trace()
+            except jax.errors.JaxRuntimeError as error:  # of its files
+                raise write_error(f"--profile={self.directory}", error) from error
 
     @property
     def summary(self) -> str:

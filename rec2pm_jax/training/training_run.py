@@ -69,13 +69,13 @@ class TrainingRun:
         self.config, self.data, self.method = config, data, method
         self.workdir, self.evaluate_fn = workdir, evaluate_fn
         check_platform(config.compute)
+        self._trace = StepTrace(profile)
         self._is_main = jax.process_index() == 0
         self._schedule = make_schedule(config.optim, config.train.steps)
         self._partition = make_partition(config, method)
         self._checkpoints = Checkpoints(workdir)
         self.progress = Progress()
         self._preemption = Preemption()
-        self._trace = StepTrace(profile)
         self._pending: tuple[int, Metrics] | None = None  # (step, metrics still being computed)
         self._writer: MetricWriter | None = None
         self._bar = ProgressBar(config.train.steps, 0, show=False)  # shown from `start` on

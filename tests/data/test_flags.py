@@ -13,26 +13,27 @@ from tests.helpers.data import prepare_log, random_log
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
-FUZZ = ROOT / "tests" / "helpers" / "fuzz_flags.py"
 
 
-@pytest.mark.parametrize("command", ["prepare", "inspect_data"])
-def test_extreme_flags(tmp_path, command):
-    """Random command lines in one process; see `tests/helpers/fuzz_flags.py`."""
+@pytest.mark.parametrize(("command", "count"), [("prepare", 600), ("inspect_data", 60)])
+def test_extreme_flags(tmp_path, command, count):
+    """Random command lines in one process; see `tests/helpers/flag_fuzz.py`."""
     log = random_log().drop("kind")
     log.write_csv(tmp_path / "log.csv")
-    prepare_log(log, tmp_path, name="first")
+    prepare_log(log, tmp_path, name="data")
+    fuzz = [sys.executable, "-m", "tests.helpers.flag_fuzz", command, str(tmp_path)]
     done = subprocess.run(
-        [sys.executable, str(FUZZ), command, "600" if command == "prepare" else "60"],
-        cwd=tmp_path,
+        [*fuzz, str(tmp_path / "report.json"), str(count)],
+        cwd=ROOT,
         env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "JAX_PLATFORMS": "cpu"},
         capture_output=True,
         text=True,
         timeout=300,
     )
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    counts = json.loads(done.stdout.splitlines()[-1])
-    assert counts["refused"] > 20 and counts["succeeded"] > 5, counts
+    assert done.returncode == 0, done.stderr[-3000:]
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert not report["wrong"], json.dumps(report["wrong"], indent=1)
+    assert 5 < report["accepted"] < report["calls"] - 20
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gzip
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 
 from rec2pm_jax.data.dataset import open_dataset
 from rec2pm_jax.data.options import PrepareOptions
-from rec2pm_jax.data.prepare import prepare, summary
+from rec2pm_jax.data.prepare import append, compact, prepare, summary
 from rec2pm_jax.errors import UserError
 
 NOON = 1_717_156_800
@@ -238,3 +239,32 @@ def test_nanoseconds_of_parquet_order_events(tmp_path):
     log.write_parquet(tmp_path / "log.parquet")
     _, dataset = run(tmp_path, (tmp_path / "log.parquet").read_bytes(), "log.parquet")
     assert [dataset.items.raw_ids[i] for i in dataset[0].ids] == ["b", "c", "a"]
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
+def test_names_are_no_patterns(tmp_path, suffix):
+    """polars takes a path for a pattern, so a file log[1].csv would be another one, or none."""
+    directory = tmp_path / "a[1]* {b,c}"
+    directory.mkdir()
+    log = pl.DataFrame({"user": ["u", "u", "v"], "item": ["a", "b", "a"], "timestamp": [1, 2, 3]})
+    write = {".csv": "write_csv", ".jsonl": "write_ndjson", ".parquet": "write_parquet"}[suffix]
+    for name, rows in (
+        ("log[1]", log),
+        ("log1", log.head(1)),
+        ("more?", log.with_columns(timestamp=9)),
+    ):
+        getattr(rows, write)(directory / f"{name}{suffix}")
+    data = directory / "data[2]"
+    options = PrepareOptions(
+        "interactions",
+        str(data),
+        input=str(directory / f"log[1]{suffix}"),
+        min_user_events=2,
+        keep_dropped=True,
+        progress=False,
+    )
+    info, _ = prepare(options)
+    assert info["events"] == 2  # those of user v are kept aside
+    append(dataclasses.replace(options, input=str(directory / f"more?{suffix}")))
+    assert compact(str(data), "1GiB", False)["events"] == 6
+    assert open_dataset(data).num_users == 2

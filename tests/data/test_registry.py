@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import polars as pl
@@ -175,6 +176,76 @@ def test_movielens_rows_that_cannot_be_read(tmp_path):
     (tmp_path / "ratings.csv").write_text(text)
     with pytest.raises(UserError, match="ratings.csv, row 3, .*not a whole number .*six"):
         run("movielens", tmp_path, tmp_path)
+
+
+RETAIL = {
+    "13085": {("85048", 1_259_653_500, ""), ("79323P", 1_259_653_500, "")},
+    "17850": {("85123A", 1_291_191_960, ""), ("79323P", 1_291_192_080, "")},
+}
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        raw_files.online_retail,
+        raw_files.online_retail_csv,
+        lambda root: raw_files.online_retail_csv(root, first_edition=True),
+    ],
+)
+def test_online_retail_reads_the_workbook_and_its_copies_alike(tmp_path, make):
+    info, dataset = run("online_retail", tmp_path, make(tmp_path / "raw"))
+    assert {user: set(found) for user, found in events(dataset).items()} == RETAIL
+    assert info["dropped_rows"] == {
+        "cancelled": 1,
+        "without_customer": 1,
+        "repeated_in_invoice": 2,  # one in an invoice, one in both sheets
+        "min_item_count": 0,
+        "min_user_events": 0,
+    }
+    assert title(dataset, "79323P") == ("PINK CHERRY LIGHTS", None)
+    assert info["ties"]["rule"] == "shuffle" and info["has_times"]
+
+
+def test_online_retail_prepared_events(tmp_path):
+    frame = pl.DataFrame(
+        {"user_id": [7, 7], "item_id": ["b", "a"], "timestamp": [1_259_653_500, 1_259_653_440]}
+    )
+    frame.write_parquet(tmp_path / "prepared.parquet")
+    _, dataset = run("online_retail", tmp_path, tmp_path / "prepared.parquet")
+    assert events(dataset) == {"7": [("a", 1_259_653_440, ""), ("b", 1_259_653_500, "")]}
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("StockCode", "Stock", 'online_retail.csv has no column "StockCode"; its columns are'),
+        ("Customer ID", "Client", 'has no column "Customer ID or CustomerID"'),
+        ("2009-12-01 10:33:00", "soon", 'row 5, column "InvoiceDate": .*soon'),
+        ("489434,85048", ",85048", 'row 2, column "Invoice": an empty id'),
+    ],
+)
+def test_online_retail_names_what_is_wrong(tmp_path, old, new, message):
+    path = raw_files.online_retail_csv(tmp_path / "raw")
+    path.write_text(path.read_text().replace(old, new))
+    with pytest.raises(UserError, match=message):
+        run("online_retail", tmp_path, path)
+
+
+def test_online_retail_without_the_package_that_reads_workbooks(tmp_path, monkeypatch):
+    path = raw_files.online_retail(tmp_path / "raw")
+    monkeypatch.setitem(sys.modules, "fastexcel", None)
+    with pytest.raises(UserError, match=r"pip install 'rec2pm_jax\[excel\]'.*CSV copy"):
+        run("online_retail", tmp_path, path)
+
+
+def test_online_retail_bad_workbook_and_folder(tmp_path):
+    path = raw_files.online_retail(tmp_path / "raw")
+    raw_files.online_retail_csv(tmp_path / "raw")
+    with pytest.raises(UserError, match="online_retail.csv, online_retail_II.xlsx; give one"):
+        run("online_retail", tmp_path, path.parent)
+    path.write_bytes(path.read_bytes()[:-200])
+    with pytest.raises(UserError, match="online_retail_II.xlsx cannot be read"):
+        run("online_retail", tmp_path, path)
 
 
 @pytest.mark.parametrize("source", [s for s in SOURCES.values() if s.files])

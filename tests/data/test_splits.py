@@ -30,6 +30,12 @@ from tests.helpers.evaluate_fakes import PARAMS, FakeMethod
 def test_leave_one_out_of_five_events():
     rule = split_rule("leave_one_out")
     assert rule.train_end(5) == 3
+    assert rule.train_ends(np.arange(4)).tolist() == [
+        0,
+        0,
+        0,
+        1,
+    ]  # what is held out is not trained on
     assert rule.targets(5, "validation").tolist() == [3]
     assert rule.targets(5, "test").tolist() == [4]
 

@@ -80,6 +80,15 @@ def test_a_time_alone_is_the_time_of_a_column(value):
     assert single(parse_time, value) == expected
 
 
+@pytest.mark.parametrize(
+    ("zone", "seconds"), [("+05:59", -21_540), ("-00:59", 3540), ("+05:60", None), ("+24:00", None)]
+)
+def test_zones_have_at_most_59_minutes(zone, seconds):
+    expected = None if seconds is None else Moment(NOON + seconds, 0)
+    value = f"2024-05-31T12:00:00{zone}"
+    assert single(parse_time, value) == column_time(value) == expected
+
+
 @settings(max_examples=200, deadline=None)
 @given(
     st.integers(0, 2**62) | st.floats(0, 1e19) | st.builds(str, st.integers(0, 2**65)),

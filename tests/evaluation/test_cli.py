@@ -31,6 +31,7 @@ DEFAULTS = {
     "diagnostics": False,
     "window": 0,
     "half_life": 0.0,
+    "request_time_known": False,
 }
 
 
@@ -64,6 +65,20 @@ def test_a_heuristic_names_its_setting(monkeypatch):
     table = metrics_table([record])
     assert "personal_frequency (window 7)" in table
     assert f"{100 * record['metrics']['ndcg@10']:.2f}" in table
+
+
+def test_a_known_request_time_stands_in_the_record_and_the_table(monkeypatch):
+    record = baseline(monkeypatch, heuristic="counts_and_transitions", request_time_known=True)
+    assert record["request_time_known"] is True
+    assert set(record["config"]) == {"popularity_weight", "transition_weight"}
+    assert "time was an input" in setting_line(record)
+    assert "counts_and_transitions, request time known" in metrics_table([record])
+
+
+def test_metrics_of_sets_have_columns(monkeypatch):
+    record = baseline(monkeypatch)
+    record["metrics"]["recall@10"] = 0.125
+    assert "recall@10" in metrics_table([record]) and "12.50" in metrics_table([record])
 
 
 @pytest.mark.parametrize(

@@ -223,7 +223,9 @@ def test_requests_without_a_time_are_read_one_by_one(name):
     expected = slow.ranks("test", "overwrite")
     assert np.mean(unknown.rank == expected[:, 2]) > 0.98  # rounding decides between equal scores
     assert np.mean(known.rank == expected[:, 2]) < 0.9
-    rows = plan_rows(Targets(known.user, known.position), method, None, shared=False)
+    rows = plan_rows(
+        Targets(known.user, known.position, known.position), method, None, shared=False
+    )
     np.testing.assert_array_equal(rows.end[rows.target_row], known.position)
     assert len(rows.end) == len(known.rank)
 
@@ -325,8 +327,8 @@ def test_record_has_the_keys_of_the_contract_and_is_json(tmp_path):
     record = found.record(config=to_dict(config), config_hash="h", seed=3, step=10)
     contract = (
         "method memory backbone dataset split protocol users targets metrics seen_masked "
-        "state_bytes_per_user state_bookkeeping_bytes swap memory_variance seed step wall_s config "
-        "config_hash data_hash git_commit"
+        "request_time_known state_bytes_per_user state_bookkeeping_bytes swap memory_variance seed "
+        "step wall_s config config_hash data_hash git_commit"
     )
     extra = {"intervals", "skipped_users", "state_used_bytes"}
     assert set(record) == set(contract.split()) | extra
@@ -342,6 +344,14 @@ def test_record_has_the_keys_of_the_contract_and_is_json(tmp_path):
     write_records(tmp_path / "new" / "x.json", [record])
     assert json.loads((tmp_path / "new" / "x.json").read_text()) == [record]
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["x.json"]
+
+
+def test_a_known_request_time_is_recorded_and_needs_times():
+    method, spec = FakeMethod(make_config(), 12), EvalSpec("test", request_time_known=True)
+    found = evaluate(method, PARAMS, FakeDataset([30]), spec)
+    assert found.record(config={})["request_time_known"] is True
+    with pytest.raises(UserError, match="request_time_known needs a dataset with times"):
+        evaluate(method, PARAMS, FakeDataset([30], times=False), spec)
 
 
 def test_memory_variance_is_that_of_final_memories():
@@ -401,6 +411,8 @@ def test_repeated_evaluations_compile_once():
 
 def test_a_target_without_history_is_refused():
     class FirstEvent:
+        predicts_sets = False
+
         def targets(self, n, split, user):
             return np.array([0])
 

@@ -181,7 +181,7 @@ def test_settings_are_suggested_with_a_reason(tmp_path):
     settings = suggest_settings(inspect_dataset(open_dataset(tmp_path / "data")))
     text = "\n".join(settings)
     assert "--config.data.segment=25 --config.data.segments=11: a quarter" in text
-    assert re.search(r"sketch=4: 9\d% of events", text) and "event_types=2" in text
+    assert re.search(r"exact_entries=94: 9\d% of events", text) and "event_types=2" in text
     assert "relative_bias=position: gaps are alike" in text
 
     def once(rows):
@@ -191,7 +191,8 @@ def test_settings_are_suggested_with_a_reason(tmp_path):
     short = inspect_dataset(dataset_of(tmp_path / "short", once(ordinary(events=4))))
     text = "\n".join(suggest_settings(short))
     assert (
-        "sketch=0: only 0%" in text and "--config.data.segment=1 --config.data.segments=1" in text
+        "exact_entries=0: only 0%" in text
+        and "--config.data.segment=1 --config.data.segments=1" in text
     )
 
 

@@ -98,7 +98,7 @@ def test_validation_equals_evaluation_on_one_device(tmp_path):
     config = config_of(
         data={"segments": 2, "protocol": "leave_one_out"},
         model={"dim": 8, "use_times": True},
-        method={"slots": 2, "sketch": 2, "exact_entries": 4},
+        method={"slots": 2, "exact_entries": 4},
     )
     method = make_method(config, dataset.num_items)
     params = large_parameters(method)

@@ -1,10 +1,15 @@
-"""Give every flag of one launch command extreme values: see tests/launch/test_flag_fuzz.py.
+"""Give the flags of one launch command extreme values.
 
-    python -m tests.helpers.flag_fuzz COMMAND DIRECTORY REPORT
+    python -m tests.helpers.flag_fuzz COMMAND DIRECTORY REPORT [COUNT [SEED]]
 
-DIRECTORY holds a dataset `data`, a run `run`, a store `store` and a Markdown page. The work behind the
-flags is replaced, so what is tried is all that happens before it. REPORT is JSON: the calls that did
-not end well, and counts.
+Without COUNT every flag gets every extreme value in turn, see tests/launch/test_flag_fuzz.py. DIRECTORY
+holds a dataset `data`, a run `run`, a store `store` and a Markdown page. The work behind the flags is
+replaced, so what is tried is all that happens before it.
+
+With COUNT so many random command lines run with their work, see tests/data/test_flags.py. DIRECTORY
+holds `log.csv` and a dataset `data` prepared from it. The lines run there.
+
+REPORT is JSON: the calls that did not end well, and counts.
 """
 
 from __future__ import annotations
@@ -14,14 +19,19 @@ import importlib
 import importlib.util
 import io
 import json
+import os
+import random
 import resource
+import shutil
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from absl import flags
+
+from rec2pm_jax import cli
 
 # No path of the machine: the commands write to what they are given, perhaps as root.
 VALUES = {
@@ -29,6 +39,21 @@ VALUES = {
     "float": ["nan", "inf", "-inf", "-1", "0", "1e29", "1e308", "x", ""],
     "bool": ["maybe", ""],
     "text": ["", ".", "..", "page.md/x", "no/such/place", "x" * 5000, "(", "\u00e9\n,"],
+}
+# Random lines write below the current directory only, so they may name places of the machine.
+_NUMBERS = ["0", "-1", "1", "2", "10", str(2**31), str(2**63), str(-(2**63) - 1), "9" * 40]
+_FLOATS = [*_NUMBERS, "nan", "inf", "-inf", "1e400", "0.5", "1e-320"]
+RANDOM_VALUES = {
+    "int": _NUMBERS,
+    "float": _FLOATS,
+    "bool": ["true", "false"],
+    "text": [
+        *(*_FLOATS, "", "true", "none", "\u00e9", "\U0001f600", "a b", "*", "?", "~"),
+        *("(", "[", "=", "user=", "=x", "user=(", "user=^u1$", "item=.", ".", "..", "/"),
+        *("x" * 300, "x/" * 3000, "a\0b", "log.csv", "data", "../escape/../x", "../../etc/passwd"),
+        *("%Y", "%", "%Q%Q", "%Y-%m-%d", "UTC", "Europe/Berlin", "s", "ms", "iso", "int", "text"),
+        *(",", ";", "\t", "keep", "shuffle", "4GiB", "user", "item"),
+    ],
 }
 MEMORY = 12 << 30  # bytes: a value that asks for more is an error, not a killed machine
 
@@ -97,6 +122,19 @@ CASES = {
         {"launch.stream": ["run_stream"]},
         limited=False,
     ),
+    # With their work: whatever a path is, it is written to, or one line says why not.
+    "export paths": Case(
+        _RUN + " --output={d}/whole{n}", {}, ("workdir", "output", "data"), limited=False
+    ),
+    "rebuild_memory paths": Case(
+        _RUN + " --output={d}/built{n}", {}, ("workdir", "output", "data"), limited=False
+    ),
+    "stream paths": Case(
+        _RUN + " --events={d}/page.md --output={d}/{n}.out --noprogress",
+        {},
+        ("workdir", "output", "data", "store", "metrics"),
+        limited=False,
+    ),
     "prepare": Case(
         "--source=synthetic --synthetic_users=5 --synthetic_items=60 --synthetic_length=40 "
         "--noprogress --output_dir={d}/prepared{n}",
@@ -104,6 +142,36 @@ CASES = {
     ),
     "list_fields": Case("--page={d}/page.md", {}),
     "demo": Case("--output_dir={d}/demo{n}", {"launch.demo": ["prepare"]}),
+}
+
+
+class RandomCase(NamedTuple):
+    """Command lines to draw.
+
+    Attributes:
+      good: values that work, by flag.
+      always: flags of every line.
+      left_out: flags that are not changed.
+    """
+
+    good: dict[str, list[str]]
+    always: str = ""
+    left_out: frozenset[str] = frozenset()
+
+
+RANDOM_CASES = {
+    "prepare": RandomCase(
+        {
+            "source": [*["interactions"] * 8, "synthetic", "synthetic_log", "movielens", "lastfm"],
+            "output_dir": ["out", "data", "other/place"],
+            "input": ["log.csv", "log.csv", "*.csv", "."],
+            "max_memory": ["1MB", "4GiB"],
+        },
+        # Sizes that are valid, but take long, are not tried.
+        "--synthetic_users=20 --synthetic_items=60 --synthetic_length=40 --noprogress",
+        frozenset(["beam", "beam_options", "download_dir", "variant", "progress"]),
+    ),
+    "inspect_data": RandomCase({"data": ["data"], "max_events": ["1", "100"]}),
 }
 
 
@@ -145,10 +213,8 @@ def list_calls(case: Case) -> Iterator[str]:
                 yield f"--{flag.name}={value}"
 
 
-def call(main: Callable[[list[str]], None], arguments: list[str]) -> str | None:
+def call(main: Callable[[list[str]], None], arguments: Sequence[str]) -> str | None:
     """Return None if a call is accepted, "" if it is refused in one line, else what is wrong."""
-    from rec2pm_jax import cli
-
     flags.FLAGS.unparse_flags()
     out, err = io.StringIO(), io.StringIO()
     try:
@@ -164,14 +230,11 @@ def call(main: Callable[[list[str]], None], arguments: list[str]) -> str | None:
     lines = [line for line in err.getvalue().splitlines() if line.startswith("error: ")]
     if len(lines) != 1 or "Traceback" in err.getvalue() or len(lines[0]) < 20:
         return f"stderr: {err.getvalue()[-500:]!r}"
-    return ""
+    return f"a line of {len(lines[0])} characters" if len(lines[0]) > 2000 else ""
 
 
-def main(command: str, directory: str, report: str) -> None:
-    case = CASES[command]
-    module = importlib.import_module(f"launch.{command.split()[0]}")
-    if hasattr(module, "define_flags"):
-        module.define_flags()
+def try_every_flag(main: Callable[[list[str]], None], case: Case, directory: str) -> dict[str, Any]:
+    """Return the report of a command line with one extreme value after another."""
     for where, names in case.replaced.items():
         replace(where, names)
     if case.limited:
@@ -179,13 +242,61 @@ def main(command: str, directory: str, report: str) -> None:
     wrong, counts = {}, {"calls": 0, "accepted": 0}
     for number, change in enumerate(list_calls(case)):
         arguments = case.arguments.format(d=directory, n=number).split()
-        problem = call(module.main, [*arguments, *([change] if change else [])])
+        problem = call(main, [*arguments, *([change] if change else [])])
         counts["calls"] += 1
         counts["accepted"] += problem is None
         works = problem is None or importlib.util.find_spec(case.needs) is None
         if problem or not (change or works):
             wrong[change or "(nothing changed)"] = problem
-    Path(report).write_text(json.dumps(counts | {"wrong": wrong}, indent=1))
+    return counts | {"wrong": wrong}
+
+
+def draw_line(rng: random.Random, names: list[str], good: Mapping[str, list[str]]) -> list[str]:
+    """Return the flags of one command line: mostly good ones, and a few extreme values."""
+    line = {name: rng.choice(values) for name, values in good.items() if rng.random() < 0.95}
+    for name in rng.sample(names, rng.choice([0, 1, 1, 2, 3])):
+        kind = flags.FLAGS[name].flag_type()
+        line[name] = rng.choice(RANDOM_VALUES.get(kind, RANDOM_VALUES["text"]))
+    return [f"--{name}={value}" for name, value in line.items()]
+
+
+def try_random_lines(
+    main: Callable[[list[str]], None], command: str, count: int, seed: int
+) -> dict[str, Any]:
+    """Return the report of random command lines, which run in the current directory."""
+    case = RANDOM_CASES[command]
+    known = flags.FLAGS.flags_by_module_dict()[f"launch.{command}"]
+    names = sorted(flag.name for flag in known if flag.name not in case.left_out)
+    shutil.copytree("data", "pristine")
+    wrong, counts = {}, {"calls": 0, "accepted": 0}
+    for number in range(seed, seed + count):
+        shutil.rmtree("data", ignore_errors=True)
+        shutil.copytree("pristine", "data")
+        line = draw_line(random.Random(number), names, case.good)
+        problem = call(main, [*case.always.split(), *line])
+        counts["calls"] += 1
+        counts["accepted"] += problem is None
+        shutil.rmtree("out", ignore_errors=True)
+        shutil.rmtree("other", ignore_errors=True)
+        if not Path("log.csv").is_file() or list(Path().rglob("*.preparing")):
+            problem = f"log.csv is gone, or a workspace is left; {problem}"
+        if problem:
+            wrong[f"{number}: {' '.join(line)[:1000]}"] = problem
+    return counts | {"wrong": wrong}
+
+
+def main(command: str, directory: str, report: str, count: str = "0", seed: str = "0") -> None:
+    """Try one command and write the report."""
+    module = importlib.import_module(f"launch.{command.split()[0]}")
+    if hasattr(module, "define_flags"):
+        module.define_flags()
+    path = Path(report).absolute()
+    if int(count):
+        os.chdir(directory)
+        found = try_random_lines(module.main, command, int(count), int(seed))
+    else:
+        found = try_every_flag(module.main, CASES[command], directory)
+    path.write_text(json.dumps(found, indent=1))
 
 
 if __name__ == "__main__":

@@ -56,10 +56,10 @@ def make(
     return made, large_parameters(made)
 
 
-def known_window(events, lengths, query_times, sketch=None):
+def known_window(events, lengths, query_times):
     """A window whose query times, int32 [B, N] or None, are all known."""
     known = None if query_times is None else np.ones(query_times.shape, bool)
-    return Window(events, lengths, query_times, known, sketch=sketch)
+    return Window(events, lengths, query_times, known)
 
 
 def reference_pass(method, params, events, lengths, ends, query_times):
@@ -68,9 +68,9 @@ def reference_pass(method, params, events, lengths, ends, query_times):
     return rec2pm.reference_pass(method.memory, params, history, ends)
 
 
-def update_pass(method, params, state, events, lengths, query_times, sketch=None):
+def update_pass(method, params, state, events, lengths, query_times):
     """What the events [B, N] read, and the outputs at Q [B, C, D], of the update pass."""
-    window = known_window(events, lengths, query_times, sketch)
+    window = known_window(events, lengths, query_times)
     return method.memory.update_pass(params, state, window, None)
 
 

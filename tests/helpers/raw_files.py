@@ -10,6 +10,7 @@ import zipfile
 from pathlib import Path
 
 import polars as pl
+import xlsxwriter
 
 from tests.helpers.archives import make_movielens_zip
 
@@ -266,6 +267,64 @@ def complete_journey(root: Path) -> Path:
     return root
 
 
+RETAIL_COLUMNS = (
+    *("Invoice", "StockCode", "Description", "Quantity"),
+    *("InvoiceDate", "Price", "Customer ID", "Country"),
+)
+# By sheet. The second sheet repeats the last line of the first.
+RETAIL_LINES = {
+    "Year 2009-2010": [
+        (489434, 85048, "CHRISTMAS LIGHTS", 12, (2009, 12, 1, 7, 45), 6.95, 13085),
+        (489434, "79323P", "PINK CHERRY LIGHTS", 12, (2009, 12, 1, 7, 45), 6.75, 13085),
+        (489434, "79323P", "pink £ lights", 1, (2009, 12, 1, 7, 45), 6.75, 13085),
+        ("C489449", 22087, "PAPER BUNTING", -12, (2009, 12, 1, 10, 33), 2.95, 16321),
+        (489464, 21733, "85123a mixed", -96, (2009, 12, 1, 10, 52), 0, None),
+        (536365, "85123A", "HANGING HEART", 6, (2010, 12, 1, 8, 26), 2.55, 17850),
+    ],
+    "Year 2010-2011": [
+        (536365, "85123A", "HANGING HEART", 6, (2010, 12, 1, 8, 26), 2.55, 17850),
+        (536366, "79323P", "PINK CHERRY LIGHTS", 6, (2010, 12, 1, 8, 28), 1.85, 17850),
+    ],
+}
+
+
+def online_retail(root: Path) -> Path:
+    """The publisher's workbook."""
+    root.mkdir(parents=True, exist_ok=True)
+    path = root / "online_retail_II.xlsx"
+    with xlsxwriter.Workbook(path) as book:
+        date = book.add_format({"num_format": "yyyy-mm-dd hh:mm:ss"})
+        for name, lines in RETAIL_LINES.items():
+            sheet = book.add_worksheet(name)
+            sheet.write_row(0, 0, RETAIL_COLUMNS)
+            for row, line in enumerate(lines, 1):
+                sheet.write_row(row, 0, (*line[:4], None, *line[5:], "United Kingdom"))
+                sheet.write_datetime(row, 4, datetime.datetime(*line[4]), date)
+    return path
+
+
+def online_retail_csv(root: Path, first_edition: bool = False) -> Path:
+    """A CSV copy: with ISO times, or as copies of the first edition (names, dates, latin-1)."""
+    root.mkdir(parents=True, exist_ok=True)
+    lines = [line for sheet in RETAIL_LINES.values() for line in sheet]
+    columns = dict(zip(RETAIL_COLUMNS, zip(*lines, strict=True), strict=False))
+    columns["InvoiceDate"] = [
+        f"{t[1]}/{t[2]}/{t[0]} {t[3]}:{t[4]:02}" if first_edition else datetime.datetime(*t)
+        for t in columns["InvoiceDate"]
+    ]
+    columns["Customer ID"] = [c if c is None else float(c) for c in columns["Customer ID"]]
+    for name in ("Invoice", "StockCode"):
+        columns[name] = [str(value) for value in columns[name]]
+    frame = pl.DataFrame(columns)
+    if first_edition:
+        names = {"Invoice": "InvoiceNo", "Price": "UnitPrice", "Customer ID": "CustomerID"}
+        frame = frame.rename(names)
+    text = frame.write_csv(datetime_format="%Y-%m-%d %H:%M:%S")
+    path = root / "online_retail.csv"
+    path.write_bytes(text.encode("latin-1" if first_edition else "utf-8"))
+    return path
+
+
 # For every source that reads a publisher's files: a function that makes them and returns --input.
 LAYOUTS = {
     "merrec": merrec,
@@ -277,4 +336,5 @@ LAYOUTS = {
     "taobao": taobao,
     "lastfm": lastfm,
     "complete_journey": complete_journey,
+    "online_retail": online_retail,
 }

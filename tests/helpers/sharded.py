@@ -39,7 +39,7 @@ CONFIG = Config(
     method=MethodConfig(slots=2, exact_entries=4),
     loss=LossConfig(negatives=32),
     optim=OptimConfig(
-        learning_rate=0.02, warmup_steps=3, schedule="constant", table="rowwise_adagrad"
+        learning_rate=0.02, warmup_steps=3, schedule="constant", table_learning_rate=0.02
     ),
     train=TrainConfig(batch_size=BATCH, steps=20),
     compute=ComputeConfig(devices=0),
@@ -75,7 +75,7 @@ def train(config: Config, steps: int = 20):
 def by_id(params, config: Config = CONFIG):
     """Return params with the table [V, W] in the order of ids."""
     embedding = params["embedding"]
-    table = embedding[TABLE].reshape(-1, make_method(config, ITEMS).item_dim)
+    table = embedding[TABLE].reshape(-1, config.model.dim)
     table = table[ids_to_rows(np.arange(ITEMS + 1), len(table))]
     return {**params, "embedding": {**embedding, TABLE: table}}
 

@@ -37,7 +37,6 @@ def make_config(
     backbone: str = "sasrec",
     bias: str = "none",
     types: int = 0,
-    sketch: int = 0,
     times: bool = False,
 ) -> Config:
     """Return a tiny configuration: segments of `SEGMENT` events, `RECENT` raw ones, 2 slots of 8.
@@ -61,7 +60,6 @@ def make_config(
                 "memory": memory,
                 "slots": 2,
                 "max_groups": 3,
-                "sketch": sketch,
                 "exact_entries": 4,
             },
         }
@@ -143,7 +141,7 @@ def offline_logits(
     method, params = recommender.method, recommender.params
     histories = load_histories(dataset, np.arange(dataset.num_users))
     user, position = np.array(positions, np.int64).T
-    targets = Targets(user, position)
+    targets = Targets(user, position, position)
     rows = plan_rows(targets, method, 0, shared=time_known)
     states = fold_memories(method, params, histories, rows, batch_size=4)
     readout = read_targets(

@@ -25,8 +25,6 @@ METHODS = {
     "append": dict(memory="append"),
     "tok_serial": dict(name="tok_serial", memory="append"),
     "kv_mask": dict(name="kv_mask", memory="append"),
-    "full, sketch": dict(name="full", sketch=2),
-    "overwrite, sketch": dict(sketch=2),
 }
 CLOSE = dict(rtol=0, atol=1e-5)
 
@@ -54,8 +52,6 @@ def with_garbage(events, valid, extra):
     [
         ("full", "hstu", "position_time"),
         ("overwrite", "sasrec", "none"),
-        ("full, sketch", "sasrec", "none"),
-        ("overwrite, sketch", "sasrec", "none"),
         ("append", "hstu", "position_time"),
         ("kv_mask", "sasrec", "none"),
         ("kv_mask", "hstu", "position_time"),
@@ -73,7 +69,7 @@ def test_reads_and_updates(name, backbone, bias):
         read(params, state, events, valid, request),
         read_all(params, state, events, valid, request),
     )
-    assert out.vectors.dtype == np.float32 and out.vectors.shape == (3, method.item_dim)
+    assert out.vectors.dtype == np.float32 and out.vectors.shape == (3, method.config.model.dim)
     assert np.all(parts(out)[1].any(axis=1))  # every user has own items
     new = update(params, state, events, valid)
     padded = with_garbage(events, valid, 1)
@@ -107,7 +103,7 @@ def assert_same_states(got, expected):
         ("append", "position"),
         ("tok_serial", "position"),
         ("kv_mask", "position_time"),
-        ("overwrite, sketch", "position"),
+        ("overwrite", "position"),
     ],
 )
 def test_losses_are_sums_over_users(name, bias):

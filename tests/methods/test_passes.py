@@ -93,11 +93,11 @@ def test_reference_pass_is_every_query_group_in_a_pass_of_its_own(backbone, bias
         np.testing.assert_allclose(items[user, :length], expected, **CLOSE)
 
 
-@pytest.mark.parametrize("running_mean", [True, False])
+@pytest.mark.parametrize("plain", [False, True])
 @backbones
-def test_update_pass_is_memory_segment_and_queries_written_out(backbone, bias, running_mean):
+def test_update_pass_is_memory_segment_and_queries_written_out(backbone, bias, plain):
     """Append with 0, 1 and 2 groups in use; R = 2, so that reads are longer than segments."""
-    options = dict(memory="append", recent=2, running_mean=running_mean)
+    options = dict(memory="append", recent=2, plain_memory=plain)
     method, params = make(backbone, bias=bias, **options)
     lengths = np.array([3, 2, 4, 4], np.int32)
     events, valid = histories(lengths, S + 1, times=bias == "position_time")
@@ -121,10 +121,11 @@ def test_update_pass_is_memory_segment_and_queries_written_out(backbone, bias, r
         used = entered[user, oldest:]
         seen = slow_events(params, events, asks, user, 0, length)
         outputs, _ = slow.update_pass(p, method.config, used, [], seen)
-        outputs = outputs + slow.recalled(p, method.config, state.memory[user, oldest:])
+        if not plain:
+            outputs = outputs + slow.recalled(p, method.config, state.memory[user, oldest:])
         np.testing.assert_allclose(items[user, :length], outputs, **CLOSE)
         _, at_queries = slow.update_pass(p, method.config, used, queries, seen[:S])
-        if running_mean:
+        if not plain:
             keep = (np.exp(p["memory"]["log_keep"]) * state.segments[user])[:, None]
             at_queries = at_queries + keep * state.memory[user, -SLOTS:]
         np.testing.assert_allclose(memory[user], left(method, params, at_queries), **CLOSE)

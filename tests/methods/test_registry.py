@@ -20,7 +20,6 @@ from rec2pm_jax.methods.memory import Memory, PassInputs
 from rec2pm_jax.methods.method import Method
 from rec2pm_jax.methods.network import Network
 from rec2pm_jax.methods.registry import METHODS, config_hash, make_method, register_method
-from rec2pm_jax.methods.sketch import item_parts
 from rec2pm_jax.methods.windows import cut_windows
 from rec2pm_jax.nn.attention import KeyValues
 from rec2pm_jax.nn.registry import BACKBONES, LayerSpec, register_backbone
@@ -50,7 +49,7 @@ class DecayedMean(Memory):
         return vectors + (memory if vectors.ndim == 2 else memory[:, None])
 
     def new_memory(self, params, state, window):
-        items = item_parts(self.network.table(params), window.events.ids, 1)[..., 0, :]
+        items = 50 * self.network.table(params)[window.events.ids]
         return (state.memory + jnp.mean(items, axis=1, keepdims=True)) / 2
 
 

@@ -49,6 +49,7 @@ def test_memory_plan_covers_the_history(cut, n, horizon):
         assert updates == min(horizon, start // data.segment)
     else:
         assert first == 0
+        assert plan_memory(n, data) == (updates, first, start)  # the default: all segments
 
 
 @given(st.integers(0, 10_000), st.integers(1, 300))

@@ -33,8 +33,6 @@ METHODS = {
     "tok_serial_a": dict(name="tok_serial", memory="append"),
     "kv_mask_o": dict(name="kv_mask"),
     "kv_mask_a": dict(name="kv_mask", memory="append"),
-    "full, sketch": dict(name="full", sketch=2),
-    "rec2pm_o, sketch": dict(sketch=2),
 }
 BACKBONES = [("sasrec", "none"), ("hstu", "none"), ("hstu", "position"), ("hstu", "position_time")]
 
@@ -56,7 +54,6 @@ def cases():
         for backbone, bias in BACKBONES:
             alike = name.startswith("tok_serial") or bias == "position" or name == "recent"
             alike = alike or (backbone, bias) == ("hstu", "none") or name == "rec2pm_o"
-            alike = alike or name.endswith("sketch")
             marks = pytest.mark.slow if alike else ()
             yield pytest.param(name, backbone, bias, marks=marks)
 

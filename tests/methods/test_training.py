@@ -24,10 +24,10 @@ from tests.helpers.methods import (
 
 S, K = 3, 3
 CASES = [
-    ("sasrec", "none", "overwrite", 1, 0),
-    ("hstu", "position_time", "append", 3, 0),
-    ("sasrec", "none", "overwrite", 3, 2),
-    pytest.param("sasrec", "none", "append", 1, 1, marks=pytest.mark.slow),
+    ("sasrec", "none", "overwrite", 1),
+    ("hstu", "position_time", "append", 3),
+    ("sasrec", "none", "overwrite", 3),
+    pytest.param("sasrec", "none", "append", 1, marks=pytest.mark.slow),
 ]
 
 
@@ -103,10 +103,10 @@ class ByHand:
 
 
 @pytest.mark.smoke
-@pytest.mark.parametrize(("backbone", "bias", "memory", "recent", "sketch"), CASES)
-def test_training_is_what_inference_does(backbone, bias, memory, recent, sketch):
+@pytest.mark.parametrize(("backbone", "bias", "memory", "recent"), CASES)
+def test_training_is_what_inference_does(backbone, bias, memory, recent):
     """AR: `read_all` with the reference memories as state. L_con: `update` on the same state."""
-    method, params = make(backbone, bias=bias, memory=memory, recent=recent, sketch=sketch)
+    method, params = make(backbone, bias=bias, memory=memory, recent=recent)
     window = method.config.data.window
     lengths = [window + 1, 8, 4]  # ids; one input less than ids
     batch = batch_of(lengths, window + 1, times=method.config.uses_times)
@@ -169,12 +169,10 @@ def whole_updates(memory, params, reference, windows, rng):
     return jnp.stack(memories, axis=1)
 
 
-@pytest.mark.parametrize(("backbone", "bias", "memory", "recent", "sketch"), CASES)
-def test_live_memories_compute_only_what_is_needed(
-    monkeypatch, backbone, bias, memory, recent, sketch
-):
+@pytest.mark.parametrize(("backbone", "bias", "memory", "recent"), CASES)
+def test_live_memories_compute_only_what_is_needed(monkeypatch, backbone, bias, memory, recent):
     """Loss and gradients against updates of all segments, at all of their rows and events."""
-    method, params = make(backbone, bias=bias, memory=memory, recent=recent, sketch=sketch)
+    method, params = make(backbone, bias=bias, memory=memory, recent=recent)
     window = method.config.data.window
     batch = batch_of([window + 1, 8, 4], window + 1, times=method.config.uses_times)
 
@@ -211,17 +209,17 @@ def test_training_is_what_inference_does_with_a_time_bias():
         assert np.abs(unaware.memory - trained[:, 0]).max() > 1e-3  # the argument matters
 
 
-SINGLE = [("full", 0, "none"), ("recent", 0, "position_time"), ("full", 2, "none")]
+SINGLE = [("full", "none"), ("recent", "position_time"), ("recent", "none")]
 
 
-@pytest.mark.parametrize(("name", "sketch", "bias"), [*SINGLE, ("recent", 3, "none")])
-def test_single_pass_losses_are_what_reads_score(name, sketch, bias):
+@pytest.mark.parametrize(("name", "bias"), SINGLE)
+def test_single_pass_losses_are_what_reads_score(name, bias):
     """`full` predicts every position of the window once, `recent` every position of K windows.
 
     `recent` has the exact memory of the segments before.
     """
     backbone = "sasrec" if bias == "none" else "hstu"
-    method, params = make(backbone, name=name, recent=2, sketch=sketch, bias=bias)
+    method, params = make(backbone, name=name, recent=2, bias=bias)
     window = method.config.data.window
     batch = batch_of([window + 1, 6], window + 1, times=method.config.uses_times)
     terms = terms_of(method, params, batch)

@@ -15,7 +15,7 @@ DIM = 8
 
 def test_event_embedding_is_its_formula():
     config = ModelConfig(dim=DIM, event_types=3)
-    module = EventEmbedding(config, num_items=6, max_positions=4, item_dim=config.dim)
+    module = EventEmbedding(config, num_items=6, max_positions=4)
     ids, types = jnp.array([[1, 6, 2]], jnp.int32), jnp.array([[3, 1, 2]], jnp.int32)
     places = jnp.arange(3, dtype=jnp.int32)[None]
     params = module.init(jax.random.key(0), ids, places, types)
@@ -45,6 +45,6 @@ def test_the_time_to_the_query_is_embedded():
 def test_types_are_optional():
     config = ModelConfig(dim=DIM)
     ids = jnp.array([[1, 1]], jnp.int32)
-    module = EventEmbedding(config, num_items=6, max_positions=4, item_dim=config.dim)
+    module = EventEmbedding(config, num_items=6, max_positions=4)
     params = module.init(jax.random.key(0), ids, jnp.zeros_like(ids))
     assert set(params["params"]) == {"item_embedding", "position_embedding"}

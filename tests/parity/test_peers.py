@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -316,6 +317,29 @@ def test_presets_of_peers_divide_by_their_length(preset):
     """200 events, 10 outputs, and 1."""
     method = make_method(load_preset(preset), 10)
     assert method.network.backbone.spec.score_norm == 211
+
+
+@pytest.mark.parametrize(
+    ("preset", "name", "deviation"),
+    [
+        ("ml1m_sasrec", "backbone/layers/query/kernel", 0.142),
+        ("ml1m_sasrec", "backbone/layers/key/kernel", 0.142),
+        ("ml1m_sasrec", "backbone/layers/value/kernel", 0.142),
+        ("ml1m_sasrec", "backbone/layers/ffn_in/bias", 0),
+        ("ml1m_hstu", "embedding/position_embedding", 0.124),
+        ("ml1m_hstu", "backbone/layers/out/bias", 0),
+    ],
+)
+def test_presets_of_peers_state_how_they_start(preset, name, deviation):
+    """Initial values differ from the peers' on purpose, and the docstrings say how."""
+    params = make_method(load_preset(preset), 10).init(jax.random.key(0))
+    found = np.asarray(traverse_util.flatten_dict(params, sep="/")[name]).std()
+    np.testing.assert_allclose(found, deviation, rtol=0.02)
+    docstring = " ".join(
+        (importlib.import_module(f"launch.configs.{preset}").__doc__ or "").split()
+    )
+    stated = f"standard deviation of {deviation:.3f}".replace("0.", ".") if deviation else "biases"
+    assert stated in docstring
 
 
 def test_the_masked_fixture_has_the_mask_of_its_description():

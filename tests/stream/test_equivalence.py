@@ -42,7 +42,7 @@ CONFIGS = {
         "kv_mask", backbone="hstu", bias="position_time", types=2
     ),
     "kv_mask_a sasrec": make_config("kv_mask", memory="append"),
-    "rec2pm_o sasrec, sketch": make_config(sketch=2),
+    "linear_recurrence, times": make_config("linear_recurrence", times=True),
     "rec2pm_o sasrec, times": make_config(times=True),
     "recent sasrec": make_config("recent"),
     "recent hstu, times and types": make_config(

@@ -59,6 +59,7 @@ def test_parse_line():
     assert parse_line(b'{"user": "7", "item": 3, "type": "buy", "more": []}') == Event(
         "7", "3", None, "buy"
     )
+    assert parse_line(b'{"user": 7, "item": 3, "type": 1}').type == "1"
     assert parse_line(b'{"user": "u", "recommend": 4, "exclude": [1, "b"], "time": 9}') == Request(
         "u", 4, ("1", "b"), 9
     )
@@ -87,7 +88,7 @@ def test_parse_line():
         (b'{"user": "u", "item": "a", "time": 1600000000000}', "is it in another unit"),
         (b'{"user": -7, "item": "a"}', "a negative id"),
         (b'{"user": ["7"], "item": "a"}', '"user" must hold'),
-        (b'{"user": "u", "item": "a", "type": 1}', '"type" must be a string'),
+        (b'{"user": "u", "item": "a", "type": 1.5}', '"type" must hold'),
         (b'{"user": "u", "recommend": "3"}', '"recommend" must be a whole number'),
         (b'{"user": "u", "recommend": true}', '"recommend" must be a whole number'),
         (b'{"user": "u", "recommend": 3, "exclude": "a"}', '"exclude" must be a list'),

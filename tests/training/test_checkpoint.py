@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import shutil
+import threading
 
 import jax
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 from rec2pm_jax.config import Config
@@ -81,6 +83,29 @@ def test_restores_state_meta_and_data_position(tmp_path):
     assert restore(tmp_path)[0] is None
     write_run(tmp_path, [2, 5])
     assert_is_step(*restore(tmp_path), 5)
+
+
+def test_opening_removes_unfinished_checkpoints_and_leaves_no_thread(tmp_path, monkeypatch):
+    """A thread that outlives a refused start would print a traceback when the process ends."""
+    write_run(tmp_path, [1])
+    unfinished = tmp_path / "checkpoints" / f"2{ocp.utils.TMP_DIR_SUFFIX}-0"
+    (unfinished / "params").mkdir(parents=True)
+    started, start = [], threading.Thread.start
+    monkeypatch.setattr(threading.Thread, "start", lambda t: (started.append(t), start(t)))
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.close()
+    # The workers of pools are awaited; Orbax's own thread is of another class, and is not.
+    assert {type(thread) for thread in started} <= {threading.Thread}
+    assert not any(thread.is_alive() for thread in started)
+    assert not unfinished.exists() and (tmp_path / "checkpoints" / "1").is_dir()
+
+
+@pytest.mark.parametrize("name", ["run[1]", "run*", "run?"])
+def test_a_workdir_that_orbax_takes_for_a_pattern_is_refused(tmp_path, name):
+    """Orbax writes checkpoints to run[1] without an error, and cannot read them."""
+    with pytest.raises(UserError, match="Orbax takes for a pattern"):
+        Checkpoints(tmp_path / name)
+    assert not (tmp_path / name).exists()
 
 
 def test_newest_and_best_are_kept(tmp_path):

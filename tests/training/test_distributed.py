@@ -31,7 +31,7 @@ OVERRIDES = {
     "model.layers": 1,
     "model.table": "sharded",
     "optim.learning_rate": 0.05,
-    "optim.table": "rowwise_adagrad",
+    "optim.table_learning_rate": 0.05,
     "train.batch_size": 8,
     "train.checkpoint_every": 5,
     "train.eval_every": 10,
@@ -144,7 +144,7 @@ def test_processes_change_nothing(place, processes):
 
 def test_a_whole_table_in_two_processes(place):
     """Replicated parameters, AdamW for all: logs of two processes are those of one, roughly."""
-    whole = {"model.table": "whole", "optim.table": "adamw"}
+    whole = {"model.table": "whole", "optim.table_learning_rate": "None"}
     for processes in (1, 2):
         Job(place, f"whole{processes}", processes, **whole, **{"compute.devices": 0}).finish()
     one, two = (np.array(losses(place / f"whole{processes}")) for processes in (1, 2))

@@ -94,10 +94,28 @@ def test_profile_of_steps_after_the_warm_up(undisturbed, tmp_path, capsys):
     assert sorted(map(int, steps)) == [3, 4, 5]
 
 
+@pytest.mark.parametrize("name", ["file/trace", "file", "x" * 300])
+def test_a_profile_that_cannot_be_written_is_refused_before_the_first_step(tmp_path, name):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="Cannot write --profile="):
+        run(tmp_path / "run", profile=str(tmp_path / name))
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_a_full_disk_under_a_profile_is_one_error(tmp_path, monkeypatch):
+    def full():
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: trace.pb; No space left on device")
+
+    stop = jax.profiler.stop_trace
+    monkeypatch.setattr(jax.profiler, "stop_trace", lambda: (stop(), full()))
+    with pytest.raises(UserError, match="Cannot write --profile=.*no room left"):
+        run(tmp_path / "run", profile=str(tmp_path / "trace"))
+
+
 def test_no_profile_of_too_short_a_run(tmp_path, capsys):
     run(tmp_path / "run", steps=3, profile=str(tmp_path / "trace"))
     assert "no profile: it begins after 3 steps" in capsys.readouterr().out
-    assert not (tmp_path / "trace").exists()
+    assert not list((tmp_path / "trace").iterdir())
 
 
 class Crash(Exception):

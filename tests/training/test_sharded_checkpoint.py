@@ -20,7 +20,7 @@ from rec2pm_jax.training.partition import make_partition
 from tests.helpers.sharded import CONFIG, ITEMS, by_id, config_of
 from tests.helpers.train_fakes import make_iterator
 
-SMALL = config_of(CONFIG, method={"name": "recent", "sketch": 2})  # items wider than the backbone
+SMALL = config_of(CONFIG, method={"name": "recent"})
 
 
 def partition_of(devices):

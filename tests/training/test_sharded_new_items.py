@@ -16,7 +16,7 @@ from rec2pm_jax.training.training_run import TrainingData
 from tests.helpers.sharded import CONFIG, ITEMS, config_of
 from tests.helpers.train_fakes import make_iterator
 
-SMALL = config_of(CONFIG, method={"name": "recent", "sketch": 2})  # items wider than the backbone
+SMALL = config_of(CONFIG, method={"name": "recent"})
 MORE = 20_000  # items: two rows more in every slice
 
 
@@ -73,7 +73,7 @@ def test_a_run_continues_with_more_items_on_other_devices(tmp_path):
     before = run(ITEMS, 4, 2, "data")[-1]
     after, *_ = run(MORE, 2, 4, "grown", grown_from=("data",))  # validated at once
     rows = [ids_to_rows(np.arange(ITEMS + 1), table_rows(n)) for n in (ITEMS, MORE)]
-    dim = make_method(SMALL, ITEMS).item_dim
+    dim = SMALL.model.dim
     tables = [p["embedding"]["item_embedding"].reshape(-1, dim) for p in (before, after)]
     np.testing.assert_array_equal(tables[0][rows[0]], tables[1][rows[1]])
 

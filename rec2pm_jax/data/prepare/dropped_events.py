@@ -16,7 +16,7 @@ from pathlib import Path
 
 import polars as pl
 
-from rec2pm_jax.data.polars_io import READ_ERRORS, write_parquet
+from rec2pm_jax.data.polars_io import READ_ERRORS, plain_path, write_parquet
 from rec2pm_jax.data.prepare.column_files import Arrays
 from rec2pm_jax.data.prepare.encode import EncodedLog
 from rec2pm_jax.data.schema import Interactions
@@ -70,7 +70,8 @@ class DroppedEvents:
         titles = _read(self.directory / "titles.parquet")
         try:
             found = sum(
-                pl.scan_parquet(file).select(pl.len()).collect().item() for file in self._files()
+                pl.scan_parquet(plain_path(file)).select(pl.len()).collect().item()
+                for file in self._files()
             )
         except READ_ERRORS as error:
             raise _damage_error(self.directory) from error
@@ -108,7 +109,7 @@ class DroppedEvents:
 
 def _read(file: Path) -> pl.DataFrame:
     try:
-        return pl.read_parquet(file)
+        return pl.read_parquet(plain_path(file))
     except READ_ERRORS as error:
         raise _damage_error(file) from error
 

@@ -15,7 +15,7 @@ import numpy as np
 import polars as pl
 from tqdm import tqdm
 
-from rec2pm_jax.data.polars_io import write_parquet
+from rec2pm_jax.data.polars_io import plain_path, write_parquet
 from rec2pm_jax.data.prepare.column_files import ColumnFiles
 from rec2pm_jax.data.prepare.limits import check_event_types
 from rec2pm_jax.data.prepare.log_hash import hash_events
@@ -93,14 +93,14 @@ class EncodedLog:
     def __init__(self, directory: Path):
         self._directory = directory
         self.events = ColumnFiles(directory)
-        self.users = pl.read_parquet(directory / "users.parquet")["text"]
-        self.items = pl.read_parquet(directory / "items.parquet")["text"]
+        self.users = pl.read_parquet(plain_path(directory / "users.parquet"))["text"]
+        self.items = pl.read_parquet(plain_path(directory / "items.parquet"))["text"]
         self.facts = SourceFacts(**json.loads((directory / "facts.json").read_text()))
 
     @property
     def item_table(self) -> pl.DataFrame:
         """The source's columns item, title and category."""
-        return pl.read_parquet(self._directory / "titles.parquet")
+        return pl.read_parquet(plain_path(self._directory / "titles.parquet"))
 
     @property
     def ground_truth(self) -> Path | None:

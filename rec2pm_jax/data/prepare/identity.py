@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from glob import glob
+from glob import escape, glob
 from pathlib import Path
 
 from rec2pm_jax.data.dataset import FORMAT_VERSION
@@ -40,5 +40,7 @@ def _input_files(options: PrepareOptions) -> list[Path]:
     if not path.is_file():
         return sorted(Path(name) for name in glob(options.input, recursive=True))
     patterns = getattr(SOURCES.get(options.source), "beside", ())
-    beside = [found for p in patterns for found in path.parent.glob(p.format(stem=path.stem))]
+    beside = [
+        found for p in patterns for found in path.parent.glob(p.format(stem=escape(path.stem)))
+    ]
     return [path, *sorted(beside)]

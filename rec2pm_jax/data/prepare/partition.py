@@ -14,7 +14,7 @@ import numpy as np
 import polars as pl
 
 from rec2pm_jax.data.histories import group_users, lengths_to_offsets
-from rec2pm_jax.data.polars_io import write_parquet
+from rec2pm_jax.data.polars_io import plain_path, write_parquet
 from rec2pm_jax.data.prepare import dropped_events
 from rec2pm_jax.data.prepare.column_files import ColumnFiles, append_by_part
 from rec2pm_jax.data.prepare.dropped_events import DroppedEvents, DroppedEventWriter
@@ -97,12 +97,12 @@ class PartitionedLog:
 
     def __init__(self, directory: Path):
         self._directory = directory
-        table = pl.read_parquet(directory / "users.parquet")
+        table = pl.read_parquet(plain_path(directory / "users.parquet"))
         plan = json.loads((directory / "plan.json").read_text())
         self.users = UserPartitions(
             table["user"], table["count"].to_numpy(), np.array(plan["firsts"], np.int64)
         )
-        self.items = pl.read_parquet(directory / "items.parquet")
+        self.items = pl.read_parquet(plain_path(directory / "items.parquet"))
         self.dropped: dict[str, int] = plan["dropped"]
         self.event_types: list[str] = plan["event_types"]
 

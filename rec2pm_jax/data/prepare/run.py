@@ -24,6 +24,7 @@ from rec2pm_jax.data.prepare.order import OrderedLog, order_partitions
 from rec2pm_jax.data.prepare.workspace import Workspace, open_workspace
 from rec2pm_jax.data.sources import SOURCES
 from rec2pm_jax.errors import UserError, nearest
+from rec2pm_jax.os_errors import check_path
 
 _SAME = ("content_hash", "filters", "ties", "order_key")  # entries of dataset.json
 
@@ -223,6 +224,8 @@ def check_options(options: PrepareOptions) -> None:
             f"--source={options.source} is unknown; choose one of {', '.join(SOURCES)}."
             f"{nearest(options.source, SOURCES)}"
         )
+    for path in (options.output_dir, options.input, options.download_dir):
+        check_path(path)
     if options.shards < 0:
         raise UserError(f"--shards must be >= 0, got {options.shards}.")
     if not 0 <= options.seed < 2**63:

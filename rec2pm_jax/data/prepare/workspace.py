@@ -15,7 +15,7 @@ from pathlib import Path
 
 from rec2pm_jax.errors import UserError
 from rec2pm_jax.lock import LOCK_FILE, alone_in, remove_lock
-from rec2pm_jax.os_errors import write_error
+from rec2pm_jax.os_errors import check_path, write_error
 
 _IDENTITY = "identity.json"
 _RETIRED = "retired"
@@ -115,6 +115,7 @@ def open_workspace(target: Path, identity: dict | None = None) -> Iterator[Works
     Raises:
       UserError: another process writes this dataset, or the disk is full or read-only.
     """
+    check_path(target)
     target = Path(os.path.realpath(target))
     if not target.name:
         raise UserError(f"{target} cannot be a dataset; choose a directory below it.")

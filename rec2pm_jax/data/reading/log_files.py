@@ -8,7 +8,7 @@ from pathlib import Path
 
 import polars as pl
 
-from rec2pm_jax.data.polars_io import READ_ERRORS
+from rec2pm_jax.data.polars_io import READ_ERRORS, plain_path
 from rec2pm_jax.data.reading.column_checks import JSON_SUFFIXES
 from rec2pm_jax.data.reading.report import LogReport
 from rec2pm_jax.data.reading.text_lines import (
@@ -153,12 +153,13 @@ def unreadable_error(
 
 
 def _scan(path: Path, separator: str) -> pl.LazyFrame:
+    plain = plain_path(path)
     if separator:
         # Text that is not in UTF-8 does no harm in columns that are not read.
-        return pl.scan_csv(path, infer_schema=False, separator=separator, encoding="utf8-lossy")
+        return pl.scan_csv(plain, infer_schema=False, separator=separator, encoding="utf8-lossy")
     if path.suffix.lower() == ".parquet":
-        return pl.scan_parquet(path)
-    return pl.scan_ndjson(path, infer_schema_length=1000)
+        return pl.scan_parquet(plain)
+    return pl.scan_ndjson(plain, infer_schema_length=1000)
 
 
 def _check_columns(
@@ -186,9 +187,9 @@ def _scan_json(path: Path, frame: pl.LazyFrame, wanted: list[str]) -> pl.LazyFra
     """Return the file with numbers as text, so that it may write an id both ways."""
     schema = frame.collect_schema()
     if any(column not in schema for column in wanted):  # a key may appear late
-        schema = pl.scan_ndjson(path, infer_schema_length=None).collect_schema()
+        schema = pl.scan_ndjson(plain_path(path), infer_schema_length=None).collect_schema()
     simple = {n: t for n, t in schema.items() if not (t.is_float() or t.is_nested())}
-    return pl.scan_ndjson(path, schema=dict(schema) | dict.fromkeys(simple, pl.String))
+    return pl.scan_ndjson(plain_path(path), schema=dict(schema) | dict.fromkeys(simple, pl.String))
 
 
 def _suffix(path: Path) -> str:

@@ -12,8 +12,13 @@ from typing import Any
 
 import polars as pl
 
-from rec2pm_jax.data.polars_io import READ_ERRORS
+from rec2pm_jax.data.polars_io import READ_ERRORS, plain_path
 from rec2pm_jax.data.reading.log_files import BATCH, unreadable_error
+from rec2pm_jax.data.reading.publisher_rows import (
+    TextLayout,
+    find_bad_event,
+    find_unreadable_row,
+)
 from rec2pm_jax.data.reading.values import LATEST_TIMESTAMP
 from rec2pm_jax.data.schema import (
     EVENT_COLUMNS,
@@ -22,14 +27,20 @@ from rec2pm_jax.data.schema import (
 )
 from rec2pm_jax.errors import UserError, nearest
 
+_NO_TEXT = TextLayout()
+# column, problem -> condition
 _PROBLEMS = {
-    "no user": pl.col("user").is_null() | (pl.col("user") == ""),
-    "no item": pl.col("item").is_null() | (pl.col("item") == ""),
-    "no readable timestamp": pl.col("timestamp").is_null(),
-    "a negative timestamp": pl.col("timestamp") < 0,
-    "a timestamp beyond the year 5000 (another unit?)": pl.col("timestamp") > LATEST_TIMESTAMP,
+    ("user", "no user"): pl.col("user").is_null() | (pl.col("user") == ""),
+    ("item", "no item"): pl.col("item").is_null() | (pl.col("item") == ""),
+    ("timestamp", "no readable timestamp"): pl.col("timestamp").is_null(),
+    ("timestamp", "a negative timestamp"): pl.col("timestamp") < 0,
+    ("timestamp", "a timestamp beyond the year 5000 (another unit?)"): (
+        pl.col("timestamp") > LATEST_TIMESTAMP
+    ),
 }
-_NO_TYPE = {"no event type": pl.col("event_type").is_null() | (pl.col("event_type") == "")}
+_NO_TYPE = {
+    ("event_type", "no event type"): pl.col("event_type").is_null() | (pl.col("event_type") == "")
+}
 
 
 def find_files(
@@ -71,10 +82,11 @@ def scan_files(
       UserError: a column is absent, or a file is damaged.
     """
     try:
-        frame = scan(paths, **options)
+        frame = scan([plain_path(path) for path in paths], **options)
         known = frame.collect_schema().names()
     except READ_ERRORS as error:
-        raise unreadable_error(paths[0], error) from error
+        types = columns if isinstance(columns, Mapping) else {}
+        raise _explain(paths, error, TextLayout(types)) from error
     for column in columns:
         if column not in known:
             raise UserError(
@@ -90,6 +102,7 @@ def read_events(
     dropped: dict[str, int],
     drop: Mapping[str, pl.Expr] | None = None,
     ordered: bool = False,
+    layout: TextLayout = _NO_TEXT,
 ) -> Iterator[pl.DataFrame]:
     """Yield batches of canonical events, without the rows that `drop` names.
 
@@ -99,6 +112,7 @@ def read_events(
       dropped: counts the dropped rows by reason; complete after the last batch.
       drop: reason -> condition (null counts as false). A row counts for the first one that it meets.
       ordered: keep the order of the files, for sources whose ties are kept.
+      layout: of text files, to name the row of an error.
 
     Raises:
       UserError: a damaged file, columns of another type, or, among the rows that remain, null or empty
@@ -124,23 +138,27 @@ def read_events(
                 rows = batch.height
                 batch = batch.filter(~condition.fill_null(False))
                 dropped[reason] += rows - batch.height
-            for problem, condition in problems.items():
+            for (column, problem), condition in problems.items():
                 bad = batch.filter(condition)
                 if bad.height:
                     raise UserError(
-                        f"{where}: rows with {problem}, the first {bad.row(0, named=True)}."
+                        find_bad_event(paths, layout, column)
+                        or f"{where}: rows with {problem}, the first {bad.row(0, named=True)}."
                     )
             yield batch.select(list(canonical))
     except READ_ERRORS as error:
-        raise unreadable_error(_find_damaged_file(paths) or where, error) from error
+        raise _explain(paths, error, layout) from error
 
 
-def read_items(frame: pl.LazyFrame, paths: list[Path]) -> pl.DataFrame:
+def read_items(
+    frame: pl.LazyFrame, paths: list[Path], layout: TextLayout = _NO_TEXT
+) -> pl.DataFrame:
     """Return the item table: item, title and category as text, without rows that have no item.
 
     Args:
       frame: columns item, title and category; item is unique.
       paths: the files that `frame` reads, for errors.
+      layout: of text files, to name the row of an error.
 
     Raises:
       UserError: a file is damaged.
@@ -149,7 +167,14 @@ def read_items(frame: pl.LazyFrame, paths: list[Path]) -> pl.DataFrame:
     try:
         return frame.filter(pl.col("item").is_not_null()).collect(engine="streaming")
     except READ_ERRORS as error:
-        raise unreadable_error(_find_damaged_file(paths) or _name_files(paths), error) from error
+        raise _explain(paths, error, layout) from error
+
+
+def _explain(paths: list[Path], error: BaseException, layout: TextLayout) -> UserError:
+    """Return the error for files that polars cannot read."""
+    if found := find_unreadable_row(paths, layout):
+        return UserError(found)
+    return unreadable_error(_find_damaged_file(paths) or _name_files(paths), error)
 
 
 def _name_files(paths: list[Path]) -> str:
@@ -161,7 +186,7 @@ def _find_damaged_file(paths: list[Path]) -> Path | None:
     for path in paths if len(paths) > 1 else []:
         if path.suffix == ".parquet":
             try:
-                for _ in pl.scan_parquet(path).collect_batches(
+                for _ in pl.scan_parquet(plain_path(path)).collect_batches(
                     chunk_size=BATCH, engine="streaming"
                 ):
                     pass

@@ -38,7 +38,7 @@ def is_utf8(path: Path) -> bool:
     Raises:
       OSError: the file cannot be read.
     """
-    for line in _raw_lines(path):
+    for line in raw_lines(path):
         try:
             line.decode()
         except UnicodeDecodeError:
@@ -53,7 +53,7 @@ def read_header(path: Path) -> str:
       UserError: it is not in UTF-8.
       OSError: the file cannot be read.
     """
-    line = next(_raw_lines(path), b"")
+    line = next(raw_lines(path), b"")
     if line.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise UserError(f"{path} is in UTF-16; save it as UTF-8.")
     try:
@@ -111,14 +111,19 @@ def find_bad_row(path: Path, separator: str = "") -> str:
     Returns:
       The row and the problem, or "" if nothing is found.
     """
-    lines = _raw_lines(path)
+    lines = raw_lines(path)
     try:
         return _find_bad_csv_row(lines, separator) if separator else _find_bad_json_row(lines)
     except OSError:
         return ""
 
 
-def _raw_lines(path: Path) -> Iterator[bytes]:
+def raw_lines(path: Path) -> Iterator[bytes]:
+    """Yield the lines of a file, plain or gzipped, with their line breaks.
+
+    Raises:
+      OSError: the file cannot be read.
+    """
     with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
         try:
             yield from file

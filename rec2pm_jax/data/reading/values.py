@@ -75,7 +75,7 @@ class ValueRules(NamedTuple):
         )
 
     def read_id(self, value: object) -> str:
-        """Return an id or an event type; UserError as `parse_id`."""
+        """Return the id of a user or an item; UserError as `parse_id`."""
         return parse_id(value, self.id_type)
 
     def read_time(self, value: object) -> Moment:
@@ -199,6 +199,8 @@ def _fixed_zone(text: str) -> datetime.tzinfo:
     digits = text.replace(":", "").ljust(5, "0")
     offset = datetime.timedelta(hours=int(digits[1:3]), minutes=int(digits[3:5]))
     try:
+        if int(digits[3:5]) > 59:
+            raise ValueError
         return datetime.timezone(-offset if text[0] == "-" else offset)
     except ValueError:
         raise UserError(f"no such time zone ({text!r})") from None

@@ -23,6 +23,7 @@ import polars as pl
 from rec2pm_jax.data.options import PrepareOptions
 from rec2pm_jax.data.reading import scan
 from rec2pm_jax.data.reading.download import Download
+from rec2pm_jax.data.reading.publisher_rows import TextLayout
 from rec2pm_jax.data.schema import Interactions, empty_items
 from rec2pm_jax.data.sources.source import Source
 
@@ -65,6 +66,9 @@ def load(options: PrepareOptions) -> Interactions:
         ),
         [path],
         dropped,
+        layout=TextLayout(
+            _COLUMNS, {"user": "user_id", "item": "parent_asin", "timestamp": "timestamp"}
+        ),
     )
     return Interactions(events, _read_titles(path), item_level="product", dropped=dropped)
 
@@ -83,7 +87,9 @@ def _read_titles(path: Path) -> pl.DataFrame:
     # One line per product is expected. With several, the smallest text keeps the table deterministic.
     products = _scan(meta, columns).group_by(item="parent_asin")
     return scan.read_items(
-        products.agg(pl.col("title").min(), category=pl.col("main_category").min()), [meta]
+        products.agg(pl.col("title").min(), category=pl.col("main_category").min()),
+        [meta],
+        TextLayout(columns),
     )
 
 

@@ -23,6 +23,7 @@ import polars as pl
 from rec2pm_jax.data.options import PrepareOptions
 from rec2pm_jax.data.reading import scan
 from rec2pm_jax.data.reading.download import Download
+from rec2pm_jax.data.reading.publisher_rows import TextLayout
 from rec2pm_jax.data.schema import Interactions, empty_items
 from rec2pm_jax.data.sources.source import Source
 
@@ -53,6 +54,7 @@ def load(options: PrepareOptions) -> Interactions:
         paths,
         dropped,
         {"not_clicked": pl.col("is_click") == 0},
+        layout=TextLayout(columns, {"user": "user_id", "item": "video_id", "timestamp": "time_ms"}),
     )
     return Interactions(events, _read_categories(directory), item_level="video", dropped=dropped)
 
@@ -64,7 +66,9 @@ def _read_categories(directory: Path) -> pl.DataFrame:
     columns = {"video_id": pl.Int64, "tag": pl.String}
     frame = scan.scan_files(pl.scan_csv, features, columns, schema_overrides=columns)
     return scan.read_items(
-        frame.select(item="video_id", title=pl.lit(None), category="tag"), features
+        frame.select(item="video_id", title=pl.lit(None), category="tag"),
+        features,
+        TextLayout(columns),
     )
 
 

@@ -42,7 +42,6 @@ def load(options: PrepareOptions) -> Interactions:
         has_header=False,
         quote_char=None,
         schema={"line": pl.String},
-        encoding="utf8-lossy",
         truncate_ragged_lines=True,
     )
     fields = pl.col("line").str.split("\t")

@@ -15,6 +15,7 @@ import polars as pl
 
 from rec2pm_jax.data.options import PrepareOptions
 from rec2pm_jax.data.reading import scan
+from rec2pm_jax.data.reading.publisher_rows import TextLayout
 from rec2pm_jax.data.schema import Interactions
 from rec2pm_jax.data.sources.source import Source
 
@@ -25,6 +26,7 @@ _SCHEMA = {
     "event_type": pl.String,
     "timestamp": pl.Int64,
 }
+_LAYOUT = TextLayout(_SCHEMA, {name: name for name in ("user", "item", "timestamp", "event_type")})
 _ZONE = datetime.timezone(datetime.timedelta(hours=8))  # China
 FIRST = int(datetime.datetime(2017, 11, 25, tzinfo=_ZONE).timestamp())
 END = int(datetime.datetime(2017, 12, 4, tzinfo=_ZONE).timestamp())
@@ -40,10 +42,13 @@ def load(options: PrepareOptions) -> Interactions:
         paths,
         dropped,
         {"outside_of_the_nine_days": ~pl.col("timestamp").is_between(FIRST, END - 1)},
+        layout=_LAYOUT,
     )
     # Grouped as integers, which take a tenth of the memory of strings.
     items = frame.group_by("item").agg(pl.col("category").min(), title=pl.lit(None))
-    return Interactions(events, scan.read_items(items, paths), item_level="item", dropped=dropped)
+    return Interactions(
+        events, scan.read_items(items, paths, _LAYOUT), item_level="item", dropped=dropped
+    )
 
 
 SOURCE = Source(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from rec2pm_jax.config import DataConfig
+from rec2pm_jax.config import DataConfig, MethodConfig
 from rec2pm_jax.data.splits import LAST_10
 from rec2pm_jax.evaluation.inspection.measure import Inspection
 
@@ -23,7 +23,7 @@ def suggest_settings(found: Inspection) -> list[str]:
     """
     return [
         _suggest_segments(found),
-        _suggest_sketch(found),
+        _suggest_exact_memory(found),
         *_suggest_times(found),
         *_suggest_types(found),
     ]
@@ -41,12 +41,15 @@ def _suggest_segments(found: Inspection) -> str:
     )
 
 
-def _suggest_sketch(found: Inspection) -> str:
+def _suggest_exact_memory(found: Inspection) -> str:
     share = float((found.since > 0).mean())
     why = f"{share:.0%} of events are of an item the user had before"
     if share >= _MANY_REPEATS:
-        return f"--config.method.sketch=4: {why}, and a sketch remembers which items these are"
-    return f"--config.method.sketch=0: only {why}, so tastes matter more than single items"
+        return (
+            f"--config.method.exact_entries={MethodConfig().exact_entries}: {why}, and an exact "
+            "memory keeps which items these are"
+        )
+    return f"--config.method.exact_entries=0: only {why}, so tastes matter more than single items"
 
 
 def _suggest_times(found: Inspection) -> list[str]:

@@ -146,8 +146,8 @@ def log_partition_sum(
     besides the arguments and their gradients, does not grow with positions or items.
 
     Args:
-      vectors: float32 [T, W].
-      items: float32 [V, W].
+      vectors: float32 [T, D].
+      items: float32 [V, D].
       weights: float32 [T], without gradient. Blocks of positions with weight 0 are not computed.
       chunk_bytes: approximate size of a block of logits, in bytes.
       own: fields [T, J], addends of items whose ids are those of `items`, from 1 on; None for none.
@@ -165,9 +165,9 @@ def log_partition_sum(
 class _Saved(NamedTuple):
     """What the forward pass of `_partition` stores for the backward pass."""
 
-    vectors: Array  # T W
+    vectors: Array  # T D
     addends: Array | None  # T J
-    items: Array  # V W
+    items: Array  # V D
     ids: Array | None  # T J
     weights: Array  # T
     log_sums: Array  # T

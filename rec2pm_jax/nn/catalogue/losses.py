@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from rec2pm_jax.config import ComputeConfig, LossConfig
 from rec2pm_jax.nn.catalogue.chunked_sums import log_partition_sum, weighted_sum
-from rec2pm_jax.nn.catalogue.own_items import add_own, addend_of, own_per_row
+from rec2pm_jax.nn.catalogue.own_items import add_own, addend_of, flatten_own
 from rec2pm_jax.nn.dropout import per_row
 from rec2pm_jax.nn.platform import platform_of
 from rec2pm_jax.typing import PADDING_ID, Array, OwnItems, PRNGKey, Readout
@@ -23,7 +23,7 @@ class Positions(NamedTuple):
     """Positions whose next item is predicted.
 
     Attributes:
-      vectors: float [T, W], outputs of the model.
+      vectors: float [T, D], outputs of the model.
       targets: int32 [T], ids of the next items.
       weights: float32 [T]. A position with weight 0 does not count, and is not computed.
       numbers: int32 [T], unique within the step: they select the negatives, see `per_row`.
@@ -31,7 +31,7 @@ class Positions(NamedTuple):
         need them without duplicates, see `combine_own`.
     """
 
-    vectors: Array  # T W
+    vectors: Array  # T D
     targets: Array  # T
     weights: Array  # T
     numbers: Array  # T
@@ -46,10 +46,10 @@ def to_queries(config: LossConfig, vectors: Array) -> Array:
 
     Args:
       config: its temperature divides the cosines.
-      vectors: float [..., W], outputs of the model.
+      vectors: float [..., D], outputs of the model.
 
     Returns:
-      float32 [..., W].
+      float32 [..., D].
 
     >>> to_queries(LossConfig(temperature=0.5), jnp.array([3.0, 4.0])).round(3)
     Array([1.2, 1.6], dtype=float32)
@@ -58,7 +58,7 @@ def to_queries(config: LossConfig, vectors: Array) -> Array:
 
 
 def to_item_vectors(table: Array) -> Array:
-    """Return rows of the item table, float [..., W], as float32 vectors for `to_queries`."""
+    """Return rows of the item table, float [..., D], as float32 vectors for `to_queries`."""
     return _normalize(table.astype(jnp.float32))
 
 
@@ -73,16 +73,16 @@ def catalogue_logits(config: LossConfig, readout: Readout, catalogue: Array) -> 
 
     Args:
       config: of the loss.
-      readout: outputs of the model, vectors [..., W].
-      catalogue: float32 [V, W], what `to_item_vectors` returned for the item table.
+      readout: outputs of the model, vectors [..., D].
+      catalogue: float32 [V, D], what `to_item_vectors` returned for the item table.
 
     Returns:
       float32 [..., V].
     """
     logits = to_queries(config, readout.vectors) @ catalogue.T
     if readout.own is not None:
-        own = jax.tree.map(lambda a: a.reshape(-1, a.shape[-1]), own_per_row(readout.own))
-        logits = add_own(logits.reshape(-1, logits.shape[-1]), own).reshape(logits.shape)
+        shape = logits.shape
+        logits = add_own(logits.reshape(-1, shape[-1]), flatten_own(readout.own)).reshape(shape)
     return jnp.where(jnp.arange(catalogue.shape[0]) == 0, -jnp.inf, logits)
 
 
@@ -103,7 +103,7 @@ def next_item_loss(
 
     Args:
       config: how many negatives, or none for the full softmax.
-      table: float [V, W] item embeddings; row 0 is padding.
+      table: float [V, D] item embeddings; row 0 is padding.
       positions: what is predicted.
       rng: key of the sampled negatives.
       chunk_bytes: size of the logits (or gathered negatives) of a chunk of positions, in bytes.
@@ -203,7 +203,7 @@ def _chunk_positions(chunk_bytes: int, numbers: int) -> int:
 # Each of these is a `chunked_sums.RowLoss`: float32 [chunk] of (shared, rows, context, row_context).
 # Positives are looked up outside, so that their gradient is one scatter and not one for every chunk.
 
-# Queries and positives float32 [chunk, W], and a number for each own item [chunk, J] or None.
+# Queries and positives float32 [chunk, D], and a number for each own item [chunk, J] or None.
 ScoredRows = tuple[Array, Array, Array | None]
 
 

@@ -33,6 +33,11 @@ def add_own(logits: Array, own: OwnItems | None, first: Array | int = 0) -> Arra
     return logits.at[places].add(own.addends, mode="drop")
 
 
+def flatten_own(own: OwnItems) -> OwnItems:
+    """Return own items [Q, J] with one row per row of addends [..., J]."""
+    return jax.tree.map(lambda a: a.reshape(-1, a.shape[-1]), own_per_row(own))
+
+
 def own_places(columns: Array, count: int, real: Array) -> tuple[Array, Array]:
     """Return (rows, columns) of own items in logits [Q, count].
 

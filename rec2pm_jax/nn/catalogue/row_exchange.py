@@ -89,11 +89,11 @@ def fetch(table: Array, exchange: Exchange, count: int, dim: int, axis_name: str
       table: this device's part, packed as in `sharded_table`.
       exchange: the plan.
       count: M.
-      dim: numbers of a row, W.
+      dim: numbers of a row, D.
       axis_name: of the devices.
 
     Returns:
-      [M, W], the unique rows in ascending order, then zeros.
+      [M, D], the unique rows in ascending order, then zeros.
     """
     starts, requested, _ = exchange
     shards, capacity = requested.shape
@@ -112,13 +112,13 @@ def return_gradients(
     """Send gradients of fetched rows to their owners, which sum them.
 
     Args:
-      gradients: [M, W], of what `fetch` returned.
+      gradients: [M, D], of what `fetch` returned.
       exchange: the plan.
       block: rows of a device, R / n.
       axis_name: of the devices.
 
     Returns:
-      (rows int32 [n * C], summed gradients [n * C, W]). Rows are this device's, ascending and distinct.
+      (rows int32 [n * C], summed gradients [n * C, D]). Rows are this device's, ascending and distinct.
       Unused entries have numbers from `block` on and gradient 0.
     """
     starts, requested, _ = exchange

@@ -20,7 +20,7 @@ from rec2pm_jax.typing import PADDING_ID, Array, OwnItems
 
 BLOCK_ROWS = 8192  # rows scored at a time
 
-Transform = Callable[[Array], Array]  # rows [n, W] -> item vectors float32 [n, W], row by row
+Transform = Callable[[Array], Array]  # rows [n, D] -> item vectors float32 [n, D], row by row
 
 
 def sharded_ranks(
@@ -35,7 +35,7 @@ def sharded_ranks(
     """Return the pessimistic rank of each target among all items.
 
     Args:
-      queries: float32 [Q, W], the same on all devices.
+      queries: float32 [Q, D], the same on all devices.
       targets: int32 [Q], ids.
       table: this device's rows, packed.
       num_items: items of the catalogue.

@@ -6,8 +6,8 @@ consecutive ids are a golden section apart, which spreads every run of ids evenl
 depends on the id and the size of the catalogue only, so 2 devices can read a table written by 4.
 
 A row narrower than the 128 lanes of a TPU register would be padded, or transposed in every step. So
-128 // W neighbouring rows are stored side by side: a packed table of R rows is [R / n, n * W] with
-n = 128 // W.
+128 // D neighbouring rows are stored side by side: a packed table of R rows is [R / n, n * D] with
+n = 128 // D.
 """
 
 from __future__ import annotations

@@ -42,12 +42,12 @@ def top_k(
     shape, scores closer than rounding may swap.
 
     Args:
-      queries: float32 [Q, W].
-      table: [V, W], or packed as in `sharded_table`.
+      queries: float32 [Q, D].
+      table: [V, D], or packed as in `sharded_table`.
       k: rows wanted, 1 <= k <= V - first.
       first: rows before this one do not take part (the padding row); 0 for a packed table.
       allowed: row numbers int32 [n] -> bool [n], false where a row scores -inf. None: all score.
-      transform: rows of the table [n, W] -> float32 [n, W], row by row.
+      transform: rows of the table [n, D] -> float32 [n, D], row by row.
       block: rows per step, a multiple of RUN_ROWS.
 
     Returns:
@@ -68,7 +68,7 @@ def top_k(
         raise ValueError(f"k={k} must be between 1 and the {count} rows that take part.")
 
     def score(rows: Array, index: Array) -> Array:
-        """Score rows [n, W] with numbers `index`: [n, Q]."""
+        """Score rows [n, D] with numbers `index`: [n, Q]."""
         scores = transform(rows) @ queries.T
         return scores if allowed is None else jnp.where(allowed(index)[:, None], scores, -jnp.inf)
 
@@ -89,7 +89,7 @@ def top_k(
         return best, rows + first
 
     def run_maxima(rows: Array, index: Array) -> Array:
-        """Reduce the scores of rows [n, W] to those of runs: [n / RUN_ROWS, Q]."""
+        """Reduce the scores of rows [n, D] to those of runs: [n / RUN_ROWS, Q]."""
         return score(rows, index).reshape(-1, RUN_ROWS, queries.shape[0]).max(axis=1)
 
     def step(carry: None, start: Array) -> tuple[None, Array]:

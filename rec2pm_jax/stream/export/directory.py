@@ -124,6 +124,7 @@ def _make_manifest(
             "items": method.num_items,
             "time_origin": catalogue.time_origin,
             "event_types": list(catalogue.event_types),
+            "reading": catalogue.rules._asdict(),
             "rule": _RULE,
         },
         "functions": {

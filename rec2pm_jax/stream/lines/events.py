@@ -5,9 +5,10 @@ One object per line, in time order:
     {"user": U, "item": I, "time": t (optional), "type": T (optional), "seq": N (optional)}
     {"user": U, "recommend": k, "exclude": [I, ...] (optional), "time": t (optional)}
 
-`seq` numbers the events of one user upwards, so that a repeated delivery is recognised. Ids and times
-follow the rules of prepared logs, see `data.reading.values`: 123, 123.0 and "123" are the same id. A
-time is seconds since 1970 or ISO 8601 text. Other fields are ignored.
+`seq` numbers the events of one user upwards, so that a repeated delivery is recognised. Ids, types and
+times follow the rules of the prepared log, see `data.reading.values`: 123, 123.0 and "123" are the same
+id. A time is seconds since 1970 or text, ISO 8601 unless the log had a --time_format. Other fields are
+ignored.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from rec2pm_jax.data.reading import values
+from rec2pm_jax.data.reading.values import ValueRules
 from rec2pm_jax.errors import UserError
 
 MALFORMED = "malformed"
@@ -34,6 +36,8 @@ RawEvent = RawId | Mapping[str, Any]
 RawIds = Iterable[RawId] | RawId
 RawEvents = Iterable[RawEvent] | RawEvent
 RawTime = str | float | datetime.datetime | None
+
+_PLAIN = ValueRules()  # ids as they are, UTC and ISO 8601
 
 # `json.loads` guesses the encoding of bytes first, which takes as long as parsing them.
 _decode_json = json.JSONDecoder().raw_decode
@@ -84,11 +88,12 @@ class Request(NamedTuple):
     time: int | None = None
 
 
-def parse_line(line: bytes) -> Event | Request:
+def parse_line(line: bytes, rules: ValueRules = _PLAIN) -> Event | Request:
     """Parse one line of a stream.
 
     Args:
       line: UTF-8, with or without its line break.
+      rules: how the ids and times of the log were read that the model was trained on.
 
     Returns:
       An `Event` if the line has an item, a `Request` if it has `recommend`.
@@ -115,18 +120,19 @@ def parse_line(line: bytes) -> Event | Request:
         raise RejectedInput(MALFORMED, 'needs either "item" or "recommend"')
     if "user" not in fields:
         raise RejectedInput(MALFORMED, '"user" is missing')
-    user = parse_id(fields["user"], "user")
+    user = parse_id(fields["user"], "user", rules)
     if "item" in fields:
-        return parse_event(fields, user)
-    return _parse_request(fields, user)
+        return parse_event(fields, user, rules)
+    return _parse_request(fields, user, rules)
 
 
-def parse_event(fields: Mapping[str, Any], user: str = "") -> Event:
+def parse_event(fields: Mapping[str, Any], user: str = "", rules: ValueRules = _PLAIN) -> Event:
     """Check the fields of an event.
 
     Args:
       fields: `item`, and optionally `time`, `type` and `seq`.
       user: raw id of its user; "" if it is known from elsewhere.
+      rules: as for `parse_line`.
 
     Raises:
       RejectedInput: a field is missing or malformed.
@@ -134,32 +140,31 @@ def parse_event(fields: Mapping[str, Any], user: str = "") -> Event:
     if "item" not in fields:
         raise RejectedInput(MALFORMED, '"item" is missing')
     kind = fields.get("type")
-    if kind is not None and not isinstance(kind, str):
-        raise RejectedInput(MALFORMED, f'"type" must be a string, got {kind!r}')
+    kind = None if kind is None else parse_id(kind, "type")  # types have no --id_type
     seq = fields.get("seq")
     if seq is not None and (not _is_whole(seq) or not 0 <= seq < 2**63):
         raise RejectedInput(MALFORMED, f'"seq" must be a whole number below 2^63, got {seq!r}')
     seq = None if seq is None else int(seq)
-    item = parse_id(fields["item"], "item")
-    return Event(user, item, parse_time(fields.get("time")), kind, seq)
+    item = parse_id(fields["item"], "item", rules)
+    return Event(user, item, parse_time(fields.get("time"), rules), kind, seq)
 
 
-def _parse_request(fields: Mapping[str, Any], user: str) -> Request:
+def _parse_request(fields: Mapping[str, Any], user: str, rules: ValueRules) -> Request:
     k, exclude = fields["recommend"], fields.get("exclude")
     exclude = [] if exclude is None else exclude
     if not isinstance(exclude, list):
         raise RejectedInput(MALFORMED, f'"exclude" must be a list of items, got {exclude!r}')
-    return Request(
-        user, parse_count(k, "recommend"), parse_ids(exclude), parse_time(fields.get("time"))
-    )
+    time = parse_time(fields.get("time"), rules)
+    return Request(user, parse_count(k, "recommend"), parse_ids(exclude, "exclude", rules), time)
 
 
-def parse_id(value: Any, field: str) -> str:
+def parse_id(value: Any, field: str, rules: ValueRules = _PLAIN) -> str:
     """Return the text of an id.
 
     Args:
       value: text, or a whole number of any type.
       field: what the message calls it.
+      rules: as for `parse_line`.
 
     Raises:
       RejectedInput: it is no id.
@@ -167,10 +172,10 @@ def parse_id(value: Any, field: str) -> str:
     >>> parse_id(7, "user"), parse_id(7.0, "user"), parse_id("7", "user")
     ('7', '7', '7')
     """
-    if type(value) is str and value and value.isascii():  # the usual case, checked first
-        return value
+    if type(value) is str and value and value.isascii() and rules.id_type == "text":
+        return value  # the usual case, checked first
     try:
-        text = values.parse_id(value)
+        text = rules.read_id(value)
     except UserError as error:
         raise RejectedInput(
             MALFORMED, f'"{field}" must hold a string or integer, got {value!r}: {error}'
@@ -180,7 +185,7 @@ def parse_id(value: Any, field: str) -> str:
     return text
 
 
-def parse_ids(given: Any, field: str = "exclude") -> tuple[str, ...]:
+def parse_ids(given: Any, field: str = "exclude", rules: ValueRules = _PLAIN) -> tuple[str, ...]:
     """Return the texts of several ids; a string or a number stands for one.
 
     Raises:
@@ -193,7 +198,7 @@ def parse_ids(given: Any, field: str = "exclude") -> tuple[str, ...]:
         given = (given,)
     if not isinstance(given, Iterable):
         raise RejectedInput(MALFORMED, f'"{field}" must be a list of items, got {given!r}')
-    return tuple(parse_id(value, field) for value in given)
+    return tuple(parse_id(value, field, rules) for value in given)
 
 
 def parse_count(value: Any, field: str) -> int:
@@ -207,11 +212,12 @@ def parse_count(value: Any, field: str) -> int:
     return int(value)
 
 
-def parse_time(value: Any) -> int | None:
+def parse_time(value: Any, rules: ValueRules = _PLAIN) -> int | None:
     """Return whole seconds since 1970, or None for None.
 
     Args:
-      value: seconds since 1970, as a number or text, ISO 8601 text (UTC without a zone) or a datetime.
+      value: seconds since 1970, as a number or text, ISO 8601 text or a datetime.
+      rules: as for `parse_line`; the zone of times that state none, and how text is written.
 
     Raises:
       RejectedInput: it is none of these, or outside of the years 1970 to 5138.
@@ -222,10 +228,11 @@ def parse_time(value: Any) -> int | None:
     if value is None or (type(value) is int and 0 <= value <= values.LATEST_TIMESTAMP):
         return value
     try:
-        return values.parse_time(value).seconds
+        return rules.read_time(value).seconds
     except UserError as error:
+        wanted = f"text like {rules.time_format}" if rules.time_format else "ISO 8601 text"
         raise RejectedInput(
-            MALFORMED, f'"time" must be seconds since 1970 or ISO 8601 text: {error}'
+            MALFORMED, f'"time" must be seconds since 1970 or {wanted}: {error}'
         ) from None
 
 
