@@ -14,9 +14,10 @@ from rec2pm_jax.training.new_items import grow_state, resize_abstract
 from rec2pm_jax.training.partition import make_partition
 from rec2pm_jax.training.training_run import TrainingData
 from tests.helpers.sharded import CONFIG, ITEMS, config_of
-from tests.helpers.train_fakes import make_iterator
+from tests.helpers.train_fakes import WINDOW, make_iterator
 
-SMALL = config_of(CONFIG, method={"name": "recent"})
+SMALL = config_of(CONFIG, data={"segments": 2}, method={"name": "recent"})
+assert SMALL.data.window == WINDOW
 MORE = 20_000  # items: two rows more in every slice
 
 
