@@ -65,6 +65,8 @@ def test_updates_and_requests_are_those_of_the_whole_table(users, devices, name,
     config = config_of(model={"dim": 6, "layers": 2, "use_times": times}, method=fields)
     method = make_method(config, ITEMS)
     params = large_parameters(method)
+    own = jax.tree.map(lambda weights: 10 * np.abs(weights), params["own_items"])
+    params = params | {"own_items": own}  # own items get in between the best of so many
     table = np.asarray(method.network.table(params))
     spread = method.network.with_table(params, shard_table(table, devices))
     first, old, new = map(users, [config.data.segment] * 2 + [method.read_length])
