@@ -135,7 +135,9 @@ def test_a_new_backbone_serves_every_method(plugins):
 
 
 def test_an_unknown_name_gets_the_nearest_and_the_list():
-    with pytest.raises(UserError, match='kv_mask, linear_recurrence, persrec, rec2pm.*Did you mean "rec2pm"'):
+    with pytest.raises(
+        UserError, match='kv_mask, linear_recurrence, persrec, rec2pm.*Did you mean "rec2pm"'
+    ):
         make_method(Config(method=MethodConfig(name="rec2pn")), 3)
-    with pytest.raises(UserError, match='hstu, sasrec.*Did you mean "hstu"'):
+    with pytest.raises(UserError, match='hstu, lru, sasrec.*Did you mean "hstu"'):
         make_method(Config(model=ModelConfig(backbone="hst")), 3)
