@@ -25,6 +25,6 @@ metrics = rec2pm_jax.evaluate(model, dataset).metrics
 print(f"the next product is among the ten best in {metrics['hr@10']:.0%} of the cases")
 
 bought = events[events["customer"] == 7]["product"]
-user = model.observe(model.new_user(), bought)
-for product, _, score in model.recommend(user, k=5):
+user = model.user(7)  # with all purchases of the log
+for product, _, score in model.recommend(user, k=5, time="2026-03-22"):
     print(f"{score:6.2f}  {product}{'  (bought)' if product in set(bought) else ''}")

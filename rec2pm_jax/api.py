@@ -156,8 +156,9 @@ def load(
     Example:
       >>> import rec2pm_jax
       >>> model = rec2pm_jax.load("runs/demo/rec2pm")
-      >>> user = model.observe(model.new_user(), ["BANANAS", "FLUID MILK WHITE ONLY"])
-      >>> [item for item, title, score in model.recommend(user, k=2)]
+      >>> events = [{"item": "BANANAS", "time": "2018-01-02"}]
+      >>> user = model.observe(model.new_user(), events)
+      >>> [item for item, title, score in model.recommend(user, k=2, time="2018-01-05")]
       ['...', '...']
 
       Users of the dataset are known with their events there:

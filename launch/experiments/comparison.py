@@ -27,6 +27,8 @@ def compare_methods(
 ) -> list[Result]:
     """Train methods that differ in `method.name` alone and evaluate them on the test split.
 
+    Only `recent` also differs in `method.exact_entries`: it stores nothing.
+
     Args:
       config: everything but the method's name.
       data: directory of a prepared dataset.
@@ -141,7 +143,8 @@ def format_report(results: Sequence[Result]) -> str:
 
 
 def _with_method(config: Config, name: str) -> Config:
-    method = dataclasses.replace(config.method, name=name)
+    entries = 0 if name == "recent" else config.method.exact_entries
+    method = dataclasses.replace(config.method, name=name, exact_entries=entries)
     return dataclasses.replace(config, method=method)
 
 

@@ -9,6 +9,7 @@ from rec2pm_jax.data.dataset import open_dataset
 from rec2pm_jax.data.options import PrepareOptions
 from rec2pm_jax.data.prepare import prepare
 from rec2pm_jax.presets import load_preset
+from rec2pm_jax.training.run_checks import fit_to_data
 from tests.helpers.stream import save_run
 
 
@@ -18,4 +19,6 @@ def make_demo_run(directory: Path) -> None:
     options = PrepareOptions("complete_journey", str(data), item="product_type", progress=False)
     prepare(dataclasses.replace(options, min_user_events=600))
     changes = {"model.layers": 1, "model.dim": 16}
-    save_run(directory / "runs/demo/rec2pm", open_dataset(data), load_preset("demo", changes))
+    dataset = open_dataset(data)
+    config = fit_to_data(load_preset("demo", changes), dataset)
+    save_run(directory / "runs/demo/rec2pm", dataset, config)

@@ -107,7 +107,7 @@ def test_a_new_method_trains_and_is_evaluated(plugins, tmp_path):
     params = jax.jit(method.init)(jax.random.key(0))
     record = evaluate(method, params, dataset, EvalSpec("test")).record(config={})
     assert record["method"] == "decayed_mean" and record["memory"] == "overwrite"
-    assert record["state_bytes_per_user"] == 8 * 4 + 32 * 8  # the memory and the exact memory
+    assert record["state_bytes_per_user"] == 8 * 4 + 94 * 8  # the memory and the exact memory
     assert record["swap"]["ndcg@10"] is not None  # its memory is swapped like any other
 
 
@@ -135,7 +135,9 @@ def test_a_new_backbone_serves_every_method(plugins):
 
 
 def test_an_unknown_name_gets_the_nearest_and_the_list():
-    with pytest.raises(UserError, match='kv_mask, persrec, rec2pm.*Did you mean "rec2pm"'):
+    with pytest.raises(
+        UserError, match='kv_mask, linear_recurrence, persrec, rec2pm.*Did you mean "rec2pm"'
+    ):
         make_method(Config(method=MethodConfig(name="rec2pn")), 3)
-    with pytest.raises(UserError, match='hstu, sasrec.*Did you mean "hstu"'):
+    with pytest.raises(UserError, match='hstu, lru, sasrec.*Did you mean "hstu"'):
         make_method(Config(model=ModelConfig(backbone="hst")), 3)

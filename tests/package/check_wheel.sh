@@ -30,8 +30,8 @@ rec2pm prepare --source=interactions --input=log.csv --user_column=uid --item_co
 rec2pm train --config=development --data=data --workdir=run --config.data.segment=5 \
   --config.data.segments=2 --config.train.steps=10 --config.train.batch_size=8
 rec2pm evaluate --workdir=run --json=record.json
-echo '{"user": "ann", "item": "tea"}
-{"user": "ann", "recommend": 3}' | rec2pm stream --workdir=run --events=- --output=answers.jsonl
+echo '{"user": "ann", "item": "tea", "time": "2024-06-01T12:00:00Z"}
+{"user": "ann", "recommend": 3, "time": "2024-06-02T12:00:00Z"}' | rec2pm stream --workdir=run --events=- --output=answers.jsonl
 cat answers.jsonl
 python - <<'END'
 import json
@@ -41,7 +41,8 @@ import rec2pm_jax
 [record] = json.load(open("record.json"))
 assert record["step"] <= 10 and 0 <= record["metrics"]["ndcg@10"] <= 1, record
 model = rec2pm_jax.load("run")
-best = model.recommend(model.observe(model.new_user(), ["tea"]), k=3)
+user = model.observe(model.new_user(), {"item": "tea", "time": "2024-06-01T12:00:00Z"})
+best = model.recommend(user, k=3, time="2024-06-02T12:00:00Z")
 answer = json.loads(open("answers.jsonl").read())
 assert [r.item for r in best] == [r["item"] for r in answer["items"]], (best, answer)
 print("the wheel works:", ", ".join(r.item for r in best))
