@@ -43,8 +43,9 @@ def main(_: list[str]) -> None:
     with distributed_job(
         args.distributed, args.coordinator_address, args.num_processes, args.process_id
     ):
+        config = get_config()  # its errors come before those of the data
         dataset = open_dataset(args.data)
-        config = fit_to_data(get_config(), dataset)
+        config = fit_to_data(config, dataset)
         method = make_method(config, dataset.num_items)
         train_and_evaluate(config, dataset, method, args.workdir, profile=args.profile)
 

@@ -29,7 +29,7 @@ def test_event_embedding_is_its_formula():
 def test_the_time_to_the_query_is_embedded():
     """One more row stands for a query time that is not known. All start at zero."""
     config = ModelConfig(dim=DIM, use_times=True)
-    module = EventEmbedding(config, num_items=6, max_positions=4, item_dim=config.dim)
+    module = EventEmbedding(config, num_items=6, max_positions=4)
     ids, gaps = jnp.array([[1, 6, 2]], jnp.int32), jnp.array([[0, GAPS - 1, GAPS]], jnp.int32)
     places = jnp.arange(3, dtype=jnp.int32)[None]
     params = module.init(jax.random.key(0), ids, places, None, gaps)

@@ -51,7 +51,7 @@ def users_of(store, recommender, memory):
         (("rec2pm", "overwrite", "sasrec", "none", 0), "int8"),
         (("rec2pm", "append", "hstu", "position_time", 2), "float32"),
         (("full", "overwrite", "sasrec", "none", 2), "float32"),
-        (("recent", "overwrite", "sasrec", "none", 0, 0, True), "int8"),
+        (("recent", "overwrite", "sasrec", "none", 0, True), "int8"),
     ],
     ids=str,
 )

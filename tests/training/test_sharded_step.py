@@ -137,7 +137,7 @@ def test_an_overflowing_bucket_stops_and_names_what_it_needs():
     [
         {"loss": {"negatives": None}},
         {"loss": {"sharing": "per_position"}},
-        {"optim": {"table": "adamw"}},
+        {"optim": {"table_learning_rate": None}},
         {"train": {"partition": "pmap"}},
     ],
 )
