@@ -102,7 +102,8 @@ def test_bfloat16_compute():
             return jax.jit(
                 lambda p, s, e, v, b: (
                     method.update(p, s, e, v).memory,
-                    method.read(p, s, e, v),
+                    method.read(p, s, e, v).vectors,
+                    method.read(p, s, e, v).own.addends,
                     method.loss(p, b, None)["ar"],
                 )
             )(params, state, events, valid, batch)
