@@ -56,6 +56,10 @@ class FakeMethod:
     config: Config
     num_items: int
 
+    def __post_init__(self):
+        model = dataclasses.replace(self.config.model, use_times=True)  # where there are any
+        object.__setattr__(self, "config", dataclasses.replace(self.config, model=model))
+
     can_compress = True
 
     @property
