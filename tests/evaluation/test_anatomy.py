@@ -70,14 +70,6 @@ def test_nearest_items_are_those_that_set_a_slot_apart():
     assert 0 not in nearest
 
 
-def test_slots_are_compared_with_the_part_that_they_sum():
-    """Items of two parts: what is near in the one is far in the other; a third slot has the first."""
-    first, second = np.eye(3), np.eye(3)[[1, 2, 0]]
-    table = np.vstack([np.zeros(6), np.hstack([first, second])])
-    memories = np.stack([np.tile([5.0, 0, 0], (3, 1)), np.zeros((3, 3))])
-    assert nearest_items(memories, table, top=1)[0, :, 0].tolist() == [1, 3, 1]
-
-
 def test_dominant_group_is_the_one_above_average():
     """Both take group 0 most; the second takes more of group 1 than the first does."""
     groups = np.array([2, 0, 1, 2])  # of items 0 (padding), 1, 2, 3
