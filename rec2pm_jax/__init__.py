@@ -12,7 +12,8 @@ From a log of events to recommendations:
 workdir ...
 >>> rec2pm_jax.evaluate(model, dataset).metrics["hr@10"]  # all three items are among the best ten
 1.0
->>> user = model.observe(model.new_user(), ["tea", "bread"])
+>>> seen = [{"item": "tea", "time": 60}, {"item": "bread", "time": 61}]
+>>> user = model.observe(model.new_user(), seen)
 >>> len(model.recommend(user, k=2))
 2
 
