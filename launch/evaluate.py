@@ -2,7 +2,6 @@
 
     python -m launch.evaluate --workdir=runs/x --split=test --json=runs/x/test.json
     python -m launch.evaluate --workdir=runs/x --memory=one_time --diagnostics
-    python -m launch.evaluate --heuristic=personal_frequency --window=50 --data=data/types
     python -m launch.evaluate --heuristic=counts_and_transitions --request_time_known --data=data/types
 
 Memory is folded over every archived segment of a user's history, as streaming does it, unless
