@@ -40,7 +40,7 @@ def test_ratings_dat_keeps_ties_and_reads_latin_1_titles(tmp_path):
     assert raw(dataset, "1") == ["20", "30", "10"]
     assert dataset.items.titles[dataset.items.id_of("10")] == "Misérables, Les (1995)"
     assert dataset.items.titles[dataset.items.id_of("20")] == "20"  # no title: the raw id
-    assert dataset.sequence(0).times.tolist() == [0, 893, 893]
+    assert dataset.time_origin == 0 and dataset.sequence(0).times.tolist() == [7, 900, 900]
 
 
 def test_ratings_csv(tmp_path):
