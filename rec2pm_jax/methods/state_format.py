@@ -41,9 +41,14 @@ class StateFormat:
         check_format(self.kind)
 
     @cached_property
+    def id_bytes(self) -> int:
+        """Bytes of an entry's item id."""
+        return 3 if self.num_items < 2**24 else 4
+
+    @cached_property
     def widths(self) -> tuple[int, int, int]:
         """Bytes of an entry's item id, weight and last time."""
-        return 3 if self.num_items < 2**24 else 4, WEIGHT_BYTES, CLOCK_BYTES
+        return self.id_bytes, WEIGHT_BYTES, CLOCK_BYTES
 
     @cached_property
     def memory_bytes(self) -> int:
@@ -89,6 +94,15 @@ class StateFormat:
             leaves.append(numbers.view("<u4")[..., 0].astype(np.int32))
             begin += width
         return memory.reshape(len(encoded), self.slots, self.dim), ExactMemory(*leaves)  # type: ignore[arg-type]
+
+    def widen(self, encoded: bytes) -> bytes:
+        """Return a state that was encoded with ids of 3 bytes as one with ids of 4.
+
+        A catalogue that grows past 2^24 items needs that once for each user.
+        """
+        entries = np.frombuffer(encoded[self.memory_bytes :], np.uint8).reshape(self.entries, -1)
+        wider = np.insert(entries, 3, 0, axis=1)
+        return encoded[: self.memory_bytes] + wider.tobytes()
 
 
 def state_format(method: Method, kind: str) -> StateFormat:

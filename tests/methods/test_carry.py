@@ -27,7 +27,7 @@ def first_item_returns():
     ("name", "memory", "layers", "carries"),
     [
         pytest.param("rec2pm", "overwrite", 2, True, marks=pytest.mark.slow),
-        ("tok_serial", "overwrite", 2, True),
+        pytest.param("tok_serial", "overwrite", 2, True, marks=pytest.mark.slow),
         pytest.param("tok_serial", "append", 2, True, marks=pytest.mark.slow),
         ("kv_mask", "append", 2, True),
         pytest.param("kv_mask", "overwrite", 3, True, marks=pytest.mark.slow),

@@ -26,7 +26,7 @@ METHODS = {
     "tok_serial": dict(name="tok_serial", memory="append"),
     "kv_mask": dict(name="kv_mask", memory="append"),
 }
-CLOSE = dict(rtol=0, atol=1e-5)
+CLOSE = dict(rtol=1e-5, atol=1e-5)
 
 
 def random_states(method, params, count):

@@ -23,7 +23,7 @@ from tests.helpers.methods import (
 )
 
 S, R = 3, 2
-CLOSE = dict(rtol=0, atol=1e-5)
+CLOSE = dict(rtol=1e-5, atol=1e-5)
 METHODS = {
     "full": dict(name="full"),
     "recent": dict(name="recent"),

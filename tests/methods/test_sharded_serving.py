@@ -53,7 +53,7 @@ def users():
 @pytest.mark.parametrize(
     ("devices", "name", "times"),
     [
-        (1, "rec2pm", False),
+        pytest.param(1, "rec2pm", False, marks=pytest.mark.slow),
         (2, "rec2pm", True),
         (4, "kv_mask", False),
         (8, "recent", True),

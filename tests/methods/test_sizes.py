@@ -138,6 +138,9 @@ OVERFIT = {
 
 
 SLOW = {
+    ("rec2pm_a", "hstu"),
+    ("tok_serial_o", "hstu"),
+    ("recent", "hstu"),
     ("rec2pm_o", "hstu"),
     ("rec2pm_a", "sasrec"),
     ("tok_serial_o", "sasrec"),

@@ -14,7 +14,7 @@ from tests.helpers.methods import batch_of, make
 S, K = 3, 3
 CASES = [
     ("sasrec", "none", "overwrite", 1),
-    ("hstu", "position_time", "append", 2),
+    pytest.param("hstu", "position_time", "append", 2, marks=pytest.mark.slow),
     pytest.param("sasrec", "none", "overwrite", 2, marks=pytest.mark.slow),
 ]
 

@@ -26,7 +26,7 @@ S, K = 3, 3
 CASES = [
     ("sasrec", "none", "overwrite", 1),
     ("hstu", "position_time", "append", 3),
-    ("sasrec", "none", "overwrite", 3),
+    pytest.param("sasrec", "none", "overwrite", 3, marks=pytest.mark.slow),
     pytest.param("sasrec", "none", "append", 1, marks=pytest.mark.slow),
 ]
 
@@ -304,8 +304,8 @@ def test_sampled_softmax_in_training():
     [
         ("rec2pm", "per_position"),
         ("recent", "shared"),
-        ("tok_serial", "shared"),
-        ("kv_mask", "per_position"),
+        pytest.param("tok_serial", "shared", marks=pytest.mark.slow),
+        pytest.param("kv_mask", "per_position", marks=pytest.mark.slow),
     ],
 )
 def test_randomness_does_not_depend_on_the_division_of_the_batch(name, sharing):

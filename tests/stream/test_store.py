@@ -12,6 +12,7 @@ import time
 from array import array
 
 import lmdb
+import numpy as np
 import pytest
 
 from rec2pm_jax.errors import UserError
@@ -20,6 +21,7 @@ from rec2pm_jax.stream.stores.base import MemoryStore, claim_store, delete_match
 from rec2pm_jax.stream.stores.lmdb_store import LmdbStore
 from rec2pm_jax.stream.stores.record import HEADER_BYTES, ModelIdentity, RecordFormat, is_expired
 from rec2pm_jax.stream.users.mutable_user import MutableUser
+from rec2pm_jax.typing import ExactMemory, State
 
 STATES = StateFormat("int8", slots=4, dim=64, entries=32, num_items=70_000)
 RECORDS = RecordFormat(ModelIdentity("ab" * 16, "c0ffee"), STATES, width=1)
@@ -73,6 +75,19 @@ def test_torn_and_foreign_records_are_refused():
     with pytest.raises(UserError, match="stored as int8, not bfloat16"):
         other = dataclasses.replace(STATES, kind="bfloat16")
         dataclasses.replace(RECORDS, states=other).decode("u", record)
+
+
+def test_records_stay_readable_when_the_catalogue_grows_past_24_bits():
+    exact = ExactMemory(*np.arange(1, 3 * 32 + 1, dtype=np.int32).reshape(3, 1, 32))
+    state = State(np.ones((1, 4, 64), np.float32), np.ones(1), np.ones(1), exact)
+    user = make_user(memory=STATES.encode(state).tobytes())
+    wide = dataclasses.replace(STATES, num_items=2**24)
+    found = dataclasses.replace(RECORDS, states=wide).decode("u", RECORDS.encode("u", user))
+    assert found.pending == user.pending and found.memory == wide.encode(state).tobytes()
+    wider = dataclasses.replace(RECORDS, states=wide)
+    assert same(wider.decode("u", wider.encode("u", found)), found)
+    with pytest.raises(UserError, match="stored as int8, of 2.24 items or more, not int8"):
+        RECORDS.decode("u", wider.encode("u", found))
 
 
 def test_expired_users_are_gone():

@@ -5,7 +5,8 @@ Little-endian, 44 bytes before the memory:
     version u8, memory format u8, groups u16, model 8 bytes, watermark i64, last time i64,
     events u32, segments u32, expires u32 (seconds since 1970; 0: never), CRC-32 u32
 
-The encoded state follows if there has been an update, then the pending events as int32 fields. The
+The memory format has the bit 128 where item ids of the exact memory take four bytes. The encoded state
+follows if there has been an update, then the pending events as int32 fields. The
 CRC-32 covers the user's id and everything but itself. So a record under another user's key is detected
 as well.
 """
@@ -32,6 +33,7 @@ from rec2pm_jax.stream.users.mutable_user import MutableUser
 from rec2pm_jax.typing import Params
 
 VERSION = 2
+_WIDE_IDS = 128  # added to the memory format
 _FIELDS = struct.Struct("<BBH8sqqIII")
 _EXPIRES_AT = _FIELDS.size - 4
 _CRC = struct.Struct("<I")
@@ -92,7 +94,8 @@ class RecordFormat:
 
     @cached_property
     def _kind_code(self) -> int:
-        return FORMATS.index(self.states.kind)
+        wide = _WIDE_IDS if self.states.id_bytes == 4 else 0
+        return FORMATS.index(self.states.kind) + wide
 
     def encode(self, name: str, user: MutableUser, expires: int = 0) -> bytes:
         """Return the record of a user.
@@ -139,16 +142,21 @@ class RecordFormat:
                 f"(config {self.identity.config_hash}); memories cannot be shared between models: "
                 "serve with the model that made it, or rebuild the memories for this one."
             )
-        if kind != self._kind_code:
+        grown = self._kind_code - kind == _WIDE_IDS  # the catalogue, since the record was written
+        if kind != self._kind_code and not grown:
+            stored = FORMATS[kind % _WIDE_IDS] + (
+                ", of 2^24 items or more" if kind & _WIDE_IDS else ""
+            )
             raise UserError(
-                f"The memory of user {name!r} is stored as {FORMATS[kind]}, not {self.states.kind}."
+                f"The memory of user {name!r} is stored as {stored}, not {self.states.kind}."
             )
         if expires and expires <= now:
             return None
         user.last_time = None if time == _NO_TIME else time
-        size = self.states.bytes if user.segments else 0
-        user.memory = body[:size] if size else None
+        size = self.states.bytes - grown * self.states.entries if user.segments else 0
         user.pending.frombytes(body[size:])
+        if size:
+            user.memory = self.states.widen(body[:size]) if grown else body[:size]
         user.pending = _to_little_endian(user.pending)
         return user
 
