@@ -94,7 +94,7 @@ class ModelConfig:
       score_norm: hstu: N, the constant that divides attention scores. None: the training window.
       use_times: whether the model reads the time from each event to its query. None: where the dataset
         has real times.
-      repeat_head: the user's raw items get a score of their own, see `methods/own_items.py`.
+      repeat_head: the user's raw items get an addend to their score, see `methods/own_items.py`.
       event_types: event types that are embedded: all that the dataset has. 0: types are not used.
       dtype: compute dtype, float32 or bfloat16. Parameters are float32.
       table: whole (each device holds the item table) or sharded (each device holds some rows).
