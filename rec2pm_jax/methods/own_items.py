@@ -2,17 +2,18 @@
 
 Embeddings generalise: they cannot say "this very product, again" or "not twice in one basket". Here an
 item i that the user already has gets an addend, which depends on when and how often it occurred. With
-y the vector that scores the catalogue, v_i the item's unit vector, and g a bucket of elapsed time,
+y the vector that scores the catalogue, u_i the item's unit vector, and g a bucket of elapsed time,
 
-    s(g) = w[g] + W[g] . v_i + (Q y) . v_i
+    every own item (Q y) . u_i
+    repeat head    + sum over its raw events of s(g), from the event to the query time
+    exact memory   + a[log2 weight] + b[log2 (total weight / weight)] + s(g), from its last event
 
-    repeat head    sum over its raw events of s(g), from the event to the query time
-    exact memory   a[log2 weight] + b[log2 (total weight / weight)] + s(g), from its last event
+    s(g) = w[g] + W[g] . u_i
 
-`w` says when items return, `W` how items differ in that (milk is bought weekly, shampoo is not), and
-`Q y` what the reader expects among the user's own items. Repeat head and exact memory have separate
-weights. All start at 0. The idea is that of repeat and copy mechanisms (RepeatNet, Ren et al. 2019).
-docs/methods.md has the evidence.
+`Q y` is what the reader expects among the user's own items, `w` says when items return, and `W` how
+items differ in that (milk is bought weekly, shampoo is not). Repeat head and exact memory have separate
+w and W. All weights start at 0. The idea is that of repeat and copy mechanisms (RepeatNet, Ren et al.
+2019). docs/methods.md has the evidence.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ import jax.numpy as jnp
 
 from rec2pm_jax.methods.exact_memory import total_weight
 from rec2pm_jax.methods.windows import Window
+from rec2pm_jax.nn.catalogue.own_items import is_first
 from rec2pm_jax.nn.gaps import GAPS, MINUTE, WEIGHTS, gap_buckets, weight_buckets
 from rec2pm_jax.typing import PADDING_ID, Array, OwnItems, State
 
@@ -45,21 +47,18 @@ class GapScores(nn.Module):
         # The second row is for rows that know their query time.
         self.gap = self.param("gap", zeros, (2, GAPS))
         self.item_gap = self.param("item_gap", zeros, (GAPS, self.dim))
-        self.query = self.param("query", zeros, (self.dim, self.dim))
 
-    def __call__(self, gaps: Array, known: Array, vectors: Array, items: Array) -> Array:
+    def __call__(self, gaps: Array, known: Array, items: Array) -> Array:
         """Return the scores, [B, n, J].
 
         Args:
           gaps: int32 [B, n, J], bucket of the time from each item to the query time of each row.
           known: int32 [B, n], 1 where the query time is known.
-          vectors: float32 [B, n, D], what scores the catalogue.
           items: float32 [B, J, D], unit vectors.
         """
         by_gap = items @ self.item_gap.T  # B J GAPS
         of_item = jnp.take_along_axis(by_gap, jnp.swapaxes(gaps, 1, 2), axis=2)
-        of_row = jnp.einsum("bnd,bjd->bnj", vectors @ self.query, items)
-        return self.gap[known[:, :, None], gaps] + jnp.swapaxes(of_item, 1, 2) + of_row
+        return self.gap[known[:, :, None], gaps] + jnp.swapaxes(of_item, 1, 2)
 
 
 class OwnItemScores(nn.Module):
@@ -87,6 +86,7 @@ class OwnItemScores(nn.Module):
             self.exact = GapScores(self.dim)
             self.weight = self.param("weight", zeros, (WEIGHTS,))
             self.share = self.param("share", zeros, (WEIGHTS,))
+        self.query = self.param("query", zeros, (self.dim, self.dim))
 
     def __call__(
         self, state: State, window: Window, rows: Array, vectors: Array, table: ItemVectors
@@ -103,36 +103,47 @@ class OwnItemScores(nn.Module):
         Returns:
           Ids [B, E + N], addends [B, n, E + N]; an event after the row has the addend 0.
         """
-        ids, addends = [], []
         users = window.lengths.shape[0]
         rows = jnp.broadcast_to(rows, (users, rows.shape[1]))
         known = jnp.ones_like(rows)
+        row_times = None
         if self.use_times:
             assert window.known is not None and window.row_times is not None, "no times"
             known = jnp.take_along_axis(window.known, rows, axis=1).astype(jnp.int32)
             row_times = jnp.take_along_axis(window.row_times, rows, axis=1)
+        archived, raw = state.exact.items[:, : self.entries], window.events.ids
+        ids = jnp.concatenate([archived, raw] if self.repeat else [archived], axis=1)
+        items = table(ids)
+        once = jnp.where(is_first(ids)[..., None], items, 0)
+        addends = jnp.einsum("bnd,bjd->bnj", vectors @ self.query, once)
+        seen, parts = [jnp.ones((*rows.shape, self.entries), bool)], []
         if self.entries:
-            found = state.exact
-            now = state.segments[:, None] * self.segment + rows + 1
-            if self.use_times:
-                now = row_times // MINUTE
-            total = total_weight(state.segments, self.segment)[:, None]
-            share = weight_buckets(total // jnp.maximum(found.weights, 1))
-            fixed = self.weight[weight_buckets(found.weights)] + self.share[share]
-            gaps = gap_buckets(now[:, :, None] - found.last[:, None, :], unit=1)
-            addend = fixed[:, None] + self.exact(gaps, known, vectors, table(found.items))
-            addends.append(jnp.where(found.items[:, None] != PADDING_ID, addend, 0))
-            ids.append(found.items)
+            gaps, fixed = self._archived(state, rows, row_times)
+            parts.append(fixed[:, None] + self.exact(gaps, known, items[:, : self.entries]))
         if self.repeat:
-            events = window.events
             place = jnp.arange(window.size, dtype=jnp.int32)
-            if self.use_times:
-                assert events.times is not None, "no times"
-                gaps = gap_buckets(row_times[:, :, None] - events.times[:, None, :])
-            else:
-                gaps = gap_buckets(rows[:, :, None] + 1 - place, unit=1)
-            seen = (place <= rows[:, :, None]) & (events.ids[:, None] != PADDING_ID)
-            addend = self.raw(gaps, known, vectors, table(events.ids))
-            addends.append(jnp.where(seen, addend, 0))
-            ids.append(events.ids)
-        return OwnItems(jnp.concatenate(ids, axis=1), GAIN * jnp.concatenate(addends, axis=2))
+            seen.append(jnp.broadcast_to(place <= rows[:, :, None], (*rows.shape, window.size)))
+            gaps = self._raw_gaps(window, rows, row_times)
+            parts.append(self.raw(gaps, known, items[:, self.entries :]))
+        addends = GAIN * (addends + jnp.concatenate(parts, axis=2))
+        counts = jnp.concatenate(seen, axis=2) & (ids != PADDING_ID)[:, None]
+        return OwnItems(ids, jnp.where(counts, addends, 0))
+
+    def _archived(self, state: State, rows: Array, row_times: Array | None) -> tuple[Array, Array]:
+        """Return (buckets of gaps [B, n, E], what weights score [B, E]) of the exact memory."""
+        found = state.exact
+        now = state.segments[:, None] * self.segment + rows + 1
+        if row_times is not None:
+            now = row_times // MINUTE
+        total = total_weight(state.segments, self.segment)[:, None]
+        share = weight_buckets(total // jnp.maximum(found.weights, 1))
+        scores = self.weight[weight_buckets(found.weights)] + self.share[share]
+        return gap_buckets(now[:, :, None] - found.last[:, None, :], unit=1), scores
+
+    def _raw_gaps(self, window: Window, rows: Array, row_times: Array | None) -> Array:
+        """Return the buckets of the gaps from raw events to rows: [B, n, N]."""
+        if row_times is None:
+            place = jnp.arange(window.size, dtype=jnp.int32)
+            return gap_buckets(rows[:, :, None] + 1 - place, unit=1)
+        assert window.events.times is not None, "no times"
+        return gap_buckets(row_times[:, :, None] - window.events.times[:, None, :])

@@ -51,10 +51,12 @@ def slow_addends(params, config, exact, segments, events, row, asked, vector):
     known = 1 if asked is not None or not config.uses_times else 0
     asked = events[row][1] if asked is None else asked
 
+    def unit(item):
+        return table[item] / np.linalg.norm(table[item])
+
     def score(part, item, seconds):
-        bucket, unit = gap_bucket(seconds), table[item] / np.linalg.norm(table[item])
-        expected = np.asarray(vector, np.float64) @ own[part]["query"]
-        return own[part]["gap"][known][bucket] + (own[part]["item_gap"][bucket] + expected) @ unit
+        bucket = gap_bucket(seconds)
+        return own[part]["gap"][known][bucket] + own[part]["item_gap"][bucket] @ unit(item)
 
     for item, weight, last in exact:
         total = 256 * S * min(segments, 16)
@@ -71,6 +73,8 @@ def slow_addends(params, config, exact, segments, events, row, asked, vector):
     for place, (item, time) in enumerate(events[: row + 1]):
         gap = asked - time if config.uses_times else 60 * (row + 1 - place)
         added[item] += GAIN * float(score("raw", item, gap))
+    for item in added:
+        added[item] += GAIN * float(np.asarray(vector, np.float64) @ own["query"] @ unit(item))
     return added
 
 
