@@ -12,10 +12,12 @@ from typing import NamedTuple
 
 import numpy as np
 
+from rec2pm_jax.data.dataset import Dataset
 from rec2pm_jax.errors import UserError
 from rec2pm_jax.stream.compute import batches
 from rec2pm_jax.stream.compute.histories import compute_users
 from rec2pm_jax.stream.compute.updater import MemoryUpdater
+from rec2pm_jax.stream.lines.events import RawIds, parse_ids
 from rec2pm_jax.stream.rebuild import is_rebuilt
 from rec2pm_jax.stream.recommender import Recommender
 from rec2pm_jax.stream.stores.base import Store, claim_store, claim_time_origin, read_settings
@@ -43,29 +45,39 @@ class AllUsers(NamedTuple):
     groups: Iterator[UserGroup]
 
 
-def users_of_dataset(recommender: Recommender, memory: str = "float32") -> AllUsers:
+def users_of_dataset(
+    recommender: Recommender, memory: str = "float32", names: RawIds | None = None
+) -> AllUsers:
     """Return the users of the recommender's dataset, after all events that they have there.
 
     Users come in the order of their numbers of events, as histories of one length are fast.
 
     Args:
       memory: format that memories are rounded to after every update, one of `codec.FORMATS`.
+      names: raw ids of the wanted users; None for all of them.
 
     Raises:
-      UserError: the recommender has no dataset.
+      UserError: the recommender has no dataset, or the dataset has no such user.
 
     Example:
       >>> import rec2pm_jax
-      >>> users = users_of_dataset(rec2pm_jax.load("runs/demo/rec2pm"))
-      >>> name, user = next(users.groups)[0]
-      >>> user.events > 0, user.state.memory.shape == (4, 16)
-      (True, True)
+      >>> model = rec2pm_jax.load("runs/demo/rec2pm")
+      >>> users = users_of_dataset(model, names=["1"])
+      >>> [(name, user)] = next(users.groups)
+      >>> name, user.events == model.user("1").events
+      ('1', True)
     """
     dataset = recommender.dataset
     if dataset is None:
         raise UserError("This model has no dataset: load it with the one it was trained on.")
     updater = MemoryUpdater(recommender, memory)
     order = np.argsort(dataset.lengths, kind="stable")
+    if names is not None:
+        wanted = [
+            _index_of(dataset, name)
+            for name in parse_ids(names, "names", recommender.catalogue.rules)
+        ]
+        order = order[np.isin(order, wanted)]
 
     def groups() -> Iterator[UserGroup]:
         for begin in range(0, len(order), GROUP):
@@ -76,7 +88,14 @@ def users_of_dataset(recommender: Recommender, memory: str = "float32") -> AllUs
             names = (sequence.user for sequence in sequences)
             yield list(zip(names, updater.freeze(users), strict=True))
 
-    return AllUsers(recommender, memory, dataset.num_users, groups())
+    return AllUsers(recommender, memory, len(order), groups())
+
+
+def _index_of(dataset: Dataset, name: str) -> int:
+    index = dataset.user_index(name)
+    if index is None:
+        raise UserError(f"User {name!r} is not in {dataset.path}.")
+    return index
 
 
 def users_of_store(recommender: Recommender, store: Store, now: float | None = None) -> AllUsers:

@@ -205,6 +205,18 @@ def test_a_store_of_another_model_or_of_nothing_is_refused(dataset):
         users_of_dataset(model)
 
 
+def test_named_users_of_a_dataset(dataset):
+    model = serving(dataset)
+    names = [dataset.user(5), dataset.user(2)]
+    users = users_of_dataset(model, names=[*names, names[0]])
+    found = [pair for group in users.groups for pair in group]
+    assert users.total == 2 and sorted(name for name, _ in found) == sorted(names)
+    for name, user in found:
+        assert user.events == dataset.lengths[dataset.user_index(name)]
+    with pytest.raises(UserError, match="User 'nobody' is not in"):
+        users_of_dataset(model, names="nobody")
+
+
 def test_nothing_is_overwritten_or_left_half_written(dataset, tmp_path, monkeypatch):
     model = serving(dataset)
     (tmp_path / "out").mkdir()

@@ -81,9 +81,9 @@ def write_vectors(
       >>> import rec2pm_jax
       >>> from rec2pm_jax.stream.all_users import users_of_dataset
       >>> model = rec2pm_jax.load("runs/demo/rec2pm")
-      >>> manifest = write_vectors(users_of_dataset(model), "vectors")
-      >>> manifest["metric"], manifest["users"] == model.dataset.num_users
-      ('inner product', True)
+      >>> manifest = write_vectors(users_of_dataset(model, names=["1"]), "vectors")
+      >>> manifest["metric"], manifest["users"]
+      ('inner product', 1)
       >>> pl.read_parquet("vectors/own_items-*.parquet").columns
       ['user', 'item', 'addend']
     """
