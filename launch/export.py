@@ -10,13 +10,12 @@ the catalogue.
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from absl import flags
 
 from rec2pm_jax import cli
 from rec2pm_jax.devices import describe_devices
-from rec2pm_jax.stream.export.directory import check_not_existing, write_export
+from rec2pm_jax.stream.export.directory import write_export
+from rec2pm_jax.stream.export.new_directory import check_not_existing
 from rec2pm_jax.stream.load import make_recommender
 from rec2pm_jax.training.checkpoint import load_for_inference
 from rec2pm_jax.training.run_checks import open_training_data
@@ -31,7 +30,7 @@ flags.mark_flags_as_required(["workdir", "output"])
 
 def main(_: list[str]) -> None:
     args = flags.FLAGS
-    check_not_existing(Path(args.output))
+    check_not_existing(args.output)
     print(f"devices: {describe_devices()}", flush=True)
     config, params, meta = load_for_inference(args.workdir, args.checkpoint)
     dataset = open_training_data(args.data, args.workdir, meta)

@@ -14,14 +14,18 @@ that runs is refused at its next commit, and resumes from its last one when it i
 from __future__ import annotations
 
 import contextlib
-import os
 import time
 
 from absl import flags
 
 from rec2pm_jax import cli
 from rec2pm_jax.errors import UserError
-from rec2pm_jax.stream.stores.base import MAINTENANCE, MAX_USER_BYTES, delete_matching, open_store
+from rec2pm_jax.stream.stores.base import (
+    MAINTENANCE,
+    MAX_USER_BYTES,
+    delete_matching,
+    open_existing_store,
+)
 from rec2pm_jax.stream.stores.record import is_expired
 
 flags.DEFINE_string("store", None, "The store: a directory, or redis://HOST:PORT/NUMBER.")
@@ -37,9 +41,7 @@ def main(_: list[str]) -> None:
         raise UserError("There is nothing to do: pass --expired, --forget=ID,.. or --compact.")
     if long := [user for user in args.forget if len(user.encode()) > MAX_USER_BYTES]:
         raise UserError(f"--forget={long[0][:20]}..: ids have at most {MAX_USER_BYTES} bytes.")
-    if "://" not in args.store and not os.path.isfile(os.path.join(args.store, "data.mdb")):
-        raise UserError(f"--store={args.store}: there is no store in this directory.")
-    with contextlib.closing(open_store(args.store, MAINTENANCE)) as store:
+    with contextlib.closing(open_existing_store(args.store, MAINTENANCE)) as store:
         before, now = store.size(), time.time()
         if args.forget:
             found = store.delete(args.forget)

@@ -177,6 +177,19 @@ class Network:
         own_scores = jnp.einsum("qd,qjd->qj", queries, transform(table[own.ids]))
         return merge_own(scores, ids, own, own_scores, k)
 
+    def queries(self, readout: Readout) -> Readout:
+        """Return what an index of `catalogue` is searched with.
+
+        Args:
+          readout: of a read, vectors [B, D].
+
+        Returns:
+          Vectors float32 [B, D] whose dot products with `catalogue` are logits, and the own items
+          with each item of a user once.
+        """
+        own = None if readout.own is None else combine_own(readout.own)
+        return Readout(to_queries(self.config.loss, readout.vectors), own)
+
     def table(self, params: Params) -> Array:
         """Return the item vectors [V, D]."""
         return params["embedding"][TABLE]

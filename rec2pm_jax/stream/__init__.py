@@ -26,6 +26,7 @@ A request takes the same way up to the engine, and then:
     lines/output.py             write the answer
 
 `recommender.py` is also the public Python API: the same model without a store, one call at a time.
-`load.py` builds it from a training run. `rebuild.py` fills a store from prepared histories, `export/`
-writes programs that run without this package, and `latency.py` times one user's update and read.
+`load.py` builds it from a training run. `rebuild.py` fills a store from prepared histories, and
+`latency.py` times one user's update and read. `export/` writes programs that run without this package,
+and the vectors (`compute/vectors.py`) of all users of a dataset or a store (`all_users.py`).
 """

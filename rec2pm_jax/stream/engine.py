@@ -6,8 +6,6 @@ import time
 from array import array
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-import jax
-
 from rec2pm_jax.methods.windows import UNKNOWN_TIME
 from rec2pm_jax.stream.catalogue import EventCode
 from rec2pm_jax.stream.compute import batches
@@ -218,10 +216,7 @@ class Engine:
 
     def get_user(self, name: str) -> UserState:
         """Return the state of a user with all updates; an empty one for a user never seen."""
-        user = self._load_updated(name)
-        state = jax.tree.map(lambda rows: rows[0], self._updater.stack_states([user]))
-        pending, origin = self._updater.pending_events(user), self.recommender.catalogue.time_origin
-        return UserState(state, pending, user.events, user.last_time, origin)
+        return self._updater.freeze([self._load_updated(name)])[0]
 
     def recommend(
         self,

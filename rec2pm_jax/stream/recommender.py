@@ -216,7 +216,7 @@ class Recommender:
         active = [row for row, user in enumerate(users) if user.events]
         if active:
             readers = [self._at_time_origin(users[row]) for row in active]
-            times = self._request_times(readers, parse_time(time, self.catalogue.rules))
+            times = self.request_times(len(readers), time)
             scores, ids = batches.find_best(
                 self.method, self.params, self.scored_table, readers, times, search.num_candidates
             )
@@ -250,6 +250,14 @@ class Recommender:
             )
         return code
 
+    def request_times(self, users: int, time: RawTime) -> np.ndarray | None:
+        """Return the time of a request for each of some users, as `batches.find_best` takes it."""
+        asked = parse_time(time, self.catalogue.rules)
+        if not self.catalogue.uses_times:
+            return None
+        seconds = UNKNOWN_TIME if asked is None else self.catalogue.encode_time(asked)
+        return np.full(users, seconds, np.int32)
+
     @cached_property
     def known_items(self) -> KeysView[str]:
         """Raw ids of all items of the model, in the order of their ids; `in` is fast."""
@@ -282,9 +290,3 @@ class Recommender:
         """Return the same user with times relative to those of this model."""
         uses_times = self.method.config.uses_times
         return user.with_time_origin(self.catalogue.time_origin, uses_times)
-
-    def _request_times(self, users: Sequence[UserState], time: int | None) -> np.ndarray | None:
-        if not self.catalogue.uses_times:
-            return None
-        asked = UNKNOWN_TIME if time is None else self.catalogue.encode_time(time)
-        return np.full(len(users), asked, np.int32)

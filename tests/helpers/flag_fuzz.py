@@ -110,6 +110,9 @@ CASES = {
         needs="libtpu",
     ),
     "export": Case(_RUN + " --output={d}/export{n}", {"launch.export": ["write_export"]}),
+    "vectors": Case(
+        _RUN + " --output={d}/vectors{n}", {"launch.vectors": ["write_vectors"]}, limited=False
+    ),
     "inspect_data": Case(
         "--data={d}/data --max_events=100", {"launch.inspect_data": ["inspect_dataset"]}
     ),
@@ -125,6 +128,12 @@ CASES = {
     # With their work: whatever a path is, it is written to, or one line says why not.
     "export paths": Case(
         _RUN + " --output={d}/whole{n}", {}, ("workdir", "output", "data"), limited=False
+    ),
+    "vectors paths": Case(
+        _RUN + " --output={d}/all{n}",
+        {},
+        ("workdir", "output", "data", "store", "time"),
+        limited=False,
     ),
     "rebuild_memory paths": Case(
         _RUN + " --output={d}/built{n}", {}, ("workdir", "output", "data"), limited=False

@@ -96,6 +96,7 @@ def test_every_flag_with_extreme_values(command, directory):
         ("launch.evaluate", ("--heuristic=popularity", "--data=data")),
         ("launch.export", ("--workdir=run", "--output=piped_export")),
         ("launch.rebuild_memory", ("--workdir=run", "--output=piped_store")),
+        ("launch.vectors", ("--workdir=run", "--output=piped_vectors")),
         ("launch.stream", ("--workdir=run", "--events=requests.jsonl", "--output=-")),
     ],
 )
@@ -131,6 +132,7 @@ def test_a_command_runs_without_an_output(closed, directory):
     [
         ("launch.export", ("--workdir=run", "--output=exported")),
         ("launch.rebuild_memory", ("--workdir=run", "--output=stored")),
+        ("launch.vectors", ("--workdir=run", "--output=vectors")),
         ("launch.stream", ("--workdir=run", "--events=requests.jsonl", "--output=answers.jsonl")),
     ],
 )

@@ -21,6 +21,8 @@ from rec2pm_jax.typing import Array, Events, Params, State
 MAX_BATCH = 64  # users of a batch
 _MIN_K = 16
 
+ReadInputs = tuple[State, Events, np.ndarray, np.ndarray | None]  # of `Method.read`
+
 # --- the model, compiled ---
 
 
@@ -247,16 +249,31 @@ def find_best(
     width = min(next_power_of_two(k), method.num_items)
     scores = np.empty((len(users), width), np.float32)
     ids = np.empty((len(users), width), np.int32)
+    for rows, inputs in iter_reads(method, users, request_times):
+        values, items = read_best(method, width, params, catalogue, *inputs)
+        scores[rows] = np.asarray(values)[: len(rows)]
+        ids[rows] = np.asarray(items)[: len(rows)]
+    check_finite(scores)
+    return scores, ids
+
+
+def iter_reads(
+    method: Method, users: Sequence[UserState], request_times: np.ndarray | None
+) -> Iterator[tuple[np.ndarray, ReadInputs]]:
+    """Cut users who have events into batches for `Method.read`.
+
+    Args:
+      request_times: as in `find_best`.
+
+    Yields:
+      (which users, int [n]; the arguments of the read, whose rows from n on are padding).
+    """
     for index, real in iter_batches(np.arange(len(users))):
         batch = [users[i] for i in index]
         state = jax.tree.map(lambda *rows: np.stack(rows), *[user.state for user in batch])
         events, valid = pad_events([user.pending for user in batch], method.read_length)
         times = None if request_times is None else request_times[index]
-        values, items = read_best(method, width, params, catalogue, state, events, valid, times)
-        scores[index[:real]] = np.asarray(values)[:real]
-        ids[index[:real]] = np.asarray(items)[:real]
-    check_finite(scores)
-    return scores, ids
+        yield index[:real], (state, events, valid, times)
 
 
 def check_finite(scores: np.ndarray) -> None:

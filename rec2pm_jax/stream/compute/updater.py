@@ -13,6 +13,7 @@ from rec2pm_jax.stream.compute import batches
 from rec2pm_jax.stream.recommender import Recommender
 from rec2pm_jax.stream.stores.record import RecordFormat
 from rec2pm_jax.stream.users.mutable_user import MutableUser
+from rec2pm_jax.stream.users.user_state import UserState
 from rec2pm_jax.typing import Events, State
 
 
@@ -120,6 +121,27 @@ class MemoryUpdater:
         for user, memory, groups, segments in zip(users, *updated, strict=True):
             user.memory, user.groups, user.segments = memory, groups, segments
             del user.pending[:used]
+
+    def finish(self, users: Sequence[MutableUser]) -> None:
+        """Update users in place until no segment is full and no event is out of reach."""
+        while late := [user for user in users if self.plan(user)[0] > 0]:
+            self.install(late, self.compute(self.copy_inputs(late)))
+        for user in users:
+            del user.pending[: self.plan(user)[1] * self.width]
+
+    def freeze(self, users: Sequence[MutableUser]) -> list[UserState]:
+        """Return copies of users that are never changed."""
+        states, origin = self.stack_states(users), self._catalogue.time_origin
+        return [
+            UserState(
+                jax.tree.map(lambda rows, i=row: rows[i], states),
+                self.pending_events(user),
+                user.events,
+                user.last_time,
+                origin,
+            )
+            for row, user in enumerate(users)
+        ]
 
     def warm_up(self) -> None:
         """Compile updates of all batch sizes."""

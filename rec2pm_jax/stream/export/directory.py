@@ -1,21 +1,16 @@
 """A directory that serves a trained model without this package.
 
-    manifest.json   versions, config, sizes, inputs and outputs of each function, checksums
-    update.bin      `jax.export` programs, see `programs`; methods without memory have no update
-    read.bin
-    weights.npz     their first argument, by name
-    items.jsonl     raw id, title and count of every item: line i is item id i, from 1
-
-It is written under a temporary name and renamed, so the final name always refers to a complete one.
+manifest.json   versions, config, sizes, inputs and outputs of each function, checksums
+update.bin      `jax.export` programs, see `programs`; methods without memory have no update
+read.bin
+weights.npz     their first argument, by name
+items.jsonl     raw id, title and count of every item: line i is item id i, from 1
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 import platform
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -24,10 +19,9 @@ import jax
 import numpy as np
 
 from rec2pm_jax.config_dict import to_dict
-from rec2pm_jax.errors import UserError
 from rec2pm_jax.methods.registry import config_hash
-from rec2pm_jax.os_errors import write_error
 from rec2pm_jax.provenance import git_commit
+from rec2pm_jax.stream.export.new_directory import check_not_existing, new_directory
 from rec2pm_jax.stream.export.programs import (
     PLATFORMS,
     ExportedFunction,
@@ -59,38 +53,17 @@ def write_export(
     Raises:
       UserError: `output` exists or cannot be written, or the parameters are not finite.
     """
-    output = Path(output)
-    check_not_existing(output)
+    output = check_not_existing(output)
     k = min(k, recommender.method.num_items)
     weights = collect_weights(recommender, k)
     functions = export_functions(recommender.method, weights, k)
-    temporary = output.with_name(f".{output.name}.{os.getpid()}.tmp")
-    try:
-        temporary.mkdir(parents=True)
+    manifest = _make_manifest(recommender, meta, k, weights, functions)
+    with new_directory(output, manifest) as temporary:
         for name, function in functions.items():
             (temporary / f"{name}.bin").write_bytes(function.program)
         _write_weights(temporary / "weights.npz", weights)
         _write_items(temporary / "items.jsonl", recommender)
-        manifest = _make_manifest(recommender, meta, k, weights, functions)
-        manifest["files"] = {path.name: _checksum(path) for path in sorted(temporary.iterdir())}
-        (temporary / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
-        for path in (*temporary.iterdir(), temporary):  # before the rename
-            _sync(path)
-        os.rename(temporary, output)
-    except OSError as error:
-        raise write_error(output, error) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return manifest
-
-
-def check_not_existing(output: Path) -> None:
-    """Raise UserError if `output` exists: an export must not change while it serves."""
-    if os.path.lexists(output):
-        raise UserError(
-            f"--output={output} is there already: choose another name, or move it away once nothing "
-            "serves from it."
-        )
 
 
 def _make_manifest(
@@ -151,16 +124,3 @@ def _write_items(path: Path, recommender: Recommender) -> None:
         for raw_id, title, count in rows:
             line = {"id": raw_id, "title": title, "count": count}
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
-
-
-def _checksum(path: Path) -> dict[str, Any]:
-    with open(path, "rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return {"sha256": digest, "bytes": path.stat().st_size}
-
-
-def _sync(path: Path) -> None:
-    """Write a file or directory through to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    os.fsync(descriptor)
-    os.close(descriptor)

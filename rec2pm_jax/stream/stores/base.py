@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Protocol
 
@@ -114,6 +115,31 @@ def open_store(address: str, writer: str = "0/1") -> Store:
     from rec2pm_jax.stream.stores.lmdb_store import LmdbStore
 
     return LmdbStore(address)
+
+
+def open_existing_store(address: str, writer: str) -> Store:
+    """Do as `open_store`, but create nothing.
+
+    Raises:
+      UserError: as `open_store`, or the directory holds no store.
+    """
+    if "://" not in address and not os.path.isfile(os.path.join(address, "data.mdb")):
+        raise UserError(f"--store={address}: there is no store in this directory.")
+    return open_store(address, writer)
+
+
+def read_settings(store: Store) -> dict[str, str | int]:
+    """Return the settings that `claim_store` wrote.
+
+    Raises:
+      UserError: no engine has used the store.
+    """
+    found = store.metadata().get(_SETTINGS)
+    if found is None:
+        raise UserError(
+            "--store holds no users: fill it by launch.stream or launch.rebuild_memory."
+        )
+    return json.loads(found)
 
 
 def claim_store(store: Store, settings: Mapping[str, str | int]) -> None:
