@@ -96,7 +96,7 @@ def list_metrics(
     for k in cutoffs:
         items, there = lists[:, :k], full[:, :k]
         count = np.maximum(there.sum(axis=1), 1)
-        distinct = np.count_nonzero(np.unique(items))
+        distinct = int(np.count_nonzero(np.unique(items)))
         found[f"coverage@{k}"] = distinct / (len(facts.events) - 1)
         for name, values in (("popularity", share), ("novelty", novelty)):
             means = np.where(there, values[items], 0.0).sum(axis=1) / count

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 
+import jax
 import numpy as np
+import polars as pl
 import pytest
 
 from rec2pm_jax.config import Config, DataConfig, LossConfig, ModelConfig
@@ -21,10 +23,12 @@ from rec2pm_jax.evaluation.histories import load_histories
 from rec2pm_jax.evaluation.spec import EvalSpec
 from rec2pm_jax.evaluation.targets import make_targets, select_users
 from rec2pm_jax.evaluation.validation import validate
+from rec2pm_jax.methods.registry import make_method
 from rec2pm_jax.methods.windows import target_weights
 from rec2pm_jax.training.run_checks import check_features
 from tests.helpers.data import prepare_log, random_log
 from tests.helpers.evaluate_fakes import PARAMS, FakeMethod
+from tests.helpers.stream import with_random_zeros
 
 SIZES = {"segment": 5, "segments": 3}
 TIMED = {"split_time": "1030", "validation_days": 10 / 86_400}
@@ -162,11 +166,6 @@ def test_validation_has_the_targets_of_an_evaluation(dataset):
         loss=LossConfig(target_types="buy"),
         model=ModelConfig(dim=8, layers=1),
     )
-    import jax
-
-    from rec2pm_jax.methods.registry import make_method
-    from tests.helpers.stream import with_random_zeros
-
     config = dataclasses.replace(
         config, method=dataclasses.replace(config.method, name="recent", exact_entries=0)
     )
@@ -213,8 +212,8 @@ def test_types_without_events_are_refused_by_name(dataset, tmp_path):
 
 
 def test_users_without_training_targets_are_refused_together(tmp_path):
-    log = random_log().with_columns(kind="view")
-    last = log.group_by("user").last().with_columns(timestamp=5_000, kind="buy")
+    log = random_log().with_columns(kind=pl.lit("view"))
+    last = log.group_by("user").last().with_columns(timestamp=pl.lit(5_000), kind=pl.lit("buy"))
     prepare_log(log.extend(last.select(log.columns).cast(log.schema)), tmp_path, type_column="kind")
     dataset = open_dataset(tmp_path / "data")
     data = DataConfig(protocol="temporal", split_time="4000", validation_days=0.001, **SIZES)
