@@ -19,6 +19,7 @@ import time
 from absl import flags
 
 from launch.configs.flags import define_config, get_config
+from launch.configs.measure_flags import define_measures, get_measures
 from launch.experiments.comparison import (
     DEFAULT_METHODS,
     compare_methods,
@@ -38,6 +39,7 @@ from rec2pm_jax.runs import Result
 
 def define_flags() -> None:
     define_config(required=False)
+    define_measures()
     flags.DEFINE_string("data", None, "Directory of a prepared dataset (see launch.prepare).")
     flags.DEFINE_string("workdir", None, "Directory that holds one run per method.")
     flags.DEFINE_string("json", "", "File for the list of records.")
@@ -61,8 +63,9 @@ def define_flags() -> None:
 
 def main(_) -> None:
     args = flags.FLAGS
+    measures = get_measures(args)
     if args.runs:
-        results = compare_runs(args.runs, args.data, args.split)
+        results = compare_runs(args.runs, args.data, args.split, measures)
         print(f"devices: {describe_devices()}")
         _finish(results, format_runs(results))
         return
@@ -72,7 +75,7 @@ def main(_) -> None:
             f"--methods: {unknown[0]} is unknown; choose from {', '.join(METHODS.names())}."
         )
     began = time.time()
-    results = compare_methods(get_config(), args.data, args.workdir, args.methods)
+    results = compare_methods(get_config(), args.data, args.workdir, args.methods, measures)
     _finish(results, f"\n{format_report(results)}\n{time.time() - began:.0f} s in all")
 
 

@@ -17,7 +17,7 @@ from rec2pm_jax.data.prepare import prepare as write_dataset
 from rec2pm_jax.errors import UserError, nearest
 from rec2pm_jax.evaluation.evaluator import evaluate as evaluate_method
 from rec2pm_jax.evaluation.record import Evaluation
-from rec2pm_jax.evaluation.spec import EvalSpec
+from rec2pm_jax.evaluation.spec import EvalSpec, Measures
 from rec2pm_jax.methods.registry import make_method
 from rec2pm_jax.stream.load import load_quietly, load_recommender, make_recommender
 from rec2pm_jax.stream.recommender import Recommender
@@ -107,6 +107,7 @@ def evaluate(
     split: str = "test",
     memory: str | None = None,
     max_users: int | None = None,
+    measures: Measures | None = None,
 ) -> Evaluation:
     """Rank the full catalogue for every held-out event and compute ranking metrics.
 
@@ -116,6 +117,7 @@ def evaluate(
       split: "test" or "validation".
       memory: "overwrite", "append" or "one_time"; None for the memory that the method serves with.
       max_users: size of a fixed pseudo-random subset of the users; None for all of them.
+      measures: cutoffs, lists and slices, see `evaluation.spec.Measures`.
 
     Returns:
       Ranks and metrics; `metrics["ndcg@10"]` is a fraction of 1, averaged over users.
@@ -136,7 +138,8 @@ def evaluate(
         model = make_recommender(config, params, dataset)
     elif dataset is None:
         raise UserError("evaluate() of a loaded model needs its dataset: evaluate(model, dataset).")
-    spec = EvalSpec(split, memory=memory, max_users=max_users)
+    measures = measures or Measures()
+    spec = EvalSpec(split, memory=memory, max_users=max_users, measures=measures)
     return evaluate_method(model.method, model.params, dataset, spec)
 
 

@@ -23,8 +23,7 @@ def presets() -> dict[str, Path]:
     True
     """
     files = sorted(Path(str(resources.files(_FOLDER))).glob("*.py"))
-    others = ("__init__", "flags", "log_flags")
-    return {file.stem: file for file in files if file.stem not in others}
+    return {file.stem: file for file in files if not file.stem.endswith(("__init__", "flags"))}
 
 
 def find_preset(value: str | Path) -> Path:

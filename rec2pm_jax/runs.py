@@ -16,7 +16,7 @@ from rec2pm_jax.data.splits import split_rule
 from rec2pm_jax.evaluation.evaluator import evaluate
 from rec2pm_jax.evaluation.heuristic import Heuristic, evaluate_heuristic
 from rec2pm_jax.evaluation.record import Evaluation
-from rec2pm_jax.evaluation.spec import EvalSpec
+from rec2pm_jax.evaluation.spec import EvalSpec, Measures
 from rec2pm_jax.methods.method import Method
 from rec2pm_jax.methods.registry import config_hash, make_method
 from rec2pm_jax.provenance import git_commit
@@ -26,6 +26,8 @@ from rec2pm_jax.training.loop import train_and_evaluate
 from rec2pm_jax.training.run_checks import fit_to_data
 from rec2pm_jax.training.trained_run import TrainedRun
 from rec2pm_jax.typing import Params
+
+MEASURES = Measures()  # the metrics that every record has
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,17 +84,25 @@ def list_heuristics(config: Config, dataset: Dataset) -> list[tuple[Heuristic, b
     return [(one, known) for known in ((False, True) if both else (False,)) for one in heuristics]
 
 
-def evaluate_heuristics(config: Config, dataset: Dataset, split: str = "test") -> list[Result]:
+def evaluate_heuristics(
+    config: Config, dataset: Dataset, split: str = "test", measures: Measures = MEASURES
+) -> list[Result]:
     """Evaluate the heuristics of `list_heuristics`.
 
     Args:
-      config: as for `list_heuristics`.
+      config: as for `list_heuristics`; names the target types, too.
       dataset: a prepared dataset.
       split: which targets to rank.
+      measures: what is measured.
     """
     results = []
     for heuristic, known in list_heuristics(config, dataset):
-        spec = EvalSpec(split, request_time_known=known)
+        spec = EvalSpec(
+            split,
+            request_time_known=known,
+            target_types=config.loss.target_types,
+            measures=measures,
+        )
         evaluation = evaluate_heuristic(heuristic, dataset, spec, config.data)
         record = evaluation.record(config=protocol_settings(config.data), git_commit=git_commit())
         results.append(Result(evaluation, record))
@@ -172,15 +182,19 @@ def evaluate_run(run: TrainedRun, spec: EvalSpec) -> Result:
     return Result(evaluation, record)
 
 
-def train_and_test(config: Config, dataset: Dataset, workdir: str | Path) -> Result:
+def train_and_test(
+    config: Config, dataset: Dataset, workdir: str | Path, measures: Measures = MEASURES
+) -> Result:
     """Train a model and evaluate it on the test split; measure `update_ms` and `read_ms` (B = 1) too.
 
-    Args: as `train_model`.
+    Args:
+      config, dataset, workdir: as for `train_model`.
+      measures: what the evaluation measures.
 
     Raises:
       UserError: as training and evaluation do.
     """
     model = train_model(config, dataset, workdir)
-    result = evaluate_model(model, dataset, split="test")
+    result = evaluate_model(model, dataset, split="test", measures=measures)
     result.record.update(measure(model.method, model.params))
     return result

@@ -14,16 +14,26 @@ from rec2pm_jax.config import Config
 from rec2pm_jax.data.dataset import open_dataset
 from rec2pm_jax.errors import UserError
 from rec2pm_jax.evaluation.bootstrap import bootstrap, paired_bootstrap
-from rec2pm_jax.evaluation.report import display_name, format_table, metrics_table, setting_line
-from rec2pm_jax.evaluation.spec import EvalSpec
-from rec2pm_jax.runs import Result, evaluate_heuristics, evaluate_run, train_and_test
+from rec2pm_jax.evaluation.report import (
+    display_name,
+    format_table,
+    measures_tables,
+    metrics_table,
+    setting_line,
+)
+from rec2pm_jax.evaluation.spec import EvalSpec, Measures
+from rec2pm_jax.runs import MEASURES, Result, evaluate_heuristics, evaluate_run, train_and_test
 from rec2pm_jax.training.trained_run import load_run
 
 DEFAULT_METHODS = ("recent", "full", "rec2pm")
 
 
 def compare_methods(
-    config: Config, data: str, workdir: str | Path, methods: Sequence[str] = DEFAULT_METHODS
+    config: Config,
+    data: str,
+    workdir: str | Path,
+    methods: Sequence[str] = DEFAULT_METHODS,
+    measures: Measures = MEASURES,
 ) -> list[Result]:
     """Train methods that differ in `method.name` alone and evaluate them on the test split.
 
@@ -34,6 +44,7 @@ def compare_methods(
       data: directory of a prepared dataset.
       workdir: each run lives in WORKDIR/NAME, is resumed if it was stopped, skipped if complete.
       methods: names of methods.
+      measures: what the evaluations measure.
 
     Returns:
       Heuristics, then `methods`. Records of methods carry `update_ms`, `read_ms` (B = 1, medians),
@@ -45,9 +56,11 @@ def compare_methods(
     """
     dataset = open_dataset(data)
     # Heuristics rank items seen before, which protocol genrec leaves out.
-    heuristics = [] if config.data.protocol == "genrec" else evaluate_heuristics(config, dataset)
+    heuristics: list[Result] = []
+    if config.data.protocol != "genrec":
+        heuristics = evaluate_heuristics(config, dataset, measures=measures)
     trained = [
-        train_and_test(_with_method(config, name), dataset, Path(workdir) / name)
+        train_and_test(_with_method(config, name), dataset, Path(workdir) / name, measures)
         for name in dict.fromkeys(methods)
     ]
     for row in trained:
@@ -57,7 +70,10 @@ def compare_methods(
 
 
 def compare_runs(
-    workdirs: Sequence[str], data: str | None = None, split: str = "test"
+    workdirs: Sequence[str],
+    data: str | None = None,
+    split: str = "test",
+    measures: Measures = MEASURES,
 ) -> list[Result]:
     """Evaluate the best checkpoints of runs on the same targets and compare each pair.
 
@@ -65,6 +81,7 @@ def compare_runs(
       workdirs: directories of at least two training runs.
       data: directory of the dataset; None for the one that each run was trained on.
       split: which targets to rank.
+      measures: what the evaluations measure.
 
     Returns:
       One result per run. Records carry `run`, its workdir, and `paired`: by the other runs, difference
@@ -82,13 +99,14 @@ def compare_runs(
         for what, found, expected in (
             ("data (content hash)", run.dataset.content_hash, other.dataset.content_hash),
             ("config.data.protocol", run.config.data.protocol, other.config.data.protocol),
+            ("target types", run.config.loss.target_types, other.config.loss.target_types),
         ):
             if found != expected:
                 raise UserError(
                     f"{names[0]} and {name} differ in {what}: {expected} and {found}; runs are "
                     "compared on the same targets."
                 )
-    results = [evaluate_run(run, EvalSpec(split)) for run in loaded]
+    results = [evaluate_run(run, EvalSpec(split, measures=measures)) for run in loaded]
     first = results[0].evaluation
     for name, row in zip(names, results, strict=True):
         own = row.evaluation
@@ -113,6 +131,8 @@ def format_runs(results: Sequence[Result]) -> str:
         body.append([record["run"], display_name(record), str(record["step"]), *numbers])
     header = ["run", "method", "step", "hr@10", "ndcg@10", "ndcg@10 95 %"]
     lines = [setting_line(records[0]), "", format_table(header, body), ""]
+    if further := measures_tables(records):
+        lines += [further, ""]
     for a, b in itertools.combinations([record["run"] for record in records], 2):
         lines.append(_pair_line(a, b, next(r for r in records if r["run"] == a)["paired"][b]))
     return "\n".join(lines)
@@ -133,7 +153,10 @@ def format_report(results: Sequence[Result]) -> str:
         if "read_ms" in r
     ]
     header = ["method", "state bytes/user", "update ms", "read ms", "training s"]
-    lines = [setting_line(records[-1]), "", metrics_table(records), "", format_table(header, cost)]
+    lines = [setting_line(records[-1]), "", metrics_table(records), ""]
+    if further := measures_tables(records):
+        lines += [further, ""]
+    lines.append(format_table(header, cost))
     for record in records:
         for other, pair in record.get("paired", {}).items():
             if record["method"] != "rec2pm":

@@ -18,9 +18,11 @@ PROTOCOLS = (
     "last_basket",
     "genrec",
     "temporal",
+    "temporal_set",
     "holdout_leave_one_out",
     "holdout_last_10",
 )
+TIMED_PROTOCOLS = ("temporal", "temporal_set")  # need `data.split_time`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,11 +34,11 @@ class DataConfig:
       segments: K, segments per training window.
       recent: R >= 1, newest events that always stay raw. Larger values read more raw events.
       protocol: how targets are split off, one of `PROTOCOLS`; see `data/splits.py`.
-      split_time: first target time under `temporal`: a date (UTC) or seconds since 1970.
-      validation_days: days before `split_time` that are validation targets under `temporal`.
-      holdout_fraction: share of users without training events under `holdout_..`.
+      split_time: first target time under `temporal` and `temporal_set`: a date (UTC) or seconds since
+        1970.
+      validation_days: days before `split_time` that are validation targets under these two.
 
-    Rarely changed: recent, split_time, validation_days, holdout_fraction.
+    Rarely changed: recent, split_time, validation_days.
     """
 
     segment: int = 25
@@ -45,7 +47,6 @@ class DataConfig:
     protocol: str = "last_10"
     split_time: str | None = None
     validation_days: float = 1.0
-    holdout_fraction: float = 0.1
 
     def __post_init__(self) -> None:
         require_representable("data", self)
@@ -57,13 +58,11 @@ class DataConfig:
             self.recent,
         )
         require_one_of(self.protocol, PROTOCOLS, "data.protocol")
-        if self.protocol == "temporal" and not self.split_time:
+        if self.protocol in TIMED_PROTOCOLS and not self.split_time:
             raise UserError(
-                "config.data.protocol=temporal needs config.data.split_time, e.g. 2023-10-01."
+                f"config.data.protocol={self.protocol} needs config.data.split_time, e.g. 2023-10-01."
             )
         require(self.validation_days > 0, "data.validation_days", "> 0", self.validation_days)
-        share = self.holdout_fraction
-        require(0 < share < 1, "data.holdout_fraction", "between 0 and 1", share)
 
     @property
     def read_length(self) -> int:

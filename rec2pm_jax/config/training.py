@@ -10,6 +10,7 @@ from rec2pm_jax.config.checks import (
     require_one_of,
     require_representable,
 )
+from rec2pm_jax.config.target_types import parse_target_types
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,17 +21,23 @@ class LossConfig:
       negatives: uniform negatives of a sampled softmax. None: the full softmax over all items.
       sharing: shared (one set of negatives per step) or per_position (a set for each position).
       temperature: divides the cosines.
+      target_types: event types that are predicted, such as purchase, or purchase,cart=0.3 with weights
+        in the loss. Events of all types are read. Validation and evaluation have the same types of
+        targets. None: every event is a target.
     """
 
     negatives: int | None = None
     sharing: str = "shared"
     temperature: float = 0.05
+    target_types: str | None = None
 
     def __post_init__(self) -> None:
         require_representable("loss", self)
         require_one_of(self.sharing, ("shared", "per_position"), "loss.sharing")
         require_at_least(1, "loss", self, ("negatives",))
         require(self.temperature > 0, "loss.temperature", "> 0", self.temperature)
+        if self.target_types is not None:
+            parse_target_types(self.target_types)
 
 
 @dataclasses.dataclass(frozen=True)

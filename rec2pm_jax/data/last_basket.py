@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from rec2pm_jax.config import DataConfig
-from rec2pm_jax.data.split_rules import SplitRule, check_split
+from rec2pm_jax.data.interval_rules import IntervalRule
+from rec2pm_jax.data.target_events import TargetEvents
 from rec2pm_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -19,11 +20,14 @@ if TYPE_CHECKING:
 
 
 @dataclasses.dataclass(frozen=True)
-class LastBasket(SplitRule):
+class LastBasket(IntervalRule):
     """Test on a user's last basket, validate on the one before, train on all before both.
 
     A first basket is never a target, because no event comes before it. So a user with one basket has
     no targets, and a user with two has test targets only. Neither is trained on.
+
+    Bound to target types, only baskets with an event of these types count, and only these events are
+    targets. Training takes all events of users without targets.
 
     Attributes:
       starts: int64 [U], first event of the last basket but one (0 if there is none); None until
@@ -36,13 +40,11 @@ class LastBasket(SplitRule):
     """
 
     name: str = "last_basket"
-    validation: bool = True
-    mask_seen: bool = False
     predicts_sets: bool = True
-    starts: np.ndarray | None = None
-    tests: np.ndarray | None = None
 
-    def bind(self, data: DataConfig, dataset: Dataset) -> LastBasket:
+    def bind(
+        self, data: DataConfig, dataset: Dataset, events: TargetEvents | None = None
+    ) -> LastBasket:
         """Find each user's last two baskets.
 
         Raises:
@@ -55,36 +57,36 @@ class LastBasket(SplitRule):
             )
         offsets = dataset.histories.offsets
         begins = find_baskets(offsets, dataset.relative_times)
-        last = np.searchsorted(begins, offsets[1:]) - 1
-        tests = begins[last] - offsets[:-1]
-        starts = np.where(tests > 0, begins[last - 1] - offsets[:-1], 0)
-        return dataclasses.replace(self, starts=starts, tests=tests)
+        if events is not None:
+            begins = begins[np.add.reduceat(events.wanted, begins, dtype=np.int64) > 0]
+        tests, starts = (_nth_last(begins, offsets, n) for n in (1, 2))
+        return dataclasses.replace(self, starts=starts, tests=tests, events=events)
 
     def train_ends(self, lengths: np.ndarray) -> np.ndarray:
         """Return the first event of each user's last basket but one."""
-        return self._bound()[0]
-
-    def eligible(self, lengths: np.ndarray, split: str) -> np.ndarray:
-        """Return which users have a basket before the one of `split`."""
         starts, tests = self._bound()
-        return (starts if split == "validation" else tests) > 0
+        if self.events is None:
+            return starts
+        return np.select([starts > 0, tests > 0], [starts, tests], np.asarray(lengths, np.int64))
 
     def needs(self, split: str) -> str:
         """Return the number of baskets that a user needs."""
-        return f"the {3 if split == 'validation' else 2} baskets this protocol needs"
+        kind = "" if self.events is None else " with events of the target types"
+        return f"the {3 if split == 'validation' else 2} baskets{kind} this protocol needs"
 
-    def targets(self, n: int, split: str, user: int = -1) -> np.ndarray:
-        """Return the positions of the events in the basket of `split`."""
-        check_split(split)
-        starts, tests = self._bound()
-        first, test = int(starts[user]), int(tests[user])
-        first, stop = (first, test) if split == "validation" else (test, n)
-        return np.arange(first, stop) if first else np.empty(0, np.int64)
 
-    def _bound(self) -> tuple[np.ndarray, np.ndarray]:
-        if self.starts is None or self.tests is None:
-            raise ValueError("Bind this rule to a dataset first.")
-        return self.starts, self.tests
+def _nth_last(begins: np.ndarray, offsets: np.ndarray, n: int) -> np.ndarray:
+    """Return the first event of each user's n-th last basket, 0 for users without: int64 [U].
+
+    Args:
+      begins: int [baskets], first event of each basket that counts, ascending.
+      offsets: int [U + 1]; user u's events are [offsets[u], offsets[u + 1]).
+      n: 1 for the last basket.
+    """
+    place = np.searchsorted(begins, offsets[1:]) - n
+    found = begins[np.maximum(place, 0)] if len(begins) else np.zeros(len(place), np.int64)
+    own = (place >= 0) & (found >= offsets[:-1])
+    return np.where(own, found - offsets[:-1], 0)
 
 
 def find_baskets(offsets: np.ndarray, times: np.ndarray) -> np.ndarray:

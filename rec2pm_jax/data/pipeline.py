@@ -16,6 +16,7 @@ from rec2pm_jax.config import DataConfig
 from rec2pm_jax.data.dataset import Dataset
 from rec2pm_jax.data.hashing import mix
 from rec2pm_jax.data.splits import bound_rule
+from rec2pm_jax.data.target_events import find_target_events, type_weights
 from rec2pm_jax.errors import UserError
 
 MIN_TRAIN_EVENTS = 2  # one input and one target
@@ -28,7 +29,7 @@ class TrainingUsers(NamedTuple):
     Attributes:
       users: int64 [n] user indices with at least MIN_TRAIN_EVENTS training events.
       train_ends: int64 [n], events [0, train_end) of each may be trained on.
-      skipped: number of users with fewer training events.
+      skipped: number of users with fewer training events, or without a target among them.
     """
 
     users: np.ndarray
@@ -36,15 +37,34 @@ class TrainingUsers(NamedTuple):
     skipped: int
 
 
-def select_training_users(dataset: Dataset, data: DataConfig) -> TrainingUsers:
+def select_training_users(
+    dataset: Dataset, data: DataConfig, target_types: str | None = None
+) -> TrainingUsers:
     """Select the users to train on, and their training events, by the protocol of `data`.
+
+    Args:
+      dataset: a prepared dataset.
+      data: the protocol and the sizes of a window.
+      target_types: see `config.loss.target_types`. Users without a training target of these types
+        are skipped.
 
     Raises:
       UserError: the protocol does not fit the dataset, no user is left, or the K * S events of a
         window exceed every history.
     """
-    ends = bound_rule(data, dataset).train_ends(dataset.lengths)
-    users = np.flatnonzero(ends >= MIN_TRAIN_EVENTS)
+    ends = bound_rule(data, dataset, target_types=target_types).train_ends(dataset.lengths)
+    chosen = ends >= MIN_TRAIN_EVENTS
+    events = find_target_events(target_types, dataset)
+    if events is not None:
+        targets = chosen & (events.count_between(np.ones_like(ends), ends) > 0)
+        if chosen.any() and not targets.any():
+            raise UserError(
+                f"{dataset.path}: no user has a training target of "
+                f"config.loss.target_types={target_types} under protocol={data.protocol}; use another "
+                "protocol or other types."
+            )
+        chosen = targets
+    users = np.flatnonzero(chosen)
     if not len(users):
         raise UserError(
             f"{dataset.path}: no user has {MIN_TRAIN_EVENTS} training events under "
@@ -67,6 +87,7 @@ def train_iterator(
     seed: int,
     process_index: int = 0,
     process_count: int = 1,
+    target_types: str | None = None,
 ) -> grain.DatasetIterator:
     """Return endless batches of random crops of T + 1 events, where T = data.window.
 
@@ -75,6 +96,7 @@ def train_iterator(
         ids      int32 [B, T + 1], padded on the right with 0
         times    int32 [B, T + 1], with real times only; padding repeats the last time
         types    int32 [B, T + 1], with event types only; padding is 0
+        weights  float32 [B, T + 1], with target types only: the weight of each event as a target
         index    int32 [B], the global example index (modulo 2^31)
 
     A crop of n training events starts uniformly in [0, max(0, n - (T + 1))]. This choice depends on
@@ -87,6 +109,7 @@ def train_iterator(
       seed: of the shuffle and of the crops.
       process_index: this process.
       process_count: all processes.
+      target_types: see `config.loss.target_types`.
 
     Raises:
       UserError: as `select_training_users`, or the processes cannot share a batch equally.
@@ -108,8 +131,9 @@ def train_iterator(
             f"batch_size={batch_size} must be a positive multiple of the number of processes "
             f"({process_count})."
         )
-    selection = select_training_users(dataset, data)
-    crop = _Crop(dataset, selection, data.window + 1, seed)
+    selection = select_training_users(dataset, data, target_types)
+    weights = None if target_types is None else type_weights(target_types, dataset)
+    crop = _Crop(dataset, selection, data.window + 1, seed, weights)
     examples = grain.MapDataset.range(len(selection.users)).seed(seed).shuffle().repeat()
     mine = examples.map_with_index(_with_index)[process_index::process_count]
     batches = mine.batch(batch_size // process_count, batch_fn=np.array).map(crop)
@@ -125,7 +149,14 @@ def _with_index(index: int, row: int) -> tuple[int, int]:
 class _Crop:
     """Turn examples, int64 [B, 2] (global example index, row of the selection), into a batch."""
 
-    def __init__(self, dataset: Dataset, selection: TrainingUsers, length: int, seed: int):
+    def __init__(
+        self,
+        dataset: Dataset,
+        selection: TrainingUsers,
+        length: int,
+        seed: int,
+        weights: np.ndarray | None,
+    ):
         histories = dataset.histories
         self._first = histories.offsets[selection.users]
         self._events = selection.train_ends
@@ -133,6 +164,7 @@ class _Crop:
         self._times = dataset.relative_times
         self._length = length
         self._seed = seed
+        self._type_weights = weights
 
     def __call__(self, examples: np.ndarray) -> dict[str, np.ndarray]:
         index, row = examples[:, 0], examples[:, 1]
@@ -152,4 +184,6 @@ class _Crop:
             batch["times"] = self._times[source]
         if self._types is not None:
             batch["types"] = np.where(valid, self._types[source], 0).astype(np.int32)
+            if self._type_weights is not None:
+                batch["weights"] = self._type_weights[batch["types"]]
         return batch

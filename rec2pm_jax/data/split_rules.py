@@ -1,7 +1,8 @@
-"""The rules behind the evaluation protocols of `splits.py`.
+"""The rules behind the evaluation protocols of `splits.py` that count events or divide users.
 
-A rule names a user's training events and targets. Some rules depend on times or on user ids, so
-`SplitRule.bind` completes them with what they need of a dataset.
+A rule names a user's training events and targets. Some rules depend on times, event types or user ids,
+so `SplitRule.bind` completes them with what they need of a dataset. `interval_rules.py` and
+`last_basket.py` have the rules that depend on times.
 """
 
 from __future__ import annotations
@@ -13,15 +14,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from rec2pm_jax.config import DataConfig
-from rec2pm_jax.data.dates import format_time, parse_time
 from rec2pm_jax.data.hashing import hash_strings, mix
+from rec2pm_jax.data.target_events import TargetEvents
 from rec2pm_jax.errors import UserError, nearest
 
 if TYPE_CHECKING:
     from rec2pm_jax.data.dataset import Dataset
 
 SPLITS = ("validation", "test")
-_HOLDOUT_SEED = 0x686F6C64  # fixed: who is held out depends on the user's id and the fraction only
+_HOLDOUT_SEED = 0x686F6C64  # fixed: who is held out depends on the user's id only
+HOLDOUT_SHARE = 0.1  # of the users, under `holdout_..`
 
 
 class SplitRule(abc.ABC):
@@ -40,12 +42,15 @@ class SplitRule(abc.ABC):
     mask_seen: bool
     predicts_sets: bool = False
 
-    def bind(self, data: DataConfig, dataset: Dataset) -> SplitRule:
+    def bind(
+        self, data: DataConfig, dataset: Dataset, events: TargetEvents | None = None
+    ) -> SplitRule:
         """Return the rule with what it needs to know of a dataset.
 
         Args:
           data: the settings of the protocol.
           dataset: the dataset.
+          events: the events that may be targets; None for all.
 
         Raises:
           UserError: the protocol does not fit the dataset.
@@ -99,6 +104,22 @@ class SplitRule(abc.ABC):
           UserError: unknown split.
         """
 
+    def state_end(self, split: str, user: int) -> int:
+        """Return how many events of a user are read, if the rule predicts sets.
+
+        Args:
+          split: validation or test.
+          user: index of the user in the dataset.
+        """
+        raise NotImplementedError(f"{self.name} predicts each target by itself")
+
+    def request_time(self, split: str) -> int | None:
+        """Return the time that all predictions are asked for, in seconds since the time origin.
+
+        None: each is asked for at the time of its target.
+        """
+        return None
+
 
 @dataclasses.dataclass(frozen=True)
 class LastEvents(SplitRule):
@@ -107,6 +128,13 @@ class LastEvents(SplitRule):
     With `validation` false, training takes all but the last `count` events, and both splits have the
     same targets. A user with fewer than `min_events` events has no targets, because the first target
     would have no prefix. Callers count these users.
+
+    Bound to target types, it counts events of these types only. Users with too few of them have no
+    targets, and training takes all their events.
+
+    Attributes:
+      events: the events that may be targets; None for all.
+      starts: int64 [U], the first target of each user, 0 for users without; None unless bound to types.
 
     >>> rule = LastEvents("leave_one_out", 1)
     >>> rule.targets(5, "validation"), rule.targets(5, "test"), rule.train_ends(np.array([5]))
@@ -117,6 +145,8 @@ class LastEvents(SplitRule):
     count: int
     validation: bool = True
     mask_seen: bool = False
+    events: TargetEvents | None = None
+    starts: np.ndarray | None = None
 
     @property
     def held_out(self) -> int:
@@ -128,104 +158,55 @@ class LastEvents(SplitRule):
         """Fewest events of a user with targets."""
         return self.held_out + 1
 
+    def bind(
+        self, data: DataConfig, dataset: Dataset, events: TargetEvents | None = None
+    ) -> LastEvents:
+        """Find the first target of each user, if only some events may be targets."""
+        if events is None:
+            return self
+        found = np.flatnonzero(events.wanted)
+        first, stop = events.before[events.offsets[:-1]], events.before[events.offsets[1:]]
+        enough = stop - first >= self.held_out
+        starts = np.zeros(len(first), np.int64)
+        place = (stop - self.held_out)[enough]
+        starts[enough] = found[place] - events.offsets[:-1][enough]
+        return dataclasses.replace(self, events=events, starts=starts)
+
     def train_end(self, n: int | np.ndarray) -> np.ndarray:
-        """Return where training events end in histories of `n` events."""
+        """Return where training events end in histories of `n` events, all of which may be targets."""
         return np.maximum(np.asarray(n) - self.held_out, 0)
 
     def train_ends(self, lengths: np.ndarray) -> np.ndarray:
-        """Return `train_end` of all users."""
-        return self.train_end(np.asarray(lengths, np.int64))
+        """Return where each user's targets begin."""
+        lengths = np.asarray(lengths, np.int64)
+        if self.starts is None:
+            return self.train_end(lengths)
+        return np.where(self.starts > 0, self.starts, lengths)
 
     def eligible(self, lengths: np.ndarray, split: str) -> np.ndarray:
-        """Return which users have `min_events` events."""
-        return np.asarray(lengths) >= self.min_events
+        """Return which users have enough events."""
+        if self.starts is None:
+            return np.asarray(lengths) >= self.min_events
+        return self.starts > 0
 
     def needs(self, split: str) -> str:
         """Return the number of events that the protocol needs."""
-        return f"the {self.min_events} events this protocol needs"
+        if self.starts is None:
+            return f"the {self.min_events} events this protocol needs"
+        return f"the {self.held_out} events of the target types this protocol needs"
 
     def targets(self, n: int, split: str, user: int = -1) -> np.ndarray:
-        """Return the last positions, the same for all users of `n` events."""
+        """Return the last positions; unless bound to types, the same for all users of `n` events."""
         check_split(split)
-        if n < self.min_events:
-            return np.empty(0, np.int64)
-        end = n - self.count if split == "validation" and self.validation else n
-        return np.arange(end - self.count, end)
-
-
-@dataclasses.dataclass(frozen=True)
-class Temporal(SplitRule):
-    """Test on the events from `split_time` T on, validate on the `validation_days` before T.
-
-    Training takes what is older than both. A user's first event is never a target. Users who begin
-    after T are evaluated from their second event on.
-
-    Attributes:
-      starts: int64 [U], first event that is not trained on; None until bound.
-      tests: int64 [U], first event at T or later; None until bound.
-    """
-
-    name: str = "temporal"
-    validation: bool = True
-    mask_seen: bool = False
-    starts: np.ndarray | None = None
-    tests: np.ndarray | None = None
-
-    def bind(self, data: DataConfig, dataset: Dataset) -> Temporal:
-        """Count each user's events before the two times.
-
-        Raises:
-          UserError: no real times, an unreadable T, or no events before or after the two times.
-        """
-        if dataset.relative_times is None:
-            raise UserError(
-                f"protocol=temporal needs times, and {dataset.path} has none; use leave_one_out or "
-                "last_10."
+        if self.events is None or self.starts is None:
+            held = (
+                np.arange(n - self.held_out, n) if n >= self.min_events else np.empty(0, np.int64)
             )
-        times = dataset.relative_times.astype(np.int64) + dataset.time_origin
-        test = parse_time(data.split_time or "")
-        start = test - round(data.validation_days * 86_400)
-        if not times.min() < start or not test <= times.max():
-            raise UserError(
-                f"config.data.split_time={data.split_time} with {data.validation_days:g} days of "
-                f"validation before it leaves no events to train on or to test: {dataset.path} spans "
-                f"{format_time(times.min())} to {format_time(times.max())}."
-            )
-        offsets = dataset.histories.offsets
-        before = [np.concatenate([[0], np.cumsum(times < time)]) for time in (start, test)]
-        starts, tests = (np.diff(count[offsets]) for count in before)
-        return dataclasses.replace(self, starts=starts, tests=tests)
-
-    def settings(self, data: DataConfig) -> dict[str, object]:
-        """Return T and the length of validation."""
-        return {"split_time": data.split_time, "validation_days": data.validation_days}
-
-    def train_ends(self, lengths: np.ndarray) -> np.ndarray:
-        """Return the first event of each user that is not trained on."""
-        return self._bound()[0]
-
-    def eligible(self, lengths: np.ndarray, split: str) -> np.ndarray:
-        """Return which users have an event in the interval of `split`, their first one apart."""
-        starts, tests = self._bound()
-        first, stop = (starts, tests) if split == "validation" else (tests, lengths)
-        return np.maximum(first, 1) < stop
-
-    def needs(self, split: str) -> str:
-        """Return the interval in which a user needs an event."""
-        return f"an event to predict in the {split} interval of config.data.split_time"
-
-    def targets(self, n: int, split: str, user: int = -1) -> np.ndarray:
-        """Return the positions of the events of user `user` in the interval of `split`."""
-        check_split(split)
-        starts, tests = self._bound()
-        first, test = int(starts[user]), int(tests[user])
-        first, stop = (first, test) if split == "validation" else (test, n)
-        return np.arange(max(first, 1), stop)
-
-    def _bound(self) -> tuple[np.ndarray, np.ndarray]:
-        if self.starts is None or self.tests is None:
-            raise ValueError("Bind this rule to a dataset first.")
-        return self.starts, self.tests
+        elif self.starts[user]:
+            held = self.events.positions(user)[-self.held_out :]
+        else:
+            held = np.empty(0, np.int64)
+        return held[: self.count] if split == "validation" else held[-self.count :]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -234,24 +215,28 @@ class HoldOut(SplitRule):
 
     Attributes:
       base: the rule for the targets of held-out users.
+      share: of the users who are held out.
       held: bool [U], who is held out; None until bound.
     """
 
     name: str
     base: LastEvents
+    share: float = HOLDOUT_SHARE
     held: np.ndarray | None = None
     validation: bool = True
     mask_seen: bool = False
 
-    def bind(self, data: DataConfig, dataset: Dataset) -> HoldOut:
+    def bind(
+        self, data: DataConfig, dataset: Dataset, events: TargetEvents | None = None
+    ) -> HoldOut:
         """Divide the users by a hash of their raw ids: the same users in every dataset."""
         users = hash_strings(dataset.user(i) for i in range(dataset.num_users))
-        share = mix(_HOLDOUT_SEED, users) / 2.0**64
-        return dataclasses.replace(self, held=share < data.holdout_fraction)
+        held = mix(_HOLDOUT_SEED, users) / 2.0**64 < self.share
+        return dataclasses.replace(self, base=self.base.bind(data, dataset, events), held=held)
 
     def settings(self, data: DataConfig) -> dict[str, object]:
         """Return the share of held-out users."""
-        return {"holdout_fraction": data.holdout_fraction}
+        return {"holdout_fraction": self.share}
 
     def train_ends(self, lengths: np.ndarray) -> np.ndarray:
         """Return 0 for held-out users and the whole length for the others."""
@@ -263,11 +248,11 @@ class HoldOut(SplitRule):
 
     def needs(self, split: str) -> str:
         """Return the needs of `base`, and being held out."""
-        return f"{self.base.needs(split)} and is held out (config.data.holdout_fraction)"
+        return f"{self.base.needs(split)} and is held out (a tenth of the users is)"
 
     def targets(self, n: int, split: str, user: int = -1) -> np.ndarray:
         """Return the positions that `base` names; empty for users who are trained on."""
-        positions = self.base.targets(n, split)
+        positions = self.base.targets(n, split, user)
         return positions if self._bound()[user] else positions[:0]
 
     def _bound(self) -> np.ndarray:

@@ -1,16 +1,17 @@
 """Evaluation protocols: the events of a user to train on, and the events to predict (targets).
 
 Every target at position p (from 0) is predicted from the user's whole prefix [0, p). Only `last_basket`
-predicts all its targets from the prefix before the first one.
+and `temporal_set` predict all targets of a user from one prefix.
 
     leave_one_out, last_10          the newest events of every user
     last_basket                     the newest events of equal time of every user, as a set
     temporal                        all events from one time on, as in production
+    temporal_set                    the same as one set, from the state frozen at that time
     holdout_leave_one_out, .._10    the newest events of users that training never sees
     genrec                          as generative-recommenders evaluates
 
-`bound_rule` returns the rule of a protocol for a dataset. The rules are in `split_rules.py` and
-`last_basket.py`.
+`bound_rule` returns the rule of a protocol for a dataset. The rules are in `split_rules.py`,
+`interval_rules.py` and `last_basket.py`.
 """
 
 from __future__ import annotations
@@ -18,8 +19,10 @@ from __future__ import annotations
 from typing import Any
 
 from rec2pm_jax.config import DataConfig
+from rec2pm_jax.data.interval_rules import Temporal, TemporalSet
 from rec2pm_jax.data.last_basket import LastBasket
-from rec2pm_jax.data.split_rules import SPLITS, HoldOut, LastEvents, SplitRule, Temporal
+from rec2pm_jax.data.split_rules import SPLITS, HoldOut, LastEvents, SplitRule
+from rec2pm_jax.data.target_events import find_target_events
 from rec2pm_jax.errors import UserError, nearest
 
 __all__ = [
@@ -44,6 +47,7 @@ SPLIT_RULES: dict[str, SplitRule] = {
         # "validation", the best step above all, is chosen on the test targets.
         LastEvents("genrec", 1, validation=False, mask_seen=True),
         Temporal(),
+        TemporalSet(),
         HoldOut("holdout_leave_one_out", LEAVE_ONE_OUT),
         HoldOut("holdout_last_10", LAST_10),
     )
@@ -70,16 +74,19 @@ def split_rule(name: str) -> SplitRule:
     return SPLIT_RULES[name]
 
 
-def bound_rule(data: DataConfig, dataset: Any, protocol: str = "") -> SplitRule:
+def bound_rule(
+    data: DataConfig, dataset: Any, protocol: str = "", target_types: str | None = None
+) -> SplitRule:
     """Return the rule of a protocol, bound to a dataset.
 
     Args:
       data: the protocol and its settings.
       dataset: a `Dataset`, or a view of some of its users.
       protocol: takes the place of `data.protocol` if not empty.
+      target_types: event types that may be targets, see `config.loss.target_types`; None for all.
 
     Raises:
-      UserError: unknown protocol, or one that does not fit the dataset.
+      UserError: unknown protocol, or one that does not fit the dataset, or a type that it lacks.
 
     >>> import tempfile
     >>> import numpy as np
@@ -90,12 +97,12 @@ def bound_rule(data: DataConfig, dataset: Any, protocol: str = "") -> SplitRule:
     ...     path = f"{directory}/data"
     ...     _ = prepare(PrepareOptions("synthetic", path, synthetic_users=100, progress=False))
     ...     dataset = open_dataset(path)
-    ...     data = DataConfig(protocol="holdout_last_10", holdout_fraction=0.2)
-    ...     rule = bound_rule(data, dataset)
+    ...     rule = bound_rule(DataConfig(protocol="holdout_last_10"), dataset)
     >>> int(np.sum(rule.train_ends(dataset.lengths) == 0))  # users that training never sees
-    20
+    10
     """
-    return split_rule(protocol or data.protocol).bind(data, dataset)
+    events = find_target_events(target_types, dataset)
+    return split_rule(protocol or data.protocol).bind(data, dataset, events)
 
 
 def settings(data: DataConfig, protocol: str = "") -> dict[str, object]:
@@ -105,7 +112,7 @@ def settings(data: DataConfig, protocol: str = "") -> dict[str, object]:
       data: the protocol and its settings.
       protocol: takes the place of `data.protocol` if not empty.
 
-    >>> settings(DataConfig(protocol="holdout_last_10", holdout_fraction=0.2))
-    {'holdout_fraction': 0.2}
+    >>> settings(DataConfig(protocol="holdout_last_10"))
+    {'holdout_fraction': 0.1}
     """
     return split_rule(protocol or data.protocol).settings(data)

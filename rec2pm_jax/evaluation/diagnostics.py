@@ -65,7 +65,8 @@ def memory_diagnostics(
         raise UserError(
             f"Method {method.config.method.name} has no memory to diagnose; leave out diagnostics."
         )
-    rule = bound_rule(method.config.data, dataset, spec.protocol or "")
+    types = spec.target_types or method.config.loss.target_types
+    rule = bound_rule(method.config.data, dataset, spec.protocol or "", types)
     _, _, histories, targets = select_targets(dataset, rule, spec.split, spec.max_users, spec.seed)
     rows = plan_rows(targets, method, spec.max_segments)
     donors = choose_swap_donors(rows)
@@ -79,7 +80,13 @@ def memory_diagnostics(
     gains = {}
     for kind, replaced in _replace_memories(states, final_rows(rows), donors).items():
         readout = read_targets(
-            method, params, histories, rows, replaced, batch_size=spec.batch_size
+            method,
+            params,
+            histories,
+            rows,
+            replaced,
+            batch_size=spec.batch_size,
+            request_time=rule.request_time(spec.split),
         )
         ranks = rank_targets(method, params, histories, targets, readout, mask_seen=rule.mask_seen)
         gains[kind] = ndcg(ranks, 10)

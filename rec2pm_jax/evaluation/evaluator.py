@@ -5,22 +5,30 @@ from __future__ import annotations
 import time
 from typing import Any
 
+import jax
 import numpy as np
 
 from rec2pm_jax.data.splits import SplitRule, bound_rule
 from rec2pm_jax.errors import UserError
 from rec2pm_jax.evaluation.histories import EvaluationData, Histories
+from rec2pm_jax.evaluation.measures import measure
 from rec2pm_jax.evaluation.memory_kinds import resolve_memory
 from rec2pm_jax.evaluation.memory_states import choose_swap_donors, compute_memories, take_states
-from rec2pm_jax.evaluation.metrics import summarize
-from rec2pm_jax.evaluation.ranking import rank_targets, read_targets
+from rec2pm_jax.evaluation.ranking import rank_targets, read_targets, recommend
 from rec2pm_jax.evaluation.record import Evaluation, dataset_name
 from rec2pm_jax.evaluation.spec import EvalSpec
-from rec2pm_jax.evaluation.targets import Rows, Targets, final_rows, plan_rows, select_targets
+from rec2pm_jax.evaluation.targets import (
+    Rows,
+    Targets,
+    distinct_reads,
+    final_rows,
+    plan_rows,
+    select_targets,
+)
 from rec2pm_jax.methods.codec import check_format
 from rec2pm_jax.methods.method import Method
 from rec2pm_jax.methods.state_format import state_format
-from rec2pm_jax.typing import Params, State
+from rec2pm_jax.typing import Params, Readout, State
 
 
 def evaluate(method: Method, params: Params, dataset: EvaluationData, spec: EvalSpec) -> Evaluation:
@@ -37,7 +45,8 @@ def evaluate(method: Method, params: Params, dataset: EvaluationData, spec: Eval
 
     Raises:
       UserError: the method has no such memory, the memory format is unknown, no user has targets,
-        targets were training events under the protocol of `config.data`, or scores are not finite.
+        targets were training events under the protocol of `config.data`, the dataset lacks a target
+        type, or scores are not finite.
 
     Example, with untrained parameters (for a trained model see `training.loop.train_and_evaluate`):
 
@@ -66,12 +75,13 @@ def evaluate(method: Method, params: Params, dataset: EvaluationData, spec: Eval
     memory = resolve_memory(method, spec.memory)
     check_format(spec.memory_format)
 
-    rule = bound_rule(config.data, dataset, spec.protocol or "")
-    users, skipped, histories, targets = select_targets(
-        dataset, rule, spec.split, spec.max_users, spec.seed
-    )
+    types = spec.target_types or config.loss.target_types
+    rule = bound_rule(config.data, dataset, spec.protocol or "", types)
+    selection = select_targets(dataset, rule, spec.split, spec.max_users, spec.seed)
+    histories, targets = selection.histories, selection.targets
     known = spec.knows_request_time(histories, default=config.reads_times)
-    _check_unseen(dataset, histories, targets, bound_rule(config.data, dataset))
+    trained_with = bound_rule(config.data, dataset, target_types=config.loss.target_types)
+    _check_unseen(dataset, histories, targets, trained_with)
     if spec.corrupt is not None:
         histories = spec.corrupt(histories, targets)
     rows = plan_rows(targets, method, spec.max_segments, shared=known or not config.reads_times)
@@ -79,8 +89,8 @@ def evaluate(method: Method, params: Params, dataset: EvaluationData, spec: Eval
         method, params, histories, rows, memory, spec.batch_size, spec.memory_format
     )
 
-    def ranks_with(states: State) -> np.ndarray:
-        readout = read_targets(
+    def read_with(states: State) -> Readout:
+        return read_targets(
             method,
             params,
             histories,
@@ -88,12 +98,22 @@ def evaluate(method: Method, params: Params, dataset: EvaluationData, spec: Eval
             states,
             batch_size=spec.batch_size,
             request_time_known=known,
+            request_time=rule.request_time(spec.split),
         )
+
+    def rank(readout: Readout) -> np.ndarray:
         return rank_targets(method, params, histories, targets, readout, mask_seen=rule.mask_seen)
 
-    ranks = ranks_with(states)
+    readout = read_with(states)
+    ranks, lists = rank(readout), None
+    if spec.measures.lists:
+        first = distinct_reads(targets)
+        chosen = Targets(*(field[first] for field in targets))
+        part = jax.tree.map(lambda a: a[first], readout)
+        k = max(spec.measures.list_cutoffs)
+        lists = recommend(method, params, histories, chosen, part, k, mask_seen=rule.mask_seen)
     donors = choose_swap_donors(rows) if spec.swap else None
-    swapped = None if donors is None else ranks_with(take_states(states, donors))
+    swapped = None if donors is None else rank(read_with(take_states(states, donors)))
     return Evaluation(
         method=config.method.name,
         memory=memory,
@@ -102,13 +122,11 @@ def evaluate(method: Method, params: Params, dataset: EvaluationData, spec: Eval
         data_hash=dataset.content_hash,
         split=spec.split,
         protocol=spec.protocol or config.data.protocol,
+        target_types=types,
         request_time_known=known and config.reads_times,
-        user=users[targets.user],
-        position=targets.position,
-        rank=ranks,
         swapped_rank=swapped,
-        metrics=summarize(ranks, targets.user, sets=rule.predicts_sets),
-        skipped_users=skipped,
+        skipped_users=selection.skipped,
+        **measure(dataset, rule, selection, ranks, lists, spec.measures),
         wall_s=time.perf_counter() - began,
         **_measure_states(method, rows, states, spec.memory_format),
     )

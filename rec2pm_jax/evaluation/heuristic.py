@@ -5,20 +5,21 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from rec2pm_jax.config import DataConfig
-from rec2pm_jax.data.last_basket import find_baskets
 from rec2pm_jax.data.splits import SplitRule, bound_rule
 from rec2pm_jax.errors import UserError, nearest
-from rec2pm_jax.evaluation.histories import EvaluationData, Histories
-from rec2pm_jax.evaluation.metrics import check_ranks, summarize, target_ranks
+from rec2pm_jax.evaluation.heuristic_ranking import rank_by, recommend_by
+from rec2pm_jax.evaluation.histories import EvaluationData
+from rec2pm_jax.evaluation.measures import measure
+from rec2pm_jax.evaluation.metrics import summarize
 from rec2pm_jax.evaluation.record import Evaluation, dataset_name
 from rec2pm_jax.evaluation.spec import EvalSpec
-from rec2pm_jax.evaluation.targets import Targets, select_targets, target_items
+from rec2pm_jax.evaluation.targets import select_targets
 from rec2pm_jax.methods.heuristics import (
     Transitions,
     counts_and_transitions,
@@ -34,7 +35,6 @@ HEURISTICS = ("popularity", "personal_frequency", "counts_and_transitions")
 POPULARITY_WEIGHTS = (0.0, 0.1, 0.3, 1.0)
 TRANSITION_WEIGHTS = (0.0, 0.1, 0.3, 1.0, 3.0, 10.0)
 _CHOOSING_USERS = 1000  # whose validation targets choose the mix
-_CELLS = 1 << 20  # scores ranked at a time
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,7 +142,7 @@ def evaluate_heuristic(
       heuristic: which heuristic, and its settings. Weights that are None are chosen on validation.
       dataset: a prepared dataset, or a view of some of its users.
       spec: split, protocol, users, and whether the request time is known; what concerns memory is
-        ignored.
+        ignored. Heuristics count events of all types, whichever types are targets.
       data: the settings of the protocol, and the protocol if `spec` names none; None for the
         defaults.
 
@@ -156,15 +156,14 @@ def evaluate_heuristic(
     began = time.perf_counter()
     data = data or DataConfig()
     protocol = spec.protocol or data.protocol
-    rule = bound_rule(data, dataset, protocol)
+    rule = bound_rule(data, dataset, protocol, spec.target_types)
     if rule.mask_seen:
         raise UserError(
             f"protocol={protocol} leaves out what a model reads; heuristics read nothing. Use "
             "leave_one_out or last_10."
         )
-    users, skipped, histories, targets = select_targets(
-        dataset, rule, spec.split, spec.max_users, spec.seed
-    )
+    selection = select_targets(dataset, rule, spec.split, spec.max_users, spec.seed)
+    histories, targets = selection.histories, selection.targets
     known = spec.knows_request_time(histories, default=False)
     if spec.corrupt is not None:
         histories = spec.corrupt(histories, targets)
@@ -176,7 +175,11 @@ def evaluate_heuristic(
     def score(prefixes: Sequence[np.ndarray]) -> Iterator[np.ndarray]:
         yield np.stack([chosen.scores(ids, counts) for ids in prefixes])
 
-    (ranks,) = _rank(score, histories, targets, dataset.num_items, known)
+    (ranks,) = rank_by(score, histories, targets, dataset.num_items, known)
+    lists = None
+    if spec.measures.lists:
+        k = max(spec.measures.list_cutoffs)
+        lists = recommend_by(score, histories, targets, dataset.num_items, known, k)
     return Evaluation(
         method=heuristic.name,
         memory="none",
@@ -185,12 +188,10 @@ def evaluate_heuristic(
         data_hash=dataset.content_hash,
         split=spec.split,
         protocol=protocol,
-        user=users[targets.user],
-        position=targets.position,
-        rank=ranks,
+        target_types=spec.target_types,
         swapped_rank=None,
-        metrics=summarize(ranks, targets.user, sets=rule.predicts_sets),
-        skipped_users=skipped,
+        skipped_users=selection.skipped,
+        **measure(dataset, rule, selection, ranks, lists, spec.measures),
         wall_s=time.perf_counter() - began,
         request_time_known=known,
         settings=heuristic.settings,
@@ -227,55 +228,7 @@ def _choose_weights(
             yield mix(own, counts.popularity, following, *pair)
 
     _, _, histories, targets = select_targets(dataset, rule, "validation", _CHOOSING_USERS)
-    ranks = _rank(score, histories, targets, dataset.num_items, bool(spec.request_time_known))
+    ranks = rank_by(score, histories, targets, dataset.num_items, bool(spec.request_time_known))
     ndcg = [summarize(r, targets.user, sets=rule.predicts_sets)["ndcg@10"] for r in ranks]
     a, b = weights[int(np.argmax(ndcg))]
     return Heuristic("counts_and_transitions", popularity_weight=a, transition_weight=b)
-
-
-def _rank(
-    score: Callable[[Sequence[np.ndarray]], Iterable[np.ndarray]],
-    histories: Histories,
-    targets: Targets,
-    num_items: int,
-    request_time_known: bool,
-) -> np.ndarray:
-    """Return the pessimistic rank of each target by each of several scores.
-
-    Args:
-      score: makes histories, int [n] each, the scores [histories, V] of each heuristic.
-      histories: the events of the users.
-      targets: the events to rank.
-      num_items: items, without padding.
-      request_time_known: whether the items of the current basket are left out.
-
-    Returns:
-      int64 [heuristics, T].
-    """
-    item = target_items(histories, targets)
-    start = _basket_starts(histories, targets) if request_time_known else targets.position
-    ranks = []
-    chunk = max(1, _CELLS // (num_items + 1))
-    for begin in range(0, len(item), chunk):
-        part = slice(begin, begin + chunk)
-        # Targets of a set share their scores.
-        reads = np.stack([targets.user[part], targets.position[part], start[part]], axis=1)
-        reads, read = np.unique(reads, axis=0, return_inverse=True)
-        read = read.reshape(-1)
-        known = [histories.ids[histories.offsets[user] :][:n] for user, n, _ in reads]
-        excluded = None
-        if request_time_known:
-            excluded = np.zeros((len(reads), num_items + 1), bool)
-            for row, ids, first in zip(excluded, known, reads[:, 2], strict=True):
-                row[ids[first:]] = True
-            excluded = excluded[read]
-        ranks.append([target_ranks(s[read], item[part], excluded) for s in score(known)])
-    return check_ranks(np.concatenate(ranks, axis=1))
-
-
-def _basket_starts(histories: Histories, targets: Targets) -> np.ndarray:
-    """Return the position of the first event with the time of each target: int64 [T]."""
-    begins = find_baskets(histories.offsets, np.asarray(histories.times))
-    user_start = histories.offsets[targets.user]
-    basket = np.searchsorted(begins, user_start + targets.event, side="right") - 1
-    return begins[basket] - user_start

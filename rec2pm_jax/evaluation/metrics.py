@@ -3,7 +3,7 @@
     rank = 1 + number of other items whose score is >= the target's
     hr@k = [rank <= k]      ndcg@k = [rank <= k] / log2(rank + 1)      mrr = 1 / rank
 
-Where a protocol predicts sets of items, `set_metrics.py` defines the metrics.
+`set_metrics.py` defines all metrics, also for protocols that predict sets of items.
 
 A model that gives every item the same score therefore ranks the target last, not first. Every part
 of the project takes its metrics from this module.
@@ -11,15 +11,14 @@ of the project takes its metrics from this module.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TypeVar
 
 import jax
 import numpy as np
 
 from rec2pm_jax.errors import UserError
-from rec2pm_jax.evaluation.set_metrics import HIT_CUTOFFS, NDCG_CUTOFFS, set_metrics
-
-METRICS = (*(f"hr@{k}" for k in HIT_CUTOFFS), *(f"ndcg@{k}" for k in NDCG_CUTOFFS), "mrr")
+from rec2pm_jax.evaluation.set_metrics import metric_names, set_metrics
 
 AnyArray = TypeVar("AnyArray", np.ndarray, jax.Array)
 
@@ -68,15 +67,6 @@ def check_ranks(ranks: np.ndarray) -> np.ndarray:
     return ranks
 
 
-def hits(ranks: np.ndarray, k: int) -> np.ndarray:
-    """Return hr@k of each target: float64, 0 or 1.
-
-    >>> hits(np.array([1, 10, 11]), 10).tolist()
-    [1.0, 1.0, 0.0]
-    """
-    return (ranks <= k).astype(np.float64)
-
-
 def ndcg(ranks: np.ndarray, k: int) -> np.ndarray:
     """Return ndcg@k of each target: float64 in [0, 1]. The ideal DCG of a single target is 1.
 
@@ -87,7 +77,11 @@ def ndcg(ranks: np.ndarray, k: int) -> np.ndarray:
 
 
 def summarize(
-    ranks: np.ndarray, users: np.ndarray | None = None, *, sets: bool = False
+    ranks: np.ndarray,
+    users: np.ndarray | None = None,
+    *,
+    sets: bool = False,
+    cutoffs: Sequence[int] = (),
 ) -> dict[str, float]:
     """Return the mean over users of every metric, as fractions of 1.
 
@@ -97,9 +91,10 @@ def summarize(
       ranks: int [T], from 1.
       users: int [T], the user of each target; None if every target belongs to another user.
       sets: as for `user_metrics`.
+      cutoffs: as for `user_metrics`.
 
     Returns:
-      {metric: value} for the names in `METRICS` and, with `sets`, some more.
+      {metric: value}.
 
     Raises:
       ValueError: there are no targets.
@@ -113,12 +108,12 @@ def summarize(
         raise ValueError("No targets: metrics of nothing are undefined.")
     check_ranks(ranks)
     users = np.arange(len(ranks)) if users is None else users
-    values = user_metrics(ranks, users, sets=sets)
+    values = user_metrics(ranks, users, sets=sets, cutoffs=cutoffs)
     return {name: float(value.mean()) for name, value in values.items()}
 
 
 def user_metrics(
-    ranks: np.ndarray, users: np.ndarray, *, sets: bool = False
+    ranks: np.ndarray, users: np.ndarray, *, sets: bool = False, cutoffs: Sequence[int] = ()
 ) -> dict[str, np.ndarray]:
     """Return every metric of each user.
 
@@ -128,18 +123,19 @@ def user_metrics(
     Args:
       ranks: int [T], from 1.
       users: int [T], the user of each target.
-      sets: whether a user's targets are one set, ranked once, see `set_metrics`. Otherwise a user's
-        value is the mean over the user's targets.
+      sets: whether a user's targets are one set, ranked once, see `set_metrics`. Otherwise each
+        target is a set of its own, and a user's value is the mean over the user's targets.
+      cutoffs: numbers k of places for which all families of metrics are returned, beside the names
+        that every evaluation has.
 
     Returns:
       {metric: float64 [distinct users]}, ascending by user.
     """
+    names = metric_names(sets, cutoffs)
     if sets:
-        return set_metrics(ranks, users)
-    values = {f"hr@{k}": hits(ranks, k) for k in HIT_CUTOFFS}
-    values |= {f"ndcg@{k}": ndcg(ranks, k) for k in NDCG_CUTOFFS}
-    values["mrr"] = 1.0 / ranks
-    return {name: user_means(values[name], users) for name in METRICS}
+        return set_metrics(ranks, users, names)
+    values = set_metrics(ranks, np.arange(len(ranks)), names)
+    return {name: user_means(value, users) for name, value in values.items()}
 
 
 def user_means(values: np.ndarray, users: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Read rows with their memories and rank the catalogue, in a few fixed shapes."""
+"""Read rows with their memories, rank the catalogue and recommend, in a few fixed shapes."""
 
 from __future__ import annotations
 
@@ -30,11 +30,12 @@ def read_targets(
     *,
     batch_size: int,
     request_time_known: bool = True,
+    request_time: int | None = None,
 ) -> Readout:
     """Compute what predicts each target.
 
     Query times, for methods that read times, are the next event's times inside a window and the time
-    of its last target for the last event.
+    of its last target for the last event, unless `request_time` is given.
 
     Args:
       method: the method to evaluate.
@@ -45,6 +46,8 @@ def read_targets(
       batch_size: largest number of rows per compiled call.
       request_time_known: whether the last row knows its query time. If not, each row must have one
         target, see `targets.plan_rows`.
+      request_time: the query time of all last events, in seconds since the time origin; None for
+        the time of the target.
 
     Returns:
       The outputs of the method as numpy arrays, T rows.
@@ -69,9 +72,11 @@ def read_targets(
             # A padding row of the batch reads one real event, so that no row is empty.
             length = np.where(real, lengths[batch], 1)
             window = histories.window(rows.user[batch], rows.start[batch], length, int(width))
-            request_time = _request_time(histories, rows, batch) if request_time_known else None
+            times = None
+            if request_time_known:
+                times = _request_times(histories, rows, batch, request_time)
             state = take_states(states, batch)
-            outputs = _read(method, params, state, *window, request_time, columns)
+            outputs = _read(method, params, state, *window, times, columns)
             if result is None:
                 # A narrower window has fewer own items: the last columns of its targets stay 0.
                 room = int(widths[-1]) - int(width)
@@ -113,16 +118,53 @@ def rank_targets(
     ranks = np.zeros(len(item), np.int64)
     for batch in padded_batches(np.arange(len(item)), chunk):
         real = batch >= 0
-        seen = None
-        if mask_seen:
-            length = np.minimum(targets.position[batch], method.read_length)
-            start = targets.position[batch] - length
-            window, _ = histories.window(targets.user[batch], start, length, method.read_length)
-            seen = window.ids
+        seen = _seen(method, histories, targets, batch) if mask_seen else None
         part = jax.tree.map(lambda a, b=batch: a[b], readout)
         chunk_ranks = np.asarray(_rank(method, params, part, item[batch], seen))
         ranks[batch[real]] = chunk_ranks[real]
     return check_ranks(ranks)
+
+
+def recommend(
+    method: Method,
+    params: Params,
+    histories: Histories,
+    targets: Targets,
+    readout: Readout,
+    k: int,
+    *,
+    mask_seen: bool = False,
+) -> np.ndarray:
+    """Return the best items for each target; of equal scores the lower id comes first.
+
+    Args:
+      method, params, histories, targets, readout, mask_seen: as for `rank_targets`.
+      k: places of a list.
+
+    Returns:
+      int32 [T, k], best first; 0 in places that no item is left for.
+    """
+    count = len(targets.user)
+    chunk = max(1, min(count, _SCORES // (method.num_items + 1)))
+    lists = np.zeros((count, k), np.int32)
+    places = min(k, method.num_items)
+    for batch in padded_batches(np.arange(count), chunk):
+        real = batch >= 0
+        seen = _seen(method, histories, targets, batch) if mask_seen else None
+        part = jax.tree.map(lambda a, b=batch: a[b], readout)
+        found = np.asarray(_best(method, params, part, seen, places))
+        lists[batch[real], :places] = found[real]
+    return lists
+
+
+def _seen(
+    method: Method, histories: Histories, targets: Targets, batch: np.ndarray
+) -> np.ndarray | None:
+    """Return the ids of the newest events that each target is read from: int32 [B, N]."""
+    length = np.minimum(targets.position[batch], method.read_length)
+    start = targets.position[batch] - length
+    window, _ = histories.window(targets.user[batch], start, length, method.read_length)
+    return np.asarray(window.ids)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -150,11 +192,22 @@ def _rank(
 ) -> Array:
     """Rank targets int32 [B]; `seen` int32 [B, N] holds ids to leave out (0 for none), or is None."""
     scores = method.score(params, readout)
-    excluded = None
+    return target_ranks(scores, targets, None if seen is None else _excluded(scores, seen))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 4))
+def _best(method: Method, params: Params, readout: Readout, seen: Array | None, k: int) -> Array:
+    """Return the k best items, int32 [B, k]: 0 in places for which only items of `seen` are left."""
+    scores = method.score(params, readout)
     if seen is not None:
-        excluded = jnp.zeros(scores.shape, bool)
-        excluded = excluded.at[jnp.arange(len(seen))[:, None], seen].set(True)
-    return target_ranks(scores, targets, excluded)
+        scores = jnp.where(_excluded(scores, seen), -jnp.inf, scores)
+    best, items = jax.lax.top_k(scores, k)
+    return jnp.where(best > -jnp.inf, items, 0).astype(jnp.int32)
+
+
+def _excluded(scores: Array, seen: Array) -> Array:
+    """Return which items each row of `seen` [B, N] holds, padding included: bool [B, V]."""
+    return jnp.zeros(scores.shape, bool).at[jnp.arange(len(seen))[:, None], seen].set(True)
 
 
 def _empty_readout(like: Readout, count: int, room: int) -> Readout:
@@ -173,8 +226,12 @@ def _window_widths(longest: int) -> np.ndarray:
     return -(-longest * np.arange(1, steps + 1) // steps)
 
 
-def _request_time(histories: Histories, rows: Rows, batch: np.ndarray) -> np.ndarray | None:
-    """Return the time of the last target of each row: int32 [B], or None without times."""
+def _request_times(
+    histories: Histories, rows: Rows, batch: np.ndarray, request_time: int | None
+) -> np.ndarray | None:
+    """Return the query time of the last event of each row: int32 [B], or None without times."""
     if histories.times is None:
         return None
+    if request_time is not None:
+        return np.full(len(batch), request_time, np.int32)
     return histories.times[histories.offsets[rows.user[batch]] + rows.end[batch]]

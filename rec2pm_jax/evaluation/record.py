@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +31,17 @@ class Evaluation:
       protocol: name of the split rule.
       user: int64 [T], dataset index of each target's user; targets are ordered by user.
       position: int64 [T], number n of events [0, n) that each target is predicted from.
+      event: int64 [T], position of each target in its history.
       rank: int64 [T], from 1.
       swapped_rank: int64 [T], ranks with another user's memory, or None.
       metrics: see `metrics.summarize`.
       skipped_users: number of users with too few events for the protocol.
       wall_s: seconds, compilation included.
       request_time_known: whether predictions used the time of their target.
+      target_types: the event types that are targets, as in `config.loss.target_types`; None for all.
+      cutoffs: numbers of places at which all families of metrics are among the metrics.
+      list_metrics: see `list_metrics`; None if they are not measured.
+      slices: see `slices.slice_metrics`; None if they are not measured.
       settings: what records add to their `config`: the settings of a heuristic.
       state_bytes_per_user: capacity of the memory.
       state_used_bytes: mean bytes in use with memory "append"; None for other memories.
@@ -54,12 +59,17 @@ class Evaluation:
     protocol: str
     user: np.ndarray
     position: np.ndarray
+    event: np.ndarray
     rank: np.ndarray
     swapped_rank: np.ndarray | None
     metrics: Mapping[str, float]
     skipped_users: int
     wall_s: float
     request_time_known: bool = False
+    target_types: str | None = None
+    cutoffs: Sequence[int] = ()
+    list_metrics: Mapping[str, Any] | None = None
+    slices: Mapping[str, Any] | None = None
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     state_bytes_per_user: int | None = None
     state_used_bytes: float | None = None
@@ -79,7 +89,7 @@ class Evaluation:
     def user_metrics(self, ranks: np.ndarray) -> dict[str, np.ndarray]:
         """Return the metrics of each user for `ranks` int64 [T], as the protocol defines them."""
         sets = split_rule(self.protocol).predicts_sets
-        return user_metrics(ranks, self.user, sets=sets)
+        return user_metrics(ranks, self.user, sets=sets, cutoffs=self.cutoffs)
 
     def record(
         self,
@@ -111,6 +121,7 @@ class Evaluation:
             "dataset": self.dataset,
             "split": self.split,
             "protocol": self.protocol,
+            "target_types": self.target_types,
             "users": self.users,
             "targets": len(self.rank),
             "skipped_users": self.skipped_users,
@@ -118,6 +129,9 @@ class Evaluation:
             "intervals": {
                 name: list(bootstrap(by_user[name])[1:]) for name in ("ndcg@10", "hr@10")
             },
+            "cutoffs": list(self.cutoffs),
+            "list_metrics": self.list_metrics,
+            "slices": self.slices,
             "seen_masked": split_rule(self.protocol).mask_seen,
             "request_time_known": self.request_time_known,
             "state_bytes_per_user": self.state_bytes_per_user,

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rec2pm_jax.data.splits import split_rule
-from rec2pm_jax.evaluation.metrics import METRICS
+from rec2pm_jax.evaluation.set_metrics import FAMILIES, METRICS, SET_METRICS
 
 _SUFFIX = {"overwrite": "_o", "append": "_a", "one_time": " (one-time)"}
 
@@ -20,12 +20,13 @@ def setting_line(record: Mapping[str, Any]) -> str:
             state += f" capacity, {record['state_used_bytes']:.0f} B used on average"
         state += f" + {record['state_bookkeeping_bytes']} B bookkeeping"
     seen = "masked" if record["seen_masked"] else "not masked"
+    types = f" | target types {record['target_types']}" if record.get("target_types") else ""
     split = record["split"]
     if not split_rule(record["protocol"]).validation:
         split += " (steps are chosen on it too)"
     return (
         f"setting: dataset {record['dataset']} | split {split} | protocol "
-        f"{record['protocol']} | {record['users']} users, {record['targets']} targets, "
+        f"{record['protocol']}{types} | {record['users']} users, {record['targets']} targets, "
         f"{record['skipped_users']} users skipped (no targets) | memory {record['memory']} | full "
         f"catalogue, ties pessimistic, seen items {seen} | state per user {state} | target's "
         f"time {'was an input' if target_time_is_input(record) else 'not used'}"
@@ -67,8 +68,14 @@ def display_name(record: Mapping[str, Any]) -> str:
 
 
 def metrics_table(records: Sequence[Mapping[str, Any]]) -> str:
-    """Return a table of metrics in percent, one row per record, with the 95 % interval of ndcg@10."""
-    names = [*METRICS, *(name for name in records[0]["metrics"] if name not in METRICS)]
+    """Return a table of metrics in percent, one row per record, with the 95 % interval of ndcg@10.
+
+    `measures_tables` has metrics at further cutoffs.
+    """
+    names = [
+        *METRICS,
+        *(name for name in SET_METRICS[len(METRICS) :] if name in records[0]["metrics"]),
+    ]
     header = ["method", *names, "ndcg@10 95 %", "swapped ndcg@10"]
     body = []
     for record in records:
@@ -83,6 +90,62 @@ def metrics_table(records: Sequence[Mapping[str, Any]]) -> str:
             ]
         )
     return format_table(header, body)
+
+
+def measures_tables(records: Sequence[Mapping[str, Any]]) -> str:
+    """Return tables of what records measure beside the metrics of all; empty if there is nothing.
+
+    Args:
+      records: of evaluations with the same `spec.Measures`.
+    """
+    cutoffs = records[0].get("cutoffs") or ()
+    parts = []
+    if cutoffs:
+        body = [
+            [display_name(r), str(k), *(_percent(r["metrics"][f"{name}@{k}"]) for name in FAMILIES)]
+            for r in records
+            for k in cutoffs
+        ]
+        parts.append(format_table(["%", "k", *FAMILIES], body))
+    if records[0].get("list_metrics"):
+        parts.append(_lists_table(records, cutoffs or (10,)))
+    if records[0].get("slices"):
+        parts += [_slices_table(r) for r in records]
+    return "\n\n".join(parts)
+
+
+def _lists_table(records: Sequence[Mapping[str, Any]], cutoffs: Sequence[int]) -> str:
+    """Return the measures of recommended lists, a row per method and cutoff."""
+    header = ["recommended lists", "k", "coverage %", "popularity %", "novelty bits", "diversity %"]
+    body, notes = [], []
+    for record in records:
+        name, found = display_name(record), record["list_metrics"]
+        for k in cutoffs:
+            shares = [_percent(found[f"{what}@{k}"]) for what in ("coverage", "popularity")]
+            bits, diversity = f"{found[f'novelty@{k}']:.2f}", _percent(found[f"diversity@{k}"])
+            body.append([name, str(k), *shares, bits, diversity])
+        notes.append(
+            f"{name}: {found['lists']} lists, {found['incomplete_lists']} of them with too few items; "
+            f"{_percent(found['uncategorised'])} % of their items have no category; popularity of the "
+            f"targets {_percent(found['target_popularity'])} %"
+        )
+    return "\n".join([format_table(header, body), *notes])
+
+
+def _slices_table(record: Mapping[str, Any]) -> str:
+    """Return the metrics of the slices of one record."""
+    names = ("hr@10", "ndcg@10", "mrr")
+    body, notes = [], []
+    for kind, rows in record["slices"].items():
+        title = kind.replace("_", " ")
+        if rows is None:
+            notes.append(f"{title}: not known, the dataset has no times")
+        for row in rows or ():
+            counts = [str(row["users"]), str(row["targets"])]
+            values = [_percent(row["metrics"][name]) for name in names]
+            body.append([f"{title} {row['slice']}", *counts, *values])
+    header = [f"{display_name(record)}, %", "users", "targets", *names]
+    return "\n".join([format_table(header, body), *notes])
 
 
 def diagnostics_table(diagnostics: Mapping[str, Any]) -> str:

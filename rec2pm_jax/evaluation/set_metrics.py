@@ -1,6 +1,6 @@
-"""Metrics of one ranked list per user, whose targets are a set of items (protocol `last_basket`).
+"""Metrics of ranked lists whose targets are sets of items (protocols `last_basket`, `temporal_set`).
 
-For a user with targets T, of which H(k) are among the first k places:
+A single target is a set of one. For a list with targets T, of which H(k) are among the first k places:
 
     hr@k        [H(k) > 0]
     recall@k    H(k) / |T|
@@ -17,15 +17,28 @@ Items that tie with targets come before them.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
-HIT_CUTOFFS = (1, 10, 50)
-NDCG_CUTOFFS = (10, 50)
-RECALL_CUTOFFS = (10, 50)
-PRECISION_CUTOFFS = (10,)
+FAMILIES = ("hr", "ndcg", "recall", "precision", "map")  # metrics at k places
+METRICS = ("hr@1", "hr@10", "hr@50", "ndcg@10", "ndcg@50", "mrr")  # of all protocols
+SET_METRICS = (*METRICS, "recall@10", "recall@50", "precision@10", "map@10")
 
 
-def set_metrics(ranks: np.ndarray, users: np.ndarray) -> dict[str, np.ndarray]:
+def metric_names(sets: bool, cutoffs: Sequence[int] = ()) -> tuple[str, ...]:
+    """Return the metrics of a protocol, and those of all families at further cutoffs.
+
+    >>> metric_names(False, [10])[len(METRICS) :]
+    ('recall@10', 'precision@10', 'map@10')
+    """
+    names = SET_METRICS if sets else METRICS
+    return tuple(dict.fromkeys((*names, *(f"{name}@{k}" for k in cutoffs for name in FAMILIES))))
+
+
+def set_metrics(
+    ranks: np.ndarray, users: np.ndarray, names: Sequence[str] = SET_METRICS
+) -> dict[str, np.ndarray]:
     """Return the metrics of each user.
 
     >>> found = set_metrics(np.array([2, 1, 30]), users=np.array([7, 7, 7]))
@@ -35,9 +48,10 @@ def set_metrics(ranks: np.ndarray, users: np.ndarray) -> dict[str, np.ndarray]:
     Args:
       ranks: int [T], pessimistic ranks of the targets, from 1. A user's targets are distinct items.
       users: int [T], the user of each target.
+      names: of the metrics, as `metric_names` returns them.
 
     Returns:
-      {metric: float64 [distinct users]}, ascending by user.
+      {metric: float64 [distinct users]} in the order of `names`, ascending by user.
     """
     order = np.lexsort((ranks, users))
     _, user, size = np.unique(users[order], return_inverse=True, return_counts=True)
@@ -48,18 +62,24 @@ def set_metrics(ranks: np.ndarray, users: np.ndarray) -> dict[str, np.ndarray]:
     def total(values: np.ndarray) -> np.ndarray:
         return np.bincount(user, weights=values, minlength=len(size))
 
-    found = {k: total(place <= k) for k in {*HIT_CUTOFFS, *RECALL_CUTOFFS, *PRECISION_CUTOFFS}}
-    metrics = {f"hr@{k}": np.minimum(found[k], 1.0) for k in HIT_CUTOFFS}
-    for k in NDCG_CUTOFFS:
-        gain = total(np.where(place <= k, 1.0 / np.log2(place + 1.0), 0.0))
-        best = np.cumsum(1.0 / np.log2(np.arange(2.0, k + 2.0)))
-        metrics[f"ndcg@{k}"] = gain / best[np.minimum(size, k) - 1]
-    metrics["mrr"] = 1.0 / place[first]
-    metrics |= {f"recall@{k}": found[k] / size for k in RECALL_CUTOFFS}
-    metrics |= {f"precision@{k}": found[k] / k for k in PRECISION_CUTOFFS}
-    for k in PRECISION_CUTOFFS:
-        metrics[f"map@{k}"] = total(np.where(place <= k, (number + 1) / place, 0.0)) / size
-    return metrics
+    def metric(name: str) -> np.ndarray:
+        family, _, cutoff = name.partition("@")
+        if family == "mrr":
+            return 1.0 / place[first]
+        k = int(cutoff)
+        hit = place <= k
+        if family == "ndcg":
+            best = np.cumsum(1.0 / np.log2(np.arange(2.0, k + 2.0)))
+            gain = total(np.where(hit, 1.0 / np.log2(place + 1.0), 0.0))
+            return gain / best[np.minimum(size, k) - 1]
+        if family == "map":
+            return total(np.where(hit, (number + 1) / place, 0.0)) / size
+        found = total(hit)
+        if family == "hr":
+            return np.minimum(found, 1.0)
+        return found / (size if family == "recall" else k)
+
+    return {name: metric(name) for name in names}
 
 
 def _find_places(ranks: np.ndarray, user: np.ndarray) -> np.ndarray:

@@ -9,6 +9,42 @@ from rec2pm_jax.errors import UserError
 from rec2pm_jax.evaluation.histories import Histories
 from rec2pm_jax.evaluation.targets import Targets
 
+LARGEST_CUTOFF = 1000  # longer lists of all users would fill the memory
+
+
+@dataclasses.dataclass(frozen=True)
+class Measures:
+    """What an evaluation measures beside the metrics that every record has.
+
+    Attributes:
+      cutoffs: numbers k of places for which HR, NDCG, recall, precision and MAP are added.
+      lists: whether the recommended lists are measured, see `list_metrics`; at `cutoffs`, or at 10.
+      slices: whether metrics are split by history length, repeated or new item, and item age.
+
+    Raises:
+      UserError: a cutoff is not in [1, 1000] or occurs twice.
+
+    >>> Measures(cutoffs=(5, 20), lists=True).list_cutoffs
+    (5, 20)
+    """
+
+    cutoffs: tuple[int, ...] = ()
+    lists: bool = False
+    slices: bool = False
+
+    def __post_init__(self) -> None:
+        inside = all(1 <= k <= LARGEST_CUTOFF for k in self.cutoffs)
+        if len(set(self.cutoffs)) < len(self.cutoffs) or not inside:
+            raise UserError(
+                f"cutoffs={','.join(map(str, self.cutoffs))}: write each number of places once, from 1 "
+                f"to {LARGEST_CUTOFF}, for example 5,10,20."
+            )
+
+    @property
+    def list_cutoffs(self) -> tuple[int, ...]:
+        """The cutoffs of measures of lists."""
+        return self.cutoffs or (10,)
+
 
 @dataclasses.dataclass(frozen=True)
 class EvalSpec:
@@ -30,6 +66,9 @@ class EvalSpec:
         time of a request. Heuristics then leave out the items of the current basket. None: a model that
         reads times may use it, and nothing else may.
       corrupt: changes the histories that are read, never the targets; see `denoise.Noise`.
+      target_types: event types that are targets, see `config.loss.target_types`; None for those of the
+        configuration (all types for a heuristic).
+      measures: what is measured beside the metrics that every record has.
 
     >>> EvalSpec("test", max_users=500).memory_format
     'float32'
@@ -46,6 +85,8 @@ class EvalSpec:
     seed: int = 0
     request_time_known: bool | None = None
     corrupt: Callable[[Histories, Targets], Histories] | None = None
+    target_types: str | None = None
+    measures: Measures = Measures()
 
     def knows_request_time(self, histories: Histories, default: bool) -> bool:
         """Return whether predictions may use the time of their target.

@@ -1,7 +1,7 @@
 """Plan an evaluation: which events are predicted, and which windows are read to predict them.
 
 - A *target* is one event (user, n), predicted from the n events before it. Where a protocol predicts
-  sets of items, all targets of a user are predicted from the events before the first one.
+  sets of items, all targets of a user are predicted from the same events, see `SplitRule.state_end`.
 - A *row* is one window of raw events that is read once, with one memory. Reads are causal, so all
   targets of a user with equal `ReadPlan`s share a row.
 
@@ -150,8 +150,11 @@ def make_targets(histories: Histories, rule: SplitRule, split: str) -> Targets:
         positions = [p[_first_occurrences(histories.ids[start + p])] for p, start in starts]
     user = np.repeat(np.arange(len(positions)), [len(p) for p in positions])
     event = np.concatenate(positions).astype(np.int64)
-    first = np.array([p[0] if len(p) else 0 for p in positions], np.int64)
-    targets = Targets(user, first[user] if rule.predicts_sets else event, event)
+    position = event
+    if rule.predicts_sets:
+        ends = [rule.state_end(split, int(u)) for u in histories.users]
+        position = np.array(ends, np.int64)[user]
+    targets = Targets(user, position, event)
     if (targets.position < 1).any():
         raise ValueError("A target at position 0 has no history to be predicted from.")
     return targets
@@ -160,6 +163,15 @@ def make_targets(histories: Histories, rule: SplitRule, split: str) -> Targets:
 def target_items(histories: Histories, targets: Targets) -> np.ndarray:
     """Return the item id of each target: int32 [T]."""
     return histories.ids[histories.offsets[targets.user] + targets.event]
+
+
+def distinct_reads(targets: Targets) -> np.ndarray:
+    """Return the first target of each (user, position): int64 [L], ascending.
+
+    Targets of one user and position share a ranked list.
+    """
+    reads = np.stack([targets.user, targets.position], axis=1)
+    return np.sort(np.unique(reads, axis=0, return_index=True)[1])
 
 
 def _first_occurrences(ids: np.ndarray) -> np.ndarray:

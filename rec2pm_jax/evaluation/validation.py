@@ -58,7 +58,8 @@ def validate(
       UserError: no user has targets, there are fewer users than processes, scores are not finite,
         or the protocol masks seen items and the table is sharded.
     """
-    rule = bound_rule(method.config.data, dataset)
+    rule = bound_rule(method.config.data, dataset, target_types=method.config.loss.target_types)
+    request_time = rule.request_time("validation")
     users, _ = select_users(dataset.lengths, rule, "validation", max_users, seed)
     processes = jax.process_count()
     if len(users) < processes:
@@ -76,7 +77,7 @@ def validate(
                 "config.model.table=sharded cannot do; use another protocol."
             )
         item = target_items(histories, targets)
-        readout = _read_sharded(method, params, histories, targets)
+        readout = _read_sharded(method, params, histories, targets, request_time)
         leaves, structure = jax.tree.flatten(readout)
         *leaves, item, user, position = _gather(
             *leaves, item, users[targets.user], targets.position
@@ -87,23 +88,35 @@ def validate(
             method.config.loss, table, method.num_items, readout, item.astype(np.int32)
         )
     else:
-        readout = _read(method, params, histories, targets)
+        readout = _read(method, params, histories, targets, request_time)
         ranks = rank_targets(method, params, histories, targets, readout, mask_seen=rule.mask_seen)
         ranks, user, position = _gather(ranks, users[targets.user], targets.position)
     order = np.lexsort((position, user))  # sums in one order, however many processes there are
     return summarize(ranks[order], user[order], sets=rule.predicts_sets)
 
 
-def _read(method: Method, params: Params, histories: Histories, targets: Targets) -> Readout:
+def _read(
+    method: Method,
+    params: Params,
+    histories: Histories,
+    targets: Targets,
+    request_time: int | None,
+) -> Readout:
     """Return what predicts each target, as numpy arrays of T rows."""
     rows = plan_rows(targets, method, None)
     memory = method.memory_kind
     states = compute_memories(method, params, histories, rows, memory, _BATCH)
-    return read_targets(method, params, histories, rows, states, batch_size=_BATCH)
+    return read_targets(
+        method, params, histories, rows, states, batch_size=_BATCH, request_time=request_time
+    )
 
 
 def _read_sharded(
-    method: Method, params: Params, histories: Histories, targets: Targets
+    method: Method,
+    params: Params,
+    histories: Histories,
+    targets: Targets,
+    request_time: int | None,
 ) -> Readout:
     """Do as `_read` over a small catalogue: the items of `histories`, fetched from a sharded table.
 
@@ -116,7 +129,7 @@ def _read_sharded(
     own_params = method.network.with_table(params, jnp.asarray(rows))
     own_histories = histories._replace(ids=(ids.reshape(-1) + 1).astype(np.int32))
     own_method = make_method(method.config, len(items) - 1)
-    vectors, own = _read(own_method, own_params, own_histories, targets)
+    vectors, own = _read(own_method, own_params, own_histories, targets, request_time)
     if own is not None:
         room = method.memory.entries + method.read_length - own.ids.shape[1]
         own = jax.tree.map(

@@ -282,7 +282,8 @@ class Method:
           params: as in `update`.
           batch: `ids` int32 [B, T + 1] with T = config.data.window: inputs are [:, :-1], next-item
             targets [:, 1:], padded on the right with 0. `times` and `types` likewise where the dataset
-            has them. `index` int32 [B], the global example index.
+            has them, and `weights` float32 where only some types are targets. `index` int32 [B], the
+            global example index.
           rng: key of dropout, negatives and the choice of memories; None switches them off.
         """
         return self.loss_function(self, params, batch, rng)

@@ -81,7 +81,7 @@ class TrainingBatch(NamedTuple):
         holds the S + R - 1 events from h * S on; the first S of them are segment h.
       history: the K segments of each user as one row of K * S events.
       targets: int32 [B * K, S + R - 1], the next item of each event of `windows`.
-      weights: float32, the same shape: 1 for a target, 0 for padding.
+      weights: float32, the same shape: of each target, 0 for padding.
     """
 
     windows: Window
@@ -138,7 +138,8 @@ def training_events(batch: Batch, rng: PRNGKey | None) -> tuple[Window, Array, A
       rng: chooses these rows; None: all query times are known.
 
     Returns:
-      (window with fields [B, T], targets int32 [B, T], weights float32 [B, T], 1 for a target).
+      (window with fields [B, T], targets int32 [B, T], weights float32 [B, T]: 0 for what is no target,
+      and 1 for a target unless the batch weighs types of events).
     """
     ids, times, types = batch["ids"], batch.get("times"), batch.get("types")
     inputs = Events(
@@ -158,7 +159,14 @@ def training_events(batch: Batch, rng: PRNGKey | None) -> tuple[Window, Array, A
             )
         row_times = jnp.where(known, times[:, 1:], times[:, :-1])
     window = Window(inputs, _count(inputs.ids), row_times, known, batch["index"])
-    return window, targets, (targets != PADDING_ID).astype(jnp.float32)
+    return window, targets, target_weights(batch)
+
+
+def target_weights(batch: Batch) -> Array:
+    """Return the weights of the next items of a batch: float32 [B, T], see `training_events`."""
+    if "weights" in batch:
+        return batch["weights"][:, 1:]
+    return (batch["ids"][:, 1:] != PADDING_ID).astype(jnp.float32)
 
 
 def cut_windows(batch: Batch, data: DataConfig, rng: PRNGKey | None) -> TrainingBatch:

@@ -84,6 +84,7 @@ def train_and_evaluate(
         config.train.seed,
         jax.process_index(),
         jax.process_count(),
+        config.loss.target_types,
     )
     with contextlib.closing(batches):  # ends the thread that reads ahead
         data = TrainingData(

@@ -290,10 +290,10 @@ def _pmap_partition(config: Config, method: Method) -> Partition:
 
 def _abstract_batch(config: Config) -> Batch:
     """Return the shapes of a whole job's batch (see `Method.loss`), with the columns in use."""
-    size, model = config.train.batch_size, config.model
-    names = ["ids"]
-    names += ["times"] if config.reads_times else []
-    names += ["types"] if model.event_types else []
-    shape = (size, config.data.window + 1)
-    batch = {name: jax.ShapeDtypeStruct(shape, jnp.int32) for name in names}
+    size, shape = config.train.batch_size, (config.train.batch_size, config.data.window + 1)
+    dtypes: dict[str, Any] = {"ids": jnp.int32}
+    dtypes |= {"times": jnp.int32} if config.reads_times else {}
+    dtypes |= {"types": jnp.int32} if config.model.event_types else {}
+    dtypes |= {"weights": jnp.float32} if config.loss.target_types is not None else {}
+    batch = {name: jax.ShapeDtypeStruct(shape, dtype) for name, dtype in dtypes.items()}
     return batch | {"index": jax.ShapeDtypeStruct((size,), jnp.int32)}

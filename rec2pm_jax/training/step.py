@@ -14,7 +14,8 @@ import jax.numpy as jnp
 import optax
 
 from rec2pm_jax.methods.method import Method
-from rec2pm_jax.typing import PADDING_ID, Array, Batch, Params, PRNGKey
+from rec2pm_jax.methods.windows import target_weights
+from rec2pm_jax.typing import Array, Batch, Params, PRNGKey
 
 
 class TrainState(NamedTuple):
@@ -166,7 +167,7 @@ def batch_gradient(
     )
     sums = total(sums)
     loss = sum(scales[name] * value for name, value in sums.items())
-    tokens = (micro["ids"][:, :, 1:] != PADDING_ID).sum(axis=(1, 2))
+    tokens = (jax.vmap(target_weights)(micro) > 0).sum(axis=(1, 2))
     metrics = {f"loss/{name}": _divide(value, weights[name]) for name, value in sums.items()}
     return gradient, loss, metrics | {"loss/total": loss, "tokens": total(tokens)}
 

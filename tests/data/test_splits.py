@@ -14,7 +14,8 @@ from rec2pm_jax.config_dict import from_dict
 from rec2pm_jax.data.dataset import open_dataset
 from rec2pm_jax.data.dates import parse_time
 from rec2pm_jax.data.pipeline import select_training_users
-from rec2pm_jax.data.splits import bound_rule, split_rule
+from rec2pm_jax.data.split_rules import HOLDOUT_SHARE, HoldOut
+from rec2pm_jax.data.splits import SPLIT_RULES, bound_rule, split_rule
 from rec2pm_jax.errors import UserError
 from rec2pm_jax.evaluation.evaluator import evaluate
 from rec2pm_jax.evaluation.heuristic import Heuristic, evaluate_heuristic
@@ -89,6 +90,62 @@ def temporal(time: int, days: float) -> DataConfig:
     return DataConfig(protocol="temporal", split_time=str(time), validation_days=days)
 
 
+@pytest.fixture(scope="module")
+def crowd(tmp_path_factory):
+    """Users with events over the same 40 seconds."""
+    directory = tmp_path_factory.mktemp("crowd")
+    prepare_log(random_log(), directory)
+    return open_dataset(directory / "data")
+
+
+FROZEN = DataConfig(
+    protocol="temporal_set",
+    split_time="1030",
+    validation_days=10 / 86_400,
+    segment=5,
+    segments=3,
+)
+
+
+@pytest.mark.parametrize("split", ["validation", "test"])
+def test_a_frozen_state_predicts_all_that_follows_as_one_set(crowd, split):
+    rule, single = (bound_rule(FROZEN, crowd, name) for name in ("temporal_set", "temporal"))
+    assert rule.train_ends(crowd.lengths).tolist() == single.train_ends(crowd.lengths).tolist()
+    frozen, stop = (1020, 1030) if split == "validation" else (1030, 10_000)
+    expected = []
+    for user, n in enumerate(crowd.lengths):
+        ids, moments = crowd.sequence(user).ids, crowd.sequence(user).times + crowd.time_origin
+        before = int((moments < frozen).sum())
+        inside = [p for p in range(n) if frozen <= moments[p] < stop]
+        new = [p for i, p in enumerate(inside) if ids[p] not in ids[inside[:i]]]
+        expected += [(user, before, p) for p in new if before]  # no state without events
+        assert rule.eligible(crowd.lengths, split)[user] == bool(before and inside)
+    users, _ = select_users(crowd.lengths, rule, split, 0, 0)
+    found = make_targets(load_histories(crowd, users), rule, split)
+    assert list(zip(users[found.user], found.position, found.event, strict=True)) == expected
+    assert len(users) > 5 and len(expected) > 2 * len(users)
+    assert rule.request_time(split) + crowd.time_origin == frozen
+    with pytest.raises(ValueError, match="Bind"):
+        split_rule("temporal_set").request_time(split)
+
+
+def test_a_frozen_state_is_read_at_its_time(crowd):
+    """The time of the first target, which nobody knows at T, changes no rank."""
+    method = FakeMethod(Config(data=FROZEN), crowd.num_items)
+
+    def later(histories, targets):
+        times = histories.times.copy()
+        for user in range(len(histories.users)):
+            first = histories.offsets[user] + targets.position[targets.user == user][0]
+            times[first : histories.offsets[user + 1]] += 977
+        return histories._replace(times=times)
+
+    found = evaluate(method, PARAMS, crowd, EvalSpec("test", swap=False))
+    other = evaluate(method, PARAMS, crowd, EvalSpec("test", swap=False, corrupt=later))
+    np.testing.assert_array_equal(found.rank, other.rank)
+    assert found.record(config={})["users"] == len(found.user_ndcg)
+
+
 @settings(max_examples=60, deadline=None)
 @given(time=st.integers(2, 734), seconds=st.integers(1, 300))
 def test_temporal_matches_loops(dataset, time, seconds):
@@ -110,10 +167,17 @@ def test_temporal_matches_loops(dataset, time, seconds):
             assert rule.eligible(dataset.lengths, split)[user] == bool(expected)
 
 
+def holdout(monkeypatch, base, share, **sizes) -> DataConfig:
+    """Hold out another share of the users, so that a few users are enough for a test."""
+    name = f"holdout_{base}"
+    monkeypatch.setitem(SPLIT_RULES, name, HoldOut(name, split_rule(base), share))
+    return DataConfig(protocol=name, **sizes)
+
+
 @pytest.mark.parametrize("base", ["leave_one_out", "last_10"])
 @pytest.mark.parametrize("fraction", [0.2, 0.5, 0.8])
-def test_holdout_divides_users_and_keeps_their_targets(dataset, base, fraction):
-    data = DataConfig(protocol=f"holdout_{base}", holdout_fraction=fraction)
+def test_holdout_divides_users_and_keeps_their_targets(dataset, monkeypatch, base, fraction):
+    data = holdout(monkeypatch, base, fraction)
     rule, plain = bound_rule(data, dataset), split_rule(base)
     for user, n in enumerate(dataset.lengths):
         held = rule.train_ends(dataset.lengths)[user] == 0
@@ -134,21 +198,21 @@ class Names:
         return self.users[index]
 
 
-def test_who_is_held_out_depends_on_the_id_alone():
+def test_who_is_held_out_depends_on_the_id_alone(monkeypatch):
     def held(users, fraction):
-        data = DataConfig(protocol="holdout_last_10", holdout_fraction=fraction)
+        data = holdout(monkeypatch, "last_10", fraction)
         rule = bound_rule(data, Names(users))
         return {u for u, h in zip(users, rule.held, strict=True) if h}
 
     users = [f"user {i}" for i in range(4000)]
-    some = held(users, 0.1)
+    some = held(users, HOLDOUT_SHARE)
     assert 320 < len(some) < 480
     assert held(users[::-3], 0.1) == some & set(users[::-3])
     assert some < held(users, 0.2)  # a larger share holds out the same people, and more
 
 
-def test_a_rule_trains_on_no_target(dataset):
-    data = DataConfig(segment=3, segments=2, protocol="holdout_leave_one_out", holdout_fraction=0.5)
+def test_a_rule_trains_on_no_target(dataset, monkeypatch):
+    data = holdout(monkeypatch, "leave_one_out", 0.5, segment=3, segments=2)
     trained = set(select_training_users(dataset, data).users.tolist())
     users, skipped = select_users(dataset.lengths, bound_rule(data, dataset), "test", 0, 0)
     assert len(users) and len(trained) and not trained & set(users.tolist())
@@ -159,11 +223,11 @@ def test_a_rule_trains_on_no_target(dataset):
     np.testing.assert_array_equal(targets.position, lengths - 1)
 
 
-@pytest.mark.parametrize(
-    "data",
-    [temporal(1030, 10 / 86_400), DataConfig(protocol="holdout_last_10", holdout_fraction=0.5)],
-)
-def test_heuristics_under_a_protocol_that_depends_on_the_user(tmp_path, data):
+@pytest.mark.parametrize("protocol", ["temporal", "holdout_last_10"])
+def test_heuristics_under_a_protocol_that_depends_on_the_user(tmp_path, monkeypatch, protocol):
+    data = temporal(1030, 10 / 86_400)
+    if protocol == "holdout_last_10":
+        data = holdout(monkeypatch, "last_10", 0.5)
     prepare_log(random_log(), tmp_path)
     dataset = open_dataset(tmp_path / "data")
     rule = bound_rule(data, dataset)
@@ -181,14 +245,13 @@ def test_heuristics_under_a_protocol_that_depends_on_the_user(tmp_path, data):
     assert found.record(config={})["protocol"] == data.protocol
 
 
-@pytest.mark.parametrize(
-    "data",
-    [
-        DataConfig(segment=5, segments=3, protocol="holdout_last_10", holdout_fraction=0.5),
-        dataclasses.replace(temporal(330, 50 / 86_400), segment=5, segments=3),
-    ],
-)
-def test_a_model_is_evaluated_on_these_targets_and_never_on_what_it_was_trained_on(dataset, data):
+@pytest.mark.parametrize("protocol", ["temporal", "holdout_last_10"])
+def test_a_model_is_evaluated_on_these_targets_and_never_on_what_it_was_trained_on(
+    dataset, monkeypatch, protocol
+):
+    data = dataclasses.replace(temporal(330, 50 / 86_400), segment=5, segments=3)
+    if protocol == "holdout_last_10":
+        data = holdout(monkeypatch, "last_10", 0.5, segment=5, segments=3)
     method = FakeMethod(Config(data=data), dataset.num_items)
     rule = bound_rule(data, dataset)
     found = evaluate(method, PARAMS, dataset, EvalSpec("test", swap=False))
@@ -225,8 +288,8 @@ def test_split_times_without_data_are_refused(dataset, time, days, message):
         bound_rule(DataConfig(protocol="temporal", split_time=time, validation_days=days), dataset)
 
 
-def test_no_user_has_targets(dataset):
-    data = DataConfig(protocol="holdout_last_10", holdout_fraction=1e-9)
+def test_no_user_has_targets(dataset, monkeypatch):
+    data = holdout(monkeypatch, "last_10", 1e-9)
     with pytest.raises(UserError, match="8 users has the 21 events .* and is held out"):
         select_users(dataset.lengths, bound_rule(data, dataset), "test", 0, 0)
 
@@ -241,7 +304,7 @@ def test_a_dataset_without_times(tmp_path):
 
 def test_settings_at_their_neutral_value_leave_the_hash_of_old_runs_alone():
     plain = config_hash(Config())
-    for field, value in (("split_time", "2023-01-01"), ("holdout_fraction", 0.3)):
+    for field, value in (("split_time", "2023-01-01"), ("validation_days", 3.0)):
         assert config_hash(Config(data=DataConfig(**{field: value}))) != plain
     before = {"segment": 25, "segments": 16, "recent": 1, "protocol": "last_10"}
     assert config_hash(from_dict({"data": before})) == plain

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from launch.experiments import evaluating
 from rec2pm_jax.errors import UserError
 from rec2pm_jax.evaluation.record import write_records
 from rec2pm_jax.evaluation.report import metrics_table, setting_line
@@ -23,7 +24,10 @@ DEFAULTS = {
     "protocol": "",
     "split_time": "",
     "validation_days": 1.0,
-    "holdout_fraction": 0.1,
+    "target_types": "",
+    "cutoffs": [],
+    "list_metrics": False,
+    "slices": False,
     "memory": "",
     "checkpoint": "best",
     "max_segments": 0,
@@ -36,10 +40,8 @@ DEFAULTS = {
 
 
 def baseline(monkeypatch, **flags):
-    from launch import evaluate
-
-    monkeypatch.setattr(evaluate, "open_dataset", lambda path: FakeDataset([30, 5, 40]))
-    return evaluate.evaluate_baseline(SimpleNamespace(**DEFAULTS | flags))
+    monkeypatch.setattr(evaluating, "open_dataset", lambda path: FakeDataset([30, 5, 40]))
+    return evaluating.evaluate_baseline(SimpleNamespace(**DEFAULTS | flags))[0].record
 
 
 def test_a_heuristic_names_what_its_protocol_needs_beside_its_name(monkeypatch):

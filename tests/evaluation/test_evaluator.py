@@ -330,7 +330,8 @@ def test_record_has_the_keys_of_the_contract_and_is_json(tmp_path):
         "request_time_known state_bytes_per_user state_bookkeeping_bytes swap memory_variance seed "
         "step wall_s config config_hash data_hash git_commit"
     )
-    extra = {"intervals", "skipped_users", "state_used_bytes"}
+    extra = {"intervals", "skipped_users", "state_used_bytes", "target_types"}
+    extra |= {"cutoffs", "list_metrics", "slices"}
     assert set(record) == set(contract.split()) | extra
     assert (record["users"], record["targets"], record["skipped_users"]) == (7, 70, 2)
     assert record["state_bytes_per_user"] == 3 * 2 * 8 * 4 + EXACT_BYTES  # G x C x D x float32
