@@ -16,8 +16,11 @@ import polars as pl
 
 from rec2pm_jax.data.options import PrepareOptions
 from rec2pm_jax.data.prepare.column_files import ColumnFiles
+from rec2pm_jax.data.schema import CONTENT_COLUMNS
 from rec2pm_jax.errors import UserError
 
+# Columns of an item table that say what an item is. The last two exist with `--items` only.
+ITEM_FACTS = ("title", "category", *CONTENT_COLUMNS)
 RULE = "repeat: drop items below min_item_count, then users below min_user_events; until stable"
 
 
@@ -131,10 +134,10 @@ def number_items(counts: pl.DataFrame, titles: pl.DataFrame) -> pl.DataFrame:
 
     Args:
       counts: item (string, unique) and count (int64).
-      titles: item, title and category, as `schema.Interactions.items`.
+      titles: as `schema.Interactions.items`.
 
     Returns:
-      id (int32, contiguous from 1), raw_id, count (int64), title, category.
+      id (int32, contiguous from 1), raw_id, count (int64) and those of `ITEM_FACTS` that `titles` has.
     """
     table = (
         counts.sort(["count", "item"], descending=[True, False])
@@ -142,7 +145,10 @@ def number_items(counts: pl.DataFrame, titles: pl.DataFrame) -> pl.DataFrame:
         .with_columns(pl.col("id").cast(pl.Int32))
     )
     return table.join(titles, on="item", how="left", maintain_order="left").select(
-        "id", pl.col("item").alias("raw_id"), "count", "title", "category"
+        "id",
+        pl.col("item").alias("raw_id"),
+        "count",
+        *(name for name in ITEM_FACTS if name in titles.columns),
     )
 
 

@@ -20,6 +20,7 @@ from rec2pm_jax.data.prepare.column_files import ColumnFiles, append_by_part
 from rec2pm_jax.data.prepare.dropped_events import DroppedEvents, DroppedEventWriter
 from rec2pm_jax.data.prepare.encode import EncodedLog
 from rec2pm_jax.data.prepare.filters import (
+    ITEM_FACTS,
     Filters,
     apply_filters,
     empty_item_table,
@@ -205,11 +206,25 @@ def _look_up(texts: pl.Series, table: pl.Series) -> np.ndarray:
 
 
 def _merge_items(known: pl.DataFrame, found: pl.DataFrame, titles: pl.DataFrame) -> pl.DataFrame:
-    """Return known items with the counts of both, then new items as `number_items` orders them."""
+    """Return known items with the counts of both, then new items as `number_items` orders them.
+
+    Items that `--items` lists are items without events, too, and what it says of known ones counts.
+    """
+    listed = titles.head(0)
+    if "listed" in titles.columns:
+        listed = titles.filter("listed")
+        without = listed.select("item", count=pl.lit(0, pl.Int64))
+        without = without.filter(~pl.col("item").is_in(found["item"].to_list()))
+        found = pl.concat([found, without])
     fresh = found.filter(~pl.col("item").is_in(known["raw_id"].to_list()))
     fresh = number_items(fresh, titles).with_columns(pl.col("id") + known.height)
     more = found.rename({"item": "raw_id", "count": "more"})
-    both = known.join(more, on="raw_id", how="left", maintain_order="left").select(
-        "id", "raw_id", pl.col("count") + pl.col("more").fill_null(0), "title", "category"
-    )
-    return pl.concat([both, fresh.with_columns(pl.col("id").cast(pl.Int32))])
+    both = known.join(more, on="raw_id", how="left", maintain_order="left")
+    both = both.with_columns(pl.col("count") + pl.col("more").fill_null(0)).drop("more")
+    facts = [name for name in ITEM_FACTS if name in listed.columns]
+    news = listed.select(raw_id="item", **{f"new_{name}": name for name in facts})
+    both = both.join(news, on="raw_id", how="left", maintain_order="left")
+    both = both.with_columns(
+        pl.coalesce(f"new_{name}", *({name} & set(known.columns))).alias(name) for name in facts
+    ).drop(f"new_{name}" for name in facts)
+    return pl.concat([both, fresh.with_columns(pl.col("id").cast(pl.Int32))], how="diagonal")
