@@ -95,8 +95,9 @@ class ModelConfig:
       use_times: whether the model reads the time from each event to its query. None: where the dataset
         has real times.
       repeat_head: the user's raw items get a score of their own, see `methods/own_items.py`.
-      item_features: rows of the table that embeds what items are (titles, categories, attributes). An
-        item's vector is that of its id plus that of its content, see `nn/item_features.py`. 0: ids only.
+      item_features: rows of the table that embeds what items are: words of titles, categories and
+        attributes. An item's vector is that of its id plus that of its content, see
+        `nn/item_features.py`. 0: ids only.
       event_types: event types that are embedded: all that the dataset has. 0: types are not used.
       dtype: compute dtype, float32 or bfloat16. Parameters are float32.
       table: whole (each device holds the item table) or sharded (each device holds some rows).

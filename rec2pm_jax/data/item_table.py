@@ -12,6 +12,7 @@ a model (`nn/item_features.py`).
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ from rec2pm_jax.data.hashing import hash_strings
 from rec2pm_jax.data.reading.column_checks import check_whole, get_column, raise_issues, to_ids
 from rec2pm_jax.data.reading.log_files import read_whole
 from rec2pm_jax.data.reading.report import BatchCheck
-from rec2pm_jax.data.schema import CONTENT_COLUMNS, ITEM_COLUMNS
+from rec2pm_jax.data.schema import CONTENT_COLUMNS, ITEM_COLUMNS, Interactions
 from rec2pm_jax.errors import UserError
 
 TITLE_WORDS = 8  # of a title, that are content
@@ -64,6 +65,11 @@ def read_item_table(path: str | Path, id_type: str = "text") -> pl.DataFrame:
     raise_issues(check)
     columns = {"item": item, **texts, "attributes": _to_pairs(attributes, len(item))}
     return pl.DataFrame(columns | {"vector": vectors}, schema=ITEM_COLUMNS | CONTENT_COLUMNS)
+
+
+def add_item_table(log: Interactions, table: pl.DataFrame) -> Interactions:
+    """Return a log whose items are described by `table`, of `read_item_table`, as well."""
+    return dataclasses.replace(log, items=lambda: describe_items(log.item_table(), table))
 
 
 def describe_items(items: pl.DataFrame, table: pl.DataFrame) -> pl.DataFrame:

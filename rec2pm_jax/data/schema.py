@@ -12,8 +12,10 @@ from rec2pm_jax.errors import UserError
 
 EVENT_COLUMNS = {"user": pl.String, "item": pl.String, "timestamp": pl.Int64}
 OPTIONAL_EVENT_COLUMNS = {"event_type": pl.String, "fraction": pl.Int64, "order": pl.Int64}
+ITEM_COLUMNS: dict[str, pl.DataType | type[pl.DataType]]
 ITEM_COLUMNS = {"item": pl.String, "title": pl.String, "category": pl.String}
 # What `--items` adds to the table of a dataset, see `data/item_table.py`.
+CONTENT_COLUMNS: dict[str, pl.DataType | type[pl.DataType]]
 CONTENT_COLUMNS = {"attributes": pl.List(pl.String), "vector": pl.List(pl.Float32)}
 
 

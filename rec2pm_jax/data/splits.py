@@ -17,6 +17,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from rec2pm_jax.config import DataConfig
 from rec2pm_jax.data.last_basket import LastBasket
 from rec2pm_jax.data.split_rules import SPLITS, HoldOut, LastEvents, SplitRule, Temporal
@@ -29,6 +31,7 @@ __all__ = [
     "SPLIT_RULES",
     "SplitRule",
     "bound_rule",
+    "count_training_events",
     "settings",
     "split_rule",
 ]
@@ -96,6 +99,22 @@ def bound_rule(data: DataConfig, dataset: Any, protocol: str = "") -> SplitRule:
     20
     """
     return split_rule(protocol or data.protocol).bind(data, dataset)
+
+
+def count_training_events(dataset: Any, rule: SplitRule) -> np.ndarray:
+    """Count the training events of each item.
+
+    Args:
+      dataset: a `Dataset`.
+      rule: bound to it.
+
+    Returns:
+      int64 [V], row 0 for padding.
+    """
+    histories, lengths = dataset.histories, np.diff(dataset.histories.offsets)
+    position = np.arange(len(histories.ids)) - np.repeat(histories.offsets[:-1], lengths)
+    trained = position < np.repeat(rule.train_ends(dataset.lengths), lengths)
+    return np.bincount(histories.ids[trained], minlength=dataset.num_items + 1)
 
 
 def settings(data: DataConfig, protocol: str = "") -> dict[str, object]:

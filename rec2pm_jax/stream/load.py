@@ -13,7 +13,7 @@ from rec2pm_jax.stream.recommender import Recommender
 from rec2pm_jax.stream.stores.record import ModelIdentity
 from rec2pm_jax.training.checkpoint import load_for_inference
 from rec2pm_jax.training.checkpoint_store import Meta
-from rec2pm_jax.training.new_items import grow_items
+from rec2pm_jax.training.item_content import serving_params
 from rec2pm_jax.training.run_checks import open_training_data
 from rec2pm_jax.typing import Params
 
@@ -54,7 +54,7 @@ def make_recommender(config: Config, params: Params, dataset: Dataset) -> Recomm
       dataset: that the model was trained on, with or without later days of events.
     """
     identity = ModelIdentity.from_params(config, params)
-    params = grow_items(params, dataset.num_items, config.train.seed)
+    params = serving_params(config, params, dataset.item_table)
     method = make_method(config, dataset.num_items)
     catalogue = Catalogue.from_dataset(dataset, config)
     return Recommender(method, params, catalogue, identity, dataset)

@@ -201,7 +201,9 @@ def test_recomputing_changes_what_is_kept_and_nothing_else(
     x, layout = inputs(), make_layout()
     found = {}
     for recompute in (False, True):
-        monkeypatch.setattr(recomputation, "platform_of", lambda _, on=recompute: "tpu" if on else "cpu")
+        monkeypatch.setattr(
+            recomputation, "platform_of", lambda _, on=recompute: "tpu" if on else "cpu"
+        )
         compute = ComputeConfig(attention=attention)
         module = stack(config, compute=compute)
 

@@ -13,7 +13,7 @@ import polars as pl
 
 from rec2pm_jax.data.dataset import INFO_FILE, read_info
 from rec2pm_jax.data.event_order import TIE_RULES
-from rec2pm_jax.data.item_table import describe_items, read_item_table
+from rec2pm_jax.data.item_table import add_item_table, read_item_table
 from rec2pm_jax.data.options import PrepareOptions
 from rec2pm_jax.data.prepare import dropped_events, encode, partition, write
 from rec2pm_jax.data.prepare.describe import Content, describe
@@ -165,9 +165,7 @@ def run_stages(
     def encode_source(directory: Path) -> None:
         interactions = SOURCES[options.source](options)
         if table is not None:
-            interactions = dataclasses.replace(
-                interactions, items=lambda log=interactions: describe_items(log.item_table(), table)
-            )
+            interactions = add_item_table(interactions, table)
         earlier = 0
         if target and target.dropped:
             interactions = target.dropped.prepend_to(interactions)
