@@ -23,8 +23,9 @@ from rec2pm_jax.devices import describe_devices
 from rec2pm_jax.errors import UserError
 from rec2pm_jax.evaluation.diagnostics import memory_diagnostics
 from rec2pm_jax.evaluation.heuristic import HEURISTICS, Heuristic, evaluate_heuristic
+from rec2pm_jax.evaluation.item_frequency import by_training_events
 from rec2pm_jax.evaluation.record import write_records
-from rec2pm_jax.evaluation.report import diagnostics_table, metrics_table, setting_line
+from rec2pm_jax.evaluation.report import record_text
 from rec2pm_jax.evaluation.spec import EvalSpec
 from rec2pm_jax.provenance import git_commit
 from rec2pm_jax.runs import evaluate_run
@@ -96,8 +97,10 @@ def evaluate_baseline(args: Any) -> dict[str, Any]:
     )
     known = args.request_time_known
     spec = EvalSpec(args.split, max_users=args.max_users or None, request_time_known=known)
-    evaluation = evaluate_heuristic(heuristic, open_dataset(args.data), spec, data)
-    return evaluation.record(config=protocol_settings(data), git_commit=git_commit())
+    dataset = open_dataset(args.data)
+    evaluation = evaluate_heuristic(heuristic, dataset, spec, data)
+    record = evaluation.record(config=protocol_settings(data), git_commit=git_commit())
+    return record | {"by_training_events": by_training_events(evaluation, dataset, data)}
 
 
 def main(_: list[str]) -> None:
@@ -107,10 +110,7 @@ def main(_: list[str]) -> None:
     record = evaluate_workdir(args) if args.workdir else evaluate_baseline(args)
     if args.workdir:
         print(f"devices: {describe_devices()}")
-    print(setting_line(record))
-    print(metrics_table([record]))
-    if "diagnostics" in record:
-        print(f"\n{diagnostics_table(record['diagnostics'])}")
+    print(record_text(record))
     if args.json:
         write_records(args.json, [record])
         print(f"written to {args.json}")

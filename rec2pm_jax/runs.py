@@ -15,6 +15,7 @@ from rec2pm_jax.data.splits import settings as protocol_settings
 from rec2pm_jax.data.splits import split_rule
 from rec2pm_jax.evaluation.evaluator import evaluate
 from rec2pm_jax.evaluation.heuristic import Heuristic, evaluate_heuristic
+from rec2pm_jax.evaluation.item_frequency import by_training_events
 from rec2pm_jax.evaluation.record import Evaluation
 from rec2pm_jax.evaluation.spec import EvalSpec
 from rec2pm_jax.methods.method import Method
@@ -171,6 +172,7 @@ def evaluate_run(run: TrainedRun, spec: EvalSpec) -> Result:
         step=run.meta["step"],
         git_commit=git_commit(),
     )
+    record["by_training_events"] = by_training_events(evaluation, run.dataset, run.config.data)
     return Result(evaluation, record)
 
 

@@ -16,7 +16,14 @@ from rec2pm_jax.evaluation.metrics import summarize
 from rec2pm_jax.evaluation.ranking import rank_targets, read_targets
 from rec2pm_jax.evaluation.record import Evaluation, dataset_name
 from rec2pm_jax.evaluation.spec import EvalSpec
-from rec2pm_jax.evaluation.targets import Rows, Targets, final_rows, plan_rows, select_targets
+from rec2pm_jax.evaluation.targets import (
+    Rows,
+    Targets,
+    final_rows,
+    plan_rows,
+    select_targets,
+    target_items,
+)
 from rec2pm_jax.methods.codec import check_format
 from rec2pm_jax.methods.method import Method
 from rec2pm_jax.methods.state_format import state_format
@@ -105,6 +112,7 @@ def evaluate(method: Method, params: Params, dataset: EvaluationData, spec: Eval
         request_time_known=known and config.reads_times,
         user=users[targets.user],
         position=targets.position,
+        item=target_items(histories, targets),
         rank=ranks,
         swapped_rank=swapped,
         metrics=summarize(ranks, targets.user, sets=rule.predicts_sets),

@@ -187,6 +187,7 @@ def evaluate_heuristic(
         protocol=protocol,
         user=users[targets.user],
         position=targets.position,
+        item=target_items(histories, targets),
         rank=ranks,
         swapped_rank=None,
         metrics=summarize(ranks, targets.user, sets=rule.predicts_sets),

@@ -31,6 +31,7 @@ class Evaluation:
       protocol: name of the split rule.
       user: int64 [T], dataset index of each target's user; targets are ordered by user.
       position: int64 [T], number n of events [0, n) that each target is predicted from.
+      item: int32 [T], id of each target's item.
       rank: int64 [T], from 1.
       swapped_rank: int64 [T], ranks with another user's memory, or None.
       metrics: see `metrics.summarize`.
@@ -54,6 +55,7 @@ class Evaluation:
     protocol: str
     user: np.ndarray
     position: np.ndarray
+    item: np.ndarray
     rank: np.ndarray
     swapped_rank: np.ndarray | None
     metrics: Mapping[str, float]
@@ -76,10 +78,17 @@ class Evaluation:
         """ndcg@10 of each user, float64, ascending by user: samples of a paired bootstrap."""
         return self.user_metrics(self.rank)["ndcg@10"]
 
-    def user_metrics(self, ranks: np.ndarray) -> dict[str, np.ndarray]:
-        """Return the metrics of each user for `ranks` int64 [T], as the protocol defines them."""
+    def user_metrics(
+        self, ranks: np.ndarray, chosen: np.ndarray | slice = slice(None)
+    ) -> dict[str, np.ndarray]:
+        """Return the metrics of each user, as the protocol defines them.
+
+        Args:
+          ranks: int64 [T].
+          chosen: bool [T], targets that count. Users without any are left out.
+        """
         sets = split_rule(self.protocol).predicts_sets
-        return user_metrics(ranks, self.user, sets=sets)
+        return user_metrics(ranks[chosen], self.user[chosen], sets=sets)
 
     def record(
         self,

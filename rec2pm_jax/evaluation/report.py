@@ -66,6 +66,15 @@ def display_name(record: Mapping[str, Any]) -> str:
     return name
 
 
+def record_text(record: Mapping[str, Any]) -> str:
+    """Return the setting and all tables of an evaluation record of `launch.evaluate`."""
+    parts = [f"{setting_line(record)}\n{metrics_table([record])}"]
+    parts.append(frequency_table(record["by_training_events"]))
+    if "diagnostics" in record:
+        parts.append(diagnostics_table(record["diagnostics"]))
+    return "\n\n".join(parts)
+
+
 def metrics_table(records: Sequence[Mapping[str, Any]]) -> str:
     """Return a table of metrics in percent, one row per record, with the 95 % interval of ndcg@10."""
     names = [*METRICS, *(name for name in records[0]["metrics"] if name not in METRICS)]
@@ -117,6 +126,28 @@ def diagnostics_table(diagnostics: Mapping[str, Any]) -> str:
         ],
     )
     return f"NDCG@10, %, targets with memory\n{used}\n\n{figures}\n\n{drift}"
+
+
+def frequency_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return what `item_frequency.by_training_events` found as a table, in percent.
+
+    >>> row = {"training_events": "0", "items": 3, "targets": 2, "users": 1, "ndcg@10": 0.5}
+    >>> print(frequency_table([row | {"hr@10": None}]))
+    training events of the item  items  targets  ndcg@10  hr@10
+    ---------------------------  -----  -------  -------  -----
+    0                                3        2    50.00      -
+    """
+    return format_table(
+        ["training events of the item", "items", "targets", "ndcg@10", "hr@10"],
+        [
+            [
+                row["training_events"],
+                *(str(row[name]) for name in ("items", "targets")),
+                *("-" if row[m] is None else f"{100 * row[m]:.2f}" for m in ("ndcg@10", "hr@10")),
+            ]
+            for row in rows
+        ],
+    )
 
 
 def format_table(header: Sequence[str], body: Sequence[Sequence[str]]) -> str:
