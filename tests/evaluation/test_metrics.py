@@ -114,6 +114,7 @@ def test_every_user_weighs_the_same_in_the_swapped_value_too():
         protocol="temporal",
         user=user,
         position=np.arange(4),
+        item=np.ones(4, np.int32),
         rank=rank,
         swapped_rank=rank,
         metrics=metrics.summarize(rank, user),

@@ -33,6 +33,7 @@ def evaluation(seed, users=USERS, worst=30):
         protocol="last_10",
         user=users,
         position=np.arange(len(users)),
+        item=np.ones(len(users), np.int32),
         rank=rank,
         swapped_rank=None,
         metrics=summarize(rank, users),

@@ -258,7 +258,7 @@ def test_command_line(dataset, engine, tmp_path):
     assert "skipped 1 lines: 1 malformed" in summary and "done: 30 events" in summary
     assert done.stdout == b""
 
-    assert "--data=DIR lets the users of that dataset start" in summary
+    assert "--data=DIR lets its users start" in summary
     known = run_cli(
         workdir, "-", "-", json.dumps({"user": dataset.user(0), "recommend": 2}).encode(),
         more=[f"--data={dataset.path}"],
