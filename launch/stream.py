@@ -35,6 +35,7 @@ from rec2pm_jax.methods.codec import FORMATS
 from rec2pm_jax.stream.engine import Engine
 from rec2pm_jax.stream.lines.output import open_metrics, open_output
 from rec2pm_jax.stream.lines.sources import open_source
+from rec2pm_jax.stream.live_items import LiveItems
 from rec2pm_jax.stream.options import DAY_S, MAX_SECONDS, EngineOptions, parse_worker
 from rec2pm_jax.stream.process import configure_interpreter, watch_stop_signals
 from rec2pm_jax.stream.rebuild import is_rebuilt
@@ -42,9 +43,7 @@ from rec2pm_jax.stream.runner import Intervals, run_stream
 from rec2pm_jax.stream.stores.base import MemoryStore, open_store
 
 flags.DEFINE_string("workdir", None, "Directory of a training run.")
-flags.DEFINE_string(
-    "events", None, "File of lines, directory of *.jsonl files, or - for standard input."
-)
+flags.DEFINE_string("events", None, "File, directory of *.jsonl files, or - for standard input.")
 flags.DEFINE_string(
     "output", None, "File of the answers, new (with a store: appended to); - for standard output."
 )
@@ -54,6 +53,7 @@ flags.DEFINE_string(
     "Prepared dataset whose users start with their events there; empty: only the items of the dataset "
     "that the run was trained on are known.",
 )
+flags.DEFINE_string("items", "", "Table of items, read again when it changes; needs content.")
 flags.DEFINE_enum("checkpoint", "best", ["best", "latest"], "Which checkpoint of the run.")
 flags.DEFINE_string(
     "store", "", "Where states are kept: a directory or redis://..; empty: nowhere."
@@ -100,19 +100,19 @@ def main(_: list[str]) -> None:
         write = stack.enter_context(open_output(args.output, args.events, append=durable))
         report = stack.enter_context(open_metrics(args.metrics, args.progress))
         engine = Engine(recommender, store, options._replace(known_users=known))
+        items = LiveItems(args.items, recommender, store)
+        engine.replace_items(items.recommender)
         if durable:  # it serves for long, and no request should wait for the compiler
             engine.warm_up()
         if known and recommender.dataset is not None:
             recommender.dataset.sequence(0)  # read the histories now, not at the first request
         configure_interpreter()
         summary = run_stream(
-            engine, source, write, intervals=intervals, report=report, stopped=stopped
+            engine, source, write, items.poll, intervals=intervals, report=report, stopped=stopped
         )
-    report_lines = [*summary.format_report(), *source.notes()]
+    report_lines = [*summary.format_report(), *items.notes(), *source.notes()]
     if summary.popular and not args.data:
-        report_lines.append(
-            "--data=DIR lets the users of that dataset start with their events there"
-        )
+        report_lines.append("--data=DIR lets its users start with their events there")
     print("\n".join(report_lines), file=sys.stderr)
 
 

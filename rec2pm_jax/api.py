@@ -24,7 +24,7 @@ from rec2pm_jax.stream.recommender import Recommender
 from rec2pm_jax.training.loop import train_and_evaluate
 from rec2pm_jax.training.run_checks import fit_to_data, open_training_data
 
-_COLUMN_OPTIONS = ("user_column", "item_column", "time_column", "type_column", "order_column")
+_COLUMN_OPTIONS = [name for name in READING if name.endswith("_column")]
 
 
 def prepare(events: Any, output_dir: str | Path, **options: Any) -> Dataset:

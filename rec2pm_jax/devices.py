@@ -55,3 +55,28 @@ def check_platform(compute: ComputeConfig) -> None:
             f"config.compute.platform={compute.platform}, but this process computes on {found}: leave "
             "it at auto; it is for programs that are compiled here and run elsewhere (launch.aot)."
         )
+
+
+def select_devices(compute: ComputeConfig) -> list[jax.Device]:
+    """Return the devices of the job that share a training step.
+
+    Args:
+      compute: names how many.
+
+    Raises:
+      UserError: there are fewer, or the job has several processes and not all of their devices are
+        named.
+    """
+    wanted, processes = compute.devices, jax.process_count()
+    if not wanted or wanted == jax.device_count():
+        return jax.devices()
+    if processes > 1:
+        raise UserError(
+            f"config.compute.devices={wanted} in a job of {processes} processes: set it to 0, all "
+            f"{jax.device_count()} devices of the job."
+        )
+    if wanted > jax.device_count():
+        raise UserError(
+            f"config.compute.devices={wanted}, but there are {jax.device_count()} devices."
+        )
+    return jax.devices()[:wanted]

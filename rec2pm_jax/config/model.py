@@ -94,6 +94,9 @@ class ModelConfig:
       use_times: whether the model reads the time from each event to its query. None: where the dataset
         has real times.
       repeat_head: the user's raw items get an addend to their score, see `methods/own_items.py`.
+      item_features: rows of the table that embeds what items are: words of titles, categories and
+        attributes. An item's vector is that of its id plus that of its content, see
+        `nn/item_features.py`. 0: ids only.
       event_types: event types that are embedded: all that the dataset has. 0: types are not used.
       dtype: compute dtype, float32 or bfloat16. Parameters are float32.
       table: whole (each device holds the item table) or sharded (each device holds some rows).
@@ -113,6 +116,7 @@ class ModelConfig:
     score_norm: float | None = None
     use_times: bool | None = None
     repeat_head: bool = True
+    item_features: int = 0
     event_types: int = 0
     dtype: str = "float32"
     table: str = "whole"
@@ -126,7 +130,7 @@ class ModelConfig:
         require_one_of(self.table, ("whole", "sharded"), "model.table")
         require_at_least(1, "model", self, ("layers", "heads", "dim", "head_dim", "ffn_dim"))
         require(0 <= self.dropout < 1, "model.dropout", "in [0, 1)", self.dropout)
-        require_at_least(0, "model", self, ("event_types",))
+        require_at_least(0, "model", self, ("item_features", "event_types"))
         if self.score_norm is not None:
             require(self.score_norm > 0, "model.score_norm", "> 0", self.score_norm)
         if self.head_dim is None:

@@ -116,18 +116,16 @@ class ComputeConfig:
       attention: auto, dense, blockwise, pallas or cudnn; see `nn/attention/dispatch.py`.
       platform: platform that programs are compiled for: cpu, gpu or tpu. auto: the one in use.
       accumulate: micro-batches per step. More of them take less memory, and stay in a CPU's cache.
-      recompute: what a backward pass recomputes: auto, layer or none; see `nn/recompute.py`.
       devices: devices that share a step. 0: all devices of the job.
       bucket_rows: rows of a sharded table that a device may request from another per step. None:
         derived from the batch.
 
-    Rarely changed: platform, recompute, bucket_rows.
+    Rarely changed: platform, bucket_rows.
     """
 
     attention: str = "auto"
     platform: str = "auto"
     accumulate: int = 1
-    recompute: str = "auto"
     devices: int = 1
     bucket_rows: int | None = None
 
@@ -136,6 +134,5 @@ class ComputeConfig:
         names = ("auto", "dense", "blockwise", "pallas", "cudnn")
         require_one_of(self.attention, names, "compute.attention")
         require_one_of(self.platform, ("auto", "cpu", "gpu", "tpu"), "compute.platform")
-        require_one_of(self.recompute, ("auto", "layer", "none"), "compute.recompute")
         require_at_least(1, "compute", self, ("accumulate", "bucket_rows"))
         require_at_least(0, "compute", self, ("devices",))

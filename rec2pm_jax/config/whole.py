@@ -68,6 +68,7 @@ class Config:
             )
         needed = {
             "loss.sharing": "shared",
+            "model.item_features": 0,
             "train.partition": "jit",
         }
         for name, value in needed.items():

@@ -5,7 +5,8 @@ A dataset is a directory, written by `rec2pm_jax.data.prepare`:
     sequences-00000-of-000NN.arrayrecord   one record per user, in the order of raw ids
                                            (`record_files.py` describes a record)
     users.parquet                          user, index, length, last (time of the newest event)
-    items.parquet                          id, raw_id, count, title, category
+    items.parquet                          id, raw_id, count, title, category and, with `--items`,
+                                           attributes ("NAME=VALUE" lists) and vector (float32 lists)
     dataset.json                           counts, filters, rules and the content hash
     ground_truth.npz                       hidden facts, of synthetic sources only
     dropped/                               events that the filters dropped, with --keep_dropped

@@ -116,4 +116,9 @@ def hash_content(
             digest.update(np.ascontiguousarray(part, dtype).data)
     for field in ("id", "raw_id", "count", "title", "category"):
         digest.update(json.dumps(items[field].to_list()).encode())
+    if "attributes" in items.columns:
+        digest.update(json.dumps(items["attributes"].to_list()).encode())
+        digest.update(json.dumps(items["vector"].list.len().to_list()).encode())
+        numbers = items["vector"].drop_nulls().explode().to_numpy()
+        digest.update(np.ascontiguousarray(numbers, "<f4").data)
     return digest.hexdigest()

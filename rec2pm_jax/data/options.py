@@ -13,6 +13,8 @@ READING: dict[str, Any] = {
     "time_column": "timestamp",
     "type_column": "",
     "order_column": "",
+    "title_column": "",
+    "category_column": "",
     "time_unit": "",
     "time_zone": "",
     "time_format": "",
@@ -34,6 +36,7 @@ class PrepareOptions:
       source: what to read, a name in `sources.SOURCES`.
       output_dir: directory of the prepared dataset.
       input: file, directory or pattern of the source.
+      items: file that describes the items, see `item_table.py`; empty: none.
       item: what counts as an item, for sources that offer a choice (product or product_type).
       min_item_count: drop items with fewer events.
       min_user_events: drop users with fewer events.
@@ -48,6 +51,7 @@ class PrepareOptions:
       user_column, item_column, time_column: columns of `--source=interactions`.
       type_column: its column of the event type; empty: none.
       order_column: its column that orders events of equal time; empty: none.
+      title_column, category_column: its columns that describe the item of a row; empty: none.
       time_unit: s, ms, us, ns or iso; empty: detected.
       time_zone: zone of times that state none; empty: UTC.
       time_format: how times are written, for example "%m/%d/%Y %H:%M"; empty: numbers or ISO 8601.
@@ -67,6 +71,7 @@ class PrepareOptions:
     source: str
     output_dir: str
     input: str = ""
+    items: str = ""
     item: str = ""
     min_item_count: int = 0
     min_user_events: int = 0
@@ -83,6 +88,8 @@ class PrepareOptions:
     time_column: str | None = None
     type_column: str | None = None
     order_column: str | None = None
+    title_column: str | None = None
+    category_column: str | None = None
     time_unit: str | None = None
     time_zone: str | None = None
     time_format: str | None = None

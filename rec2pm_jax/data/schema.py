@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import numpy as np
 import polars as pl
@@ -12,7 +12,11 @@ from rec2pm_jax.errors import UserError
 
 EVENT_COLUMNS = {"user": pl.String, "item": pl.String, "timestamp": pl.Int64}
 OPTIONAL_EVENT_COLUMNS = {"event_type": pl.String, "fraction": pl.Int64, "order": pl.Int64}
+ITEM_COLUMNS: dict[str, pl.DataType | type[pl.DataType]]
 ITEM_COLUMNS = {"item": pl.String, "title": pl.String, "category": pl.String}
+# What `--items` adds to the table of a dataset, see `data/item_table.py`.
+CONTENT_COLUMNS: dict[str, pl.DataType | type[pl.DataType]]
+CONTENT_COLUMNS = {"attributes": pl.List(pl.String), "vector": pl.List(pl.Float32)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,8 +39,10 @@ class Interactions:
     Attributes:
       events: one frame, or an iterable of frames for a log that may not fit in memory. It is read
         once.
-      items: item (string, unique), title and category (strings or null). Items without an event are
-        ignored. Items that are missing here have no title and no category.
+      items: item (string, unique), title and category (strings or null), or a function that returns
+        this table, called after the last frame. Items that are missing here have no title and no
+        category. It may have `CONTENT_COLUMNS` and `listed`, see `item_table.describe_items`. Items
+        without an event are ignored, unless they are listed.
       item_level: what an item is, for example "product_type".
       has_times: whether timestamps are real seconds since 1970 rather than ranks.
       ties: the source's own rule for equal timestamps of a user, "shuffle" or "keep".
@@ -47,7 +53,7 @@ class Interactions:
     """
 
     events: pl.DataFrame | Iterable[pl.DataFrame]
-    items: pl.DataFrame
+    items: pl.DataFrame | Callable[[], pl.DataFrame]
     item_level: str = "item"
     has_times: bool = True
     ties: str = "shuffle"
@@ -56,9 +62,20 @@ class Interactions:
     ground_truth: Mapping[str, np.ndarray] | None = None
 
     def __post_init__(self) -> None:
-        _check_columns(self.items, ITEM_COLUMNS, "items")
-        if self.items["item"].n_unique() != self.items.height:
-            raise UserError("The item table has several rows for one item; keep one per item.")
+        if isinstance(self.items, pl.DataFrame):
+            _check_items(self.items)
+
+    def item_table(self) -> pl.DataFrame:
+        """Return the items; to be called after the last frame.
+
+        Raises:
+          UserError: an item has several rows.
+        """
+        if isinstance(self.items, pl.DataFrame):
+            return self.items
+        table = self.items()
+        _check_items(table)
+        return table
 
     def frames(self) -> Iterator[pl.DataFrame]:
         """Yield the events, frame by frame, with the canonical columns in one order.
@@ -76,6 +93,12 @@ class Interactions:
             if found != columns:
                 raise TypeError(f"frames of canonical events differ: {found} after {columns}")
             yield frame.select(columns)
+
+
+def _check_items(items: pl.DataFrame) -> None:
+    _check_columns(items, ITEM_COLUMNS, "items")
+    if items["item"].n_unique() != items.height:
+        raise UserError("The item table has several rows for one item; keep one per item.")
 
 
 def _check_columns(frame: pl.DataFrame, columns: Mapping, name: str) -> None:

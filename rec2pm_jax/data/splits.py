@@ -18,6 +18,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from rec2pm_jax.config import DataConfig
 from rec2pm_jax.data.interval_rules import Temporal, TemporalSet
 from rec2pm_jax.data.last_basket import LastBasket
@@ -32,6 +34,7 @@ __all__ = [
     "SPLIT_RULES",
     "SplitRule",
     "bound_rule",
+    "count_training_events",
     "settings",
     "split_rule",
 ]
@@ -103,6 +106,22 @@ def bound_rule(
     """
     events = find_target_events(target_types, dataset)
     return split_rule(protocol or data.protocol).bind(data, dataset, events)
+
+
+def count_training_events(dataset: Any, rule: SplitRule) -> np.ndarray:
+    """Count the training events of each item.
+
+    Args:
+      dataset: a `Dataset`.
+      rule: bound to it.
+
+    Returns:
+      int64 [V], row 0 for padding.
+    """
+    histories, lengths = dataset.histories, np.diff(dataset.histories.offsets)
+    position = np.arange(len(histories.ids)) - np.repeat(histories.offsets[:-1], lengths)
+    trained = position < np.repeat(rule.train_ends(dataset.lengths), lengths)
+    return np.bincount(histories.ids[trained], minlength=dataset.num_items + 1)
 
 
 def settings(data: DataConfig, protocol: str = "") -> dict[str, object]:

@@ -55,6 +55,6 @@ def measure(
         found["list_metrics"] = list_metrics(lists, owners, facts, measures.list_cutoffs)
         found["list_metrics"]["target_popularity"] = float(user_means(chosen, targets.user).mean())
     if measures.slices:
-        described = describe_targets(dataset, selection.histories, targets)
+        described = describe_targets(dataset, rule, selection.histories, targets)
         found["slices"] = slice_metrics(ranks, targets.user, described, **scope)
     return found

@@ -1,4 +1,4 @@
-"""Metrics of parts of the targets: by history length, repeated or new item, and age of the item."""
+"""Metrics of parts of the targets: by history, by repetition, and by age and frequency of the item."""
 
 from __future__ import annotations
 
@@ -7,11 +7,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from rec2pm_jax.data.splits import SplitRule
 from rec2pm_jax.evaluation.histories import EvaluationData, Histories
+from rec2pm_jax.evaluation.list_metrics import count_items
 from rec2pm_jax.evaluation.metrics import summarize
 from rec2pm_jax.evaluation.targets import Targets, target_items
 
 HISTORY_EDGES = (1, 10, 50, 100, 200, 500, 1000)  # events before the target
+EVENT_EDGES = (0, 1, 6)  # training events of the item
 AGE_EDGES = (0, 1, 7, 30, 90, 365)  # days since the first event of the item in the dataset
 _DAY = 86_400
 
@@ -22,34 +25,38 @@ class TargetFacts(NamedTuple):
     Attributes:
       history: int64 [T], events that the target is predicted from.
       repeated: bool [T], whether the item is one of them.
+      trained: int64 [T], training events of the item.
       age: int64 [T], whole days since the first event of the item in the dataset; None without times.
     """
 
     history: np.ndarray
     repeated: np.ndarray
+    trained: np.ndarray
     age: np.ndarray | None
 
 
 def describe_targets(
-    dataset: EvaluationData, histories: Histories, targets: Targets
+    dataset: EvaluationData, rule: SplitRule, histories: Histories, targets: Targets
 ) -> TargetFacts:
-    """Find the history length, the repetition and the item age of each target.
+    """Find the history length, the repetition, and the item's training events and age of each target.
 
     Args:
       dataset: a prepared dataset: first events of items are those of all its users.
+      rule: bound to the dataset; it says which events are for training.
       histories: the events of the evaluated users.
       targets: their targets.
     """
     items = target_items(histories, targets)
     repeated = first_positions(dataset, histories, targets, items) < targets.position
+    trained = count_items(dataset, rule).events[items]
     if histories.times is None:
-        return TargetFacts(targets.position, repeated, None)
+        return TargetFacts(targets.position, repeated, trained, None)
     born = np.full(dataset.num_items + 1, np.iinfo(np.int64).max)
     for user in range(dataset.num_users):
         sequence = dataset.sequence(user)
         np.minimum.at(born, sequence.ids, sequence.times)
     times = histories.times[histories.offsets[targets.user] + targets.event]
-    return TargetFacts(targets.position, repeated, (times - born[items]) // _DAY)
+    return TargetFacts(targets.position, repeated, trained, (times - born[items]) // _DAY)
 
 
 def first_positions(
@@ -82,10 +89,10 @@ def slice_metrics(
       cutoffs: as for `metrics.user_metrics`.
 
     Returns:
-      `history_length`, `item` and `item_age_days`, each a list of {slice, users, targets, metrics}.
-      The last is None for data without times.
+      `history_length`, `item`, `item_training_events` and `item_age_days`, each a list of {slice,
+      users, targets, metrics}. The last is None for data without times.
 
-    >>> facts = TargetFacts(np.array([3, 30]), np.array([True, False]), None)
+    >>> facts = TargetFacts(np.array([3, 30]), np.array([True, False]), np.array([9, 0]), None)
     >>> found = slice_metrics(np.array([1, 20]), np.array([0, 1]), facts)
     >>> [(row["slice"], row["metrics"]["hr@10"]) for row in found["item"]]
     [('repeated', 1.0), ('new', 0.0)]
@@ -110,6 +117,7 @@ def slice_metrics(
     return {
         "history_length": measured(_bins(facts.history, HISTORY_EDGES)),
         "item": measured(repeated),
+        "item_training_events": measured(_bins(facts.trained, EVENT_EDGES)),
         "item_age_days": age,
     }
 

@@ -41,7 +41,8 @@ def run_identity(config: Config) -> dict[str, dict[str, Any]]:
     """Return the fields, by section, that decide what a run computes.
 
     They are all of data, loss and optim, and the fields of model and method that the backbone and the
-    method read. Sections train and compute may change when a run is resumed.
+    method read. Sections train and compute may change when a run is resumed. `model.item_features` is
+    left out where it is off, so that records of models without content keep their hash.
 
     >>> from rec2pm_jax.config import MethodConfig
     >>> "consistency" in run_identity(Config(method=MethodConfig(name="full")))["method"]
@@ -50,6 +51,8 @@ def run_identity(config: Config) -> dict[str, dict[str, Any]]:
     sections = dataclasses.asdict(config)
     read = METHODS[config.method.name].reads | {"name"}
     unread = set(BACKBONE_FIELDS) - BACKBONES[config.model.backbone].reads
+    if not config.model.item_features:
+        unread.add("item_features")
     return {
         "data": sections["data"],
         "loss": sections["loss"],

@@ -95,14 +95,19 @@ class StateFormat:
             begin += width
         return memory.reshape(len(encoded), self.slots, self.dim), ExactMemory(*leaves)  # type: ignore[arg-type]
 
-    def widen(self, encoded: bytes) -> bytes:
-        """Return a state that was encoded with ids of 3 bytes as one with ids of 4.
 
-        A catalogue that grows past 2^24 items needs that once for each user.
-        """
-        entries = np.frombuffer(encoded[self.memory_bytes :], np.uint8).reshape(self.entries, -1)
-        wider = np.insert(entries, 3, 0, axis=1)
-        return encoded[: self.memory_bytes] + wider.tobytes()
+def widen_ids(states: StateFormat, encoded: bytes) -> bytes:
+    """Return a state that was encoded with item ids of 3 bytes as one with ids of 4.
+
+    A catalogue that grows past 2^24 items needs that once for each user.
+
+    Args:
+      states: the format with ids of 4 bytes.
+      encoded: one state.
+    """
+    memory, exact = encoded[: states.memory_bytes], encoded[states.memory_bytes :]
+    entries = np.frombuffer(exact, np.uint8).reshape(states.entries, -1)
+    return memory + np.insert(entries, 3, 0, axis=1).tobytes()
 
 
 def state_format(method: Method, kind: str) -> StateFormat:

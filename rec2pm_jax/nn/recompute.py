@@ -25,7 +25,7 @@ def attended(x: Array) -> Array:
 
 
 def layer_pass(run: Callable, compute: ComputeConfig, scanned: bool) -> Callable:
-    """Return `run(*arrays)`, with a backward pass that recomputes as `compute.recompute` says.
+    """Return `run(*arrays)`, with a backward pass that recomputes on a TPU.
 
     Args:
       run: a layer as a function of arrays.
@@ -33,8 +33,7 @@ def layer_pass(run: Callable, compute: ComputeConfig, scanned: bool) -> Callable
       scanned: whether `run` is the body of a loop, where the compiler cannot merge the recomputation
         with the forward pass.
     """
-    wanted = compute.recompute
-    if wanted == "none" or (wanted == "auto" and platform_of(compute.platform) != "tpu"):
+    if platform_of(compute.platform) != "tpu":
         return run
     policy = jax.checkpoint_policies.save_only_these_names(_ATTENDED)
     return jax.checkpoint(run, policy=policy, prevent_cse=not scanned)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import cast
 
 import numpy as np
@@ -24,7 +24,7 @@ from rec2pm_jax.stream.lines.events import (
 )
 from rec2pm_jax.stream.outcomes import Recommendation, Search
 from rec2pm_jax.stream.users.user_state import shift_times
-from rec2pm_jax.typing import Array, Events
+from rec2pm_jax.typing import PADDING_ID, Array, Events
 
 EventCode = tuple[int, int, int]  # item id, seconds since the time origin, event-type id
 
@@ -72,14 +72,19 @@ class Catalogue:
         """Items that can be recommended."""
         return len(self.items.raw_ids) - 1
 
-    def encode_event(self, event: Event) -> EventCode:
+    def encode_event(self, event: Event, keep_unknown: bool = False) -> EventCode:
         """Return an event as numbers; 0 for a time or type that the model does not use.
+
+        Args:
+          keep_unknown: give an event of an unknown item the id 0 instead of refusing it.
 
         Raises:
           RejectedInput: the item or type is not in the training data, or a field that the model needs
             is missing or out of range.
         """
         item = self.items.id_of(event.item)
+        if item is None and keep_unknown:
+            item = PADDING_ID
         if item is None:
             raise RejectedInput(UNKNOWN_ITEM, f"item {event.item!r} is not in the training data")
         if not (self.uses_times or self.uses_types):
@@ -148,6 +153,12 @@ class Catalogue:
         """Return encoded events of one user as arrays: numpy fields int32 [n]."""
         table = np.array(codes, np.int32).reshape(-1, 3)
         return self.select_fields(*(np.ascontiguousarray(column) for column in table.T))
+
+    def field_selector(self) -> Callable[[EventCode], tuple[int, ...]] | None:
+        """Return a function that selects the pending fields of an event; None if only the item is."""
+        if self.uses_times:
+            return tuple if self.uses_types else lambda code: code[:2]
+        return (lambda code: code[::2]) if self.uses_types else None
 
     def plan_search(self, k: int, exclude: RawIds) -> Search:
         """Check a request.

@@ -7,7 +7,6 @@ from array import array
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from rec2pm_jax.methods.windows import UNKNOWN_TIME
-from rec2pm_jax.stream.catalogue import EventCode
 from rec2pm_jax.stream.compute import batches
 from rec2pm_jax.stream.compute.histories import compute_known_users
 from rec2pm_jax.stream.compute.session_cache import SessionCache
@@ -38,6 +37,7 @@ from rec2pm_jax.stream.stores.commit_writer import CommitWriter
 from rec2pm_jax.stream.users.mutable_user import MutableUser
 from rec2pm_jax.stream.users.user_cache import UserCache
 from rec2pm_jax.stream.users.user_state import UserState
+from rec2pm_jax.typing import PADDING_ID
 
 
 class Engine:
@@ -52,6 +52,7 @@ class Engine:
       update_queue: computes new memories, see `UpdateQueue`.
       sessions: serves repeated requests, see `SessionCache`.
       record_format: how users are stored.
+      num_unknown_items: events of unknown items so far.
     """
 
     def __init__(
@@ -88,6 +89,17 @@ class Engine:
         self.update_queue = UpdateQueue(self._updater, self.commit_writer.mark_changed)
         self.sessions = self._new_session_cache(options.sessions)
         self._users = UserCache()
+        self.num_unknown_items = 0
+
+    def replace_items(self, recommender: Recommender) -> None:
+        """Go on with the same model over another item table, as `LiveItems` makes it."""
+        self.update_queue.finish_all()
+        origin = self.recommender.catalogue.time_origin
+        self.recommender = recommender = recommender.with_time_origin(origin)
+        self._updater.replace_model(recommender)
+        self.sessions.replace_model(
+            recommender.method, recommender.params, recommender.scored_table
+        )
 
     def warm_up(self, k: int = 10) -> None:
         """Compile everything that a stream with requests of up to `k` items needs."""
@@ -96,12 +108,7 @@ class Engine:
         asked = 0 if self.recommender.catalogue.uses_times else None
         padded_k = batches.padded_k(k, self.recommender.method.num_items)
         user = MutableUser()
-        for count in (
-            1,
-            1,
-            2,
-            4,
-        ):  # a session is opened, read again, and gets one event and several
+        for count in (1, 1, 2, 4):  # a session is opened, read again, gets one event and several
             user.pending = array("i", [1] * count * self._width)
             pending = self._updater.pending_events(user)
             sessions.find_best(
@@ -126,10 +133,12 @@ class Engine:
 
         Rejected are events
 
-        - with an unknown item or event type, or without a field that the model needs;
+        - with an unknown event type, or without a field that the model needs;
         - older than the last event of their user (equal times are in order), or too far in the future;
         - with a `seq` that is not above the user's last one;
         - of users whose id is too long for a store.
+
+        Events of unknown items are kept: a read sees that something happened, and when.
 
         Returns:
           (how many were applied, the rejected ones).
@@ -138,7 +147,8 @@ class Engine:
         self._load({event.user for event in events})
         latest = self._now() + self.options.max_ahead_s
         users, mark_changed = self._users, self.commit_writer.mark_changed
-        encode_event, select_fields = self.recommender.encode_event, self._make_field_selector()
+        encode_event = self.recommender.encode_event
+        select_fields = self.recommender.catalogue.field_selector()
         max_pending = self._updater.max_pending
         for index, event in enumerate(events):
             name, _, when, _, seq = event
@@ -150,10 +160,11 @@ class Engine:
                     raise RejectedInput(DUPLICATE, f"seq {seq} is not above {user.watermark}")
                 if when is not None and when > latest:
                     raise RejectedInput(FAR_FUTURE, f"time {when} lies in the future")
-                code = encode_event(event, user.last_time)
+                code = encode_event(event, user.last_time, True)
             except RejectedInput as error:
                 rejected.append((index, error))
                 continue
+            self.num_unknown_items += code[0] == PADDING_ID
             mark_changed(name, user)
             user.events += 1
             if when is not None:
@@ -168,13 +179,6 @@ class Engine:
             if len(pending) >= max_pending:
                 self.update_queue.add(name, user)
         return len(events) - len(rejected), rejected
-
-    def _make_field_selector(self) -> Callable[[EventCode], tuple[int, ...]] | None:
-        """Return a function that selects the pending fields of an event; None if only the item is."""
-        catalogue = self.recommender.catalogue
-        if catalogue.uses_times:
-            return tuple if catalogue.uses_types else lambda code: code[:2]
-        return (lambda code: code[::2]) if catalogue.uses_types else None
 
     def _load(self, names: Iterable[str]) -> None:
         """Bring users into the process. New ones start empty; ids too long for a store are left out."""

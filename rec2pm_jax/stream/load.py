@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from pathlib import Path
 
+import jax.numpy as jnp
+import numpy as np
+import polars as pl
+
 from rec2pm_jax.config import Config
-from rec2pm_jax.data.dataset import Dataset
+from rec2pm_jax.data.dataset import Dataset, Items
 from rec2pm_jax.methods.registry import make_method
+from rec2pm_jax.nn.embedding import TABLE
+from rec2pm_jax.nn.item_features import CONTENT
 from rec2pm_jax.stream.catalogue import Catalogue
 from rec2pm_jax.stream.recommender import Recommender
 from rec2pm_jax.stream.stores.record import ModelIdentity
 from rec2pm_jax.training.checkpoint import load_for_inference
 from rec2pm_jax.training.checkpoint_store import Meta
-from rec2pm_jax.training.new_items import grow_items
+from rec2pm_jax.training.item_content import serving_params
 from rec2pm_jax.training.run_checks import open_training_data
-from rec2pm_jax.typing import Params
+from rec2pm_jax.typing import PADDING_ID, Params
 
 
 def load_recommender(
@@ -46,15 +53,31 @@ def load_quietly(workdir: str | Path, checkpoint: str = "best") -> tuple[Config,
         logger.setLevel(level)
 
 
-def make_recommender(config: Config, params: Params, dataset: Dataset) -> Recommender:
+def make_recommender(
+    config: Config, params: Params, dataset: Dataset, items: pl.DataFrame | None = None
+) -> Recommender:
     """Return a recommender with the items and users of a dataset.
 
     Args:
+      config: of the training run.
       params: as trained. Items that were appended to the dataset since get fresh rows.
       dataset: that the model was trained on, with or without later days of events.
+      items: serves these items; None: those of the dataset, which come first in any case.
     """
     identity = ModelIdentity.from_params(config, params)
-    params = grow_items(params, dataset.num_items, config.train.seed)
-    method = make_method(config, dataset.num_items)
+    table = dataset.item_table if items is None else items
     catalogue = Catalogue.from_dataset(dataset, config)
-    return Recommender(method, params, catalogue, identity, dataset)
+    if items is not None:
+        catalogue = dataclasses.replace(catalogue, items=Items(items))
+    served = _with_unknown_row(serving_params(config, params, table), catalogue.items.counts)
+    method = make_method(config, table.height)
+    trained = params if CONTENT in params else None
+    return Recommender(method, served, catalogue, identity, dataset, trained)
+
+
+def _with_unknown_row(params: Params, counts: np.ndarray) -> Params:
+    """Return params in which row 0 stands for unknown items: the mean vector of all events."""
+    table = params["embedding"][TABLE]
+    shares = jnp.asarray(counts / max(1, counts.sum()), table.dtype)
+    table = table.at[PADDING_ID].set(shares @ table)
+    return {**params, "embedding": {**params["embedding"], TABLE: table}}

@@ -33,6 +33,7 @@ class Summary:
       commits: commits finished.
       skipped: lines that could not be used, by reason.
       examples: messages of the first skipped lines of each reason, with line numbers from 1.
+      unknown_items: events of unknown items among those applied.
       unknown_excluded: unknown items in `exclude` lists; such requests are answered all the same.
       other_workers: lines of users of other workers.
       seconds: from the first line to the last.
@@ -47,6 +48,7 @@ class Summary:
     commits: int = 0
     skipped: Counter[str] = dataclasses.field(default_factory=Counter)
     examples: dict[str, list[str]] = dataclasses.field(default_factory=dict)
+    unknown_items: int = 0
     unknown_excluded: int = 0
     other_workers: int = 0
     seconds: float = 0.0
@@ -67,6 +69,10 @@ class Summary:
             reasons = ", ".join(f"{count} {reason}" for reason, count in self.skipped.most_common())
             report.append(f"skipped {self.skipped.total()} lines: {reasons}")
         report += [f"  {example}" for examples in self.examples.values() for example in examples]
+        if self.unknown_items:
+            report.append(
+                f"kept {self.unknown_items} events of {UNKNOWN_ITEM}s, without what they are"
+            )
         if self.unknown_excluded:
             report.append(f"ignored {self.unknown_excluded} {UNKNOWN_ITEM}s in exclude lists")
         if self.popular:
@@ -137,6 +143,7 @@ class Meter:
             "answers": summary.answers,
             "popular": summary.popular,
             "skipped": summary.skipped.total(),
+            "unknown_items": summary.unknown_items,
             "commits": summary.commits,
             "events_per_s": round((summary.events - events) / passed, 1),
             "updates_per_s": round((summary.updates - updates) / passed, 1),

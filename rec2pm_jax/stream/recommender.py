@@ -53,6 +53,7 @@ class Recommender:
       catalogue: its items, event types and origin of time.
       trained_identity: identity of the parameters as trained, if new items have been added since.
       dataset: whose users `user` knows.
+      trained_params: parameters as trained, of a model whose items may change (`stream/live_items.py`).
 
     Example:
       A tiny untrained model over four items; `rec2pm_jax.load("runs/demo/rec2pm")` returns a real one.
@@ -91,6 +92,7 @@ class Recommender:
     catalogue: Catalogue
     trained_identity: ModelIdentity | None = None
     dataset: Dataset | None = None
+    trained_params: Params | None = None
 
     def new_user(self) -> UserState:
         """Return the state of a user without events."""
@@ -237,13 +239,15 @@ class Recommender:
 
     # --- parts of the above, for an engine that holds users itself ---
 
-    def encode_event(self, event: Event, last_time: int | None) -> EventCode:
+    def encode_event(
+        self, event: Event, last_time: int | None, keep_unknown: bool = False
+    ) -> EventCode:
         """Return a user's next event as numbers, see `Catalogue.encode_event`.
 
         Raises:
           RejectedInput: as `Catalogue.encode_event`, or the event is older than the user's last one.
         """
-        code = self.catalogue.encode_event(event)
+        code = self.catalogue.encode_event(event, keep_unknown)
         if event.time is not None and last_time is not None and event.time < last_time:
             raise RejectedInput(
                 OUT_OF_ORDER, f"time {event.time} lies before {last_time}, the event before it"

@@ -19,6 +19,7 @@ from rec2pm_jax.stream.lines.events import Event, RejectedInput, Request, parse_
 from rec2pm_jax.stream.lines.output import WriteLine, WriteRow, format_answer
 from rec2pm_jax.stream.lines.sources import Source
 from rec2pm_jax.stream.metrics import Meter, Summary
+from rec2pm_jax.stream.recommender import Recommender
 
 # Changed users that make a commit begin early. At twice as many, lines wait for the commit.
 MAX_CHANGED = 16_384
@@ -64,6 +65,7 @@ def run_stream(
     engine: Engine,
     source: Source,
     write: WriteLine,
+    new_items: Callable[[], Recommender | None] = lambda: None,
     *,
     intervals: Intervals = Intervals(),  # noqa: B008 (immutable)
     report: WriteRow = lambda row: None,
@@ -77,7 +79,10 @@ def run_stream(
     Args:
       source: of lines, see `lines.events`.
       write: called with the JSON line of each answer.
+      new_items: returns a recommender over another item table when there is one, see
+        `LiveItems.poll`.
       report: called with rows of metrics.
+      stopped: whether to end.
 
     Returns:
       What the stream did.
@@ -85,7 +90,7 @@ def run_stream(
     Raises:
       UserError: the store cannot keep what was read, or the source cannot be read.
     """
-    return _Loop(engine, source, write, intervals, report).run(stopped)
+    return _Loop(engine, source, write, intervals, report).run(stopped, new_items)
 
 
 class _Loop:
@@ -105,11 +110,14 @@ class _Loop:
         self._meter = Meter(self._summary)
         self._line_number = 0
         self._updates_before = engine.update_queue.num_updates
+        self._unknown_before = engine.num_unknown_items
         self._last_request = float("-inf")
         worker = engine.options.worker
         self._worker = worker if worker.count > 1 else None
 
-    def run(self, stopped: Callable[[], bool]) -> Summary:
+    def run(
+        self, stopped: Callable[[], bool], new_items: Callable[[], Recommender | None]
+    ) -> Summary:
         """See `run_stream`."""
         engine, summary, intervals = self._engine, self._summary, self._intervals
         queue, commits = engine.update_queue, engine.commit_writer
@@ -118,6 +126,8 @@ class _Loop:
         durable = math.isfinite(intervals.commit_s)
         moved = False  # whether lines were read since the last snapshot
         while not stopped() and not self._source.done:
+            if (recommender := new_items()) is not None:
+                engine.replace_items(recommender)
             responsive = time.monotonic() - self._last_request < _RESPONSIVE_S
             steps = RESPONSIVE if responsive else BULK
             lines = []
@@ -182,6 +192,7 @@ class _Loop:
             return
         applied, rejected = self._engine.apply(events)
         self._summary.events += applied
+        self._summary.unknown_items = self._engine.num_unknown_items - self._unknown_before
         for index, error in rejected:
             self._summary.skip(numbers[index], error)
 

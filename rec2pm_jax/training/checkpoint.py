@@ -22,6 +22,7 @@ from rec2pm_jax.errors import UserError
 from rec2pm_jax.methods.registry import make_method
 from rec2pm_jax.nn.catalogue.sharded_table import ids_to_rows, packed_shape, table_rows, take_rows
 from rec2pm_jax.nn.embedding import TABLE
+from rec2pm_jax.nn.item_features import abstract_content
 from rec2pm_jax.training.checkpoint_store import (
     Meta,
     cannot_write_error,
@@ -40,6 +41,7 @@ from rec2pm_jax.training.run_checks import read_stored_config
 from rec2pm_jax.training.step import TrainState
 from rec2pm_jax.typing import Params
 
+VECTOR_LENGTH = "item_vector_length"  # in the meta of models that read content
 KEPT_CHECKPOINTS = 2  # the newest ones, beside the best
 
 
@@ -213,7 +215,10 @@ def _read_model(manager: ocp.CheckpointManager, step: int) -> tuple[Config, Para
     meta = read_meta(manager, step)
     config = read_stored_config(meta, Path(manager.directory).parent)
     method = make_method(config, meta["num_items"])
-    abstract = abstract_with_sharding(jax.eval_shape(method.init, jax.random.key(0)))
+    params = jax.eval_shape(method.init, jax.random.key(0))
+    if values := config.model.item_features:
+        params = abstract_content(params, values, meta[VECTOR_LENGTH])
+    abstract = abstract_with_sharding(params)
     sharded, rows = config.model.table == "sharded", table_rows(meta["num_items"])
     if sharded:
         shape = packed_shape(rows, method.config.model.dim)

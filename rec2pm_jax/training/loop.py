@@ -16,6 +16,7 @@ from rec2pm_jax.lock import alone_in
 from rec2pm_jax.methods.method import Method
 from rec2pm_jax.os_errors import CANNOT_WRITE
 from rec2pm_jax.training.checkpoint_store import cannot_write_error
+from rec2pm_jax.training.item_content import training_content
 from rec2pm_jax.training.run_checks import check_features
 from rec2pm_jax.training.training_run import EvaluateFn, Summary, TrainingData, TrainingRun
 from rec2pm_jax.typing import Params
@@ -77,6 +78,7 @@ def train_and_evaluate(
         return validate(method, params, dataset, max_users=config.train.eval_users)
 
     check_features(config, dataset)
+    content = training_content(config, dataset)
     batches = train_iterator(
         dataset,
         config.data,
@@ -92,6 +94,7 @@ def train_and_evaluate(
             dataset.content_hash,
             str(Path(dataset.path).absolute()),
             dataset.info.get("grown_from", ()),
+            content,
         )
         return train_on(config, data, method, workdir, evaluate_fn or validate_default, profile)
 

@@ -19,6 +19,7 @@ from rec2pm_jax.nn.catalogue.sharded_table import (
     table_rows,
 )
 from rec2pm_jax.nn.embedding import ITEM_SCALE, TABLE
+from rec2pm_jax.nn.item_features import CONTENT
 from rec2pm_jax.training.sharded_step import fresh_rows
 from rec2pm_jax.training.step import TrainState
 from rec2pm_jax.typing import Array, Params
@@ -32,7 +33,8 @@ def grow_items(params: Params, num_items: int, seed: int) -> Params:
     """Return params whose item table has a row for each of `num_items` items and padding.
 
     A new row depends on (seed, row) only, so growing twice equals growing once. Such items can be
-    read and recommended, but nothing about them is learned.
+    read and recommended, but nothing about them is learned. With content (`nn/item_features.py`) a new
+    row is 0.
 
     Args:
       params: with a whole item table [V, D].
@@ -44,6 +46,9 @@ def grow_items(params: Params, num_items: int, seed: int) -> Params:
     fresh = jnp.arange(rows, num_items + 1)
     if not len(fresh):
         return params
+    if CONTENT in params:  # which stands for new items
+        table = jnp.concatenate([table, jnp.zeros((len(fresh), dim), table.dtype)])
+        return {**params, "embedding": {**params["embedding"], TABLE: table}}
     _log.warning(
         "%d items came after this checkpoint: their embeddings are initialised, not trained yet.",
         len(fresh),

@@ -19,8 +19,10 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from rec2pm_jax.config import Config
+from rec2pm_jax.devices import select_devices
 from rec2pm_jax.errors import UserError
 from rec2pm_jax.methods.method import Method
+from rec2pm_jax.nn.item_features import ItemContent
 from rec2pm_jax.training.checkpoint import abstract_with_sharding
 from rec2pm_jax.training.optimizer import make_dense_optimizer, make_optimizer
 from rec2pm_jax.training.sharded_step import init_sharded_state, make_sharded_step
@@ -106,20 +108,23 @@ def partition_specs(tree: Any) -> Any:
     return jax.tree_util.tree_map_with_path(spec, tree)
 
 
-def make_program(config: Config, method: Method, mesh: Mesh) -> Program:
+def make_program(
+    config: Config, method: Method, mesh: Mesh, content: ItemContent | None = None
+) -> Program:
     """Return the step of `config` over `mesh`; nothing is computed.
 
     Args:
       config: the whole configuration.
       method: the method to train.
       mesh: the devices, which may be those of a topology.
+      content: of the items, for `config.model.item_features`.
 
     Raises:
       UserError: the devices cannot share the batch or the table.
     """
     shards = mesh.size
     _check_divides(config, shards, "config.compute.devices")
-    functions = _make_functions(config, method, shards)
+    functions = _make_functions(config, method, shards, content)
     local = jax.eval_shape(functions.init)
     sharded = config.model.table == "sharded"
     specs = partition_specs(local) if sharded else jax.tree.map(lambda _: P(), local)
@@ -147,7 +152,7 @@ def make_program(config: Config, method: Method, mesh: Mesh) -> Program:
     )
 
 
-def make_partition(config: Config, method: Method) -> Partition:
+def make_partition(config: Config, method: Method, content: ItemContent | None = None) -> Partition:
     """Return the step for `config.train.partition` and `config.compute.devices`.
 
     "jit" on one device is the plain step. On several devices, and for a sharded table always, it is
@@ -156,17 +161,18 @@ def make_partition(config: Config, method: Method) -> Partition:
     Args:
       config: the whole configuration.
       method: the method to train.
+      content: of the items, for `config.model.item_features`.
 
     Raises:
       UserError: devices and micro-batches do not divide the batch, there are fewer devices than asked
-        for, or several processes and not all of their devices.
+        for, several processes and not all of their devices, or content that is absent.
     """
     if config.train.partition == "pmap":
-        return _pmap_partition(config, method)
-    devices = _select_devices(config)
+        return _pmap_partition(config, method, content)
+    devices = select_devices(config.compute)
     if len(devices) == 1 and config.model.table == "whole":
-        return _plain_partition(config, method)
-    return _mesh_partition(make_program(config, method, make_mesh(devices)))
+        return _plain_partition(_make_functions(config, method, 1, content))
+    return _mesh_partition(make_program(config, method, make_mesh(devices), content))
 
 
 def local_replica(params: Params) -> Params:
@@ -190,9 +196,15 @@ class _Functions(NamedTuple):
     step: TrainStep
 
 
-def _make_functions(config: Config, method: Method, shards: int) -> _Functions:
+def _make_functions(
+    config: Config, method: Method, shards: int, content: ItemContent | None
+) -> _Functions:
     """Return the pure functions of one of `shards` devices."""
     train = config.train
+    if config.model.item_features and content is None:
+        raise UserError(
+            "config.model.item_features needs the items of a dataset; set it to 0 here."
+        )
     if config.model.table == "sharded":
         optimizer = make_dense_optimizer(config.optim, train.steps)
         return _Functions(
@@ -202,28 +214,10 @@ def _make_functions(config: Config, method: Method, shards: int) -> _Functions:
     optimizer = make_optimizer(config.optim, train.steps)
 
     def init(axis_name: str | None = None) -> TrainState:
-        return init_train_state(method, optimizer, train.seed)
+        return init_train_state(method, optimizer, train.seed, content)
 
-    return _Functions(
-        init, make_train_step(method, optimizer, train.seed, config.compute.accumulate)
-    )
-
-
-def _select_devices(config: Config) -> list[jax.Device]:
-    """Return the devices of the job that share the step."""
-    wanted, processes = config.compute.devices, jax.process_count()
-    if not wanted or wanted == jax.device_count():
-        return jax.devices()
-    if processes > 1:
-        raise UserError(
-            f"config.compute.devices={wanted} in a job of {processes} processes: set it to 0, all "
-            f"{jax.device_count()} devices of the job."
-        )
-    if wanted > jax.device_count():
-        raise UserError(
-            f"config.compute.devices={wanted}, but there are {jax.device_count()} devices."
-        )
-    return jax.devices()[:wanted]
+    step = make_train_step(method, optimizer, train.seed, config.compute.accumulate, content)
+    return _Functions(init, step)
 
 
 def _check_divides(config: Config, devices: int, flag: str) -> None:
@@ -236,9 +230,8 @@ def _check_divides(config: Config, devices: int, flag: str) -> None:
         )
 
 
-def _plain_partition(config: Config, method: Method) -> Partition:
+def _plain_partition(functions: _Functions) -> Partition:
     """Return the step for one device."""
-    functions = _make_functions(config, method, 1)
     return Partition(
         jax.jit(functions.step, donate_argnums=0),
         jax.jit(functions.init),
@@ -259,13 +252,13 @@ def _mesh_partition(program: Program) -> Partition:
     return Partition(step, program.init, program.state, lambda s: s, lambda s: s)
 
 
-def _pmap_partition(config: Config, method: Method) -> Partition:
+def _pmap_partition(config: Config, method: Method, content: ItemContent | None) -> Partition:
     """Return the step for all devices of one process, under `pmap`."""
     devices = jax.local_device_count()
     _check_divides(config, devices, "config.train.partition=pmap")
     if jax.process_count() > 1:
         raise UserError("config.train.partition=pmap is for one process; use jit for several.")
-    functions = _make_functions(config, method, 1)
+    functions = _make_functions(config, method, 1, content)
     compiled = jax.pmap(
         functools.partial(functions.step, axis_name=AXIS), axis_name=AXIS, donate_argnums=0
     )

@@ -15,6 +15,7 @@ import optax
 
 from rec2pm_jax.methods.method import Method
 from rec2pm_jax.methods.windows import target_weights
+from rec2pm_jax.nn.item_features import ItemContent, add_training_content, init_content
 from rec2pm_jax.typing import Array, Batch, Params, PRNGKey
 
 
@@ -32,20 +33,31 @@ class TrainState(NamedTuple):
     opt_state: optax.OptState
 
 
+_CONTENT = 0x636F6E  # folded into the keys of run and step
 Metrics = dict[str, Array]
 TrainStep = Callable[..., tuple[TrainState, Metrics]]
 
 
 def init_train_state(
-    method: Method, optimizer: optax.GradientTransformation, seed: int
+    method: Method,
+    optimizer: optax.GradientTransformation,
+    seed: int,
+    content: ItemContent | None = None,
 ) -> TrainState:
     """Return the state before the first step (pure: may be jitted or given to `jax.eval_shape`)."""
     params = method.init(jax.random.key(seed))
+    if content is not None:
+        rng = jax.random.fold_in(jax.random.key(seed), _CONTENT)
+        params = init_content(rng, params, method.config.model.item_features, content)
     return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
 
 
 def make_train_step(
-    method: Method, optimizer: optax.GradientTransformation, seed: int, accumulate: int = 1
+    method: Method,
+    optimizer: optax.GradientTransformation,
+    seed: int,
+    accumulate: int = 1,
+    content: ItemContent | None = None,
 ) -> TrainStep:
     """Build `train_step(state, batch, *, axis_name=None) -> (state, metrics)`.
 
@@ -57,6 +69,7 @@ def make_train_step(
       optimizer: transforms the gradient of the whole batch.
       seed: seed of all randomness in the step.
       accumulate: number of micro-batches; must divide the examples of `batch`.
+      content: of the items, for `config.model.item_features`; it becomes a constant of the program.
 
     Returns:
       train_step. `axis_name` names the mapped axis (of `jax.pmap` or `jax.shard_map`) that divides
@@ -73,15 +86,18 @@ def make_train_step(
         state: TrainState, batch: Batch, *, axis_name: str | None = None
     ) -> tuple[TrainState, Metrics]:
         rng = step_rng(seed, state.step)
+
+        def with_content(params: Params) -> Params:
+            if content is None:
+                return params
+            return add_training_content(params, content, jax.random.fold_in(rng, _CONTENT))
+
+        # Content is added once per step, not in every micro-batch.
+        params, pull_back = jax.vjp(with_content, state.params)
         gradient, loss, metrics = batch_gradient(
-            method,
-            lambda params: params,
-            state.params,
-            batch,
-            rng,
-            accumulate,
-            axis_name,
+            method, lambda params: params, params, batch, rng, accumulate, axis_name
         )
+        [gradient] = pull_back(gradient)
         gradient = sum_over_devices(gradient, axis_name)
         grad_norm = optax.tree.norm(gradient)
         finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)

@@ -17,8 +17,9 @@ from rec2pm_jax.devices import check_platform, describe_devices
 from rec2pm_jax.json_file import write_json
 from rec2pm_jax.methods.method import Method
 from rec2pm_jax.methods.registry import config_hash
+from rec2pm_jax.nn.item_features import ItemContent, add_content
 from rec2pm_jax.provenance import git_commit
-from rec2pm_jax.training.checkpoint import Checkpoints
+from rec2pm_jax.training.checkpoint import VECTOR_LENGTH, Checkpoints
 from rec2pm_jax.training.console import ProgressBar, format_parameters, format_settings
 from rec2pm_jax.training.metric_writer import MetricWriter
 from rec2pm_jax.training.new_items import describe_growth, grow_state, resize_abstract
@@ -45,12 +46,14 @@ class TrainingData(NamedTuple):
       content_hash: names the data; a workdir remembers it.
       path: directory of the data, remembered for commands that are given only the workdir.
       grown_from: content hashes of the data before something was appended to them.
+      content: of the items, for a model that reads it.
     """
 
     batches: grain.DatasetIterator
     content_hash: str
     path: str | None = None
     grown_from: Collection[str] = ()
+    content: ItemContent | None = None
 
 
 class TrainingRun:
@@ -72,7 +75,7 @@ class TrainingRun:
         self._trace = StepTrace(profile)
         self._is_main = jax.process_index() == 0
         self._schedule = make_schedule(config.optim, config.train.steps)
-        self._partition = make_partition(config, method)
+        self._partition = make_partition(config, method, data.content)
         self._checkpoints = Checkpoints(workdir)
         self.progress = Progress()
         self._preemption = Preemption()
@@ -210,6 +213,8 @@ class TrainingRun:
     def _validate(self) -> bool:
         """Write a row of the validation log; return whether it is the best so far."""
         params = local_replica(self._partition.gather(self._state).params)
+        if self.data.content is not None:
+            params = add_content(params, self.data.content)
         metrics = dict(self.evaluate_fn(params))
         if self._writer:
             self._writer.write("validation", self.progress.step, metrics)
@@ -229,7 +234,9 @@ class TrainingRun:
 
     def _identity(self) -> dict[str, Any]:
         """Return what identifies the run, in summaries and in checkpoints."""
-        return {
+        content = self.data.content
+        vectors = {} if content is None else {VECTOR_LENGTH: int(content.vectors.shape[1])}
+        return vectors | {
             "num_items": self.method.num_items,
             "config": to_dict(self.config),
             "config_hash": config_hash(self.config),

@@ -161,6 +161,7 @@ def test_slices_are_metrics_of_their_targets(dataset):
     found = evaluate_heuristic(Heuristic("personal_frequency"), dataset, spec, DATA)
     groups: dict = {}
     born: dict = {}
+    training = [dataset.sequence(user).ids[:-20] for user in range(dataset.num_users)]
     for user in range(dataset.num_users):
         sequence = dataset.sequence(user)
         for item, time in zip(sequence.ids, sequence.times, strict=True):
@@ -170,7 +171,10 @@ def test_slices_are_metrics_of_their_targets(dataset):
         item = sequence.ids[n]
         kind = "repeated" if item in sequence.ids[:n] else "new"
         length = "10-49" if n < 50 else "50-99"
-        for key in (("item", kind), ("history_length", length)):
+        trained = str(sum(int(np.sum(ids == item)) for ids in training))
+        trained = trained if trained == "0" else "1-5" if int(trained) < 6 else "6+"
+        facts = ("item", kind), ("history_length", length), ("item_training_events", trained)
+        for key in facts:
             groups.setdefault(key, []).append(place)
         age = (sequence.times[n] - born[item]) // 86_400
         assert age == 0
@@ -186,12 +190,16 @@ def test_slices_are_metrics_of_their_targets(dataset):
 
 def test_slices_by_age_and_of_sets():
     ages = np.array([0, 6, 7, 400])
-    facts = TargetFacts(np.array([5, 5, 5, 5000]), np.array([True, True, False, False]), ages)
+    trained = np.array([0, 1, 5, 6])
+    facts = TargetFacts(
+        np.array([5, 5, 5, 5000]), np.array([True, True, False, False]), trained, ages
+    )
     ranks, users = np.array([1, 2, 3, 4]), np.array([0, 0, 0, 1])
     found = slice_metrics(ranks, users, facts, sets=True)
     names = [row["slice"] for row in found["item_age_days"]]
     assert names == ["0", "1-6", "7-29", "365+"]
     assert [row["slice"] for row in found["history_length"]] == ["1-9", "1000+"]
+    assert [row["slice"] for row in found["item_training_events"]] == ["0", "1-5", "6+"]
     repeated = found["item"][0]["metrics"]
     assert repeated["recall@10"] == 1 and repeated["precision@10"] == 0.2
 

@@ -11,6 +11,7 @@ import pytest
 
 from rec2pm_jax.config import ComputeConfig, ModelConfig
 from rec2pm_jax.nn import backbone as backbone_lib
+from rec2pm_jax.nn import recompute as recomputation
 from rec2pm_jax.nn.attention import Block, VisibleRange
 from rec2pm_jax.nn.cache import Rows
 from rec2pm_jax.nn.layers.hstu import time_bucket
@@ -191,14 +192,19 @@ def test_bfloat16_stays_close_to_float32(backbone):
         ("hstu", "pallas", Rows(1, 3)),
     ],
 )
-def test_recomputing_changes_what_is_kept_and_nothing_else(backbone, attention, wanted):
+def test_recomputing_changes_what_is_kept_and_nothing_else(
+    backbone, attention, wanted, monkeypatch
+):
     """Gradients are equal, dropout included; of what was kept less than half is left."""
     rate = 0.5 if (backbone, attention) != ("sasrec", "pallas") else 0.0  # its weights would drop
     config = ModelConfig(backbone=backbone, dim=DIM, heads=2, layers=3, dropout=rate)
     x, layout = inputs(), make_layout()
     found = {}
-    for recompute in ("none", "layer"):
-        compute = ComputeConfig(attention=attention, recompute=recompute)
+    for recompute in (False, True):
+        monkeypatch.setattr(
+            recomputation, "platform_of", lambda _, on=recompute: "tpu" if on else "cpu"
+        )
+        compute = ComputeConfig(attention=attention)
         module = stack(config, compute=compute)
 
         def loss(params, x, module=module):

@@ -142,11 +142,10 @@ def test_the_size_of_steps_changes_nothing(dataset, engine, monkeypatch):
 
 def test_skipped_lines_are_counted_and_leave_no_trace(dataset, engine):
     good = [{"user": "u"} | e for e in raw_events(dataset, 0, 12)]
-    late = good[11]["time"]
     lines = [
         *good[:5],
         b"garbage\n",
-        {"user": "u", "item": "no such item", "time": late + 10**6},
+        {"user": "u", "item": "i1", "time": good[3]["time"] - 1},
         *good[5:11],
         b"\n",
         {"user": "u", "item": "i1", "time": good[10]["time"] - 1},
@@ -161,15 +160,31 @@ def test_skipped_lines_are_counted_and_leave_no_trace(dataset, engine):
         [*good, {"user": "u", "recommend": 5, "exclude": ["i1"]}],
     )
     assert answer == clean and answer["events"] == 12
-    assert summary.skipped == {"malformed": 2, "out of order": 2, "unknown item": 1}
+    assert summary.skipped == {"malformed": 2, "out of order": 3}
     report = "\n".join(summary.format_report())
-    assert "skipped 5 lines: 2 malformed, 2 out of order, 1 unknown item" in report
+    assert "skipped 5 lines: 3 out of order, 2 malformed" in report
     assert "line 6: not JSON" in report
     assert "line 18: k=31" in report
-    assert "line 7: item 'no such item' is not in the training data" in report
+    assert f"line 7: time {good[3]['time'] - 1} lies before {good[4]['time']}" in report
     assert f"line 16: time {good[10]['time'] - 2} lies before {good[10]['time']}" in report
     assert "ignored 1 unknown items in exclude lists" in report
     assert "done: 12 events" in report
+
+
+def test_events_of_unknown_items_are_kept_and_counted(dataset, engine):
+    """They are events in the history, segments are counted with them, and no item is made up."""
+    good = [{"user": "u"} | e for e in raw_events(dataset, 0, 11)]
+    unknown = [e | {"item": f"new {n}"} if n % 3 == 2 else e for n, e in enumerate(good)]
+    ask = {"user": "u", "recommend": 30}
+    [answer], summary = stream(engine, [*unknown, ask])
+    [clean], _ = stream(Engine(engine.recommender, MemoryStore()), [*good, ask])
+    assert (summary.events, summary.unknown_items, summary.skipped.total()) == (11, 3, 0)
+    assert "kept 3 events of unknown items" in "\n".join(summary.format_report())
+    assert (answer["events"], answer["updates"]) == (clean["events"], clean["updates"])
+    assert answer != clean
+    assert {i["item"] for i in answer["items"]} == set(engine.recommender.known_items)
+    pending = engine.get_user("u").pending.ids
+    assert pending.tolist().count(0) == sum(n % 3 == 2 for n in range(11 - len(pending), 11))
 
 
 def test_only_the_first_malformed_lines_are_quoted(engine):
@@ -258,7 +273,7 @@ def test_command_line(dataset, engine, tmp_path):
     assert "skipped 1 lines: 1 malformed" in summary and "done: 30 events" in summary
     assert done.stdout == b""
 
-    assert "--data=DIR lets the users of that dataset start" in summary
+    assert "--data=DIR lets its users start" in summary
     known = run_cli(
         workdir, "-", "-", json.dumps({"user": dataset.user(0), "recommend": 2}).encode(),
         more=[f"--data={dataset.path}"],

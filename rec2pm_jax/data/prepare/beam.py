@@ -97,6 +97,9 @@ def prepare_with_beam(options: PrepareOptions, runner: PipelineOptions | None = 
     if options.keep_dropped:
         raise UserError("Beam keeps no dropped events; leave --keep_dropped out.")
     options = options.with_defaults()
+    for flag in ("items", "title_column", "category_column"):
+        if getattr(options, flag):
+            raise UserError(f"Beam reads no content of items; leave --{flag} out.")
     check_options(options)
     options = dataclasses.replace(options, ties=options.ties or "shuffle")
     target = Path(options.output_dir)

@@ -77,7 +77,15 @@ class DroppedEvents:
             raise _damage_error(self.directory) from error
         if found != self.rows:
             raise _damage_error(self.directory)
-        items = pl.concat([titles, log.items]).unique("item", keep="first", maintain_order=True)
+
+        def items() -> pl.DataFrame:
+            found = log.item_table()
+            if "listed" not in found.columns:
+                found = found.with_columns(listed=pl.lit(False))
+            old = titles.with_columns(listed=pl.lit(False))
+            both = pl.concat([found.filter("listed"), old, found], how="diagonal")
+            return both.unique("item", keep="first", maintain_order=True)
+
         return dataclasses.replace(log, events=self._frames(log), items=items)
 
     def _frames(self, log: Interactions) -> Iterator[pl.DataFrame]:

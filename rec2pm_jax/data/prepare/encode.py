@@ -99,7 +99,7 @@ class EncodedLog:
 
     @property
     def item_table(self) -> pl.DataFrame:
-        """The source's columns item, title and category."""
+        """The source's item table, see `schema.Interactions.items`."""
         return pl.read_parquet(plain_path(self._directory / "titles.parquet"))
 
     @property
@@ -145,7 +145,7 @@ def encode_log(
         raise UserError("The input has no events.")
     for name in ("user", "item"):
         write_parquet(codes[name].texts.to_frame(), directory / f"{name}s.parquet")
-    write_parquet(interactions.items, directory / "titles.parquet")
+    write_parquet(interactions.item_table(), directory / "titles.parquet")
     if interactions.ground_truth is not None:
         arrays: dict[str, Any] = dict(interactions.ground_truth)
         np.savez(directory / "ground_truth.npz", **arrays)

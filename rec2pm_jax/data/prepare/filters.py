@@ -16,8 +16,11 @@ import polars as pl
 
 from rec2pm_jax.data.options import PrepareOptions
 from rec2pm_jax.data.prepare.column_files import ColumnFiles
+from rec2pm_jax.data.schema import CONTENT_COLUMNS
 from rec2pm_jax.errors import UserError
 
+# Columns of an item table that say what an item is. The last two exist with `--items` only.
+ITEM_FACTS = ("title", "category", *CONTENT_COLUMNS)
 RULE = "repeat: drop items below min_item_count, then users below min_user_events; until stable"
 
 
@@ -131,10 +134,10 @@ def number_items(counts: pl.DataFrame, titles: pl.DataFrame) -> pl.DataFrame:
 
     Args:
       counts: item (string, unique) and count (int64).
-      titles: item, title and category, as `schema.Interactions.items`.
+      titles: as `schema.Interactions.items`.
 
     Returns:
-      id (int32, contiguous from 1), raw_id, count (int64), title, category.
+      id (int32, contiguous from 1), raw_id, count (int64) and those of `ITEM_FACTS` that `titles` has.
     """
     table = (
         counts.sort(["count", "item"], descending=[True, False])
@@ -142,8 +145,41 @@ def number_items(counts: pl.DataFrame, titles: pl.DataFrame) -> pl.DataFrame:
         .with_columns(pl.col("id").cast(pl.Int32))
     )
     return table.join(titles, on="item", how="left", maintain_order="left").select(
-        "id", pl.col("item").alias("raw_id"), "count", "title", "category"
+        "id",
+        pl.col("item").alias("raw_id"),
+        "count",
+        *(name for name in ITEM_FACTS if name in titles.columns),
     )
+
+
+def merge_items(known: pl.DataFrame, found: pl.DataFrame, titles: pl.DataFrame) -> pl.DataFrame:
+    """Return known items with the counts of both, then new items as `number_items` orders them.
+
+    Items that `--items` lists are items without events, too, and what it says of known ones counts.
+
+    Args:
+      known: an item table.
+      found: item and count of items with events.
+      titles: as `schema.Interactions.items`.
+    """
+    listed = titles.head(0)
+    if "listed" in titles.columns:
+        listed = titles.filter("listed")
+        without = listed.select("item", count=pl.lit(0, pl.Int64))
+        without = without.filter(~pl.col("item").is_in(found["item"].to_list()))
+        found = pl.concat([found, without])
+    fresh = found.filter(~pl.col("item").is_in(known["raw_id"].to_list()))
+    fresh = number_items(fresh, titles).with_columns(pl.col("id") + known.height)
+    more = found.rename({"item": "raw_id", "count": "more"})
+    both = known.join(more, on="raw_id", how="left", maintain_order="left")
+    both = both.with_columns(pl.col("count") + pl.col("more").fill_null(0)).drop("more")
+    facts = [name for name in ITEM_FACTS if name in listed.columns]
+    news = listed.select(raw_id="item", **{f"new_{name}": name for name in facts})
+    both = both.join(news, on="raw_id", how="left", maintain_order="left")
+    both = both.with_columns(
+        pl.coalesce(f"new_{name}", *({name} & set(known.columns))).alias(name) for name in facts
+    ).drop(f"new_{name}" for name in facts)
+    return pl.concat([both, fresh.with_columns(pl.col("id").cast(pl.Int32))], how="diagonal")
 
 
 def empty_item_table() -> pl.DataFrame:

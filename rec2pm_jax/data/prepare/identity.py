@@ -31,7 +31,12 @@ def make_identity(options: PrepareOptions) -> dict:
 
 
 def _input_files(options: PrepareOptions) -> list[Path]:
-    """Return the files that --input names, and those that a source reads beside them."""
+    """Return the files that --input and --items name, and those that a source reads beside them."""
+    table = [Path(options.items)] if options.items and Path(options.items).is_file() else []
+    return table + _log_files(options)
+
+
+def _log_files(options: PrepareOptions) -> list[Path]:
     if not options.input:
         return []
     path = Path(options.input)

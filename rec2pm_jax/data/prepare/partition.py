@@ -23,7 +23,7 @@ from rec2pm_jax.data.prepare.filters import (
     Filters,
     apply_filters,
     empty_item_table,
-    number_items,
+    merge_items,
 )
 from rec2pm_jax.data.prepare.limits import check_event_types
 from rec2pm_jax.data.prepare.memory import MemoryLimit
@@ -160,7 +160,7 @@ def partition_log(
     counts = kept.users[kept.users > 0][np.argsort(user_index[kept.users > 0])]
     limit.check_largest_user(users, counts)
     found = pl.DataFrame({"item": log.items, "count": kept.items}).filter(pl.col("count") > 0)
-    items = _merge_items(target.items, found, log.item_table)
+    items = merge_items(target.items, found, log.item_table)
     item_index = np.where(kept.items > 0, _look_up(log.items, items["raw_id"]), -1)
     names = log.facts.event_types
     event_types = [*target.event_types, *sorted(set(names) - set(target.event_types))]
@@ -202,14 +202,3 @@ def _look_up(texts: pl.Series, table: pl.Series) -> np.ndarray:
         texts.alias("text").to_frame().join(positions, on="text", how="left", maintain_order="left")
     )
     return joined["position"].cast(pl.Int64).fill_null(-1).to_numpy()
-
-
-def _merge_items(known: pl.DataFrame, found: pl.DataFrame, titles: pl.DataFrame) -> pl.DataFrame:
-    """Return known items with the counts of both, then new items as `number_items` orders them."""
-    fresh = found.filter(~pl.col("item").is_in(known["raw_id"].to_list()))
-    fresh = number_items(fresh, titles).with_columns(pl.col("id") + known.height)
-    more = found.rename({"item": "raw_id", "count": "more"})
-    both = known.join(more, on="raw_id", how="left", maintain_order="left").select(
-        "id", "raw_id", pl.col("count") + pl.col("more").fill_null(0), "title", "category"
-    )
-    return pl.concat([both, fresh.with_columns(pl.col("id").cast(pl.Int32))])

@@ -13,6 +13,7 @@ import polars as pl
 
 from rec2pm_jax.data.dataset import INFO_FILE, read_info
 from rec2pm_jax.data.event_order import TIE_RULES
+from rec2pm_jax.data.item_table import add_item_table, read_item_table
 from rec2pm_jax.data.options import PrepareOptions
 from rec2pm_jax.data.prepare import dropped_events, encode, partition, write
 from rec2pm_jax.data.prepare.describe import Content, describe
@@ -158,9 +159,13 @@ def run_stages(
       UserError: as `prepare`, or the log is of another kind than `target`.
     """
     limit = MemoryLimit.parse(options.max_memory)
+    # Read first: a wrong table is refused before a long log is read.
+    table = read_item_table(options.items, options.id_type or "text") if options.items else None
 
     def encode_source(directory: Path) -> None:
         interactions = SOURCES[options.source](options)
+        if table is not None:
+            interactions = add_item_table(interactions, table)
         earlier = 0
         if target and target.dropped:
             interactions = target.dropped.prepend_to(interactions)
@@ -224,7 +229,7 @@ def check_options(options: PrepareOptions) -> None:
             f"--source={options.source} is unknown; choose one of {', '.join(SOURCES)}."
             f"{nearest(options.source, SOURCES)}"
         )
-    for path in (options.output_dir, options.input, options.download_dir):
+    for path in (options.output_dir, options.input, options.items, options.download_dir):
         check_path(path)
     if options.shards < 0:
         raise UserError(f"--shards must be >= 0, got {options.shards}.")

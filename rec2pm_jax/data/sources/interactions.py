@@ -7,9 +7,13 @@ order of their names. The columns are
     --time_column     see `data/reading/times.py` for units and zones
     --type_column     optional, the event type
     --order_column    optional, a number that orders a user's events of equal time
+    --title_column, --category_column    optional, what the item of the row is
 
 A log without times has an order only: --time_column= --order_column=position. Ties are shuffled, unless
 --ties=keep states that the order of the file is meaningful.
+
+An item's title is that of the first row that states one, and its category likewise. Texts that differ
+from it are counted as a note.
 
 Ids are compared as text: the number 7 and the text "7" are one id. A row that equals another one in
 every column is an event, too; `dataset.json` counts such rows as duplicate_rows. The rules for single
@@ -37,6 +41,7 @@ from rec2pm_jax.data.sources.source import Source
 from rec2pm_jax.errors import UserError
 
 _COLUMNS = ("user_column", "item_column", "time_column", "type_column", "order_column")
+_FACTS = {"title_column": "title", "category_column": "category"}
 
 
 def load(options: PrepareOptions) -> Interactions:
@@ -50,17 +55,20 @@ def load(options: PrepareOptions) -> Interactions:
     log = LogReader.of(options)
     dropped: dict[str, int] = {}
     notes: dict[str, object] = {}
+    items = _ItemFacts()
 
     def frames() -> Iterator[pl.DataFrame]:
         report = LogReport()
-        yield from log.frames(paths, report)
+        for frame in log.frames(paths, report):
+            items.add(frame)
+            yield frame
         report.check(options.skip_invalid, options.max_invalid_share)
         dropped.update(report.dropped())
-        notes.update(report.all_notes())
+        notes.update(report.all_notes() | items.notes())
 
     return Interactions(
         frames(),
-        empty_items(),
+        items.table,
         has_times=bool(options.time_column),
         dropped=dropped,
         notes=notes,
@@ -94,7 +102,8 @@ class LogReader:
         Raises:
           UserError: an option has no meaning.
         """
-        columns = {flag: getattr(options, flag) for flag in _COLUMNS if getattr(options, flag)}
+        flags = (*_COLUMNS, *_FACTS)
+        columns = {flag: getattr(options, flag) for flag in flags if getattr(options, flag)}
         for flag in ("user_column", "item_column"):
             if flag not in columns:
                 raise UserError(f"--{flag} is empty; name a column.")
@@ -163,7 +172,47 @@ class LogReader:
             columns["order" if "time_column" in self.columns else "timestamp"] = order
         if "type_column" in self.columns:
             columns["event_type"] = ids("type_column")
+        for flag, name in _FACTS.items():
+            if flag in self.columns:
+                texts = frame[self.columns[flag]].cast(pl.String).str.strip_chars()
+                columns[name] = texts.replace("", None)
         return pl.DataFrame(columns)
+
+
+class _ItemFacts:
+    """Titles and categories of items, as the rows of a log state them: the first of each counts."""
+
+    def __init__(self) -> None:
+        self._table = empty_items()
+        self._others = dict.fromkeys(_FACTS.values(), 0)
+
+    def add(self, frame: pl.DataFrame) -> None:
+        """Add the rows of a frame of canonical events."""
+        names = [name for name in _FACTS.values() if name in frame.columns]
+        if not names:
+            return
+        first = [pl.col(name).drop_nulls().first() for name in names]
+        found = frame.group_by("item", maintain_order=True).agg(first)
+        both = pl.concat([self._table, found], how="diagonal")
+        self._table = both.group_by("item", maintain_order=True).agg(
+            pl.col(name).drop_nulls().first() for name in _FACTS.values()
+        )
+        known = frame.select("item", *names).join(self._table, on="item", how="left")
+        for name in names:
+            self._others[name] += int((known[name] != known[f"{name}_right"]).sum())
+
+    def table(self) -> pl.DataFrame:
+        """Return item, title and category of the items of all frames."""
+        return self._table
+
+    def notes(self) -> dict[str, object]:
+        """Return how many rows state something else than the table, for `dataset.json`."""
+        texts = {"title": "titles", "category": "categories"}
+        return {
+            f"other_{texts[name]}": f"{rows:,} rows have another one than the first row of their item"
+            for name, rows in self._others.items()
+            if rows
+        }
 
 
 SOURCE = Source(

@@ -8,6 +8,7 @@ from typing import NamedTuple, cast
 import jax
 import numpy as np
 
+from rec2pm_jax.errors import UserError
 from rec2pm_jax.methods.state_format import state_format
 from rec2pm_jax.stream.compute import batches
 from rec2pm_jax.stream.recommender import Recommender
@@ -58,6 +59,7 @@ class MemoryUpdater:
         Args:
           memory_format: one of `codec.FORMATS`.
         """
+        self._memory_format = memory_format
         self._method, self._params = recommender.method, recommender.params
         self._catalogue = recommender.catalogue
         self._segment = self._method.config.data.segment
@@ -67,6 +69,21 @@ class MemoryUpdater:
         self.width = 1 + self._catalogue.uses_times + self._catalogue.uses_types
         self.max_pending = (self._method.read_length + 1) * self.width
         self.record_format = RecordFormat(recommender.identity, states, self.width)
+
+    def replace_model(self, recommender: Recommender) -> None:
+        """Go on with the same model over another item table; no update may be under way.
+
+        Raises:
+          UserError: item ids no longer fit into the states as they are stored.
+        """
+        states = state_format(recommender.method, self._memory_format)
+        if states.id_bytes != self.record_format.states.id_bytes:
+            raise UserError(
+                f"{recommender.method.num_items:,} items need wider ids in the stored states: start "
+                "the stream again."
+            )
+        self._method, self._params = recommender.method, recommender.params
+        self._catalogue = recommender.catalogue
 
     def plan(self, user: MutableUser) -> tuple[int, int]:
         """Return what a user needs now, as `Method.plan` decides.

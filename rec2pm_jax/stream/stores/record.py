@@ -28,7 +28,7 @@ from rec2pm_jax.config import Config
 from rec2pm_jax.errors import UserError
 from rec2pm_jax.methods.codec import FORMATS
 from rec2pm_jax.methods.registry import config_hash
-from rec2pm_jax.methods.state_format import StateFormat
+from rec2pm_jax.methods.state_format import StateFormat, widen_ids
 from rec2pm_jax.stream.users.mutable_user import MutableUser
 from rec2pm_jax.typing import Params
 
@@ -156,7 +156,7 @@ class RecordFormat:
         size = self.states.bytes - grown * self.states.entries if user.segments else 0
         user.pending.frombytes(body[size:])
         if size:
-            user.memory = self.states.widen(body[:size]) if grown else body[:size]
+            user.memory = widen_ids(self.states, body[:size]) if grown else body[:size]
         user.pending = _to_little_endian(user.pending)
         return user
 
