@@ -11,7 +11,6 @@ from typing import Any
 from rec2pm_jax.config import Config
 from rec2pm_jax.config_dict import from_dict, to_dict
 from rec2pm_jax.data.dataset import Dataset, open_dataset
-from rec2pm_jax.data.target_events import type_weights
 from rec2pm_jax.errors import UserError
 from rec2pm_jax.methods.registry import run_identity
 
@@ -71,15 +70,17 @@ def check_same_run(
 
 
 def check_features(config: Config, dataset: Dataset) -> None:
-    """Check that the data have the event types and the times that the model reads or predicts.
+    """Check that the data have the event types and the times that the model reads.
+
+    Target types are checked where targets are found, as that reads all events.
 
     Args:
       config: the configuration to train or to serve with.
       dataset: the data.
 
     Raises:
-      UserError: `model.event_types` is neither 0 nor the number of types, `loss.target_types` names a
-        type without events, or the model reads times that the data do not have.
+      UserError: `model.event_types` is neither 0 nor the number of types, or the model reads times
+        that the data do not have.
     """
     wanted, types = config.model.event_types, dataset.event_types
     if wanted and not types:
@@ -92,8 +93,6 @@ def check_features(config: Config, dataset: Dataset) -> None:
             f"config.model.event_types={wanted}, but {dataset.path} has {len(types)} event types "
             f"({', '.join(types[:10])}): set it to {len(types)}, or to 0 to ignore them."
         )
-    if config.loss.target_types is not None:
-        type_weights(config.loss.target_types, dataset)
     if config.reads_times and not dataset.has_times:
         wrong, right = "relative_bias=position_time", "use position"
         if config.model.use_times:

@@ -25,7 +25,6 @@ from rec2pm_jax.evaluation.targets import make_targets, select_users
 from rec2pm_jax.evaluation.validation import validate
 from rec2pm_jax.methods.registry import make_method
 from rec2pm_jax.methods.windows import target_weights
-from rec2pm_jax.training.run_checks import check_features
 from tests.helpers.data import prepare_log, random_log
 from tests.helpers.evaluate_fakes import PARAMS, FakeMethod
 from tests.helpers.stream import with_random_zeros
@@ -201,7 +200,7 @@ def test_types_without_events_are_refused_by_name(dataset, tmp_path):
     with pytest.raises(UserError, match="no event of type 'bye'; it has .*buy, view.*Did you mean"):
         type_weights("buy,bye", dataset)
     with pytest.raises(UserError, match="no event of type 'cart'"):
-        check_features(Config(loss=LossConfig(target_types="cart")), dataset)
+        train_iterator(dataset, DataConfig(**SIZES), 4, seed=0, target_types="cart")
     prepare_log(random_log(), tmp_path)
     untyped = open_dataset(tmp_path / "data")
     with pytest.raises(UserError, match="target_types=buy, but .* has no event types"):

@@ -166,6 +166,12 @@ def test_train_then_evaluate_from_the_command_line(tmp_path):
     assert evaluated("--memory=one_time")["memory"] == "one_time"
     assert evaluated("--protocol=leave_one_out")["targets"] == 30
 
+    rows = tmp_path / "rows.parquet"
+    flags = ("--cutoffs=5,20", "--list_metrics", "--slices", f"--per_user={rows}")
+    measured = evaluated(*flags)
+    assert {"map@5", "recall@20"} < set(measured["metrics"]) and rows.is_file()
+    assert measured["slices"]["item"] and measured["list_metrics"]["lists"] == 300
+
     moved = tmp_path / "moved"
     shutil.move(data, moved)
     for flags, message in [

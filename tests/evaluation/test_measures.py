@@ -20,7 +20,8 @@ from rec2pm_jax.data.splits import bound_rule, split_rule
 from rec2pm_jax.errors import UserError
 from rec2pm_jax.evaluation.evaluator import evaluate
 from rec2pm_jax.evaluation.heuristic import Heuristic, evaluate_heuristic
-from rec2pm_jax.evaluation.histories import load_histories
+from rec2pm_jax.evaluation.heuristic_ranking import recommend_by
+from rec2pm_jax.evaluation.histories import Histories, load_histories
 from rec2pm_jax.evaluation.list_metrics import ItemFacts, count_items, list_metrics
 from rec2pm_jax.evaluation.metrics import summarize, user_metrics
 from rec2pm_jax.evaluation.per_user import user_rows, write_user_rows
@@ -28,7 +29,7 @@ from rec2pm_jax.evaluation.ranking import recommend
 from rec2pm_jax.evaluation.report import measures_tables, metrics_table
 from rec2pm_jax.evaluation.slices import TargetFacts, slice_metrics
 from rec2pm_jax.evaluation.spec import EvalSpec, Measures
-from rec2pm_jax.evaluation.targets import make_targets
+from rec2pm_jax.evaluation.targets import Targets, make_targets
 from rec2pm_jax.typing import Readout
 from tests.helpers.evaluate_fakes import PARAMS, FakeDataset, FakeMethod
 
@@ -154,6 +155,20 @@ def test_lists_of_popularity(dataset, known):
     assert found["incomplete_lists"] == found["lists"]  # there are 12 items, not 20
     assert found["diversity@3"] == len({best[0] < 4, best[1] < 4, best[2] < 4}) - 1 or known
     assert found["target_popularity"] > 0
+
+
+def test_heuristics_recommend_nothing_of_the_current_basket():
+    """The last two events of a user have one time: the second is asked for with the first known."""
+    ids = np.array([4, 3, 2, 1, 5], np.int32)
+    histories = Histories(np.array([7]), np.array([0, 5]), ids, np.array([0, 10, 20, 30, 30]), None)
+    targets = Targets(np.array([0, 0]), np.array([3, 4]), np.array([3, 4]))
+
+    def score(prefixes):
+        yield np.tile(np.array([9.0, 5.0, 4.0, 4.0, 1.0, 0.0]), (len(prefixes), 1))
+
+    for known, second in ((False, [1, 2, 3, 4, 5, 0]), (True, [2, 3, 4, 5, 0, 0])):
+        lists = recommend_by(score, histories, targets, 5, known, 6)
+        assert lists.tolist() == [[1, 2, 3, 4, 5, 0], second]
 
 
 def test_slices_are_metrics_of_their_targets(dataset):

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 
 from launch.experiments import comparison
-from rec2pm_jax.config import Config, DataConfig
+from rec2pm_jax.config import Config, DataConfig, LossConfig
 from rec2pm_jax.errors import UserError
 from rec2pm_jax.evaluation.bootstrap import paired_bootstrap
 from rec2pm_jax.evaluation.metrics import summarize
 from rec2pm_jax.evaluation.record import Evaluation
+from rec2pm_jax.evaluation.spec import Measures
 from rec2pm_jax.runs import Result
 from tests.launch.test_flag_fuzz import TINY, directory, finish, launch  # noqa: F401 (a fixture)
 
@@ -55,7 +56,10 @@ def runs(monkeypatch):
     }
 
     def evaluate_run(run, spec):
-        return Result(run.found, run.found.record(config={}, step=7))
+        cutoffs = spec.measures.cutoffs
+        metrics = summarize(run.found.rank, run.found.user, cutoffs=cutoffs)
+        found = dataclasses.replace(run.found, cutoffs=cutoffs, metrics=metrics)
+        return Result(found, found.record(config={}, step=7))
 
     monkeypatch.setattr(comparison, "load_run", lambda name, data: made[name])
     monkeypatch.setattr(comparison, "evaluate_run", evaluate_run)
@@ -77,6 +81,15 @@ def test_each_pair_is_compared_over_users(runs):
     assert "rec2pm_o     7" in text
 
 
+def test_runs_are_compared_at_the_cutoffs_that_are_asked_for(runs):
+    results = comparison.compare_runs(list(runs), measures=Measures((3, 7)))
+    text = comparison.format_runs(results)
+    table = text[text.index("precision") :].splitlines()[2:8]
+    assert [line.split()[1] for line in table] == ["3", "7"] * 3
+    for row, line in zip(results, table[::2], strict=True):
+        assert f"{100 * row.record['metrics']['map@3']:.2f}" in line
+
+
 def test_a_run_without_any_hit_has_a_difference_and_no_ratio(runs):
     runs["runs/b"].found = dataclasses.replace(runs["runs/b"].found, rank=np.full(len(USERS), 1000))
     results = comparison.compare_runs(["runs/a", "runs/b"])
@@ -91,6 +104,9 @@ def test_runs_with_other_targets_are_refused(runs):
         comparison.compare_runs(["runs/a", "runs/a"])
     runs["runs/b"].config = Config(data=DataConfig(protocol="leave_one_out"))
     with pytest.raises(UserError, match="runs/a and runs/b differ in config.data.protocol"):
+        comparison.compare_runs(["runs/a", "runs/b"])
+    runs["runs/b"].config = Config(loss=LossConfig(target_types="buy"))
+    with pytest.raises(UserError, match="runs/a and runs/b differ in target types: None and buy"):
         comparison.compare_runs(["runs/a", "runs/b"])
     runs["runs/b"].config = Config()
     runs["runs/b"].dataset.content_hash = "other"

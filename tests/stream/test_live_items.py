@@ -114,6 +114,12 @@ def test_a_stream_reads_the_table_when_it_changes(model, table, caplog):
     ]
 
 
+def test_unknown_items_look_like_the_mean_event(model):
+    table = np.asarray(model.params["embedding"]["item_embedding"])
+    ids = model.dataset.histories.ids
+    np.testing.assert_allclose(table[0], table[ids].mean(axis=0), rtol=1e-4, atol=1e-5)
+
+
 def test_a_store_remembers_the_ids(model, table):
     table.write("b,,c0", "a,,c1")
     store = MemoryStore()
