@@ -45,6 +45,8 @@ def load(directory: str | Path) -> Vectors:
     """Read the files of a directory and build the index."""
     directory = Path(directory)
     manifest = json.loads((directory / "manifest.json").read_text())
+    if manifest["format"] != "parquet":
+        sys.exit(f"error: {directory} has format {manifest['format']}; export it as parquet.")
     items = pl.read_parquet(directory / "items.parquet")
     users = pl.read_parquet(directory / "users-*.parquet")
     own = pl.read_parquet(directory / "own_items-*.parquet")

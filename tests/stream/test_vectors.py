@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import runpy
@@ -46,8 +47,7 @@ def dataset(tmp_path_factory):
 
 def serving(dataset, *case) -> Recommender:
     """Return a model with random parameters that knows the users of the dataset."""
-    model = make_recommender(dataset, make_config(*case))
-    return Recommender(model.method, model.params, model.catalogue, None, dataset)
+    return dataclasses.replace(make_recommender(dataset, make_config(*case)), dataset=dataset)
 
 
 def read(directory):
@@ -96,7 +96,6 @@ def check_scores(tables, user, expected):
         (),
         TIMED,
         pytest.param(("recent", "overwrite", "sasrec", "none", 0, True), marks=pytest.mark.slow),
-        pytest.param(("full",), marks=pytest.mark.slow),
         pytest.param(("kv_mask", "append"), marks=pytest.mark.slow),
     ],
     ids=str,
@@ -126,7 +125,7 @@ def test_products_and_addends_are_the_models_scores(case, format, dataset, tmp_p
         "users": len(names),
         "users_without_events": 0,
         "own_items": tables["own_items"].height,
-        "most_own_items": own_counts.max() or 0,
+        "most_own_items": own_counts.max(),
         "parts": 2,  # of 6 users
     }
     assert described.items() <= manifest.items()
@@ -134,7 +133,6 @@ def test_products_and_addends_are_the_models_scores(case, format, dataset, tmp_p
         *manifest["files"],
         "manifest.json",
     }
-    assert tables["own_items"].height == 0 if case == ("full",) else own_counts.max() > 0
     for name in names:
         user = model.user(name)
         had = {dataset.items.raw_ids[i] for i in dataset.sequence(dataset.user_index(name)).ids}
@@ -146,7 +144,26 @@ def test_products_and_addends_are_the_models_scores(case, format, dataset, tmp_p
             memory = np.asarray(user.state.memory, np.float32)
             assert list(memory.shape) == manifest["memory_shape"]
             np.testing.assert_allclose(row["memory"].to_numpy()[0], memory, atol=1e-5)
-    assert ("memory" in tables["users"].columns) == (case[:1] not in [("full",), ("recent",)])
+    assert ("memory" in tables["users"].columns) == (case[:1] != ("recent",))
+
+
+def test_a_model_without_own_items_writes_an_empty_table(dataset, tmp_path):
+    config = make_config("full")
+    model = dataclasses.replace(config.model, repeat_head=False)
+    method = dataclasses.replace(config.method, exact_entries=0)
+    plain = make_recommender(dataset, dataclasses.replace(config, model=model, method=method))
+    plain = dataclasses.replace(plain, dataset=dataset)
+    names = [dataset.user(0), dataset.user(1)]
+    manifest = write_vectors(users_of_dataset(plain, names=names), tmp_path / "out")
+    assert (manifest["own_items"], manifest["most_own_items"]) == (0, 0)
+    _, tables = read(tmp_path / "out")
+    assert tables["own_items"].schema == {
+        "user": pl.String,
+        "item": pl.String,
+        "addend": pl.Float32,
+    }
+    for name in names:
+        check_scores(tables, name, plain.recommend(plain.user(name), dataset.num_items))
 
 
 def test_users_of_a_store_are_those_that_a_stream_answers(dataset, tmp_path):
@@ -229,13 +246,7 @@ def test_nothing_is_overwritten_or_left_half_written(dataset, tmp_path, monkeypa
         write_vectors(users_of_dataset(model), tmp_path / "out", VectorOptions(time="noon"))
     with pytest.raises(UserError, match="parquet, npy"):
         write_vectors(users_of_dataset(model), tmp_path / "out", VectorOptions("csv"))
-    bad = Recommender(
-        model.method,
-        jax.tree.map(lambda x: x * np.nan, model.params),
-        model.catalogue,
-        None,
-        dataset,
-    )
+    bad = dataclasses.replace(model, params=jax.tree.map(lambda x: x * np.nan, model.params))
     with pytest.raises(UserError, match="NaN"):
         write_vectors(users_of_dataset(bad), tmp_path / "out")
 
