@@ -98,6 +98,7 @@ CASES = {
             "cutoffs",
             "list_m",
             "slices",
+            "target_types",
         ),
     ),
     "evaluate": Case(
