@@ -47,6 +47,7 @@ def define_flags() -> None:
     flags.DEFINE_list("methods", list(DEFAULT_METHODS), "Methods to train.")
     flags.DEFINE_list("runs", [], "Instead of training: workdirs of runs, which are compared.")
     flags.DEFINE_enum("split", "test", SPLITS, "Which targets to rank, with --runs.")
+    flags.DEFINE_string("target_types", "", "Event types that are targets, with --runs.")
     flags.register_multi_flags_validator(
         ["runs", "config", "data", "workdir"],
         lambda given: (
@@ -65,10 +66,14 @@ def main(_) -> None:
     args = flags.FLAGS
     measures = get_measures(args)
     if args.runs:
-        results = compare_runs(args.runs, args.data, args.split, measures)
+        results = compare_runs(
+            args.runs, args.data, args.split, measures, args.target_types or None
+        )
         print(f"devices: {describe_devices()}")
         _finish(results, format_runs(results))
         return
+    if args.target_types:
+        raise UserError("--target_types is for --runs; to train, use --config.loss.target_types.")
     unknown = [name for name in args.methods if name not in METHODS.names()]
     if unknown:
         raise UserError(

@@ -45,7 +45,9 @@ def evaluate_noise(run: Run, model: TrainedModel, dataset: Dataset) -> list[Resu
 
     Records name kind and share in `noise`.
     """
-    popularity = dataset_popularity(dataset, bound_rule(model.config.data, dataset))
+    types = model.config.loss.target_types
+    rule = bound_rule(model.config.data, dataset, target_types=types)
+    popularity = dataset_popularity(dataset, rule)
     settings = [("random", 0.0), *((kind, share) for kind in KINDS for share in FRACTIONS)]
     results = []
     for kind, fraction in settings:

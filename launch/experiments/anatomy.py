@@ -30,7 +30,8 @@ def examine_anatomy(run: Run, model: TrainedModel, dataset: Dataset) -> list[Res
     """
     method, params = model.method, model.params
     result = evaluate_model(model, dataset, split=run.split, swap=False)
-    rule = bound_rule(method.config.data, dataset)
+    types = method.config.loss.target_types
+    rule = bound_rule(method.config.data, dataset, target_types=types)
     _, _, histories, targets = select_targets(dataset, rule, run.split)
     rows = plan_rows(targets, method, None)
     states = compute_memories(method, params, histories, rows, method.memory_kind, batch_size=128)

@@ -74,6 +74,7 @@ def compare_runs(
     data: str | None = None,
     split: str = "test",
     measures: Measures = MEASURES,
+    target_types: str | None = None,
 ) -> list[Result]:
     """Evaluate the best checkpoints of runs on the same targets and compare each pair.
 
@@ -82,6 +83,7 @@ def compare_runs(
       data: directory of the dataset; None for the one that each run was trained on.
       split: which targets to rank.
       measures: what the evaluations measure.
+      target_types: event types that are targets; None for those of the runs, which must agree.
 
     Returns:
       One result per run. Records carry `run`, its workdir, and `paired`: by the other runs, difference
@@ -99,14 +101,15 @@ def compare_runs(
         for what, found, expected in (
             ("data (content hash)", run.dataset.content_hash, other.dataset.content_hash),
             ("config.data.protocol", run.config.data.protocol, other.config.data.protocol),
-            ("target types", run.config.loss.target_types, other.config.loss.target_types),
+            ("target types", *(target_types or r.config.loss.target_types for r in (run, other))),
         ):
             if found != expected:
                 raise UserError(
                     f"{names[0]} and {name} differ in {what}: {expected} and {found}; runs are "
                     "compared on the same targets."
                 )
-    results = [evaluate_run(run, EvalSpec(split, measures=measures)) for run in loaded]
+    spec = EvalSpec(split, measures=measures, target_types=target_types)
+    results = [evaluate_run(run, spec) for run in loaded]
     first = results[0].evaluation
     for name, row in zip(names, results, strict=True):
         own = row.evaluation

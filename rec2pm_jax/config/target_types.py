@@ -30,7 +30,7 @@ def parse_target_types(text: str) -> dict[str, float]:
         if not name or name in weights or not 0 < weight < math.inf:
             what = f"names {name!r} twice" if name in weights else f"has {part.strip()!r}"
             raise UserError(
-                f"config.loss.target_types={text} {what}; write names, with weights above 0 where "
+                f"target_types={text} {what}; write names, with weights above 0 where "
                 "they are not 1, for example purchase,cart=0.3."
             )
         weights[name] = weight

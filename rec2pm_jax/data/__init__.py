@@ -11,7 +11,8 @@ The other files serve these:
 
     reading/            helpers of the sources: downloads, large files, ids and times
     schema.py           the canonical interactions that every source returns
-    split_rules.py      the rules behind the protocols of `splits.py`
+    split_rules.py      the rules behind the protocols of `splits.py`, with interval_rules.py
+    target_events.py    the events that may be targets, by type
     options.py          `PrepareOptions`, the flags of `launch.prepare`
     histories.py        whole user sequences in flat arrays, and the content hash
     record_files.py     user sequences as ArrayRecord files

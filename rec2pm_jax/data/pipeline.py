@@ -60,7 +60,7 @@ def select_training_users(
         if chosen.any() and not targets.any():
             raise UserError(
                 f"{dataset.path}: no user has a training target of "
-                f"config.loss.target_types={target_types} under protocol={data.protocol}; use another "
+                f"target_types={target_types} under protocol={data.protocol}; use another "
                 "protocol or other types."
             )
         chosen = targets

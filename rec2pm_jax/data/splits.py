@@ -102,7 +102,7 @@ def bound_rule(
     ...     dataset = open_dataset(path)
     ...     rule = bound_rule(DataConfig(protocol="holdout_last_10"), dataset)
     >>> int(np.sum(rule.train_ends(dataset.lengths) == 0))  # users that training never sees
-    10
+    12
     """
     events = find_target_events(target_types, dataset)
     return split_rule(protocol or data.protocol).bind(data, dataset, events)

@@ -57,7 +57,7 @@ def type_weights(target_types: str, dataset: Dataset) -> np.ndarray:
     names = dataset.event_types
     if not names:
         raise UserError(
-            f"config.loss.target_types={target_types}, but {dataset.path} has no event types: leave it "
+            f"target_types={target_types}, but {dataset.path} has no event types: leave it "
             "out, or prepare the log with its column of event types."
         )
     types = dataset.histories.types
@@ -68,7 +68,7 @@ def type_weights(target_types: str, dataset: Dataset) -> np.ndarray:
     for name, weight in parse_target_types(target_types).items():
         if name not in found:
             raise UserError(
-                f"config.loss.target_types={target_types}: {dataset.path} has no event of type "
+                f"target_types={target_types}: {dataset.path} has no event of type "
                 f"{name!r}; it has {', '.join(found)}.{nearest(name, found)}"
             )
         weights[1 + names.index(name)] = weight

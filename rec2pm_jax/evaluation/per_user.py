@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
+from rec2pm_jax.data.polars_io import write_parquet
 from rec2pm_jax.evaluation.histories import EvaluationData
 from rec2pm_jax.evaluation.record import Evaluation
 from rec2pm_jax.json_file import replaced_file
@@ -53,6 +54,6 @@ def write_user_rows(path: str | Path, evaluation: Evaluation, dataset: Evaluatio
     rows = user_rows(evaluation, dataset)
     try:
         with replaced_file(Path(path)) as temporary:
-            rows.write_parquet(temporary)
+            write_parquet(rows, temporary)
     except OSError as error:
         raise write_error(path, error) from error

@@ -188,7 +188,7 @@ def test_validation_has_the_targets_of_an_evaluation(dataset):
     ],
 )
 def test_texts_that_name_no_types_are_refused(text, message):
-    with pytest.raises(UserError, match=f"config.loss.target_types=.* {message}; write names"):
+    with pytest.raises(UserError, match=f"target_types=.* {message}; write names"):
         LossConfig(target_types=text)
 
 

@@ -87,9 +87,23 @@ CASES = {
         "--config=base --data={d}/data --workdir={d}/new{n} --config.data.segment=5 "
         "--config.data.segments=3",
         {"launch.experiments.comparison": ["train_and_test"]},
-        ("data", "workdir", "json", "png", "methods", "runs", "split"),
+        (
+            "data",
+            "workdir",
+            "json",
+            "png",
+            "methods",
+            "runs",
+            "split",
+            "cutoffs",
+            "list_m",
+            "slices",
+            "target_types",
+        ),
     ),
-    "evaluate": Case(_RUN + " --json={d}/{n}.json", {"launch.evaluate": ["evaluate_run"]}),
+    "evaluate": Case(
+        _RUN + " --json={d}/{n}.json", {"launch.experiments.evaluating": ["evaluate_run"]}
+    ),
     "evaluate heuristic": Case(
         "--heuristic=personal_frequency --data={d}/data --json={d}/{n}.json --protocol=temporal "
         "--split_time=2020-01-08",

@@ -108,6 +108,7 @@ def test_runs_with_other_targets_are_refused(runs):
     runs["runs/b"].config = Config(loss=LossConfig(target_types="buy"))
     with pytest.raises(UserError, match="runs/a and runs/b differ in target types: None and buy"):
         comparison.compare_runs(["runs/a", "runs/b"])
+    assert len(comparison.compare_runs(["runs/a", "runs/b"], target_types="buy")) == 2
     runs["runs/b"].config = Config()
     runs["runs/b"].dataset.content_hash = "other"
     with pytest.raises(UserError, match="runs/a and runs/b differ in data"):
