@@ -7,15 +7,15 @@ from typing import Any
 import numpy as np
 
 from rec2pm_jax.config import DataConfig
-from rec2pm_jax.data.dataset import Dataset
 from rec2pm_jax.data.splits import bound_rule, count_training_events
+from rec2pm_jax.evaluation.histories import EvaluationData
 from rec2pm_jax.evaluation.record import Evaluation
 
 _GROUPS = (("0", 0, 0), ("1-5", 1, 5), ("more", 6, np.iinfo(np.int64).max))
 
 
 def by_training_events(
-    evaluation: Evaluation, dataset: Dataset, data: DataConfig
+    evaluation: Evaluation, dataset: EvaluationData, data: DataConfig
 ) -> list[dict[str, Any]]:
     """Return NDCG@10 and HR@10 of the targets whose items have 0, 1 to 5 and more training events.
 
