@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -26,8 +27,17 @@ DRIFT_UPDATES = (1, 2, 5, 10, 20, 40, 80, 120)
 
 
 def evaluate_memories(run: Run, model: TrainedModel, dataset: Dataset) -> list[Result]:
-    """Return one evaluation per kind of memory, from the same weights."""
-    return [evaluate_model(model, dataset, split=run.split, memory=m) for m in run.memories]
+    """Return one evaluation per kind of memory, stored as int8, from the same weights.
+
+    Where the model reads times, there is one more of requests whose time is not known.
+    """
+    options: dict[str, Any] = {"split": run.split, "memory_format": "int8"}
+    results = [evaluate_model(model, dataset, memory=m, **options) for m in run.memories]
+    if model.method.config.reads_times:
+        results.append(
+            evaluate_model(model, dataset, request_time_known=False, swap=False, **options)
+        )
+    return results
 
 
 def evaluate_noise(run: Run, model: TrainedModel, dataset: Dataset) -> list[Result]:

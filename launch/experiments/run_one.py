@@ -62,6 +62,11 @@ def label_records(run: Run, results: Sequence[Result]) -> None:
             variant += f"/{noise['kind']} {noise['fraction']:g}"
         if "stored" in result.record:
             variant += f"/{result.record['stored']}/{result.record['split']}"
+        if (
+            result.record["config"]["model"]["use_times"]
+            and not result.record["request_time_known"]
+        ):
+            variant += ", request time unknown"
         result.record.update(run=run.name, variant=variant, budget=run.budget)
 
 

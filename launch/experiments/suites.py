@@ -28,15 +28,26 @@ from rec2pm_jax.errors import UserError, nearest
 # together.
 TUNED = ("rec2pm_o", "tok_serial_o", "kv_mask_o", "linear_recurrence", "full", "recent")
 TUNED_HSTU = ("full", "rec2pm_o")  # one method without a memory, one with
-# Of datasets that confirm the main ones, with one seed.
-FEWER_METHODS = (
-    "recent",
-    "recent_exact",
-    "full",
+# Claims rest on these, so they have three seeds; other methods have one.
+CLAIMED = (
     "rec2pm_o",
+    "full",
     "tok_serial_o",
     "linear_recurrence",
+    "rec2pm_528",
+    "recent_exact",
+    "recent",
 )
+FEWER = ("rec2pm_o", "full", "tok_serial_o", "linear_recurrence", "recent_exact", "recent")
+# Dataset -> (methods with three seeds, further methods with one seed).
+MAIN: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "complete_journey_types": (CLAIMED, ("kv_mask_o", "rec2pm_a", "tok_serial_a", "kv_mask_a")),
+    "online_retail": (FEWER, ("rec2pm_528",)),
+    "ml1m_200": (FEWER, ("rec2pm_528", "kv_mask_o")),
+    "complete_journey_products": (("rec2pm_o", "full"), FEWER[2:]),
+    "coop100": (("rec2pm_o", "full"), FEWER[2:]),
+}
+HSTU_METHODS = ("rec2pm_o", "full", "tok_serial_o", "recent_exact")
 BASKET_METHODS = ("recent", "full", "rec2pm_o", "tok_serial_o")
 
 
@@ -74,14 +85,15 @@ def _tuning_run(config: Config, method: str, setting: dict[str, float]) -> Run:
 
 
 def _main() -> Iterator[Run]:
-    """All methods on two datasets; the first seed of everything before the second of anything."""
-    long = ("complete_journey_types", "ml1m_200")
-    for seed, backbone in ((0, "sasrec"), (0, "hstu"), (1, "sasrec"), (2, "sasrec")):
-        for dataset, method in itertools.product(long, METHODS):
-            yield _main_run(dataset, method, backbone, seed)
-    for dataset in ("complete_journey_products", "online_retail", "coop100"):
-        for method in FEWER_METHODS:
+    """All methods on five datasets; the first seed of everything before the second of anything."""
+    for dataset, (claimed, others) in MAIN.items():
+        for method in (*claimed, *others):
             yield _main_run(dataset, method, "sasrec", 0)
+    for method in HSTU_METHODS:
+        yield _main_run("complete_journey_types", method, "hstu", 0)
+    for seed, (dataset, (claimed, _)) in itertools.product((1, 2), MAIN.items()):
+        for method in claimed:
+            yield _main_run(dataset, method, "sasrec", seed)
 
 
 def _main_run(dataset: str, method: str, backbone: str, seed: int) -> Run:
@@ -161,7 +173,8 @@ def _analysis_of_main(
     """Another analysis of the main suite's models of seed 0."""
     for dataset, method in itertools.product(datasets, methods):
         run = _main_run(dataset, method, "sasrec", 0)
-        yield dataclasses.replace(run, analysis=analysis, memories=(None,))
+        if method in (*MAIN[dataset][0], *MAIN[dataset][1]):
+            yield dataclasses.replace(run, analysis=analysis, memories=(None,))
 
 
 def _quantised() -> Iterator[Run]:
@@ -208,7 +221,9 @@ _SUITES: dict[str, Callable[[], Iterator[Run]]] = {
     "last_basket": _last_basket,
     "ablation": _ablation,
     "denoise": lambda: _analysis_of_main("denoise", METHODS),
-    "lifelong": lambda: _analysis_of_main("lifelong", METHODS),
+    "lifelong": lambda: _analysis_of_main(
+        "lifelong", METHODS, ("complete_journey_types", "coop100")
+    ),
     "anatomy": lambda: _analysis_of_main("anatomy", ("rec2pm_o", "tok_serial_o")),
     "quantised": _quantised,
     "since_archive": _since_archive,

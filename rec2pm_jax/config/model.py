@@ -94,7 +94,7 @@ class ModelConfig:
       score_norm: hstu: N, the constant that divides attention scores. None: the training window.
       use_times: whether the model reads the time from each event to its query. None: where the dataset
         has real times.
-      repeat_head: the user's raw items get a score of their own, see `methods/own_items.py`.
+      repeat_head: the user's raw items get an addend to their score, see `methods/own_items.py`.
       item_features: rows of the table that embeds what items are: words of titles, categories and
         attributes. An item's vector is that of its id plus that of its content, see
         `nn/item_features.py`. 0: ids only.

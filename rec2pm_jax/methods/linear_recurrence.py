@@ -1,7 +1,7 @@
 """A linear recurrence (LRU, as in LRURec): the state is the hidden state of all layers.
 
 The rival with a state of constant size that nothing else has to train: a linear recurrence is computed
-in parallel over the whole window, and serving goes on from the stored state exactly.
+in parallel over the whole window, and serving resumes from the stored state exactly.
 """
 
 from __future__ import annotations

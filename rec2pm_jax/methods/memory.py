@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -89,16 +89,24 @@ class Memory(abc.ABC):
         if not (config.model.repeat_head or self.entries):
             return None
         return OwnItemScores(
-            config.model.repeat_head, self.entries, config.data.segment, config.uses_times
+            config.model.repeat_head,
+            self.entries,
+            config.data.segment,
+            config.uses_times,
+            config.model.dim,
         )
 
     def init_params(self, rng: PRNGKey) -> Params:
         """Return the parameters that this memory adds to the network's, by their keys."""
-        params = self.init_memory_params(rng)
+        params, config = self.init_memory_params(rng), self.config
         if self.own_scores is not None:
             zero = jnp.zeros((1, 1), jnp.int32)
             window = Window(Events(zero, zero), zero[0], zero, zero > 0)
-            own = self.own_scores.init(rng, self.init_state(1), window, zero)
+
+            def table(ids: Array) -> Array:
+                return jnp.zeros((*ids.shape, config.model.dim))
+
+            own = self.own_scores.init(rng, self.init_state(1), window, zero, table(zero), table)
             params["own_items"] = own["params"]
         return params
 
@@ -146,17 +154,19 @@ class Memory(abc.ABC):
 
     def readout(self, params: Params, state: State, window: Window, vectors: Array) -> Readout:
         """Return all that scoring needs; arguments as in `add_to_outputs`."""
-        own = None
-        if self.own_scores is not None:
-            rows = jnp.arange(window.size, dtype=jnp.int32)[None]
-            if vectors.ndim == 2:
-                rows = jnp.maximum(window.lengths - 1, 0)[:, None]
-            scores: Any = self.own_scores  # Flax does not say what `apply` returns
-            own = scores.apply({"params": params["own_items"]}, state, window, rows)
-            if vectors.ndim == 2:
-                own = own._replace(addends=own.addends[:, 0])
-        vectors = self.add_to_outputs(params, state, window, vectors)
-        return Readout(vectors.astype(jnp.float32), own)
+        vectors = self.add_to_outputs(params, state, window, vectors).astype(jnp.float32)
+        if self.own_scores is None:
+            return Readout(vectors, None)
+        rows, by_row = jnp.arange(window.size, dtype=jnp.int32)[None], vectors
+        if vectors.ndim == 2:
+            rows, by_row = jnp.maximum(window.lengths - 1, 0)[:, None], vectors[:, None]
+        scores: Any = self.own_scores  # Flax does not say what `apply` returns
+        items = partial(self.network.item_vectors, params)
+        variables = {"params": params["own_items"]}
+        own = scores.apply(variables, state, window, rows, by_row, items)
+        if vectors.ndim == 2:
+            own = own._replace(addends=own.addends[:, 0])
+        return Readout(vectors, own)
 
     def remember(self, state: State, window: Window) -> ExactMemory:
         """Return the exact memory after a segment, given the state before it."""

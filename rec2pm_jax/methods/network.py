@@ -181,6 +181,10 @@ class Network:
         """Return the item vectors [V, D]."""
         return params["embedding"][TABLE]
 
+    def item_vectors(self, params: Params, ids: Array) -> Array:
+        """Return the unit vectors of items, int32 [...], as `catalogue` prepares them: [..., D]."""
+        return to_item_vectors(self.table(params)[ids])
+
     def with_table(self, params: Params, table: Array) -> Params:
         """Return params with another item table."""
         return {**params, "embedding": {**params["embedding"], TABLE: table}}

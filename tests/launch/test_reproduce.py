@@ -19,7 +19,7 @@ from launch.experiments import results_file, scheduler, summaries, tables
 from launch.experiments.results_file import SuiteResults
 from launch.experiments.rows import Row
 from launch.experiments.settings import METHODS, TUNING_GRID, choose_setting
-from launch.experiments.suites import SUITES, list_runs
+from launch.experiments.suites import CLAIMED, FEWER, MAIN, SUITES, list_runs
 from rec2pm_jax.data.splits import settings as protocol_settings
 from rec2pm_jax.errors import UserError
 from rec2pm_jax.evaluation.record import write_records
@@ -266,11 +266,14 @@ def test_names_of_runs_are_unique(suite):
     assert max(Counter(run.name for run in list_runs(suite)).values()) == 1
 
 
-def test_main_holds_every_method_on_both_datasets_with_three_seeds():
-    runs = [run for run in list_runs("main") if run.config.model.backbone == "sasrec"]
-    for dataset in ("complete_journey_types", "ml1m_200"):
-        seen = {(run.variant, run.seed) for run in runs if run.dataset == dataset}
-        assert set(itertools.product(METHODS, range(3))) <= seen
+def test_main_holds_the_claimed_rows_with_three_seeds():
+    seen = {(r.dataset, r.variant, r.seed) for r in list_runs("main")}
+    for dataset, methods in {"complete_journey_types": CLAIMED, "ml1m_200": FEWER}.items():
+        assert set(itertools.product([dataset], methods, range(3))) <= seen
+    for dataset, method in itertools.product(MAIN, FEWER):
+        assert (dataset, method, 0) in seen
+    first = [run.seed for run in list_runs("main")]
+    assert first == sorted(first)
 
 
 def test_data_with_real_times_have_rows_in_main_and_in_last_basket():

@@ -37,17 +37,27 @@ def weight_bucket(number):
     return min(2 * octave + upper, 35)
 
 
-def slow_addends(own, config, exact, segments, events, row, asked):
+def slow_addends(params, config, exact, segments, events, row, asked, vector):
     """{item: addend} at event `row`; `asked` is its query time, None if that is not known.
 
     Args:
-      own: weights of `OwnItemScores`.
+      params: of the method.
       exact: (item, weight, last) of the entries in use.
       events: (item, time) of the raw events; times are None without.
+      vector: [D], what scores the catalogue.
     """
     added = defaultdict(float)
+    own, table = params["own_items"], np.asarray(params["embedding"]["item_embedding"], np.float64)
     known = 1 if asked is not None or not config.uses_times else 0
     asked = events[row][1] if asked is None else asked
+
+    def unit(item):
+        return table[item] / np.linalg.norm(table[item])
+
+    def score(part, item, seconds):
+        bucket = gap_bucket(seconds)
+        return own[part]["gap"][known][bucket] + own[part]["item_gap"][bucket] @ unit(item)
+
     for item, weight, last in exact:
         total = 256 * S * min(segments, 16)
         if config.uses_times:
@@ -57,12 +67,14 @@ def slow_addends(own, config, exact, segments, events, row, asked):
         parts = (
             own["weight"][weight_bucket(weight)],
             own["share"][weight_bucket(total // weight)],
-            own["last_gap"][known][gap_bucket(60 * gap)],
+            score("exact", item, 60 * gap),
         )
         added[item] += GAIN * sum(map(float, parts))
     for place, (item, time) in enumerate(events[: row + 1]):
         gap = asked - time if config.uses_times else 60 * (row + 1 - place)
-        added[item] += GAIN * float(own["raw_gap"][known][gap_bucket(gap)])
+        added[item] += GAIN * float(score("raw", item, gap))
+    for item in added:
+        added[item] += GAIN * float(np.asarray(vector, np.float64) @ own["query"] @ unit(item))
     return added
 
 
@@ -111,7 +123,7 @@ def test_scores_are_those_of_a_slow_ranking(name, times):
     readout = jax.jit(method.read_all)(params, state, events, valid, request)
     scores = np.asarray(jax.jit(method.score)(params, readout))
     assert (scores[..., 0] == -np.inf).all()
-    own = jax.tree.map(np.asarray, params["own_items"])
+    params = jax.tree.map(np.asarray, params)
     for user, length in enumerate(LENGTHS):
         clocks = [None] * length if events.times is None else events.times[user, :length].tolist()
         raw = list(zip(events.ids[user, :length].tolist(), clocks, strict=True))
@@ -120,10 +132,11 @@ def test_scores_are_those_of_a_slow_ranking(name, times):
         asks = clocks[1:] + [request[user] if times and request[user] != UNKNOWN_TIME else None]
         for row in range(length):
             asked = None if asks[row] is None else int(asks[row])
+            vector = readout.vectors[user, row]
             added = slow_addends(
-                own, method.config, entries, int(state.segments[user]), raw, row, asked
+                params, method.config, entries, int(state.segments[user]), raw, row, asked, vector
             )
-            expected = slow_scores(method, params, readout.vectors[user, row], added)
+            expected = slow_scores(method, params, vector, added)
             np.testing.assert_allclose(scores[user, row, 1:], expected, rtol=0, atol=2e-3)
             assert max(map(abs, added.values())) > 0.01  # it matters
 

@@ -65,6 +65,17 @@ def own_per_row(own: OwnItems) -> OwnItems:
     return own._replace(ids=jnp.broadcast_to(own.ids[:, None], own.addends.shape))
 
 
+def is_first(ids: Array) -> Array:
+    """Return whether no earlier item of the row is the same: bool [B, J] of ids [B, J].
+
+    >>> is_first(jnp.array([[4, 7, 4]])).tolist()
+    [[True, True, False]]
+    """
+    same = ids[:, :, None] == ids[:, None, :]
+    place = jnp.arange(ids.shape[1])
+    return ~jnp.any(same & (place[None, :] < place[:, None]), axis=2)
+
+
 def combine_own(own: OwnItems) -> OwnItems:
     """Return own items without duplicates: the first of equal items gets all their addends.
 
@@ -79,8 +90,7 @@ def combine_own(own: OwnItems) -> OwnItems:
     ([[4, 7, 0]], [[4.0, 2.0, 0.0]])
     """
     same = own.ids[:, :, None] == own.ids[:, None, :]
-    place = jnp.arange(own.ids.shape[1])
-    first = ~jnp.any(same & (place[None, :] < place[:, None]), axis=2)
+    first = is_first(own.ids)
     moved = (same & first[:, None, :]).astype(own.addends.dtype)
     highest = jax.lax.Precision.HIGHEST  # sums, not products
     total = jnp.einsum("b...i,bij->b...j", own.addends, moved, precision=highest)

@@ -25,7 +25,7 @@ class LRULayer(nn.Module):
 
     `a` is a vector of D complex numbers inside the unit circle, and g = sqrt(1 - |a|^2). The pass runs
     over all tokens in their order: the layer is for passes that are causal over events. The hidden
-    state takes the place of keys (real part) and values (imaginary part), so a pass goes on from the
+    state takes the place of keys (real part) and values (imaginary part), so a pass resumes from the
     last cached token.
     """
 
