@@ -112,16 +112,15 @@ def count_training_events(dataset: Any, rule: SplitRule) -> np.ndarray:
     """Count the training events of each item.
 
     Args:
-      dataset: a `Dataset`.
+      dataset: a `Dataset`, or a view of some of its users.
       rule: bound to it.
 
     Returns:
       int64 [V], row 0 for padding.
     """
-    histories, lengths = dataset.histories, np.diff(dataset.histories.offsets)
-    position = np.arange(len(histories.ids)) - np.repeat(histories.offsets[:-1], lengths)
-    trained = position < np.repeat(rule.train_ends(dataset.lengths), lengths)
-    return np.bincount(histories.ids[trained], minlength=dataset.num_items + 1)
+    ends = rule.train_ends(dataset.lengths)
+    ids = [dataset.sequence(user).ids[:end] for user, end in enumerate(ends)]
+    return np.bincount(np.concatenate(ids), minlength=dataset.num_items + 1)
 
 
 def settings(data: DataConfig, protocol: str = "") -> dict[str, object]:
