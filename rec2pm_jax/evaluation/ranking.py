@@ -14,6 +14,7 @@ from rec2pm_jax.evaluation.memory_states import take_states
 from rec2pm_jax.evaluation.metrics import check_ranks, target_ranks
 from rec2pm_jax.evaluation.targets import Rows, Targets, target_items
 from rec2pm_jax.methods.method import Method
+from rec2pm_jax.nn.catalogue.filters import is_denied
 from rec2pm_jax.nn.catalogue.own_items import own_per_row
 from rec2pm_jax.typing import Array, Events, OwnItems, Params, Readout, State
 
@@ -150,10 +151,7 @@ def _rank(
 ) -> Array:
     """Rank targets int32 [B]; `seen` int32 [B, N] holds ids to leave out (0 for none), or is None."""
     scores = method.score(params, readout)
-    excluded = None
-    if seen is not None:
-        excluded = jnp.zeros(scores.shape, bool)
-        excluded = excluded.at[jnp.arange(len(seen))[:, None], seen].set(True)
+    excluded = None if seen is None else is_denied(seen, scores.shape[1])
     return target_ranks(scores, targets, excluded)
 
 
