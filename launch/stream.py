@@ -18,7 +18,7 @@ With `--store` states outlive the process, and the same command resumes after a 
     python -m launch.stream --workdir=runs/x --events=incoming --output=answers.jsonl \
         --store=users --memory=int8 --metrics=metrics.jsonl
 
-docs/streaming.md describes durability, several workers, metrics, and what is skipped.
+docs/streaming.md describes filters, durability, several workers, metrics, and what is skipped.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ from rec2pm_jax.stream.process import configure_interpreter, watch_stop_signals
 from rec2pm_jax.stream.rebuild import is_rebuilt
 from rec2pm_jax.stream.runner import Intervals, run_stream
 from rec2pm_jax.stream.stores.base import MemoryStore, open_store
+from rec2pm_jax.stream.users.seen import SEEN_FORMATS
 
 flags.DEFINE_string("workdir", None, "Directory of a training run.")
 flags.DEFINE_string(
@@ -59,6 +60,7 @@ flags.DEFINE_string(
     "store", "", "Where states are kept: a directory or redis://..; empty: nowhere."
 )
 flags.DEFINE_enum("memory", "float32", FORMATS, "Format of a user's memory; int8 is a quarter.")
+flags.DEFINE_enum("seen", "none", SEEN_FORMATS, "What is kept of seen items, for exclude_seen.")
 flags.DEFINE_float("commit_s", 1.0, "Seconds between commits.", 0.0, MAX_SECONDS)
 flags.DEFINE_string("metrics", "", "File that gets a JSON line of metrics every second.")
 flags.DEFINE_bool("progress", sys.stderr.isatty(), "Show the metrics on a status line.")
@@ -85,6 +87,7 @@ def main(_: list[str]) -> None:
         lifetime_s=int(args.expire_days * DAY_S),
         max_ahead_s=args.max_ahead_s,
         worker=parse_worker(args.worker, args.store),
+        seen=args.seen,
     )
     intervals = Intervals(commit_s=args.commit_s if durable else float("inf"))
     stopped = watch_stop_signals()
@@ -105,9 +108,8 @@ def main(_: list[str]) -> None:
         if known and recommender.dataset is not None:
             recommender.dataset.sequence(0)  # read the histories now, not at the first request
         configure_interpreter()
-        summary = run_stream(
-            engine, source, write, intervals=intervals, report=report, stopped=stopped
-        )
+        more = {"intervals": intervals, "report": report, "stopped": stopped}
+        summary = run_stream(engine, source, write, **more)
     report_lines = [*summary.format_report(), *source.notes()]
     if summary.popular and not args.data:
         report_lines.append(

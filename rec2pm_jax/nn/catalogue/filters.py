@@ -28,6 +28,11 @@ class ItemFilter(NamedTuple):
     blocked: Array | None = None  # V
     candidates: Array | None = None  # Q C
 
+    @property
+    def leaves_out(self) -> bool:
+        """Whether the filter may leave out an item."""
+        return any(field is not None for field in self)
+
     def allows(self, ids: Array) -> Array:
         """Return whether queries may get items, int32 [n] -> bool [n], but for `denied`."""
         return jnp.ones(ids.shape, bool) if self.blocked is None else ~self.blocked[ids]

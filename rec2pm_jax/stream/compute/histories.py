@@ -13,6 +13,7 @@ from rec2pm_jax.stream.compute import batches
 from rec2pm_jax.stream.recommender import Recommender
 from rec2pm_jax.stream.stores.record import RecordFormat
 from rec2pm_jax.stream.users.mutable_user import MutableUser
+from rec2pm_jax.stream.users.seen import SeenItems
 from rec2pm_jax.typing import Array
 
 
@@ -76,10 +77,12 @@ def compute_users(
 
     users = []
     for row, (sequence, events) in enumerate(zip(sequences, histories, strict=True)):
-        user = MutableUser()
+        user = record_format.new_user()
         user.events = len(sequence.ids)
         if sequence.times is not None:
             user.last_time = int(sequence.times[-1]) + time_origin
+        if user.seen is not None:
+            user.seen = SeenItems.of_sequence(sequence, time_origin, user.seen.detailed)
         user.groups, user.segments = int(states.groups[row]), int(states.segments[row])
         user.memory = encoded[row].tobytes() if user.segments else None
         pending = np.stack([f[plan.start[row] :] for f in events if f is not None], axis=1)

@@ -51,11 +51,12 @@ class MemoryUpdater:
       record_format: how users become bytes.
     """
 
-    def __init__(self, recommender: Recommender, memory_format: str):
+    def __init__(self, recommender: Recommender, memory_format: str, seen: str = "none"):
         """Prepare for a model.
 
         Args:
           memory_format: one of `codec.FORMATS`.
+          seen: one of `seen.SEEN_FORMATS`.
         """
         self._method, self._params = recommender.method, recommender.params
         self._catalogue = recommender.catalogue
@@ -65,7 +66,7 @@ class MemoryUpdater:
         states = state_format(self._method, memory_format)
         self.width = 1 + self._catalogue.uses_times + self._catalogue.uses_types
         self.max_pending = (self._method.read_length + 1) * self.width
-        self.record_format = RecordFormat(recommender.identity, states, self.width)
+        self.record_format = RecordFormat(recommender.identity, states, self.width, seen)
 
     def plan(self, user: MutableUser) -> tuple[int, int]:
         """Return what a user needs now, as `Method.plan` decides.
