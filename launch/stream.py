@@ -10,8 +10,7 @@ Lines are JSON, in time order; events and requests may alternate:
 
 Every request is answered at once, in input order, with all events before it applied:
 
-    {"user": "7", "items": [{"item": "5", "title": "...", "score": 3.1}, ...], "events": 1,
-     "updates": 0}
+    {"user": "7", "items": [{"item": "5", "score": 3.1, ..}, ..], "events": 1, "updates": 0}
 
 With `--store` states outlive the process, and the same command resumes after a crash:
 
@@ -108,14 +107,13 @@ def main(_: list[str]) -> None:
         if known and recommender.dataset is not None:
             recommender.dataset.sequence(0)  # read the histories now, not at the first request
         configure_interpreter()
-        more = {"intervals": intervals, "report": report, "stopped": stopped}
-        summary = run_stream(engine, source, write, **more)
-    report_lines = [*summary.format_report(), *source.notes()]
-    if summary.popular and not args.data:
-        report_lines.append(
-            "--data=DIR lets the users of that dataset start with their events there"
+        summary = run_stream(
+            engine, source, write, intervals=intervals, report=report, stopped=stopped
         )
-    print("\n".join(report_lines), file=sys.stderr)
+    lines = [*summary.format_report(), *source.notes()]
+    if summary.popular and not args.data:
+        lines.append("--data=DIR lets the users of that dataset start with their events there")
+    print("\n".join(lines), file=sys.stderr)
 
 
 if __name__ == "__main__":

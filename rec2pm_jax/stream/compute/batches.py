@@ -38,6 +38,14 @@ def update(
     return method.update(params, state, events, valid, next_time)
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def compress(
+    method: Method, params: Params, events: Events, valid: Array, next_time: Array | None
+) -> State:
+    """Make the memories of a batch in one pass, see `Method.compress`."""
+    return method.compress(params, events, valid, next_time)
+
+
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def read_best(
     method: Method,

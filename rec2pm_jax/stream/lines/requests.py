@@ -68,6 +68,17 @@ class Filters(NamedTuple):
     allow: ItemGroup | None = None
     deny: ItemGroup = ItemGroup()
 
+    def describe(self) -> dict[str, Any]:
+        """Return the filters as JSON has them.
+
+        >>> Filters(exclude_seen=SeenRule(days=3)).describe()["exclude_seen"]
+        {'types': None, 'days': 3}
+        """
+        groups = (None if x is None else x._asdict() for x in (self.allow, self.deny))
+        seen = None if self.exclude_seen is None else self.exclude_seen._asdict()
+        fields = dict(zip(self._fields, (seen, self.candidates, *groups), strict=True))
+        return json.loads(json.dumps(fields))
+
 
 NO_FILTERS = Filters()
 RawFilters = Filters | Mapping[str, Any]  # what callers may pass from Python

@@ -138,6 +138,27 @@ def claim_store(store: Store, settings: Mapping[str, str | int]) -> None:
             )
 
 
+def check_settings(
+    store: Store, settings: Mapping[str, str | int]
+) -> tuple[dict[str, str | int], int]:
+    """Check a store that is only read.
+
+    Args:
+      settings: some of those that its states must have, see `claim_store`.
+
+    Returns:
+      (all settings of the store, what its times are relative to in seconds since 1970).
+
+    Raises:
+      UserError: the store has other settings, or holds no users.
+    """
+    metadata = store.metadata()
+    if _SETTINGS not in metadata or _TIME_ORIGIN not in metadata:
+        raise UserError("The store holds no users: run launch.stream or launch.rebuild_memory.")
+    claim_store(store, settings)
+    return json.loads(metadata[_SETTINGS]), int(metadata[_TIME_ORIGIN])
+
+
 def claim_time_origin(store: Store, origin: int) -> int:
     """Return what the times in a store are relative to, in seconds since 1970.
 
