@@ -63,8 +63,8 @@ def main(_: list[str]) -> None:
     search = plan_search(model.catalogue, args.k, (), filters, when)
     listed = read_user_list(args.users, rules) if args.users else None
     manifest = describe(model, meta, filters)
-    manifest |= {name: args[name].value for name in ("workdir", "checkpoint", "store", "users")}
-    manifest |= {name: args[name].value for name in ("k", "time", "memories", "format")}
+    stated = ("workdir", "checkpoint", "store", "k", "time", "memories", "format")
+    manifest |= {name: args[name].value for name in stated} | {"users_file": args.users}
     options = BulkOptions(args.batch_size, args.devices, args.users_per_file, args.format)
     open_source = open_users(
         model,

@@ -177,16 +177,14 @@ class Network:
         transform = to_item_vectors if catalogue is None else _same
         if rule.candidates is not None:
             return rank_candidates(queries, transform(table[rule.candidates]), rule, own, k)
-        # Own items may leave the best k, so as many more are found first.
-        wanted = k if own is None else min(k + own.ids.shape[1], self.num_items)
         scores, ids = top_k(
             queries,
             table,
-            wanted,
+            k,
             first=1,
             allowed=rule.allows if rule.blocked is not None else None,
             transform=transform,
-            denied=rule.denied,
+            denied=rule.deny(own),  # own items come in below, with their addends
         )
         if own is None:
             return scores, ids

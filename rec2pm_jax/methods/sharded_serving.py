@@ -89,21 +89,16 @@ class ShardedServing:
         part = self._with_rows(params, state, events)
         readout = part.method.read(part.params, part.state, part.events, valid, time)
         queries, own = to_queries(self.config.loss, readout.vectors), readout.own
-        # Own items may leave the best k, so as many more are found first.
-        wanted = k
-        if rule.candidates is not None:
-            wanted = rule.candidates.shape[1]  # an addend may make any of them the best
-        elif own is not None:
-            wanted = min(k + own.ids.shape[1], self.num_items)
+        numbered = own  # by the rows that were fetched
+        own = None if own is None else own._replace(ids=part.ids[own.ids])
+        others = rule._replace(denied=rule.deny(own))  # own items come in below
         scores, ids = top_k_per_device(
-            queries, table, wanted, self.num_items, to_item_vectors, self.axis_name, rule
+            queries, table, k, self.num_items, to_item_vectors, self.axis_name, others
         )
-        if own is not None:
-            rows = to_item_vectors(part.method.network.table(part.params)[own.ids])
+        if own is not None and numbered is not None:
+            rows = to_item_vectors(part.method.network.table(part.params)[numbered.ids])
             own_scores = jnp.einsum("qd,qjd->qj", queries, rows)
-            own = own._replace(ids=part.ids[own.ids])
-            own_scores = rule.drop(own_scores, own.ids)
-            scores, ids = merge_own(scores, ids, own, own_scores, k)
+            scores, ids = merge_own(scores, ids, own, rule.drop(own_scores, own.ids), k)
         return jnp.where(part.fits, scores, jnp.nan), ids, part.needed
 
     def update(

@@ -37,6 +37,11 @@ class ItemFilter(NamedTuple):
         """Return whether queries may get items, int32 [n] -> bool [n], but for `denied`."""
         return jnp.ones(ids.shape, bool) if self.blocked is None else ~self.blocked[ids]
 
+    def deny(self, own: OwnItems | None) -> Array | None:
+        """Return the denied items and the own items: int32 [Q, n], or None if there are none."""
+        lists = [ids for ids in (self.denied, None if own is None else own.ids) if ids is not None]
+        return jnp.concatenate(lists, axis=1) if lists else None
+
     def drop(self, scores: Array, ids: Array) -> Array:
         """Return scores with -inf where an item is left out.
 

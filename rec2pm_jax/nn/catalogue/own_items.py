@@ -92,7 +92,7 @@ def merge_own(
 ) -> tuple[Array, Array]:
     """Merge the best items of a catalogue with own items, whose addends it does not know.
 
-    The result is exact if at least k of the given items are no own items, or all items are given.
+    The result is exact if the given items are the k best of those that are no own items, or more.
 
     Args:
       scores: float32 [Q, n], dot products of the best items of the catalogue.

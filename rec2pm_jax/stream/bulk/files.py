@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -155,7 +156,12 @@ def building_folder(output: str) -> Iterator[Path]:
         raise UserError(f"--output={output} is there already: choose another name, or remove it.")
     building = final.with_name(f"{final.name}.building")
     with alone_in(building):
-        yield building
+        try:
+            yield building
+        except BaseException:
+            if not list(building.glob("part-*")):  # there is nothing to resume
+                shutil.rmtree(building, ignore_errors=True)
+            raise
         try:
             (building / LOCK_FILE).unlink(missing_ok=True)
             os.rename(building, final)

@@ -41,7 +41,7 @@ class BulkOptions(NamedTuple):
       form: one of `files.FORMATS`.
     """
 
-    batch_size: int = 128
+    batch_size: int = 64
     devices: int = 1
     users_per_file: int = 16_384
     form: str = "parquet"
