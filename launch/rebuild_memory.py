@@ -63,6 +63,8 @@ def main(_: list[str]) -> None:
         f"{built.users} users{resumed}, {built.events} events, {built.updates} memory updates as "
         f"{args.memory} in {args.output}, {time.time() - began:.0f} s"
     )
+    if built.bookkeeping_bytes:
+        print(f"{built.bookkeeping_bytes} bytes of seen items beside the memories")
     if built.left_out:
         print(f"left out {built.left_out} users whose ids are too long for a store")
 

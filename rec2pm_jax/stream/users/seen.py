@@ -1,6 +1,6 @@
 """What a user has seen: an exact set beside the memory, which forgets ids.
 
-It is kept only where asked for, and its bytes count apart from the memory (`state_bookkeeping`).
+It is kept only where asked for, and its bytes count apart from the memory (as bookkeeping).
 """
 
 from __future__ import annotations
