@@ -65,27 +65,22 @@ class ItemFilter(NamedTuple):
 NO_FILTER = ItemFilter()
 
 
-def mask_denied(scores: Array, denied: Array | None, first: Array | int = 0) -> Array:
-    """Return scores of consecutive items with -inf where an item is denied.
+def is_denied(denied: Array, count: int, first: Array | int = 0) -> Array:
+    """Return which of `count` consecutive items are denied: bool [Q, count].
 
     Args:
-      scores: float32 [Q, n].
-      denied: int32 [Q, X], numbers of items; those in no column are ignored. None: none is denied.
+      denied: int32 [Q, X], numbers of items; those in no column are ignored.
+      count: columns.
       first: number of the first column.
 
-    >>> mask_denied(jnp.zeros((1, 3)), jnp.array([[5, 9]]), first=4).tolist()
-    [[0.0, -inf, 0.0]]
+    >>> is_denied(jnp.array([[5, 9]]), count=3, first=4).tolist()
+    [[False, True, False]]
     """
-    if denied is None:
-        return scores
-    return jnp.where(is_denied(denied, scores.shape[1], first), -jnp.inf, scores)
-
-
-def is_denied(denied: Array, count: int, first: Array | int = 0) -> Array:
-    """Return which of `count` consecutive items are denied: bool [Q, count]; see `mask_denied`."""
     columns = denied - first
-    places = own_places(columns, count, jnp.ones_like(columns, bool))
-    return jnp.zeros((denied.shape[0], count), bool).at[places].set(True, mode="drop")
+    queries, places = own_places(columns, count, jnp.ones_like(columns, bool))
+    # Columns first, as products with a table of items lie in memory on a CPU.
+    by_item = jnp.zeros((count, denied.shape[0]), bool).at[places, queries].set(True, mode="drop")
+    return by_item.T
 
 
 def rank_candidates(

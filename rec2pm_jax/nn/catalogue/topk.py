@@ -9,13 +9,14 @@ product makes them, and the second pass selects among them. Shapes are static; n
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from jax import export
 
-from rec2pm_jax.nn.catalogue.filters import mask_denied
+from rec2pm_jax.nn.catalogue.filters import is_denied
 from rec2pm_jax.nn.catalogue.sharded_table import take_rows
 from rec2pm_jax.typing import Array
 
@@ -73,16 +74,22 @@ def top_k(
     if not 1 <= k <= count:
         raise ValueError(f"k={k} must be between 1 and the {count} rows that take part.")
 
-    def score(queries: Array, rows: Array, index: Array) -> Array:
-        """Score rows [n, D] with numbers `index`: [Q, n]."""
-        scores = queries @ transform(rows).T
-        return scores if allowed is None else jnp.where(allowed(index), scores, -jnp.inf)
+    def score(queries: Array, rows: Array) -> Array:
+        """Score rows [n, D]: [Q, n]."""
+        return queries @ transform(rows).T
+
+    def left_out(index: Array) -> Array | None:
+        """Return which consecutive rows `index` [n] score -inf: bool [n, 1 or Q], None for none."""
+        masks = [] if allowed is None else [~allowed(index)[:, None]]
+        if denied is not None:
+            masks.append(is_denied(denied, len(index), index[0]).T)
+        return functools.reduce(jnp.logical_or, masks) if masks else None
 
     def score_all() -> Array:
         """Score all rows: [Q, count]. A table without its first rows would be a copy."""
         index = jnp.arange(first + count, dtype=jnp.int32)
-        scores = score(queries, table.reshape(-1, dim), index)
-        return mask_denied(scores, denied)[:, first:]
+        scores, out = score(queries, table.reshape(-1, dim)), left_out(index)
+        return (scores if out is None else jnp.where(out.T, -jnp.inf, scores))[:, first:]
 
     def take(index: Array) -> Array:
         return table[index] if pack == 1 else take_rows(table, index, dim)
@@ -96,8 +103,10 @@ def top_k(
 
     def run_maxima(rows: Array, index: Array) -> Array:
         """Reduce the scores of rows [n, D] to those of runs: [n / RUN_ROWS, Q]."""
-        scores = mask_denied(score(queries, rows, index), denied, index[0])
-        return scores.T.reshape(-1, RUN_ROWS, number).max(axis=1)
+        # Transposed before the mask, so that the product is made that way round.
+        scores, out = score(queries, rows).T, left_out(index)
+        scores = scores if out is None else jnp.where(out, -jnp.inf, scores)
+        return scores.reshape(-1, RUN_ROWS, number).max(axis=1)
 
     def step(carry: None, start: Array) -> tuple[None, Array]:
         index = start + jnp.arange(block, dtype=jnp.int32)
@@ -124,7 +133,9 @@ def top_k(
         rows = first + (runs[:, None] * RUN_ROWS + offset).reshape(-1)
         real = rows < first + count
         inside = jnp.where(real, rows, first)
-        scores = score(queries[(query + others) % number], take(inside), inside)[0]
+        scores = score(queries[(query + others) % number], take(inside))[0]
+        if allowed is not None:
+            real &= allowed(inside)
         if denied is not None:
             real &= ~jnp.isin(rows, denied[query])
         best, at = jax.lax.top_k(jnp.where(real, scores, -jnp.inf), k)

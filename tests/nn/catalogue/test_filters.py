@@ -11,7 +11,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from rec2pm_jax.nn.catalogue import topk
-from rec2pm_jax.nn.catalogue.filters import ItemFilter, is_denied, mask_denied, rank_candidates
+from rec2pm_jax.nn.catalogue.filters import ItemFilter, is_denied, rank_candidates
 from rec2pm_jax.nn.catalogue.sharded_scoring import sharded_top_k, top_k_per_device
 from rec2pm_jax.training.partition import AXIS
 from rec2pm_jax.typing import OwnItems
@@ -150,4 +150,3 @@ def test_masks_of_columns():
     denied = jnp.array([[3, 0, 3], [9, 5, 1]])
     want = [[False, True, False], [False, False, False]]
     assert is_denied(denied, 3, first=2).tolist() == want
-    assert mask_denied(jnp.ones((2, 3)), None).tolist() == np.ones((2, 3)).tolist()
