@@ -232,7 +232,7 @@ class Recommender:
             readers = [self._at_time_origin(users[row]) for row in active]
             asked = ask(self.catalogue, when, search, [user.seen for user in readers])
             scores, ids = batches.find_best(
-                self.method, self.params, self.scored_table, readers, asked, k
+                self.method, self.params, self.scored_table, readers, asked, search.k
             )
             for row, found in zip(active, zip(scores, ids, strict=True), strict=True):
                 rows[row] = found
