@@ -56,19 +56,23 @@ class ExportedModel:
         self.item_ids = {name: i for i, name in enumerate(self.item_names) if i}
         inputs = self.manifest["functions"]["read"]["inputs"]
         self.uses_times, self.uses_types = "times" in inputs, "types" in inputs
+        self.max_denied = inputs["denied"]["shape"][1]
         # How the log of the training data was read: id_type, zone and time_format.
         self.reading = {"id_type": "text", "zone": "", "time_format": ""}
         self.reading |= self.serving.get("reading", {})
 
-    def call(self, name: str, state: dict, events: list[Waiting], when: int) -> dict[str, Any]:
+    def call(
+        self, name: str, state: dict, events: list[Waiting], when: int, **more: Any
+    ) -> dict[str, Any]:
         """Call `update` or `read` for one user; inputs that are not given are zero, like padding."""
         fields = zip(("ids", "times", "types"), zip(*events, strict=True), strict=False)
         given = dict(fields) | state
-        given |= {"length": len(events), "next_time": when, "request_time": when}
+        given |= {"length": len(events), "next_time": when, "request_time": when} | more
         inputs = {}
         for field, spec in self.manifest["functions"][name]["inputs"].items():
             values = np.ravel(given.get(field, 0))
-            inputs[field] = np.zeros([1, *spec["shape"][1:]], spec["dtype"])
+            shape = [1 if size == "b" else size for size in spec["shape"]]
+            inputs[field] = np.zeros(shape, spec["dtype"])
             inputs[field].reshape(-1)[: values.size] = values
         return jax.device_get(self.functions[name](self.weights, inputs))
 
@@ -144,6 +148,7 @@ class User:
     def __init__(self) -> None:
         self.state: dict[str, Any] = {}
         self.waiting: list[Waiting] = []
+        self.seen: set[int] = set()
         self.events = self.updates = 0
         self.last_time: int | None = None
         self.last_seq = -1
@@ -172,6 +177,7 @@ class User:
             self.last_time = when
         self.last_seq = self.last_seq if seq is None else seq
         self.events += 1
+        self.seen.add(event[0])
         self.waiting.append(event)
         serving = model.serving
         size = serving["segment"]
@@ -194,16 +200,33 @@ class User:
         excluded = [] if excluded is None else excluded
         if not isinstance(excluded, list):
             raise Rejected("malformed", f'"exclude" must be a list of items, got {excluded!r}')
+        if not 1 <= k <= len(model.item_ids):
+            raise Rejected(
+                "malformed", f"k={k}, but it must be between 1 and the {len(model.item_ids)} items"
+            )
         out = {model.item_ids.get(model.parse_id(item, "exclude")) for item in excluded} - {None}
-        left = min(model.serving["k"], len(model.item_ids)) - len(out)
-        if not 1 <= k <= left:
+        if line.get("exclude_seen"):
+            if line["exclude_seen"] not in (True, "all"):
+                raise Rejected("malformed", '"exclude_seen" must be true here')
+            out |= self.seen
+        blocked = np.zeros(len(model.item_ids) + 1, bool)
+        if (candidates := line.get("candidates")) is not None:
+            blocked[:] = True
+            for item in candidates:
+                name = model.parse_id(item, "candidates")
+                if name not in model.item_ids:
+                    raise Rejected("unknown item", f'"candidates": item {name!r} is unknown')
+                blocked[model.item_ids[name]] = False
+        # The program returns so many items, and takes so many that are left out.
+        if k > model.serving["k"] or len(out) > model.max_denied:
             raise Rejected(
                 "malformed",
-                f"k={k}, but it must be between 1 and {left}: `read` returns {model.serving['k']} "
-                "items, and those excluded are dropped (see launch.export --k)",
+                f"`read` returns {model.serving['k']} items (launch.export --k) and leaves out "
+                f"{model.max_denied}, but {k} and {len(out)} were asked for",
             )
         at = UNKNOWN_TIME if when is None else model.encode_time(when)
-        found = model.call("read", self.state, self.waiting, at)
+        more = {"denied": sorted(out), "blocked": blocked}
+        found = model.call("read", self.state, self.waiting, at, **more)
         rows = zip(found["items"][0].tolist(), found["scores"][0].tolist(), strict=True)
         items = [
             {
@@ -212,10 +235,11 @@ class User:
                 "score": score if self.events else None,
             }
             for i, score in rows
-            if i not in out
+            if score > -np.inf
         ][:k]
         counts = {"events": self.events, "updates": self.updates}
-        return {"items": items} | counts | ({} if self.events else {"popular": True})
+        counts |= {} if self.events else {"popular": True}
+        return {"items": items} | counts | ({"wanted": k} if len(items) < k else {})
 
 
 def parse_id(value: Any, field: str) -> str:

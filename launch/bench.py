@@ -1,7 +1,6 @@
 """Measure speed and memory and write a record.
 
     python -m launch.bench --suite=train --json=train.json --threads=1
-    python -m launch.bench --suite=infer --json=infer.json --threads=1 --only=hstu
 
 Every row runs in a separate process. Rows of a group are measured in alternation after a warm-up,
 together with a matrix product as the yardstick. The record holds
@@ -31,6 +30,7 @@ from launch.benchmarks import (
     inputs,
     prepare,
     processes,
+    recommend,
     report,
     scale,
     stream,
@@ -50,7 +50,7 @@ SUITES = {  # name -> (smoke) -> cases
     "input": inputs.make_cases,
 }
 # Suites that measure a whole command: name -> (smoke) -> rows
-COMMANDS = {"prepare": prepare.measure_rows, "stream": stream.measure_rows}
+COMMANDS = {c.__name__.split(".")[-1]: c.measure_rows for c in (prepare, recommend, stream)}
 
 
 def define_flags() -> None:

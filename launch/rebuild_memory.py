@@ -22,6 +22,7 @@ from rec2pm_jax.methods.codec import FORMATS
 from rec2pm_jax.stream.load import make_recommender
 from rec2pm_jax.stream.options import EngineOptions, Worker
 from rec2pm_jax.stream.rebuild import open_new_store, rebuild
+from rec2pm_jax.stream.users.seen import SEEN_FORMATS
 from rec2pm_jax.training.checkpoint import load_for_inference
 from rec2pm_jax.training.run_checks import open_training_data
 
@@ -32,6 +33,9 @@ flags.DEFINE_enum("checkpoint", "best", ["best", "latest"], "Which checkpoint of
 flags.DEFINE_enum(
     "memory", "float32", FORMATS, "Format of a user's memory, the same as for launch.stream."
 )
+flags.DEFINE_enum(
+    "seen", "none", SEEN_FORMATS, "What is kept of seen items, the same as for launch.stream."
+)
 flags.DEFINE_integer("workers", 1, "Workers of launch.stream that will share the store.", 1)
 flags.mark_flags_as_required(["workdir", "output"])
 
@@ -39,7 +43,7 @@ flags.mark_flags_as_required(["workdir", "output"])
 def main(_: list[str]) -> None:
     args = flags.FLAGS
     began = time.time()
-    options = EngineOptions(memory=args.memory, worker=Worker(0, args.workers))
+    options = EngineOptions(args.memory, worker=Worker(0, args.workers), seen=args.seen)
     print(f"devices: {describe_devices()}", flush=True)
     config, params, meta = load_for_inference(args.workdir, args.checkpoint)
     dataset = open_training_data(args.data, args.workdir, meta)
@@ -59,6 +63,8 @@ def main(_: list[str]) -> None:
         f"{built.users} users{resumed}, {built.events} events, {built.updates} memory updates as "
         f"{args.memory} in {args.output}, {time.time() - began:.0f} s"
     )
+    if built.bookkeeping_bytes:
+        print(f"{built.bookkeeping_bytes} bytes of seen items beside the memories")
     if built.left_out:
         print(f"left out {built.left_out} users whose ids are too long for a store")
 

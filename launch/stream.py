@@ -10,15 +10,14 @@ Lines are JSON, in time order; events and requests may alternate:
 
 Every request is answered at once, in input order, with all events before it applied:
 
-    {"user": "7", "items": [{"item": "5", "title": "...", "score": 3.1}, ...], "events": 1,
-     "updates": 0}
+    {"user": "7", "items": [{"item": "5", "score": 3.1, ..}, ..], "events": 1, "updates": 0}
 
 With `--store` states outlive the process, and the same command resumes after a crash:
 
     python -m launch.stream --workdir=runs/x --events=incoming --output=answers.jsonl \
         --store=users --memory=int8 --metrics=metrics.jsonl
 
-docs/streaming.md describes durability, several workers, metrics, and what is skipped.
+docs/streaming.md describes filters, durability, several workers, metrics, and what is skipped.
 """
 
 from __future__ import annotations
@@ -41,24 +40,21 @@ from rec2pm_jax.stream.process import configure_interpreter, watch_stop_signals
 from rec2pm_jax.stream.rebuild import is_rebuilt
 from rec2pm_jax.stream.runner import Intervals, run_stream
 from rec2pm_jax.stream.stores.base import MemoryStore, open_store
+from rec2pm_jax.stream.users.seen import SEEN_FORMATS
 
 flags.DEFINE_string("workdir", None, "Directory of a training run.")
 flags.DEFINE_string("events", None, "File, directory of *.jsonl files, or - for standard input.")
 flags.DEFINE_string(
     "output", None, "File of the answers, new (with a store: appended to); - for standard output."
 )
-flags.DEFINE_string(
-    "data",
-    "",
-    "Prepared dataset whose users start with their events there; empty: only the items of the dataset "
-    "that the run was trained on are known.",
-)
+flags.DEFINE_string("data", "", "Prepared dataset whose users start with their events there.")
 flags.DEFINE_string("items", "", "Table of items, read again when it changes; needs content.")
 flags.DEFINE_enum("checkpoint", "best", ["best", "latest"], "Which checkpoint of the run.")
 flags.DEFINE_string(
     "store", "", "Where states are kept: a directory or redis://..; empty: nowhere."
 )
 flags.DEFINE_enum("memory", "float32", FORMATS, "Format of a user's memory; int8 is a quarter.")
+flags.DEFINE_enum("seen", "none", SEEN_FORMATS, "What is kept of seen items, for exclude_seen.")
 flags.DEFINE_float("commit_s", 1.0, "Seconds between commits.", 0.0, MAX_SECONDS)
 flags.DEFINE_string("metrics", "", "File that gets a JSON line of metrics every second.")
 flags.DEFINE_bool("progress", sys.stderr.isatty(), "Show the metrics on a status line.")
@@ -85,6 +81,7 @@ def main(_: list[str]) -> None:
         lifetime_s=int(args.expire_days * DAY_S),
         max_ahead_s=args.max_ahead_s,
         worker=parse_worker(args.worker, args.store),
+        seen=args.seen,
     )
     intervals = Intervals(commit_s=args.commit_s if durable else float("inf"))
     stopped = watch_stop_signals()

@@ -191,8 +191,9 @@ def test_excluded_items_are_skipped_and_nothing_else_changes(dataset, model, eve
     expected = [r for r in everything if r.item not in out][:8]
     assert [r.item for r in answer] == [r.item for r in expected]
     assert len(model.recommend(user, dataset.num_items - 4, exclude=out)) == dataset.num_items - 4
-    with pytest.raises(UserError, match=f"k={dataset.num_items - 3}, .* the {len(everything) - 4}"):
-        model.recommend(user, dataset.num_items - 3, exclude=out)
+    assert len(model.recommend(user, dataset.num_items, exclude=out)) == dataset.num_items - 4
+    with pytest.raises(UserError, match=f"k={dataset.num_items + 1}, .* the {dataset.num_items}"):
+        model.recommend(user, dataset.num_items + 1)
 
 
 @pytest.mark.parametrize("k", [0, -1, 31])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import jax
 import numpy as np
@@ -16,6 +16,7 @@ from rec2pm_jax.config import Config
 from rec2pm_jax.config_dict import from_dict
 from rec2pm_jax.methods.registry import make_method
 from rec2pm_jax.stream.compute.batches import prepare_catalogue, read_best, update
+from rec2pm_jax.stream.search import Asked
 from rec2pm_jax.typing import Events, Params, State
 
 K = 10
@@ -95,6 +96,7 @@ def build_request(config: dict[str, Any], items: int, mode: str, history: int) -
         state = update(method, params, state, *draw_events(data.segment), asked)
     state = jax.tree.map(np.asarray, state)
 
+    first: tuple[Any, ...]
     if mode == "update":
         call: Callable[..., Any] = functools.partial(update, method, params)
         arguments = (*draw_events(data.segment), asked)
@@ -112,7 +114,7 @@ def build_request(config: dict[str, Any], items: int, mode: str, history: int) -
         tokens = 1
     else:
         call = functools.partial(read_best, method, K, params, catalogue)
-        first = (state, *draw_events(method.read_length), asked)
+        first = (state, *draw_events(method.read_length), Asked(cast(jax.Array, asked)))
         tokens = method.read_length
 
         def run() -> None:

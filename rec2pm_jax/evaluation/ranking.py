@@ -14,6 +14,7 @@ from rec2pm_jax.evaluation.memory_states import take_states
 from rec2pm_jax.evaluation.metrics import check_ranks, target_ranks
 from rec2pm_jax.evaluation.targets import Rows, Targets, target_items
 from rec2pm_jax.methods.method import Method
+from rec2pm_jax.nn.catalogue.filters import is_denied
 from rec2pm_jax.nn.catalogue.own_items import own_per_row
 from rec2pm_jax.typing import Array, Events, OwnItems, Params, Readout, State
 
@@ -192,7 +193,8 @@ def _rank(
 ) -> Array:
     """Rank targets int32 [B]; `seen` int32 [B, N] holds ids to leave out (0 for none), or is None."""
     scores = method.score(params, readout)
-    return target_ranks(scores, targets, None if seen is None else _excluded(scores, seen))
+    excluded = None if seen is None else is_denied(seen, scores.shape[1])
+    return target_ranks(scores, targets, excluded)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 4))
@@ -200,14 +202,9 @@ def _best(method: Method, params: Params, readout: Readout, seen: Array | None, 
     """Return the k best items, int32 [B, k]: 0 in places for which only items of `seen` are left."""
     scores = method.score(params, readout)
     if seen is not None:
-        scores = jnp.where(_excluded(scores, seen), -jnp.inf, scores)
+        scores = jnp.where(is_denied(seen, scores.shape[1]), -jnp.inf, scores)
     best, items = jax.lax.top_k(scores, k)
     return jnp.where(best > -jnp.inf, items, 0).astype(jnp.int32)
-
-
-def _excluded(scores: Array, seen: Array) -> Array:
-    """Return which items each row of `seen` [B, N] holds, padding included: bool [B, V]."""
-    return jnp.zeros(scores.shape, bool).at[jnp.arange(len(seen))[:, None], seen].set(True)
 
 
 def _empty_readout(like: Readout, count: int, room: int) -> Readout:

@@ -18,6 +18,7 @@ from rec2pm_jax.methods.network import Network
 from rec2pm_jax.methods.segments import ReadPlan
 from rec2pm_jax.methods.sessions import Session
 from rec2pm_jax.methods.windows import window_of
+from rec2pm_jax.nn.catalogue.filters import NO_FILTER, ItemFilter
 from rec2pm_jax.typing import Array, Batch, Events, Params, PRNGKey, Readout, State, Terms
 
 Loss = Callable[["Method", Params, Batch, PRNGKey | None], Terms]
@@ -257,7 +258,12 @@ class Method:
         return self.network.score(params, readout, catalogue)
 
     def best(
-        self, params: Params, readout: Readout, k: int, catalogue: Array | None = None
+        self,
+        params: Params,
+        readout: Readout,
+        k: int,
+        catalogue: Array | None = None,
+        rule: ItemFilter = NO_FILTER,
     ) -> tuple[Array, Array]:
         """Return the k highest scores and their items, without the logits of a large catalogue.
 
@@ -266,12 +272,13 @@ class Method:
           readout: of a read, vectors [B, D].
           k: items.
           catalogue: what `catalogue` returned. None: the table is prepared in every call.
+          rule: which items may be returned. With candidates k is at most their number.
 
         Returns:
           (scores float32 [B, k], item ids int32 [B, k]), best first; of equal scores the lower id
-          comes first.
+          comes first. What scores -inf is no answer: the filter leaves fewer items than k.
         """
-        return self.network.best(params, readout, k, catalogue)
+        return self.network.best(params, readout, k, catalogue, rule)
 
     # --- training ---
 

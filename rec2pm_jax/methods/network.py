@@ -15,6 +15,7 @@ from rec2pm_jax.methods.windows import Window
 from rec2pm_jax.nn.attention import KeyValues, Layout
 from rec2pm_jax.nn.backbone import Backbone
 from rec2pm_jax.nn.cache import InPlaceCache, Rows
+from rec2pm_jax.nn.catalogue.filters import NO_FILTER, ItemFilter, rank_candidates
 from rec2pm_jax.nn.catalogue.losses import (
     Positions,
     catalogue_logits,
@@ -163,19 +164,32 @@ class Network:
         return catalogue_logits(self.config.loss, readout, catalogue)
 
     def best(
-        self, params: Params, readout: Readout, k: int, catalogue: Array | None = None
+        self,
+        params: Params,
+        readout: Readout,
+        k: int,
+        catalogue: Array | None = None,
+        rule: ItemFilter = NO_FILTER,
     ) -> tuple[Array, Array]:
         """Return the k highest scores and their items, best first; see `Method.best`."""
         queries, own = to_queries(self.config.loss, readout.vectors), readout.own
         table = self.table(params) if catalogue is None else catalogue
         transform = to_item_vectors if catalogue is None else _same
+        if rule.candidates is not None:
+            return rank_candidates(queries, transform(table[rule.candidates]), rule, own, k)
+        scores, ids = top_k(
+            queries,
+            table,
+            k,
+            first=1,
+            allowed=rule.allows if rule.blocked is not None else None,
+            transform=transform,
+            denied=rule.deny(own),  # own items come in below, with their addends
+        )
         if own is None:
-            return top_k(queries, table, k, first=1, transform=transform)
-        # Own items may leave the best k, so as many more are found first.
-        wanted = min(k + own.ids.shape[1], self.num_items)
-        scores, ids = top_k(queries, table, wanted, first=1, transform=transform)
+            return scores, ids
         own_scores = jnp.einsum("qd,qjd->qj", queries, transform(table[own.ids]))
-        return merge_own(scores, ids, own, own_scores, k)
+        return merge_own(scores, ids, own, rule.drop(own_scores, own.ids), k)
 
     def queries(self, readout: Readout) -> Readout:
         """Return what an index of `catalogue` is searched with.

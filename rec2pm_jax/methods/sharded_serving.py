@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from rec2pm_jax.config import Config
 from rec2pm_jax.methods.method import Method
 from rec2pm_jax.methods.registry import make_method
+from rec2pm_jax.nn.catalogue.filters import NO_FILTER, ItemFilter
 from rec2pm_jax.nn.catalogue.losses import to_item_vectors, to_queries
 from rec2pm_jax.nn.catalogue.own_items import merge_own
 from rec2pm_jax.nn.catalogue.row_exchange import bucket_capacity, fetch, plan_exchange
@@ -70,6 +71,7 @@ class ShardedServing:
         events: Events,
         valid: Array,
         time: Array | None,
+        rule: ItemFilter = NO_FILTER,
     ) -> tuple[Array, Array, Array]:
         """Return the k best items after a read: `Method.read`, then `Method.best`.
 
@@ -77,6 +79,7 @@ class ShardedServing:
           k: items per user.
           params: as `Method.init` returns them, the item table packed, this device's part of it.
           state, events, valid, time: of this device's users, as `Method.read` takes them.
+          rule: which items they may get; the blocked items are the same on all devices.
 
         Returns:
           (scores float32 [B, k], ids int32 [B, k], needed int32 scalar). Items of equal score come in
@@ -86,16 +89,16 @@ class ShardedServing:
         part = self._with_rows(params, state, events)
         readout = part.method.read(part.params, part.state, part.events, valid, time)
         queries, own = to_queries(self.config.loss, readout.vectors), readout.own
-        # Own items may leave the best k, so as many more are found first.
-        wanted = k if own is None else min(k + own.ids.shape[1], self.num_items)
+        numbered = own  # by the rows that were fetched
+        own = None if own is None else own._replace(ids=part.ids[own.ids])
+        others = rule._replace(denied=rule.deny(own))  # own items come in below
         scores, ids = top_k_per_device(
-            queries, table, wanted, self.num_items, to_item_vectors, self.axis_name
+            queries, table, k, self.num_items, to_item_vectors, self.axis_name, others
         )
-        if own is not None:
-            rows = to_item_vectors(part.method.network.table(part.params)[own.ids])
+        if own is not None and numbered is not None:
+            rows = to_item_vectors(part.method.network.table(part.params)[numbered.ids])
             own_scores = jnp.einsum("qd,qjd->qj", queries, rows)
-            own = own._replace(ids=part.ids[own.ids])
-            scores, ids = merge_own(scores, ids, own, own_scores, k)
+            scores, ids = merge_own(scores, ids, own, rule.drop(own_scores, own.ids), k)
         return jnp.where(part.fits, scores, jnp.nan), ids, part.needed
 
     def update(

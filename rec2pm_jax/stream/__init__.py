@@ -3,7 +3,8 @@
 An event passes through these files, from a line of input to the store:
 
     lines/sources.py            read whole lines from a file, a growing directory or a pipe
-    lines/events.py             parse a line into an `Event` or a `Request`
+    lines/events.py             parse a line into an `Event`
+    lines/requests.py           or into a `Request` with filters
     runner.py                   the loop: take lines in order and schedule every step below
     engine.py                   find the user, check the event, append it to the user's pending events
       catalogue.py                raw ids -> item ids, times -> seconds since the time origin
@@ -19,14 +20,16 @@ An event passes through these files, from a line of input to the store:
 
 A request takes the same way up to the engine, and then:
 
+    plan.py, search.py          look up what filters name; lists of items for top-k
     engine.py                   run the missing updates of this user only
     compute/session_cache.py    read from the keys and values of the user's last request, if kept
       compute/batches.py          or read everything anew, and rank the catalogue
-    catalogue.py                drop excluded items, return ids to raw ids and titles
+    catalogue.py                return ids to raw ids and titles
     lines/output.py             write the answer
 
 `recommender.py` is also the public Python API: the same model without a store, one call at a time.
 `load.py` builds it from a training run. `rebuild.py` fills a store from prepared histories, and
-`latency.py` times one user's update and read. `export/` writes programs that run without this package,
-and the vectors (`compute/vectors.py`) of all users of a dataset or a store (`all_users.py`).
+`latency.py` times one user's update and read. `bulk/` recommends to all users at once, into files.
+`export/` writes programs that run without this package, and the vectors (`compute/vectors.py`) of all
+users of a dataset or a store (`all_users.py`).
 """

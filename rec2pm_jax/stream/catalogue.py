@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable, Sequence
+from functools import cached_property
 from typing import cast
 
 import numpy as np
@@ -17,12 +18,10 @@ from rec2pm_jax.stream.lines.events import (
     UNKNOWN_ITEM,
     UNKNOWN_TYPE,
     Event,
-    RawIds,
     RejectedInput,
-    parse_count,
-    parse_ids,
 )
-from rec2pm_jax.stream.outcomes import Recommendation, Search
+from rec2pm_jax.stream.outcomes import Recommendation
+from rec2pm_jax.stream.search import Search
 from rec2pm_jax.stream.users.user_state import shift_times
 from rec2pm_jax.typing import PADDING_ID, Array, Events
 
@@ -160,35 +159,39 @@ class Catalogue:
             return tuple if self.uses_types else lambda code: code[:2]
         return (lambda code: code[::2]) if self.uses_types else None
 
-    def plan_search(self, k: int, exclude: RawIds) -> Search:
-        """Check a request.
+    @cached_property
+    def category_ids(self) -> dict[str, np.ndarray]:
+        """The items of each category, int32; empty if the item table has no categories."""
+        members: dict[str, list[int]] = {}
+        for number, name in enumerate(self.items.categories):
+            if name is not None:
+                members.setdefault(name, []).append(number)
+        return {name: np.array(ids, np.int32) for name, ids in members.items()}
 
-        Raises:
-          RejectedInput: `k` is not between 1 and the number of items left to recommend.
-        """
-        k = parse_count(k, "k")
-        excluded = self.known_ids(parse_ids(exclude, "exclude", self.rules))
-        left = self.num_items - len(excluded)
-        if not 1 <= k <= left:
-            raise RejectedInput(
-                MALFORMED, f"k={k}, but it must be between 1 and the {left} items left to recommend"
-            )
-        return Search(k, excluded)
+    def type_id(self, kind: str | None) -> int:
+        """Return the id of an event type, whether the model uses types or not; 0 if unknown."""
+        return 1 + self.event_types.index(kind) if kind in self.event_types else 0
 
     def name_items(
         self, scores: np.ndarray | None, ids: np.ndarray, search: Search
     ) -> list[Recommendation]:
-        """Return the best items of a search by raw id and title.
+        """Return the best items of a search by raw id and title: `search.k`, or all that are left.
 
         Args:
-          scores, ids: [at least `search.num_candidates`], best first; None for items without scores.
+          scores: of the ids, best first, -inf for what the filters leave out. None: `ids` are those
+            of all items, the most frequent first, of a user without events.
+          ids: [n].
         """
-        kept = np.flatnonzero(~np.isin(ids, search.excluded))[: search.k]
-        found = [None] * len(kept) if scores is None else scores[kept].tolist()
+        if scores is None:
+            ids = search.keep_allowed(ids)[: search.k]
+            found = [None] * len(ids)
+        else:
+            kept = np.flatnonzero(scores > -np.inf)[: search.k]
+            ids, found = ids[kept], scores[kept].tolist()
         raw_ids, titles = self.items.raw_ids, self.items.titles
         return [
             Recommendation(raw_ids[i], titles[i], score)
-            for i, score in zip(ids[kept], found, strict=True)
+            for i, score in zip(ids, found, strict=True)
         ]
 
     def suggest(self, raw_id: str) -> str:

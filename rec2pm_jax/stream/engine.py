@@ -6,7 +6,6 @@ import time
 from array import array
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from rec2pm_jax.methods.windows import UNKNOWN_TIME
 from rec2pm_jax.stream.compute import batches
 from rec2pm_jax.stream.compute.histories import compute_known_users
 from rec2pm_jax.stream.compute.session_cache import SessionCache
@@ -23,9 +22,11 @@ from rec2pm_jax.stream.lines.events import (
     parse_id,
     parse_time,
 )
+from rec2pm_jax.stream.lines.requests import NO_FILTERS, RawFilters
 from rec2pm_jax.stream.metrics import EngineGauges
 from rec2pm_jax.stream.options import EngineOptions
 from rec2pm_jax.stream.outcomes import Answer, Ingested, Rejections
+from rec2pm_jax.stream.plan import ask, plan_search
 from rec2pm_jax.stream.recommender import Recommender
 from rec2pm_jax.stream.stores.base import (
     MAX_USER_BYTES,
@@ -79,11 +80,12 @@ class Engine:
                 "config_hash": identity.config_hash,
                 "memory": options.memory,
                 "workers": options.worker.count,
+                "seen": options.seen,
             },
         )
         origin = claim_time_origin(store, recommender.catalogue.time_origin)
         self.recommender = recommender = recommender.with_time_origin(origin)
-        self._updater = MemoryUpdater(recommender, options.memory)
+        self._updater = MemoryUpdater(recommender, options.memory, options.seen)
         self._width, self.record_format = self._updater.width, self._updater.record_format
         self.commit_writer = CommitWriter(store, self.record_format, options.lifetime_s)
         self.update_queue = UpdateQueue(self._updater, self.commit_writer.mark_changed)
@@ -105,7 +107,8 @@ class Engine:
         """Compile everything that a stream with requests of up to `k` items needs."""
         self._updater.warm_up()
         sessions = self._new_session_cache(1)
-        asked = 0 if self.recommender.catalogue.uses_times else None
+        search = plan_search(self.recommender.catalogue, 1)
+        asked = ask(self.recommender.catalogue, None, search, [None], always=True)
         padded_k = batches.padded_k(k, self.recommender.method.num_items)
         user = MutableUser()
         for count in (1, 1, 2, 4):  # a session is opened, read again, gets one event and several
@@ -151,7 +154,7 @@ class Engine:
         select_fields = self.recommender.catalogue.field_selector()
         max_pending = self._updater.max_pending
         for index, event in enumerate(events):
-            name, _, when, _, seq = event
+            name, _, when, kind, seq = event
             try:
                 if name not in users:
                     raise _id_too_long(name)
@@ -171,6 +174,8 @@ class Engine:
                 user.last_time = when
             if seq is not None:
                 user.watermark = seq
+            if user.seen is not None:
+                user.seen.add(code[0], self.recommender.catalogue.type_id(kind), when)
             pending = user.pending
             if select_fields is None:
                 pending.append(code[0])
@@ -198,7 +203,7 @@ class Engine:
             user = known.get(name)
             if record is not None:
                 user = self.record_format.decode(name, record, now)
-            user = MutableUser() if user is None else user
+            user = self.record_format.new_user() if user is None else user
             users.add(name, user)
             if len(user.pending) >= self._updater.max_pending:
                 self.update_queue.add(name, user)
@@ -228,12 +233,13 @@ class Engine:
         k: int,
         exclude: RawIds = (),
         time: RawTime = None,
+        filters: RawFilters = NO_FILTERS,
     ) -> Answer:
         """Return what to recommend to a user.
 
         Args:
           name: raw id of the user.
-          k, exclude, time: as in `Recommender.recommend`.
+          k, exclude, time, filters: as in `Recommender.recommend`.
 
         Raises:
           RejectedInput, UserError: as `Recommender.recommend`, or the id is too long for a store.
@@ -241,21 +247,22 @@ class Engine:
         model, rules = self.recommender, self.recommender.catalogue.rules
         name, asked = parse_id(name, "user", rules), parse_time(time, rules)
         user = self._load_updated(name)
-        search = model.catalogue.plan_search(k, exclude)
+        search = plan_search(model.catalogue, k, exclude, filters, asked)
         if user.events:
+            request = ask(model.catalogue, asked, search, [user.seen], always=True)
             scores, ids = self.sessions.find_best(
                 name,
                 user.events - len(user.pending) // self._width,
                 lambda: self._updater.stack_states([user]),
                 self._updater.pending_events(user),
-                self._request_time(asked),
-                batches.padded_k(search.num_candidates, model.catalogue.num_items),
+                request,
+                batches.padded_k(search.k, model.catalogue.num_items),
             )
-            batches.check_finite(scores)
+            batches.check_finite(scores, filtered=True)
             named = model.catalogue.name_items(scores, ids, search)
         else:
             named = model.catalogue.name_items(None, model.popular_items[1], search)
-        return Answer(name, named, user.events, user.segments, not user.events)
+        return Answer(name, named, user.events, user.segments, not user.events, search.k)
 
     def _load_updated(self, name: str) -> MutableUser:
         """Return a user without missing updates."""
@@ -265,13 +272,6 @@ class Engine:
             raise _id_too_long(name)
         self.update_queue.finish_user(name, user)
         return user
-
-    def _request_time(self, time: int | None) -> int | None:
-        """Return seconds since the time origin, or UNKNOWN_TIME; None if the model reads no times."""
-        catalogue = self.recommender.catalogue
-        if not catalogue.uses_times:
-            return None
-        return UNKNOWN_TIME if time is None else catalogue.encode_time(time)
 
     # --- commits ---
 

@@ -17,6 +17,7 @@ from rec2pm_jax.stream.compute.batches import (
     read_best,
     update,
 )
+from rec2pm_jax.stream.search import Asked
 from rec2pm_jax.typing import Array, Events, Params
 
 _WARM_UP = 5  # calls that are not counted
@@ -59,7 +60,8 @@ def measure(
     table = prepare_catalogue(method, params)
     width = min(next_power_of_two(k), method.num_items)
     read_ms = _median_ms(
-        lambda: read_best(method, width, params, table, state, *window, asked), repetitions
+        lambda: read_best(method, width, params, table, state, *window, Asked(cast(Array, asked))),
+        repetitions,
     )
     return {"update_ms": update_ms, "read_ms": read_ms}
 

@@ -29,6 +29,7 @@ class Summary:
       events: events applied.
       answers: requests answered.
       popular: those answered with the most frequent items, for users without events.
+      fewer: those with fewer items than wanted, since filters left no more.
       updates: memory updates computed.
       commits: commits finished.
       skipped: lines that could not be used, by reason.
@@ -44,6 +45,7 @@ class Summary:
     events: int = 0
     answers: int = 0
     popular: int = 0
+    fewer: int = 0
     updates: int = 0
     commits: int = 0
     skipped: Counter[str] = dataclasses.field(default_factory=Counter)
@@ -79,6 +81,11 @@ class Summary:
             report.append(
                 f"answered {self.popular} requests of users without events: the most frequent items, "
                 'marked "popular"'
+            )
+        if self.fewer:
+            report.append(
+                f"filters left fewer items than wanted in {self.fewer} answers, which say how many "
+                'were "wanted"'
             )
         if self.other_workers:
             report.append(f"left {self.other_workers} lines to other workers")

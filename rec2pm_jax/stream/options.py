@@ -75,6 +75,7 @@ class EngineOptions(NamedTuple):
       worker: which of the processes that share the store this is.
       known_users: whether a user that the store lacks starts with the events of the recommender's
         dataset, if it has that user.
+      seen: what is kept of the items that users have seen, one of `seen.SEEN_FORMATS`.
     """
 
     memory: str = "float32"
@@ -84,3 +85,4 @@ class EngineOptions(NamedTuple):
     max_ahead_s: float = DAY_S
     worker: Worker = Worker()
     known_users: bool = False
+    seen: str = "none"

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import numpy as np
-
 from rec2pm_jax.stream.lines.events import RejectedInput
 
 Rejections = list[tuple[int, RejectedInput]]  # (index of the event, why it was left out)
@@ -23,23 +21,6 @@ class Recommendation(NamedTuple):
     item: str
     title: str
     score: float | None
-
-
-class Search(NamedTuple):
-    """A checked request.
-
-    Attributes:
-      k: how many items are wanted.
-      excluded: sorted ids of items that must not be recommended.
-    """
-
-    k: int
-    excluded: np.ndarray
-
-    @property
-    def num_candidates(self) -> int:
-        """How many of the best items to find, so that k are left in any case."""
-        return self.k + len(self.excluded)
 
 
 class Ingested(NamedTuple):
@@ -64,6 +45,7 @@ class Answer(NamedTuple):
       items: best first.
       events, updates: events of the user so far, and memory updates from them.
       popular: whether the items are the most frequent ones, since the user has no events.
+      wanted: how many items were asked for; filters may leave fewer.
     """
 
     user: str
@@ -71,3 +53,4 @@ class Answer(NamedTuple):
     events: int
     updates: int
     popular: bool
+    wanted: int

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -22,6 +22,7 @@ from rec2pm_jax.stream.engine import Engine
 from rec2pm_jax.stream.options import EngineOptions
 from rec2pm_jax.stream.recommender import Recommender
 from rec2pm_jax.stream.stores.base import MAINTENANCE, MAX_USER_BYTES, Store, open_store
+from rec2pm_jax.stream.users.mutable_user import MutableUser
 
 USERS_PER_COMMIT = 4 * batches.MAX_BATCH
 _SOURCE, _COMPLETE = "rebuilt_from", "rebuilt"  # keys of the store's metadata
@@ -34,6 +35,7 @@ class RebuildReport(NamedTuple):
       users, events, updates: of the whole store.
       found: users that a stopped call had already written.
       left_out: users whose ids are too long for a store.
+      bookkeeping_bytes: of the seen items of all users, which count apart from the memories.
     """
 
     users: int
@@ -41,6 +43,7 @@ class RebuildReport(NamedTuple):
     updates: int
     found: int
     left_out: int
+    bookkeeping_bytes: int
 
 
 @contextlib.contextmanager
@@ -125,16 +128,19 @@ def rebuild(
     updates = np.where(fits, recommender.method.plan(dataset.lengths[order]).updates, 0)
     total = int(updates.sum())
     complete = _check_source(store, dataset)
-    found = done = 0
+    found = done = bookkeeping = 0
     for begin in range(0, len(order), USERS_PER_COMMIT):
         rows = begin + np.flatnonzero(fits[begin : begin + USERS_PER_COMMIT])
-        missing = rows[:0]
-        if not complete:
-            stored = store.get([names[row] for row in rows])
-            missing = rows[[record is None for record in stored]]
+        stored = store.get([names[row] for row in rows])
+        missing = rows[:0] if complete else rows[[record is None for record in stored]]
+        if options.seen != "none":
+            there = zip((names[row] for row in rows), stored, strict=True)
+            known = (record_format.decode(n, record) for n, record in there if record is not None)
+            bookkeeping += _count_seen_bytes(known)
         if len(missing):
             sequences = [dataset.sequence(int(order[row])) for row in missing]
             users = compute_users(engine.recommender, record_format, sequences, dataset.time_origin)
+            bookkeeping += _count_seen_bytes(users)
             named = zip((names[row] for row in missing), users, strict=True)
             store.put({name: record_format.encode(name, user) for name, user in named}, {})
         found += len(rows) - len(missing)
@@ -142,7 +148,11 @@ def rebuild(
         progress(done, total)
     store.put({}, {_COMPLETE: b"1"})
     events = int(dataset.lengths[order][fits].sum())
-    return RebuildReport(int(fits.sum()), events, total, found, int((~fits).sum()))
+    return RebuildReport(int(fits.sum()), events, total, found, int((~fits).sum()), bookkeeping)
+
+
+def _count_seen_bytes(users: Iterable[MutableUser | None]) -> int:
+    return sum(user.seen.nbytes for user in users if user is not None and user.seen is not None)
 
 
 def _check_source(store: Store, dataset: Dataset) -> bool:

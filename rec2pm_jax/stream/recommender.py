@@ -14,7 +14,6 @@ import numpy as np
 from rec2pm_jax.data.dataset import Dataset
 from rec2pm_jax.errors import UserError
 from rec2pm_jax.methods.method import Method
-from rec2pm_jax.methods.windows import UNKNOWN_TIME
 from rec2pm_jax.stream.catalogue import Catalogue, EventCode
 from rec2pm_jax.stream.compute import batches
 from rec2pm_jax.stream.lines.events import (
@@ -30,8 +29,11 @@ from rec2pm_jax.stream.lines.events import (
     parse_id,
     parse_time,
 )
+from rec2pm_jax.stream.lines.requests import NO_FILTERS, RawFilters
 from rec2pm_jax.stream.outcomes import Recommendation
+from rec2pm_jax.stream.plan import ask, plan_search
 from rec2pm_jax.stream.stores.record import ModelIdentity
+from rec2pm_jax.stream.users.seen import SeenItems
 from rec2pm_jax.stream.users.user_state import UserState
 from rec2pm_jax.typing import Array, Events, Params
 
@@ -56,7 +58,7 @@ class Recommender:
       trained_params: parameters as trained, of a model whose items may change (`stream/live_items.py`).
 
     Example:
-      A tiny untrained model over four items; `rec2pm_jax.load("runs/demo/rec2pm")` returns a real one.
+      A tiny untrained model; `rec2pm_jax.load("runs/demo/rec2pm")` returns a real one.
 
       >>> import jax, polars
       >>> from rec2pm_jax.config_dict import from_dict
@@ -70,10 +72,7 @@ class Recommender:
       >>> items = Items(polars.DataFrame(table))
       >>> catalogue = Catalogue(items, (), 0, uses_times=False, uses_types=False)
       >>> model = Recommender(method, method.init(jax.random.key(0)), catalogue)
-
-      Without events the most frequent items are recommended:
-
-      >>> user = model.new_user()
+      >>> user = model.new_user()  # without events the most frequent items are recommended
       >>> [r.title for r in model.recommend(user, k=2)]
       ['milk', 'bread']
 
@@ -113,7 +112,8 @@ class Recommender:
         sequence, origin = self.dataset.sequence(index), self.dataset.time_origin
         last_time = None if sequence.times is None else int(sequence.times[-1]) + origin
         events = self.catalogue.encode_sequence(sequence, origin)
-        return self._append(self._empty_user, events, last_time)
+        seen = SeenItems.of_sequence(sequence, origin)
+        return self._append(self._empty_user, events, last_time)._replace(seen=seen)
 
     @overload
     def observe(
@@ -149,6 +149,7 @@ class Recommender:
         """
         user = self._at_time_origin(user)
         codes, last_time, skipped = [], user.last_time, []
+        seen = None if user.seen is None else user.seen.copy()
         if isinstance(events, str | numbers.Real | Mapping):
             events = [events]
         for number, given in enumerate(events):
@@ -156,7 +157,7 @@ class Recommender:
             try:
                 fields = given if isinstance(given, Mapping) else {"item": given}
                 event = parse_event(fields, rules=self.catalogue.rules)
-                codes.append(self.encode_event(event, last_time))
+                code = self.encode_event(event, last_time)
             except RejectedInput as error:
                 hint = ""
                 if event is not None and error.reason == UNKNOWN_ITEM:
@@ -167,9 +168,13 @@ class Recommender:
                     hint += " Pass skip_unknown=True to leave such events out."
                 message = f"event {number}: {error}.{hint}"
                 raise RejectedInput(error.reason, message) from None
+            codes.append(code)
+            if seen is not None:
+                seen.add(code[0], self.catalogue.type_id(event.type), event.time)
             last_time = last_time if event.time is None else event.time
         if codes:
-            user = self._append(user, self.catalogue.stack_codes(codes), last_time)
+            added = self.catalogue.stack_codes(codes)
+            user = self._append(user, added, last_time)._replace(seen=seen)
         return (user, skipped) if skip_unknown else user
 
     def _append(self, user: UserState, events: Events, last_time: int | None) -> UserState:
@@ -182,6 +187,7 @@ class Recommender:
         k: int = 10,
         exclude: RawIds = (),
         time: RawTime = None,
+        filters: RawFilters = NO_FILTERS,
     ) -> list[Recommendation]:
         """Return the `k` best items for a user, best first.
 
@@ -192,12 +198,15 @@ class Recommender:
             ignored.
           time: of the request, for models that read times: seconds since 1970, ISO 8601 text or a
             datetime. None: it is not known.
+          filters: `exclude_seen`, `candidates`, `allow` and `deny`, as a line of a stream has them.
+            If they leave fewer than `k` items, fewer are returned.
 
         Raises:
-          RejectedInput: a `UserError`; k < 1, or fewer than `k` items are left to recommend.
+          RejectedInput: a `UserError`; k is not between 1 and the number of items, or a filter names
+            what does not exist.
           UserError: the scores are not finite, since training diverged.
         """
-        return self.recommend_many([user], k, exclude, time)[0]
+        return self.recommend_many([user], k, exclude, time, filters)[0]
 
     def recommend_many(
         self,
@@ -205,22 +214,24 @@ class Recommender:
         k: int = 10,
         exclude: RawIds = (),
         time: RawTime = None,
+        filters: RawFilters = NO_FILTERS,
     ) -> list[list[Recommendation]]:
         """Return what `recommend` returns for each of several users, with one read for all.
 
         Args:
           users: their states.
-          k, exclude, time: as in `recommend`, the same for all users; so are the errors.
+          k, exclude, time, filters: as in `recommend`, the same for all; so are the errors.
         """
-        search = self.catalogue.plan_search(k, exclude)
+        when = parse_time(time, self.catalogue.rules)
+        search = plan_search(self.catalogue, k, exclude, filters, when)
         rows: list[tuple[np.ndarray | None, np.ndarray]]
         rows = [(None, self.popular_items[1])] * len(users)
         active = [row for row, user in enumerate(users) if user.events]
         if active:
             readers = [self._at_time_origin(users[row]) for row in active]
-            times = self.request_times(len(readers), time)
+            asked = ask(self.catalogue, when, search, [user.seen for user in readers])
             scores, ids = batches.find_best(
-                self.method, self.params, self.scored_table, readers, times, search.num_candidates
+                self.method, self.params, self.scored_table, readers, asked, search.k
             )
             for row, found in zip(active, zip(scores, ids, strict=True), strict=True):
                 rows[row] = found
@@ -254,14 +265,6 @@ class Recommender:
             )
         return code
 
-    def request_times(self, users: int, time: RawTime) -> np.ndarray | None:
-        """Return the time of a request for each of some users, as `batches.find_best` takes it."""
-        asked = parse_time(time, self.catalogue.rules)
-        if not self.catalogue.uses_times:
-            return None
-        seconds = UNKNOWN_TIME if asked is None else self.catalogue.encode_time(asked)
-        return np.full(users, seconds, np.int32)
-
     @cached_property
     def known_items(self) -> KeysView[str]:
         """Raw ids of all items of the model, in the order of their ids; `in` is fast."""
@@ -288,7 +291,8 @@ class Recommender:
     def _empty_user(self) -> UserState:
         state = jax.tree.map(lambda x: np.asarray(x)[0], self.method.init_state(self.params, 1))
         empty = self.catalogue.stack_codes([])
-        return UserState(state, empty, 0, None, self.catalogue.time_origin)
+        seen = SeenItems(detailed=True)
+        return UserState(state, empty, 0, None, self.catalogue.time_origin, seen)
 
     def _at_time_origin(self, user: UserState) -> UserState:
         """Return the same user with times relative to those of this model."""

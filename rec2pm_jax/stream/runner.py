@@ -15,8 +15,9 @@ from typing import NamedTuple
 
 from rec2pm_jax.stream.compute.batches import MAX_BATCH
 from rec2pm_jax.stream.engine import Engine
-from rec2pm_jax.stream.lines.events import Event, RejectedInput, Request, parse_line
+from rec2pm_jax.stream.lines.events import Event, RejectedInput
 from rec2pm_jax.stream.lines.output import WriteLine, WriteRow, format_answer
+from rec2pm_jax.stream.lines.requests import Request, parse_line
 from rec2pm_jax.stream.lines.sources import Source
 from rec2pm_jax.stream.metrics import Meter, Summary
 from rec2pm_jax.stream.recommender import Recommender
@@ -198,11 +199,12 @@ class _Loop:
 
     def _answer(self, request: Request, arrived: float) -> None:
         self._last_request = time.monotonic()
-        user, k, exclude, asked = request
-        answer = self._engine.recommend(user, k, exclude, asked)
+        user, k, exclude, asked, filters = request
+        answer = self._engine.recommend(user, k, exclude, asked, filters)
         self._summary.unknown_excluded += self._engine.recommender.catalogue.count_unknown(exclude)
         self._summary.answers += 1
         self._summary.popular += answer.popular
+        self._summary.fewer += len(answer.items) < answer.wanted
         self._write(format_answer(answer))
         self._summary.read_ms.append((time.perf_counter() - arrived) * 1e3)
 

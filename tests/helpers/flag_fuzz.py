@@ -133,6 +133,9 @@ CASES = {
     "rebuild_memory": Case(
         _RUN + " --output={d}/store{n}", {"launch.rebuild_memory": ["rebuild"]}, limited=False
     ),
+    "recommend": Case(
+        _RUN + " --output={d}/rows{n}", {"launch.recommend": ["recommend_all"]}, limited=False
+    ),
     "tidy_store": Case("--store={d}/store --expired", {}, limited=False),
     "stream": Case(
         _RUN + " --events={d}/page.md --output={d}/{n}.out --noprogress",

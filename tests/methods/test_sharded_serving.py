@@ -14,6 +14,7 @@ from jax.sharding import PartitionSpec as P
 from rec2pm_jax.methods.registry import make_method
 from rec2pm_jax.methods.sharded_serving import ShardedServing
 from rec2pm_jax.methods.windows import UNKNOWN_TIME
+from rec2pm_jax.nn.catalogue.filters import ItemFilter
 from rec2pm_jax.training.partition import AXIS, partition_specs
 from rec2pm_jax.typing import Events
 from tests.helpers.methods import large_parameters
@@ -88,10 +89,11 @@ def test_updates_and_requests_are_those_of_the_whole_table(users, devices, name,
 
     reading = partial(ShardedServing(config, ITEMS, AXIS).read_best, K)
     kept = P(AXIS), P(AXIS), P()
-    scores, ids, _ = over_devices(reading, spread, expected, *new, asked, results=kept)
     readout = method.read(params, expected, *new, asked)
-    best, items = method.best(params, readout, K)
-    plain = method.best(params, readout._replace(own=None), K)[1]
+    rule = ItemFilter(denied=method.best(params, readout, 2)[1])  # own items among them
+    scores, ids, _ = over_devices(reading, spread, expected, *new, asked, rule, results=kept)
+    best, items = method.best(params, readout, K, None, rule)
+    plain = method.best(params, readout._replace(own=None), K, None, rule)[1]
     assert np.mean(np.any(items != plain, axis=1)) > 0.5
     np.testing.assert_allclose(scores, best, rtol=1e-4)
     np.testing.assert_array_equal(ids, items)

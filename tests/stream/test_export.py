@@ -21,10 +21,12 @@ from rec2pm_jax.stream.compute import batches
 from rec2pm_jax.stream.engine import Engine
 from rec2pm_jax.stream.export.directory import write_export
 from rec2pm_jax.stream.export.programs import (
+    DENIED,
     collect_weights,
     export_functions,
     flatten_state,
 )
+from rec2pm_jax.stream.options import EngineOptions
 from rec2pm_jax.stream.recommender import Recommender
 from rec2pm_jax.stream.runner import run_stream
 from rec2pm_jax.stream.stores.base import MemoryStore
@@ -68,6 +70,9 @@ def inputs_of(recommender, users, events, times, width, time_name):
     state = jax.tree.map(lambda *rows: np.stack(rows), *(u.state for u in users))
     fields = {n: x for n, x in padded._asdict().items() if x is not None}
     fields |= flatten_state(state) | {"length": valid.sum(axis=1).astype(np.int32)}
+    if time_name == "request_time":
+        fields["denied"] = np.zeros((len(users), DENIED), np.int32)
+        fields["blocked"] = np.zeros(recommender.method.num_items + 1, bool)
     return fields if times is None else fields | {time_name: times}
 
 
@@ -109,6 +114,7 @@ def test_exported_functions_equal_the_model(case, dataset, tmp_path):
         check_described(manifest["functions"]["read"]["inputs"], inputs, len(batch))
         found = functions["read"](weights, inputs)
         check_described(manifest["functions"]["read"]["outputs"], found, len(batch))
+        check_filters(recommender, functions["read"], weights, inputs, batch, asked)
         for row, user in enumerate(batch):
             time = None if asked is None else int(asked[row]) + dataset.time_origin
             expected = recommender.recommend(user, K, time=time)
@@ -141,6 +147,24 @@ def test_exported_functions_equal_the_model(case, dataset, tmp_path):
                 np.testing.assert_array_equal(np.asarray(found[field])[kept], leaf[kept])
             if len(batch) > 1:
                 assert kept.any() and not kept.all()
+
+
+def check_filters(recommender, read, weights, inputs, batch, asked):
+    """The denied and blocked items are left out, and nothing else changes."""
+    raw_ids = recommender.catalogue.items.raw_ids
+    denied, blocked = ["i1", "i2", "i3"], ["i5", "i7"]
+    inputs = inputs | {k: inputs[k].copy() for k in ("denied", "blocked")}
+    inputs["denied"][0, :3] = [raw_ids.index(name) for name in denied]
+    inputs["blocked"][[raw_ids.index(name) for name in blocked]] = True
+    found = read(weights, inputs)
+    for row, user in enumerate(batch):
+        time = None if asked is None else int(asked[row]) + recommender.catalogue.time_origin
+        out = denied if row == 0 else []
+        expected = recommender.recommend(user, K, out, time, {"deny": blocked})
+        kept = np.isfinite(found["scores"][row])
+        names = [raw_ids[i] for i in np.asarray(found["items"][row])[kept]]
+        assert names == [r.item for r in expected][: len(names)]
+        assert len(names) == K or not user.events  # of the popular items it knows the first K
 
 
 def check_described(described, arrays, batch):
@@ -212,7 +236,8 @@ def test_a_large_catalogue_is_exported_for_any_batch():
         ids = rng.integers(1, 70_001, (batch, method.read_length)).astype(np.int32)
         state = jax.tree.map(np.asarray, method.init_state(params, batch))
         length = np.full(batch, method.read_length, np.int32)
-        found = read(weights, flatten_state(state) | {"ids": ids, "length": length})
+        more = {"denied": np.zeros((batch, DENIED), np.int32), "blocked": np.zeros(70_001, bool)}
+        found = read(weights, flatten_state(state) | {"ids": ids, "length": length} | more)
         valid = np.ones(ids.shape, bool)
         readout = jax.jit(method.read)(params, state, Events(ids), valid)
         scores, items = method.best(params, readout, K)
@@ -239,6 +264,8 @@ def awkward_lines(dataset) -> list:
                 seen = [e["item"] for e in history[: n + 1]]
                 lines.append({"user": float(user), "recommend": 5, "exclude": [*seen[-6:], 99]})
                 lines.append({"user": user, "recommend": 2, "time": event["time"] + 100})
+                lines.append({"user": user, "recommend": 25, "exclude_seen": True})
+                lines.append({"user": user, "recommend": 2, "candidates": seen[:3]})
         iso = f"{datetime.datetime.fromtimestamp(event['time'], datetime.UTC):%Y-%m-%dT%H:%M:%SZ}"
         lines.append({"user": user, **event, "time": iso})
         lines.append({"user": user, **event, "seq": 0})
@@ -268,7 +295,7 @@ def test_example_serves_where_the_package_cannot_be_imported(case, dataset, tmp_
     assert again.returncode == 1 and "is there already" in again.stderr
 
     lines = awkward_lines(dataset)
-    engine = Engine(make_recommender(dataset, config), MemoryStore())
+    engine = Engine(make_recommender(dataset, config), MemoryStore(), EngineOptions(seen="items"))
     answers: list[str] = []
     source = ListSource(
         line if isinstance(line, bytes) else json.dumps(line).encode() + b"\n" for line in lines

@@ -16,8 +16,9 @@ from rec2pm_jax.errors import UserError
 from rec2pm_jax.stream import runner
 from rec2pm_jax.stream.engine import Engine
 from rec2pm_jax.stream.lines import output
-from rec2pm_jax.stream.lines.events import Event, RejectedInput, Request, parse_line
+from rec2pm_jax.stream.lines.events import Event, RejectedInput
 from rec2pm_jax.stream.lines.output import open_output
+from rec2pm_jax.stream.lines.requests import Request, parse_line
 from rec2pm_jax.stream.stores.base import MemoryStore
 from rec2pm_jax.stream.stores.lmdb_store import LmdbStore
 from tests.helpers.stream import (

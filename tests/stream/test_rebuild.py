@@ -29,10 +29,10 @@ def dataset(tmp_path_factory):
     return make_data(tmp_path_factory.mktemp("data"))
 
 
-def streamed(recommender, dataset, memory) -> MemoryStore:
+def streamed(recommender, dataset, options) -> MemoryStore:
     """Return the store after a stream of every user's events."""
     store = MemoryStore()
-    engine = Engine(recommender, store, EngineOptions(memory=memory))
+    engine = Engine(recommender, store, options)
     for index in range(dataset.num_users):
         name = dataset.user(index)
         engine.ingest([parse_event(event, name) for event in raw_events(dataset, index)])
@@ -40,8 +40,8 @@ def streamed(recommender, dataset, memory) -> MemoryStore:
     return store
 
 
-def users_of(store, recommender, memory):
-    form = Engine(recommender, store, EngineOptions(memory=memory)).record_format
+def users_of(store, recommender, options):
+    form = Engine(recommender, store, options).record_format
     return {user: form.decode(user, record) for user, record in store.items()}, form
 
 
@@ -59,16 +59,16 @@ def test_rebuilt_states_are_streamed_states(case, memory, dataset, monkeypatch):
     monkeypatch.setattr(rebuilding, "USERS_PER_COMMIT", 5)  # three commits
     recommender = make_recommender(dataset, make_config(*case))
     store, seen = MemoryStore(), []
-    done = rebuild(
-        recommender, dataset, store, EngineOptions(memory=memory), lambda *x: seen.append(x)
-    )
-    expected, form = users_of(streamed(recommender, dataset, memory), recommender, memory)
-    found, _ = users_of(store, recommender, memory)
+    options = EngineOptions(memory=memory, seen="events")
+    done = rebuild(recommender, dataset, store, options, lambda *x: seen.append(x))
+    expected, form = users_of(streamed(recommender, dataset, options), recommender, options)
+    found, _ = users_of(store, recommender, options)
     assert set(found) == set(expected) and len(found) == dataset.num_users
     for name, user in expected.items():
         ours = found[name]
         for field in ("events", "last_time", "groups", "segments", "pending", "watermark"):
             assert getattr(ours, field) == getattr(user, field), (name, field)
+        assert ours.seen.to_bytes() == user.seen.to_bytes()
         assert (ours.memory is None) == (user.memory is None)
         if user.memory:
             bytes_ = (np.frombuffer(x.memory, np.uint8)[None] for x in (ours, user))
@@ -77,7 +77,8 @@ def test_rebuilt_states_are_streamed_states(case, memory, dataset, monkeypatch):
             jax.tree.map(np.testing.assert_array_equal, exact, expected_exact)
             assert exact.items.any()
     updates = sum(user.segments for user in expected.values())
-    assert done == (dataset.num_users, dataset.lengths.sum(), updates, 0, 0)
+    seen_bytes = sum(user.seen.nbytes for user in expected.values())
+    assert done == (dataset.num_users, dataset.lengths.sum(), updates, 0, 0, seen_bytes)
     assert seen[-1] == (updates, updates) and seen == sorted(seen)
 
 
@@ -128,7 +129,7 @@ def test_a_stopped_rebuild_resumes_and_never_mixes(dataset, tmp_path, monkeypatc
         rebuild(
             recommender,
             dataset,
-            streamed(recommender, dataset, "int8"),
+            streamed(recommender, dataset, EngineOptions(memory="int8")),
             EngineOptions(memory="int8"),
         )
 
@@ -199,7 +200,7 @@ def test_command_writes_a_store_under_its_name_when_it_is_complete(dataset, tmp_
     assert not (tmp_path / "store.building").exists()
     store = open_store(str(tmp_path / "store"))
     recommender = make_recommender(dataset, config)
-    found, _ = users_of(store, recommender, "int8")
+    found, _ = users_of(store, recommender, EngineOptions(memory="int8"))
     store.close()
     assert {name: user.events for name, user in found.items()} == {
         dataset.user(i): dataset.lengths[i] for i in range(dataset.num_users)

@@ -102,13 +102,13 @@ def merge_own(
 ) -> tuple[Array, Array]:
     """Merge the best items of a catalogue with own items, whose addends it does not know.
 
-    The result is exact if at least k of the given items are no own items, or all items are given.
+    The result is exact if the given items are the k best of those that are no own items, or more.
 
     Args:
       scores: float32 [Q, n], dot products of the best items of the catalogue.
       ids: int32 [Q, n], these items.
       own: fields [Q, J].
-      own_scores: float32 [Q, J], dot products of the own items.
+      own_scores: float32 [Q, J], dot products of the own items, -inf for those that are left out.
       k: items wanted, k <= n.
 
     Returns:
@@ -119,5 +119,14 @@ def merge_own(
     own_scores = jnp.where(own.ids == PADDING_ID, -jnp.inf, own_scores + own.addends)
     scores = jnp.concatenate([jnp.where(is_own, -jnp.inf, scores), own_scores], axis=1)
     ids = jnp.concatenate([ids, own.ids], axis=1)
+    return sort_best(scores, ids, k)
+
+
+def sort_best(scores: Array, ids: Array, k: int) -> tuple[Array, Array]:
+    """Return the k best of scored items [Q, n], best first; of equal scores the lower id first.
+
+    >>> sort_best(jnp.array([[1.0, 2.0, 2.0]]), jnp.array([[4, 9, 6]]), k=2)[1].tolist()
+    [[6, 9]]
+    """
     negated, ids = jax.lax.sort((-scores, ids), dimension=1, num_keys=2)
     return -negated[:, :k], ids[:, :k]

@@ -12,6 +12,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from rec2pm_jax.nn.catalogue.filters import NO_FILTER, ItemFilter, rank_candidates
 from rec2pm_jax.nn.catalogue.own_items import addend_of, own_places
 from rec2pm_jax.nn.catalogue.row_exchange import all_to_all
 from rec2pm_jax.nn.catalogue.sharded_table import ids_to_rows, rows_to_ids, take_rows
@@ -81,31 +82,49 @@ def sharded_ranks(
 
 
 def sharded_top_k(
-    queries: Array, table: Array, k: int, num_items: int, transform: Transform, axis_name: str
+    queries: Array,
+    table: Array,
+    k: int,
+    num_items: int,
+    transform: Transform,
+    axis_name: str,
+    rule: ItemFilter = NO_FILTER,
 ) -> tuple[Array, Array]:
     """Return the k best items of every query, best first.
 
     The result is that of `top_k` over the whole catalogue, except that of items with equal scores any
     may come first. Devices send each other their k best items, and nothing that grows with the
-    catalogue. Arguments are those of `sharded_ranks`; k is at most `num_items`.
+    catalogue. Arguments are those of `sharded_ranks`; k is at most `num_items`, or the number of
+    candidates of `rule`, which is the same on all devices. What scores -inf is no answer.
 
     Returns:
       (scores float32 [Q, k], ids int32 [Q, k]).
     """
-    found = _top_k_of_own_rows(queries, table, k, num_items, transform, axis_name)
+    found = _top_k_of_own_rows(queries, table, k, num_items, transform, axis_name, rule)
     return _merge_top_k(k, *(jax.lax.all_gather(x, axis_name, axis=1, tiled=True) for x in found))
 
 
 def top_k_per_device(
-    queries: Array, table: Array, k: int, num_items: int, transform: Transform, axis_name: str
+    queries: Array,
+    table: Array,
+    k: int,
+    num_items: int,
+    transform: Transform,
+    axis_name: str,
+    rule: ItemFilter = NO_FILTER,
 ) -> tuple[Array, Array]:
     """Return the k best items of this device's queries, best first.
 
-    Arguments and results are those of `sharded_top_k`, but each device has different queries. All
-    devices gather all queries, and return to each device the k best rows that they hold.
+    Arguments and results are those of `sharded_top_k`, but each device has different queries, and
+    denied items and candidates of these. All devices gather all queries, and return to each device
+    the k best rows that they hold.
     """
-    gathered = jax.lax.all_gather(queries, axis_name, axis=0, tiled=True)
-    found = _top_k_of_own_rows(gathered, table, k, num_items, transform, axis_name)
+    of_queries = queries, rule.denied, rule.candidates
+    gathered, denied, candidates = jax.tree.map(
+        lambda x: jax.lax.all_gather(x, axis_name, axis=0, tiled=True), of_queries
+    )
+    rule = rule._replace(denied=denied, candidates=candidates)
+    found = _top_k_of_own_rows(gathered, table, k, num_items, transform, axis_name, rule)
 
     def return_to_sender(x: Array) -> Array:  # [n * Q, k] -> [Q, n * k]
         x = all_to_all(x.reshape(-1, *queries.shape[:1], x.shape[1]), axis_name)
@@ -115,16 +134,37 @@ def top_k_per_device(
 
 
 def _top_k_of_own_rows(
-    queries: Array, table: Array, k: int, num_items: int, transform: Transform, axis_name: str
+    queries: Array,
+    table: Array,
+    k: int,
+    num_items: int,
+    transform: Transform,
+    axis_name: str,
+    rule: ItemFilter,
 ) -> tuple[Array, Array]:
     """Return the best items [Q, min(k, rows)] among this device's rows: (scores, ids)."""
-    count, total, first = _own_extent(table, queries.shape[1], axis_name)
+    dim = queries.shape[1]
+    count, total, first = _own_extent(table, dim, axis_name)
+    if rule.candidates is not None:
+        at = ids_to_rows(rule.candidates, total) - first
+        mine = (at >= 0) & (at < count)
+        rule = rule._replace(candidates=jnp.where(mine, rule.candidates, PADDING_ID))
+        rows = transform(take_rows(table, jnp.clip(at, 0, count - 1), dim))
+        return rank_candidates(queries, rows, rule, None, k)
 
     def allowed(index: Array) -> Array:
         ids = rows_to_ids(first + index, total)
-        return (ids > 0) & (ids <= num_items)
+        real = (ids > 0) & (ids <= num_items)
+        return real & rule.allows(jnp.where(real, ids, PADDING_ID))
 
-    best, at = top_k(queries, table, min(k, count), allowed=allowed, transform=transform)
+    best, at = top_k(
+        queries,
+        table,
+        min(k, count),
+        allowed=allowed,
+        transform=transform,
+        denied=None if rule.denied is None else ids_to_rows(rule.denied, total) - first,
+    )
     return best, rows_to_ids(first + at, total)
 
 

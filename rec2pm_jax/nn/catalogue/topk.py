@@ -9,12 +9,14 @@ product makes them, and the second pass selects among them. Shapes are static; n
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from jax import export
 
+from rec2pm_jax.nn.catalogue.filters import is_denied
 from rec2pm_jax.nn.catalogue.sharded_table import take_rows
 from rec2pm_jax.typing import Array
 
@@ -22,6 +24,7 @@ RUN_ROWS = 64
 BLOCK_ROWS = 4096  # rows scored at a time: 1 MB for 64 queries, so they stay in a core's cache
 _BLOCK_QUERIES = 64  # queries that a block is sized for
 _SORTED_BLOCKS = 16  # a smaller catalogue is sorted as it is
+_TOGETHER = 8  # queries that the second pass scores at once: a CPU rounds as with more of them
 
 
 def top_k(
@@ -33,10 +36,11 @@ def top_k(
     allowed: Callable[[Array], Array] | None = None,
     transform: Callable[[Array], Array] = lambda rows: rows,
     block: int = BLOCK_ROWS,
+    denied: Array | None = None,
 ) -> tuple[Array, Array]:
     """Return the k largest dot products of every query with the rows of `table`, largest first.
 
-    The result equals a stable sort of all scores, `transform(table) @ queries.T`: of equal scores the
+    The result equals a stable sort of all scores, `queries @ transform(table).T`: of equal scores the
     lower row comes first. Both passes compute scores by the same product over at least RUN_ROWS rows.
     On a CPU that gives the same bits wherever a row is. On a machine where a product rounds by its
     shape, scores closer than rounding may swap.
@@ -49,6 +53,8 @@ def top_k(
       allowed: row numbers int32 [n] -> bool [n], false where a row scores -inf. None: all score.
       transform: rows of the table [n, D] -> float32 [n, D], row by row.
       block: rows per step, a multiple of RUN_ROWS.
+      denied: int32 [Q, X], rows that score -inf for one query; rows out of range are ignored. None:
+        no row is denied.
 
     Returns:
       (scores float32 [Q, k], rows int32 [Q, k]).
@@ -64,18 +70,26 @@ def top_k(
     dim = queries.shape[1]
     pack = table.shape[1] // dim
     count = pack * table.shape[0] - first
+    number = queries.shape[0]  # unknown in an exported program
     if not 1 <= k <= count:
         raise ValueError(f"k={k} must be between 1 and the {count} rows that take part.")
 
-    def score(rows: Array, index: Array) -> Array:
-        """Score rows [n, D] with numbers `index`: [n, Q]."""
-        scores = transform(rows) @ queries.T
-        return scores if allowed is None else jnp.where(allowed(index)[:, None], scores, -jnp.inf)
+    def score(queries: Array, rows: Array) -> Array:
+        """Score rows [n, D]: [Q, n]."""
+        return queries @ transform(rows).T
+
+    def left_out(index: Array) -> Array | None:
+        """Return which consecutive rows `index` [n] score -inf: bool [n, 1 or Q], None for none."""
+        masks = [] if allowed is None else [~allowed(index)[:, None]]
+        if denied is not None:
+            masks.append(is_denied(denied, len(index), index[0]).T)
+        return functools.reduce(jnp.logical_or, masks) if masks else None
 
     def score_all() -> Array:
         """Score all rows: [Q, count]. A table without its first rows would be a copy."""
         index = jnp.arange(first + count, dtype=jnp.int32)
-        return score(table.reshape(-1, dim), index)[first:].T
+        scores, out = score(queries, table.reshape(-1, dim)), left_out(index)
+        return (scores if out is None else jnp.where(out.T, -jnp.inf, scores))[:, first:]
 
     def take(index: Array) -> Array:
         return table[index] if pack == 1 else take_rows(table, index, dim)
@@ -83,14 +97,16 @@ def top_k(
     if count <= max(_SORTED_BLOCKS * block, 2 * k * RUN_ROWS):
         best, rows = jax.lax.top_k(score_all(), k)
         return best, rows + first
-    number = queries.shape[0]  # unknown in an exported program
     if not export.is_symbolic_dim(number) and number * count <= _BLOCK_QUERIES * block:
         best, rows = _top_k_by_runs(score_all(), k)
         return best, rows + first
 
     def run_maxima(rows: Array, index: Array) -> Array:
         """Reduce the scores of rows [n, D] to those of runs: [n / RUN_ROWS, Q]."""
-        return score(rows, index).reshape(-1, RUN_ROWS, queries.shape[0]).max(axis=1)
+        # Transposed before the mask, so that the product is made that way round.
+        scores, out = score(queries, rows).T, left_out(index)
+        scores = scores if out is None else jnp.where(out, -jnp.inf, scores)
+        return scores.reshape(-1, RUN_ROWS, number).max(axis=1)
 
     def step(carry: None, start: Array) -> tuple[None, Array]:
         index = start + jnp.arange(block, dtype=jnp.int32)
@@ -107,6 +123,8 @@ def top_k(
         maxima = jnp.concatenate([maxima, run_maxima(take(index), index)])
 
     chosen = _select_runs(maxima.T, k)
+    together = _TOGETHER if export.is_symbolic_dim(number) else min(_TOGETHER, number)
+    others = jnp.arange(together, dtype=jnp.int32)
 
     def refine(inputs: tuple[Array, Array]) -> tuple[Array, Array]:
         """Select the best rows of one query among its runs."""
@@ -115,11 +133,15 @@ def top_k(
         rows = first + (runs[:, None] * RUN_ROWS + offset).reshape(-1)
         real = rows < first + count
         inside = jnp.where(real, rows, first)
-        scores = score(take(inside), inside)[:, query]
+        scores = score(queries[(query + others) % number], take(inside))[0]
+        if allowed is not None:
+            real &= allowed(inside)
+        if denied is not None:
+            real &= ~jnp.isin(rows, denied[query])
         best, at = jax.lax.top_k(jnp.where(real, scores, -jnp.inf), k)
         return best, rows[at]
 
-    return jax.lax.map(refine, (jnp.arange(queries.shape[0]), chosen))
+    return jax.lax.map(refine, (jnp.arange(number, dtype=jnp.int32), chosen))
 
 
 def _select_runs(maxima: Array, k: int) -> Array:

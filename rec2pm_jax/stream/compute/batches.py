@@ -15,13 +15,14 @@ import numpy as np
 
 from rec2pm_jax.errors import UserError
 from rec2pm_jax.methods.method import Method
+from rec2pm_jax.stream.search import Asked
 from rec2pm_jax.stream.users.user_state import UserState
 from rec2pm_jax.typing import Array, Events, Params, State
 
 MAX_BATCH = 64  # users of a batch
 _MIN_K = 16
 
-ReadInputs = tuple[State, Events, np.ndarray, np.ndarray | None]  # of `Method.read`
+ReadInputs = tuple[State, Events, np.ndarray]  # states, events and valid of `Method.read`
 
 # --- the model, compiled ---
 
@@ -39,6 +40,14 @@ def update(
     return method.update(params, state, events, valid, next_time)
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def compress(
+    method: Method, params: Params, events: Events, valid: Array, next_time: Array | None
+) -> State:
+    """Make the memories of a batch in one pass, see `Method.compress`."""
+    return method.compress(params, events, valid, next_time)
+
+
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def read_best(
     method: Method,
@@ -48,18 +57,19 @@ def read_best(
     state: State,
     events: Events,
     valid: Array,
-    request_time: Array | None,
+    asked: Asked,
 ) -> tuple[Array, Array]:
     """Return the k best items of a batch, best first; see `Method.read` and `Method.best`.
 
     Args:
       catalogue: the item table, see `prepare_catalogue`.
+      asked: the requests.
 
     Returns:
-      (scores float32 [B, k], ids int32 [B, k]).
+      (scores float32 [B, k], ids int32 [B, k]); -inf where the filter leaves fewer items.
     """
-    readout = method.read(params, state, events, valid, request_time)
-    return method.best(params, readout, k, catalogue)
+    readout = method.read(params, state, events, valid, asked.time)
+    return method.best(params, readout, k, catalogue, asked.rule)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -220,7 +230,8 @@ def append_events(
     for i, last_time in enumerate(last_times):
         state = jax.tree.map(lambda x, i=i: x[i].copy(), states)
         kept = jax.tree.map(lambda x, d=plan.drop[i]: x[d:].copy(), pending[i])
-        result.append(UserState(state, kept, int(after[i]), last_time, users[i].time_origin))
+        user = users[i]._replace(state=state, pending=kept, last_time=last_time)
+        result.append(user._replace(events=int(after[i])))
     return result, int(plan.updates.sum())
 
 
@@ -229,56 +240,56 @@ def find_best(
     params: Params,
     catalogue: Array,
     users: Sequence[UserState],
-    request_times: np.ndarray | None,
+    asked: Asked,
     k: int,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the best items of users who have events.
 
     Args:
       catalogue: the item table, see `prepare_catalogue`.
-      request_times: int32 [U], seconds since the time origin, or UNKNOWN_TIME; None for a model that
-        reads no times.
+      asked: the request of each user, numpy.
       k: how many items are wanted, 1 <= k <= num_items.
 
     Returns:
-      (scores float32 [U, at least k], ids int32 of the same shape), best first.
+      (scores float32 [U, at least k], ids int32 of the same shape), best first; with candidates as
+      many as there are of them. -inf where the filter leaves fewer items.
 
     Raises:
       UserError: some scores are NaN or infinite.
     """
-    width = min(next_power_of_two(k), method.num_items)
+    width = asked.best_of(k, method.num_items)
     scores = np.empty((len(users), width), np.float32)
     ids = np.empty((len(users), width), np.int32)
-    for rows, inputs in iter_reads(method, users, request_times):
-        values, items = read_best(method, width, params, catalogue, *inputs)
-        scores[rows] = np.asarray(values)[: len(rows)]
-        ids[rows] = np.asarray(items)[: len(rows)]
-    check_finite(scores)
+    for rows, real, inputs in iter_reads(method, users):
+        values, items = read_best(method, width, params, catalogue, *inputs, asked.take(rows))
+        scores[rows[:real]] = np.asarray(values)[:real]
+        ids[rows[:real]] = np.asarray(items)[:real]
+    check_finite(scores, filtered=asked.rule.leaves_out)
     return scores, ids
 
 
 def iter_reads(
-    method: Method, users: Sequence[UserState], request_times: np.ndarray | None
-) -> Iterator[tuple[np.ndarray, ReadInputs]]:
+    method: Method, users: Sequence[UserState]
+) -> Iterator[tuple[np.ndarray, int, ReadInputs]]:
     """Cut users who have events into batches for `Method.read`.
 
-    Args:
-      request_times: as in `find_best`.
-
     Yields:
-      (which users, int [n]; the arguments of the read, whose rows from n on are padding).
+      (which users, int [B]; n, rows from n on are padding; states, events and valid of `Method.read`).
     """
     for index, real in iter_batches(np.arange(len(users))):
         batch = [users[i] for i in index]
         state = jax.tree.map(lambda *rows: np.stack(rows), *[user.state for user in batch])
         events, valid = pad_events([user.pending for user in batch], method.read_length)
-        times = None if request_times is None else request_times[index]
-        yield index[:real], (state, events, valid, times)
+        yield index, real, (state, events, valid)
 
 
-def check_finite(scores: np.ndarray) -> None:
-    """Raise UserError if scores are NaN or infinite."""
-    if not np.isfinite(scores).all():
+def check_finite(scores: np.ndarray, *, filtered: bool = False) -> None:
+    """Raise UserError if scores are NaN or infinite.
+
+    Args:
+      filtered: whether a filter may have left out items, which score -inf.
+    """
+    if not (np.isfinite(scores) | (filtered & (scores == -np.inf))).all():
         raise UserError(
             "Some scores are NaN or infinite; the parameters have diverged (use another "
             "checkpoint, or train again with a lower learning rate)."

@@ -13,7 +13,8 @@ from rec2pm_jax.stream.compute import batches
 from rec2pm_jax.stream.recommender import Recommender
 from rec2pm_jax.stream.stores.record import RecordFormat
 from rec2pm_jax.stream.users.mutable_user import MutableUser
-from rec2pm_jax.typing import Array
+from rec2pm_jax.stream.users.seen import SeenItems
+from rec2pm_jax.typing import Array, Events, State
 
 
 def compute_known_users(
@@ -42,6 +43,8 @@ def compute_users(
     record_format: RecordFormat,
     sequences: list[UserSequence],
     time_origin: int,
+    *,
+    one_pass: bool = False,
 ) -> list[MutableUser]:
     """Return users with given histories, as a stream holds them.
 
@@ -50,13 +53,45 @@ def compute_users(
       sequences: a history per user.
       time_origin: seconds since 1970 of time 0 of the histories; that of the users is the
         recommender's.
+      one_pass: make the memories by `Method.compress`, and not by one update after the other.
     """
     method, catalogue = recommender.method, recommender.catalogue
-    size, form = method.config.data.segment, record_format.states
     histories = [catalogue.encode_sequence(s, time_origin) for s in sequences]
     plan = method.plan(np.array([len(s.ids) for s in sequences]))
-    empty = method.init_state(recommender.params, 1)
-    states = jax.tree.map(lambda x: np.repeat(np.asarray(x), len(sequences), axis=0), empty)
+    fold = compress_histories if one_pass else fold_histories
+    states, encoded = fold(recommender, record_format, histories)
+
+    users = []
+    for row, (sequence, events) in enumerate(zip(sequences, histories, strict=True)):
+        user = record_format.new_user()
+        user.events = len(sequence.ids)
+        if sequence.times is not None:
+            user.last_time = int(sequence.times[-1]) + time_origin
+        if user.seen is not None:
+            user.seen = SeenItems.of_sequence(sequence, time_origin, user.seen.detailed)
+        user.groups, user.segments = int(states.groups[row]), int(states.segments[row])
+        user.memory = encoded[row].tobytes() if user.segments else None
+        pending = np.stack([f[plan.start[row] :] for f in events if f is not None], axis=1)
+        user.pending.frombytes(np.ascontiguousarray(pending, np.int32).tobytes())
+        users.append(user)
+    return users
+
+
+def fold_histories(
+    recommender: Recommender, record_format: RecordFormat, histories: list[Events]
+) -> tuple[State, np.ndarray]:
+    """Make memories by one update after the other, each rounded as a store keeps it.
+
+    Args:
+      histories: all events of each user, numpy fields int32 [n].
+
+    Returns:
+      (states, numpy, U rows; the same encoded, uint8 [U, bytes]).
+    """
+    method, form = recommender.method, record_format.states
+    size = method.config.data.segment
+    plan = method.plan(np.array([len(events.ids) for events in histories]))
+    states = _empty_states(recommender, len(histories))
     encoded = form.encode(states)
     for turn in range(int(plan.updates.max())):  # the next segment of every user that has one
         rows = np.flatnonzero(plan.updates > turn)
@@ -73,16 +108,35 @@ def compute_users(
         new = new._replace(memory=cast(Array, memory), exact=exact)
         for out, leaf in zip(jax.tree.leaves(states), jax.tree.leaves(new), strict=True):
             out[rows] = leaf
+    return states, encoded
 
-    users = []
-    for row, (sequence, events) in enumerate(zip(sequences, histories, strict=True)):
-        user = MutableUser()
-        user.events = len(sequence.ids)
-        if sequence.times is not None:
-            user.last_time = int(sequence.times[-1]) + time_origin
-        user.groups, user.segments = int(states.groups[row]), int(states.segments[row])
-        user.memory = encoded[row].tobytes() if user.segments else None
-        pending = np.stack([f[plan.start[row] :] for f in events if f is not None], axis=1)
-        user.pending.frombytes(np.ascontiguousarray(pending, np.int32).tobytes())
-        users.append(user)
-    return users
+
+def compress_histories(
+    recommender: Recommender, record_format: RecordFormat, histories: list[Events]
+) -> tuple[State, np.ndarray]:
+    """Do as `fold_histories`, but make each memory in one pass over the whole history."""
+    method, size = recommender.method, recommender.method.config.data.segment
+    updates = method.plan(np.array([len(events.ids) for events in histories])).updates
+    states = _empty_states(recommender, len(histories))
+    # The segments of a pass are padded to a power of two, so that few programs are compiled.
+    width = np.array([batches.next_power_of_two(max(int(n), 1)) for n in updates])
+    for segments in np.unique(width[updates > 0]):
+        rows = np.flatnonzero((width == segments) & (updates > 0))
+        for index, real in batches.iter_batches(rows):
+            archived = [
+                jax.tree.map(lambda f, n=updates[row] * size: f[:n], histories[row])
+                for row in index
+            ]
+            events, valid = batches.pad_events(archived, int(segments) * size)
+            after = None
+            if events.times is not None:  # R >= 1: an event follows the last segment
+                after = np.array([histories[r].times[updates[r] * size] for r in index], np.int32)
+            new = batches.compress(method, recommender.params, events, valid, after)
+            for out, leaf in zip(jax.tree.leaves(states), jax.tree.leaves(new), strict=True):
+                out[index[:real]] = np.asarray(leaf)[:real]
+    return states, record_format.states.encode(states)
+
+
+def _empty_states(recommender: Recommender, count: int) -> State:
+    empty = recommender.method.init_state(recommender.params, 1)
+    return jax.tree.map(lambda x: np.repeat(np.asarray(x), count, axis=0), empty)

@@ -12,6 +12,7 @@ import numpy as np
 
 from rec2pm_jax.methods.method import Method
 from rec2pm_jax.methods.sessions import Session
+from rec2pm_jax.stream.search import Asked
 from rec2pm_jax.typing import Array, Events, Params, State
 
 MAX_STEPS = 8  # so many new events are cheaper one at a time than in a new session
@@ -28,10 +29,10 @@ def _open(
     state: State,
     events: Events,
     valid: Array,
-    request_time: Array | None,
+    asked: Asked,
 ) -> tuple[Session, BestItems]:
-    session, readout = method.open_session(params, state, events, valid, request_time)
-    return session, method.best(params, readout, k, catalogue)
+    session, readout = method.open_session(params, state, events, valid, asked.time)
+    return session, method.best(params, readout, k, catalogue, asked.rule)
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
@@ -48,10 +49,10 @@ def _step_and_rank(
     catalogue: Array,
     session: Session,
     event: Events,
-    request_time: Array | None,
+    asked: Asked,
 ) -> tuple[Session, BestItems]:
-    session, readout = method.step_session(params, session, event, request_time)
-    return session, method.best(params, readout, k, catalogue)
+    session, readout = method.step_session(params, session, event, asked.time)
+    return session, method.best(params, readout, k, catalogue, asked.rule)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
@@ -61,9 +62,10 @@ def _rank(
     params: Params,
     catalogue: Array,
     session: Session,
-    request_time: Array | None,
+    asked: Asked,
 ) -> BestItems:
-    return method.best(params, method.read_session(params, session, request_time), k, catalogue)
+    readout = method.read_session(params, session, asked.time)
+    return method.best(params, readout, k, catalogue, asked.rule)
 
 
 class _OpenSession(NamedTuple):
@@ -108,7 +110,7 @@ class SessionCache:
         start: int,
         state: Callable[[], State],
         pending: Events,
-        request_time: int | None,
+        asked: Asked,
         k: int,
     ) -> tuple[np.ndarray, np.ndarray]:
         """Return the best items of one user with events; `batches.find_best` up to rounding.
@@ -119,14 +121,14 @@ class SessionCache:
             an older memory and is not used.
           state: returns the user's state, one row; called only if a session is opened.
           pending: the user's pending events, fields int32 [n].
-          request_time: seconds since the time origin, or UNKNOWN_TIME; None for a model that reads no
-            times.
-          k: how many items, see `batches.padded_k`.
+          asked: the request, one row.
+          k: how many items, see `batches.padded_k`; all candidates if the filter has some.
 
         Returns:
           (scores float32 [k], ids int32 [k]), best first.
         """
-        asked = None if request_time is None else np.array([request_time], np.int32)
+        if asked.rule.candidates is not None:
+            k = asked.rule.candidates.shape[1]
         count = len(pending.ids)
         known = self._sessions.pop(name, None)
         new = count + start - known.events if known else 0

@@ -53,11 +53,12 @@ class MemoryUpdater:
       record_format: how users become bytes.
     """
 
-    def __init__(self, recommender: Recommender, memory_format: str):
+    def __init__(self, recommender: Recommender, memory_format: str, seen: str = "none"):
         """Prepare for a model.
 
         Args:
           memory_format: one of `codec.FORMATS`.
+          seen: one of `seen.SEEN_FORMATS`.
         """
         self._memory_format = memory_format
         self._method, self._params = recommender.method, recommender.params
@@ -68,7 +69,7 @@ class MemoryUpdater:
         states = state_format(self._method, memory_format)
         self.width = 1 + self._catalogue.uses_times + self._catalogue.uses_types
         self.max_pending = (self._method.read_length + 1) * self.width
-        self.record_format = RecordFormat(recommender.identity, states, self.width)
+        self.record_format = RecordFormat(recommender.identity, states, self.width, seen)
 
     def replace_model(self, recommender: Recommender) -> None:
         """Go on with the same model over another item table; no update may be under way.
@@ -116,6 +117,32 @@ class MemoryUpdater:
         fields = np.array(user.pending, np.int32).reshape(-1, self.width)
         return jax.tree.map(np.ascontiguousarray, self._split_fields(fields))
 
+    def stack_pending(self, users: Sequence[MutableUser]) -> tuple[Events, np.ndarray]:
+        """Return the pending events of users without missing updates, padded for a read.
+
+        Returns:
+          (numpy fields int32 [U, read_length], valid bool [U, read_length]).
+        """
+        counts = np.array([len(user.pending) // self.width for user in users])
+        valid = np.arange(self._method.read_length) < counts[:, None]
+        flat = np.frombuffer(b"".join(user.pending.tobytes() for user in users), np.int32)
+        fields = np.zeros((*valid.shape, self.width), np.int32)
+        fields[valid] = flat.reshape(-1, self.width)
+        return jax.tree.map(np.ascontiguousarray, self._split_fields(fields)), valid
+
+    def finish_updates(self, users: Sequence[MutableUser]) -> None:
+        """Update the memories of users until no segment is full, in place."""
+        waiting = [user for user in users if len(user.pending) >= self.max_pending]
+        while waiting:
+            plans = [self.plan(user) for user in waiting]
+            for user, (updates, drop) in zip(waiting, plans, strict=True):
+                if not updates:
+                    del user.pending[: drop * self.width]
+            ready = [user for user, plan in zip(waiting, plans, strict=True) if plan[0]]
+            if ready:
+                self.install(ready, self.compute(self.copy_inputs(ready)))
+            waiting = [user for user in ready if len(user.pending) >= self.max_pending]
+
     def copy_inputs(self, users: Sequence[MutableUser]) -> UpdateInputs:
         """Copy what `compute` needs of users, each with a segment and an event after it pending."""
         size = self._segment + 1
@@ -156,6 +183,7 @@ class MemoryUpdater:
                 user.events,
                 user.last_time,
                 origin,
+                None if user.seen is None else user.seen.copy(),
             )
             for row, user in enumerate(users)
         ]

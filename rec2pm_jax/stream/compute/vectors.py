@@ -7,19 +7,23 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from rec2pm_jax.methods.method import Method
 from rec2pm_jax.nn.catalogue.topk import top_k
 from rec2pm_jax.stream.compute import batches
 from rec2pm_jax.stream.lines.events import (
+    MALFORMED,
     UNKNOWN_ITEM,
     RawId,
     RawTime,
     RejectedInput,
     parse_id,
+    parse_time,
 )
 from rec2pm_jax.stream.outcomes import Recommendation
+from rec2pm_jax.stream.plan import plan_search, request_times
 from rec2pm_jax.stream.recommender import Recommender
 from rec2pm_jax.stream.users.user_state import UserState
 from rec2pm_jax.typing import Array, Events, Params, Readout, State
@@ -83,12 +87,13 @@ def user_vectors(
       True
     """
     method, params = recommender.method, recommender.params
-    times = recommender.request_times(len(users), time)
+    when = parse_time(time, recommender.catalogue.rules)
+    times = request_times(recommender.catalogue, when, len(users))
     parts = []
-    for rows, inputs in batches.iter_reads(method, users, times):
-        vectors, own = _read(method, params, *inputs)
+    for rows, real, inputs in batches.iter_reads(method, users):
+        vectors, own = _read(method, params, *inputs, None if times is None else times[rows])
         arrays = (vectors, *own) if own else (vectors, *np.zeros((2, len(vectors), 0)))
-        parts.append([np.asarray(array)[: len(rows)] for array in arrays])
+        parts.append([np.asarray(array)[:real] for array in arrays])
     queries, ids, addends = map(np.concatenate, zip(*parts, strict=True))
     batches.check_finite(queries)
     batches.check_finite(addends)
@@ -118,7 +123,10 @@ def nearest_items(recommender: Recommender, item: RawId, k: int = 10) -> list[Re
     if number is None:
         hint = catalogue.suggest(name)
         raise RejectedInput(UNKNOWN_ITEM, f"item {name!r} is not in the training data.{hint}")
-    search = catalogue.plan_search(k, [name])
-    scores, ids = top_k(table[number][None], table, search.num_candidates, first=1)
+    search = plan_search(catalogue, k, [name])
+    if k == catalogue.num_items:
+        raise RejectedInput(MALFORMED, f"k={k}, but there are {k - 1} other items")
+    denied = jnp.full((1, 1), number, jnp.int32)
+    scores, ids = top_k(table[number][None], table, search.k, first=1, denied=denied)
     batches.check_finite(np.asarray(scores))
     return catalogue.name_items(np.asarray(scores)[0], np.asarray(ids)[0], search)

@@ -30,7 +30,7 @@ from rec2pm_jax.stream.export.programs import (
 )
 from rec2pm_jax.stream.recommender import Recommender
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 _RULE = (
     "Events wait until there are segment + recent of them. Then update takes the first `segment`, "
     "which are forgotten. read takes the waiting events; without an update, the newest read_length."

@@ -19,10 +19,13 @@ from jax import export
 from rec2pm_jax.errors import UserError
 from rec2pm_jax.methods.method import Method
 from rec2pm_jax.methods.registry import make_method
+from rec2pm_jax.nn.catalogue.filters import ItemFilter
+from rec2pm_jax.nn.catalogue.own_items import sort_best
 from rec2pm_jax.stream.recommender import Recommender
 from rec2pm_jax.typing import Array, Events, ExactMemory, Params, State
 
 PLATFORMS = ("cpu", "cuda", "tpu")
+DENIED = 512  # items that may be denied to one user
 
 Arrays = dict[str, Array]
 ServingFunction = Callable[[Arrays, Arrays], Arrays]  # (weights, inputs) -> outputs
@@ -49,11 +52,14 @@ _INPUT_MEANINGS = {
     "read": {
         "length": "number of events; a row with 0 gets the popular items",
         "request_time": "time of the request; -2147483648 if it is not known",
+        "denied": "ids of items that a user must not get, 0 for none",
+        "blocked": "whether an item must not be recommended to anyone, by item id",
     },
 }
 _OUTPUT_MEANINGS = _STATE_MEANINGS | {
     "vectors": "output of the model that scores the catalogue; zeros without events",
-    "scores": "of the best items, the best first; counts for a row without events",
+    "scores": "of the best items, the best first, -inf where denied and blocked items leave fewer; "
+    "counts for a row without events",
     "items": "ids of these items, the lower id first if scores are equal",
 }
 
@@ -113,12 +119,16 @@ def make_functions(method: Method, k: int) -> dict[str, ServingFunction]:
         state, events, valid = _unpack_inputs(inputs)
         params = _unpack_params(weights)
         readout = method.read(params, state, events, valid, inputs.get("request_time"))
-        scores, items = method.best(params, readout, k, weights[_CATALOGUE])
+        rule = ItemFilter(inputs["denied"], inputs["blocked"])
+        scores, items = method.best(params, readout, k, weights[_CATALOGUE], rule)
+        counts = jnp.broadcast_to(weights[f"{_POPULAR}scores"], scores.shape)
+        popular = jnp.broadcast_to(weights[f"{_POPULAR}items"], items.shape)
+        counts, popular = sort_best(rule.drop(counts, popular), popular, k)
         has_events = inputs["length"][:, None] > 0
         return {
             "vectors": jnp.where(has_events, readout.vectors, 0),
-            "scores": jnp.where(has_events, scores, weights[f"{_POPULAR}scores"]),
-            "items": jnp.where(has_events, items, weights[f"{_POPULAR}items"]),
+            "scores": jnp.where(has_events, scores, counts),
+            "items": jnp.where(has_events, items, popular),
         }
 
     return {"update": update, "read": read} if method.stores_memory else {"read": read}
@@ -145,6 +155,9 @@ def make_input_shapes(method: Method, name: str, batch: Any) -> dict[str, jax.Sh
         integers["next_time" if name == "update" else "request_time"] = per_user
     if model.event_types:
         integers["types"] = per_event
+    if name == "read":
+        integers["denied"] = (batch, DENIED)
+        shapes["blocked"] = jax.ShapeDtypeStruct((method.num_items + 1,), jnp.bool_)
     return shapes | {field: jax.ShapeDtypeStruct(s, jnp.int32) for field, s in integers.items()}
 
 

@@ -1,9 +1,8 @@
-"""Events and requests as JSON lines, checked field by field.
+"""Events as JSON lines, checked field by field; `requests` reads requests.
 
 One object per line, in time order:
 
     {"user": U, "item": I, "time": t (optional), "type": T (optional), "seq": N (optional)}
-    {"user": U, "recommend": k, "exclude": [I, ...] (optional), "time": t (optional)}
 
 `seq` numbers the events of one user upwards, so that a repeated delivery is recognised. Ids, types and
 times follow the rules of the prepared log, see `data.reading.values`: 123, 123.0 and "123" are the same
@@ -14,7 +13,6 @@ ignored.
 from __future__ import annotations
 
 import datetime
-import json
 import numbers
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
@@ -37,10 +35,7 @@ RawIds = Iterable[RawId] | RawId
 RawEvents = Iterable[RawEvent] | RawEvent
 RawTime = str | float | datetime.datetime | None
 
-_PLAIN = ValueRules()  # ids as they are, UTC and ISO 8601
-
-# `json.loads` guesses the encoding of bytes first, which takes as long as parsing them.
-_decode_json = json.JSONDecoder().raw_decode
+PLAIN_RULES = ValueRules()  # ids as they are, UTC and ISO 8601
 
 
 class RejectedInput(UserError):
@@ -72,67 +67,15 @@ class Event(NamedTuple):
     seq: int | None = None
 
 
-class Request(NamedTuple):
-    """A request for recommendations.
-
-    Attributes:
-      user: raw id.
-      k: how many items are wanted.
-      exclude: raw ids of items that must not be recommended.
-      time: of the request, whole seconds since 1970, or None.
-    """
-
-    user: str
-    k: int
-    exclude: tuple[str, ...] = ()
-    time: int | None = None
-
-
-def parse_line(line: bytes, rules: ValueRules = _PLAIN) -> Event | Request:
-    """Parse one line of a stream.
-
-    Args:
-      line: UTF-8, with or without its line break.
-      rules: how the ids and times of the log were read that the model was trained on.
-
-    Returns:
-      An `Event` if the line has an item, a `Request` if it has `recommend`.
-
-    Raises:
-      RejectedInput: the line is malformed; the message names the field.
-
-    Example:
-      >>> parse_line(b'{"user": 7, "item": "BANANAS", "time": 1483271606}')
-      Event(user='7', item='BANANAS', time=1483271606, type=None, seq=None)
-      >>> parse_line(b'{"user": "7", "recommend": 5}')
-      Request(user='7', k=5, exclude=(), time=None)
-    """
-    try:
-        text = line.decode().strip()
-        fields, end = _decode_json(text)
-    except (ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError
-        raise RejectedInput(MALFORMED, f"not JSON ({error})") from error
-    if end != len(text):
-        raise RejectedInput(MALFORMED, f"not JSON (more follows after character {end})")
-    if not isinstance(fields, dict):
-        raise RejectedInput(MALFORMED, "not a JSON object")
-    if ("item" in fields) == ("recommend" in fields):
-        raise RejectedInput(MALFORMED, 'needs either "item" or "recommend"')
-    if "user" not in fields:
-        raise RejectedInput(MALFORMED, '"user" is missing')
-    user = parse_id(fields["user"], "user", rules)
-    if "item" in fields:
-        return parse_event(fields, user, rules)
-    return _parse_request(fields, user, rules)
-
-
-def parse_event(fields: Mapping[str, Any], user: str = "", rules: ValueRules = _PLAIN) -> Event:
+def parse_event(
+    fields: Mapping[str, Any], user: str = "", rules: ValueRules = PLAIN_RULES
+) -> Event:
     """Check the fields of an event.
 
     Args:
       fields: `item`, and optionally `time`, `type` and `seq`.
       user: raw id of its user; "" if it is known from elsewhere.
-      rules: as for `parse_line`.
+      rules: as for `requests.parse_line`.
 
     Raises:
       RejectedInput: a field is missing or malformed.
@@ -149,22 +92,13 @@ def parse_event(fields: Mapping[str, Any], user: str = "", rules: ValueRules = _
     return Event(user, item, parse_time(fields.get("time"), rules), kind, seq)
 
 
-def _parse_request(fields: Mapping[str, Any], user: str, rules: ValueRules) -> Request:
-    k, exclude = fields["recommend"], fields.get("exclude")
-    exclude = [] if exclude is None else exclude
-    if not isinstance(exclude, list):
-        raise RejectedInput(MALFORMED, f'"exclude" must be a list of items, got {exclude!r}')
-    time = parse_time(fields.get("time"), rules)
-    return Request(user, parse_count(k, "recommend"), parse_ids(exclude, "exclude", rules), time)
-
-
-def parse_id(value: Any, field: str, rules: ValueRules = _PLAIN) -> str:
+def parse_id(value: Any, field: str, rules: ValueRules = PLAIN_RULES) -> str:
     """Return the text of an id.
 
     Args:
       value: text, or a whole number of any type.
       field: what the message calls it.
-      rules: as for `parse_line`.
+      rules: as for `requests.parse_line`.
 
     Raises:
       RejectedInput: it is no id.
@@ -185,7 +119,9 @@ def parse_id(value: Any, field: str, rules: ValueRules = _PLAIN) -> str:
     return text
 
 
-def parse_ids(given: Any, field: str = "exclude", rules: ValueRules = _PLAIN) -> tuple[str, ...]:
+def parse_ids(
+    given: Any, field: str = "exclude", rules: ValueRules = PLAIN_RULES
+) -> tuple[str, ...]:
     """Return the texts of several ids; a string or a number stands for one.
 
     Raises:
@@ -212,12 +148,12 @@ def parse_count(value: Any, field: str) -> int:
     return int(value)
 
 
-def parse_time(value: Any, rules: ValueRules = _PLAIN) -> int | None:
+def parse_time(value: Any, rules: ValueRules = PLAIN_RULES) -> int | None:
     """Return whole seconds since 1970, or None for None.
 
     Args:
       value: seconds since 1970, as a number or text, ISO 8601 text or a datetime.
-      rules: as for `parse_line`; the zone of times that state none, and how text is written.
+      rules: as for `requests.parse_line`; the zone of times that state none, and how text is written.
 
     Raises:
       RejectedInput: it is none of these, or outside of the years 1970 to 5138.

@@ -72,6 +72,7 @@ def format_answer(answer: Answer) -> str:
     items = [{"item": r.item, "title": r.title, "score": r.score} for r in answer.items]
     fields = {"user": answer.user, "items": items, "events": answer.events}
     fields |= {"updates": answer.updates} | ({"popular": True} if answer.popular else {})
+    fields |= {"wanted": answer.wanted} if len(items) < answer.wanted else {}
     return json.dumps(fields, ensure_ascii=False)
 
 

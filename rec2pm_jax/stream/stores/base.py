@@ -11,6 +11,7 @@ from rec2pm_jax.errors import UserError
 
 MAX_USER_BYTES = 480  # of an id in UTF-8; LMDB's keys end at 511
 MAINTENANCE = "maintenance"  # name of a writer that changes users of all workers
+_DEFAULTS = {"seen": "none"}  # of settings that an older store does not name
 _SETTINGS, _TIME_ORIGIN = "meaning", "time_origin"  # keys of metadata that an engine claims
 
 
@@ -154,12 +155,34 @@ def claim_store(store: Store, settings: Mapping[str, str | int]) -> None:
     found = store.claim(_SETTINGS, json.dumps(dict(settings), sort_keys=True).encode())
     stored = json.loads(found)
     for name, value in settings.items():
-        if stored.get(name) != value:
+        kept = stored.get(name, _DEFAULTS.get(name))
+        if kept != value:
             raise UserError(
-                f"The store holds states of {name} {stored.get(name)!r}, not {value!r}: states "
+                f"The store holds states of {name} {kept!r}, not {value!r}: states "
                 "cannot be shared between models or settings. Use the model and flags that made it, "
                 "or another --store and rebuild the memories there."
             )
+
+
+def check_settings(
+    store: Store, settings: Mapping[str, str | int]
+) -> tuple[dict[str, str | int], int]:
+    """Check a store that is only read.
+
+    Args:
+      settings: some of those that its states must have, see `claim_store`.
+
+    Returns:
+      (all settings of the store, what its times are relative to in seconds since 1970).
+
+    Raises:
+      UserError: the store has other settings, or holds no users.
+    """
+    metadata = store.metadata()
+    if _SETTINGS not in metadata or _TIME_ORIGIN not in metadata:
+        raise UserError("The store holds no users: run launch.stream or launch.rebuild_memory.")
+    claim_store(store, settings)
+    return json.loads(metadata[_SETTINGS]), int(metadata[_TIME_ORIGIN])
 
 
 def claim_time_origin(store: Store, origin: int) -> int:

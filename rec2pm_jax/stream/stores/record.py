@@ -6,9 +6,9 @@ Little-endian, 44 bytes before the memory:
     events u32, segments u32, expires u32 (seconds since 1970; 0: never), CRC-32 u32
 
 The memory format has the bit 128 where item ids of the exact memory take four bytes. The encoded state
-follows if there has been an update, then the pending events as int32 fields. The
-CRC-32 covers the user's id and everything but itself. So a record under another user's key is detected
-as well.
+follows if there has been an update. Then come the seen items, if the store keeps them, and the pending
+events as int32 fields. The CRC-32 covers the user's id and everything but itself. So a record under
+another user's key is detected as well.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from rec2pm_jax.methods.codec import FORMATS
 from rec2pm_jax.methods.registry import config_hash
 from rec2pm_jax.methods.state_format import StateFormat, widen_ids
 from rec2pm_jax.stream.users.mutable_user import MutableUser
+from rec2pm_jax.stream.users.seen import SeenItems
 from rec2pm_jax.typing import Params
 
 VERSION = 2
@@ -82,11 +83,20 @@ class RecordFormat:
       identity: of the model.
       states: how states become bytes.
       width: int32 fields of a pending event, 1 to 3.
+      seen: what is kept of seen items, one of `seen.SEEN_FORMATS`.
     """
 
     identity: ModelIdentity
     states: StateFormat
     width: int
+    seen: str = "none"
+
+    def new_user(self) -> MutableUser:
+        """Return a user without events."""
+        user = MutableUser()
+        if self.seen != "none":
+            user.seen = SeenItems(self.seen == "events")
+        return user
 
     @cached_property
     def _tag(self) -> bytes:
@@ -109,7 +119,8 @@ class RecordFormat:
             VERSION, self._kind_code, user.groups, self._tag, user.watermark, time, user.events,
             user.segments, expires,
         )  # fmt: skip
-        body = (user.memory or b"") + _to_little_endian(user.pending).tobytes()
+        seen = b"" if user.seen is None else user.seen.to_bytes()
+        body = (user.memory or b"") + seen + _to_little_endian(user.pending).tobytes()
         crc = crc32(body, crc32(fields, crc32(name.encode())))
         return b"".join((fields, _CRC.pack(crc), body))
 
@@ -132,7 +143,7 @@ class RecordFormat:
                 f"The stored state of user {name!r} is damaged (its checksum is wrong): delete the "
                 "user, or restore the store from a backup."
             )
-        user = MutableUser()
+        user = self.new_user()
         _, kind, user.groups, tag, user.watermark, time, user.events, user.segments, expires = (
             _FIELDS.unpack(fields)
         )
@@ -154,7 +165,11 @@ class RecordFormat:
             return None
         user.last_time = None if time == _NO_TIME else time
         size = self.states.bytes - grown * self.states.entries if user.segments else 0
-        user.pending.frombytes(body[size:])
+        rest = body[size:]
+        if user.seen is not None:
+            user.seen = SeenItems.from_bytes(rest, user.seen.detailed)
+            rest = rest[user.seen.nbytes :]
+        user.pending.frombytes(rest)
         if size:
             user.memory = widen_ids(self.states, body[:size]) if grown else body[:size]
         user.pending = _to_little_endian(user.pending)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from array import array
 
+from rec2pm_jax.stream.users.seen import SeenItems
+
 NO_WATERMARK = -1
 
 
@@ -22,9 +24,12 @@ class MutableUser:
         encoded between updates, so that reading it from the store again changes nothing.
       pending: C ints, one event after the other: item id, then time and type id if the model uses
         them. An event has the same number of fields throughout, 1 to 3.
+      seen: what the user has seen, or None if the store does not keep that.
     """
 
-    __slots__ = ("events", "groups", "last_time", "memory", "pending", "segments", "watermark")
+    __slots__ = (
+        "events", "groups", "last_time", "memory", "pending", "seen", "segments", "watermark"
+    )  # fmt: skip
 
     def __init__(self) -> None:
         self.events = 0
@@ -34,3 +39,4 @@ class MutableUser:
         self.segments = 0
         self.memory: bytes | None = None
         self.pending = array("i")
+        self.seen: SeenItems | None = None

@@ -9,6 +9,7 @@ import numpy as np
 from rec2pm_jax.errors import UserError
 from rec2pm_jax.methods.exact_memory import MAX_CLOCK
 from rec2pm_jax.nn.gaps import MINUTE
+from rec2pm_jax.stream.users.seen import SeenItems
 from rec2pm_jax.typing import Array, Events, State
 
 
@@ -25,6 +26,7 @@ class UserState(NamedTuple):
       events: n, how many events the user has had.
       last_time: seconds since 1970 of the newest event that had a time, or None.
       time_origin: seconds since 1970 of time 0 of the pending events and of the exact memory.
+      seen: what the user has seen; None where that is not kept.
     """
 
     state: State
@@ -32,6 +34,7 @@ class UserState(NamedTuple):
     events: int
     last_time: int | None
     time_origin: int = 0
+    seen: SeenItems | None = None
 
     def with_time_origin(self, origin: int, clocks_are_times: bool) -> UserState:
         """Return the same user with times relative to another origin.

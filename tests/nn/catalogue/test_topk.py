@@ -54,7 +54,7 @@ def test_equal_to_sorting_all_scores_bit_for_bit(queries):
     def unit(rows):
         return rows / jnp.sqrt(jnp.sum(rows * rows, axis=-1, keepdims=True) + 1e-12)
 
-    scores = np.asarray(jax.jit(lambda q, t: unit(t) @ q.T)(vectors, table)).T
+    scores = np.asarray(jax.jit(lambda q, t: q @ unit(t).T)(vectors, table))
     got = jax.jit(lambda q, t: topk.top_k(q, t, 100, first=1, transform=unit))(vectors, table)
     assert_equal(got, sorted_all(scores, 100, first=1))
 
