@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import glob
 import hashlib
+import itertools
 import json
 import logging
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -48,13 +51,24 @@ def open_manager(directory: Path, create: bool) -> ocp.CheckpointManager:
     if create and jax.process_index() == 0:
         # Orbax could do this, too, but in a thread that `close` does not wait for.
         for unfinished in directory.glob(f"*{ocp.utils.TMP_DIR_SUFFIX}*"):
-            shutil.rmtree(unfinished)
+            _remove_unfinished(unfinished)
     options = ocp.CheckpointManagerOptions(
         create=create,
         read_only=not create,
         enable_async_checkpointing=False,
     )
     return ocp.CheckpointManager(directory, options=options)
+
+
+def _remove_unfinished(directory: Path) -> None:
+    """Delete what a save left behind that failed; its threads may still write for a moment."""
+    for attempt in itertools.count():
+        try:
+            return shutil.rmtree(directory)
+        except OSError as error:
+            if error.errno != errno.ENOTEMPTY or attempt == 50:
+                raise
+            time.sleep(0.1)
 
 
 def meta_args(meta: Meta) -> ocp.args.JsonSave:

@@ -51,6 +51,13 @@ def write_raw(source: str, directory: Path) -> Path:
     return next(root.rglob(TEXT_FILES[source][0])) if root.is_dir() else root
 
 
+def test_a_carriage_return_within_a_row_is_one_clear_line(tmp_path):
+    file = write_raw("taobao", tmp_path)
+    edit(file, 3, replaced(b"1511544071", b"15\r11"))
+    with pytest.raises(UserError, match="UserBehavior.csv, row 3: new-line character seen"):
+        run("taobao", tmp_path, file)
+
+
 @pytest.mark.parametrize("source", TEXT_FILES)
 def test_errors_in_text_files_name_the_file_and_the_row(tmp_path, source):
     name, row, time, user = TEXT_FILES[source]

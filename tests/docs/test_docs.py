@@ -199,6 +199,7 @@ def test_the_diagram_is_what_its_script_draws(tmp_path):
     assert same, "docs/diagram.svg is out of date; run python docs/make_diagram.py"
 
 
+@pytest.mark.slow
 def test_generated_tables_are_current():
     command = [sys.executable, "-m", "launch.experiments.publish", "--check"]
     result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)

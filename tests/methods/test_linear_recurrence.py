@@ -40,6 +40,7 @@ def test_the_recurrence_is_the_loop_that_defines_it():
     np.testing.assert_allclose(found, np.stack(expected, axis=1), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_session_equals_reads_of_the_whole_window():
     method, params = make(name="linear_recurrence", recent=2)
     events, valid = histories([S, S], S)

@@ -56,7 +56,7 @@ def users():
     [
         pytest.param(1, "rec2pm", False, marks=pytest.mark.slow),
         (2, "rec2pm", True),
-        (4, "kv_mask", False),
+        pytest.param(4, "kv_mask", False, marks=pytest.mark.slow),
         (8, "recent", True),
     ],
 )

@@ -95,6 +95,7 @@ def test_a_run_serves_rows_and_content(directory):
     assert np.asarray(served)[dataset.items.id_of("new")].any()
 
 
+@pytest.mark.slow
 def test_training_resumes_and_items_may_come(directory, tmp_path):
     dataset = open_dataset(directory / "data")
     config = config_of(steps=4)

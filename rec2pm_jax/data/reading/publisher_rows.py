@@ -114,7 +114,10 @@ class _CsvParser:
     def __call__(self, line: str) -> dict[str, Any] | str:
         if not self._names or not line:
             return {}
-        fields = next(csv.reader([line]), [])
+        try:
+            fields = next(csv.reader([line]), [])
+        except csv.Error as error:
+            return f"{error} ({line[:80]!r})"
         if self._header is None:
             has_header = set(self._names) <= set(fields)
             self._header = fields if has_header else self._names
