@@ -56,9 +56,15 @@ class GapScores(nn.Module):
           known: int32 [B, n], 1 where the query time is known.
           items: float32 [B, J, D], unit vectors.
         """
-        by_gap = items @ self.item_gap.T  # B J GAPS
-        of_item = jnp.take_along_axis(by_gap, jnp.swapaxes(gaps, 1, 2), axis=2)
-        return self.gap[known[:, :, None], gaps] + jnp.swapaxes(of_item, 1, 2)
+        of_item = items @ self.item_gap.T  # B J GAPS
+        of_row = jnp.where(known[:, :, None] == 1, self.gap[1], self.gap[0])  # B n GAPS
+        # Selections instead of a gather: gathers of single numbers are slow on TPUs, and so are the
+        # scatters of their gradients everywhere.
+        scores = jnp.zeros(gaps.shape)
+        for bucket in range(GAPS):
+            score = of_row[:, :, None, bucket] + of_item[:, None, :, bucket]
+            scores = scores + jnp.where(gaps == bucket, score, 0)
+        return scores
 
 
 class OwnItemScores(nn.Module):
