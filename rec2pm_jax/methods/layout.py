@@ -27,11 +27,13 @@ class Sizes:
       slots: C.
       groups: G, memory groups that the pass holds.
       segment: S.
+      block_rows: event rows of a block. The masked pass rounds to whole windows.
     """
 
     slots: int
     groups: int
     segment: int
+    block_rows: int = BLOCK_ROWS
 
     @property
     def memory(self) -> int:
@@ -62,7 +64,6 @@ def update(
     causal_queries: bool = False,
     row_times: Array | None = None,
     key_times: Array | None = None,
-    block_rows: int = BLOCK_ROWS,
 ) -> Layout:
     """Return [M_{h-1}; S_h; Q] of the update pass, or [M; recent] of a read (`with_queries=False`).
 
@@ -79,7 +80,6 @@ def update(
       causal_queries: whether a query sees earlier queries only, as in PerSRec's code.
       row_times: int32 [B, num_items], query times; a slot's is the time of the segment's last event.
       key_times: int32 [B, num_items], times of the events.
-      block_rows: event rows of a block.
     """
     batch, memory = lengths.shape[0], sizes.memory
     queries = sizes.slots if with_queries else 0
@@ -103,9 +103,9 @@ def update(
         ),
     )
     cuts = [(0, tokens, tokens)]
-    if num_items > block_rows:
-        starts = range(num_slots, tokens, block_rows)
-        stops = [min(begin + block_rows, tokens) for begin in starts]
+    if num_items > sizes.block_rows:
+        starts = range(num_slots, tokens, sizes.block_rows)
+        stops = [min(begin + sizes.block_rows, tokens) for begin in starts]
         cuts = [(begin, stop, stop) for begin, stop in zip(starts, stops, strict=True)]
         if num_slots:
             seen = min(sizes.segment, num_items) if queries else 0
@@ -183,7 +183,6 @@ def masked(
     causal_queries: bool = False,
     row_times: Array | None = None,
     key_times: Array | None = None,
-    block_rows: int = BLOCK_ROWS,
 ) -> Layout:
     """Return [W_0; Q; W_1; Q; ...] of KV-Mask's training, stored as [Q_0; Q_1; ...; W_0; W_1; ...].
 
@@ -199,7 +198,6 @@ def masked(
       causal_queries: as in `update`.
       row_times: int32 [B, K * N], query times; a query asks for the time of its segment's last event.
       key_times: int32 [B, K * N], times of the events.
-      block_rows: event rows of a block, rounded to whole windows; a block leaves out other windows.
     """
     count, slots = lengths.shape[1], sizes.slots
     total = count * slots
@@ -227,7 +225,7 @@ def masked(
 
     def blocks(visible: VisibleRange, per_window: int, before: int) -> Iterator[Block]:
         """Yield blocks of whole windows, `per_window` rows each, `before` tokens from the start."""
-        step = max(1, block_rows // window)
+        step = max(1, sizes.block_rows // window)
         for start in range(0, count, step):
             stop = min(start + step, count)
             inside = slice(start * per_window, stop * per_window)

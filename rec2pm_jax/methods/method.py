@@ -275,8 +275,7 @@ class Method:
           rule: which items may be returned. With candidates k is at most their number.
 
         Returns:
-          (scores float32 [B, k], item ids int32 [B, k]), best first; of equal scores the lower id
-          comes first. What scores -inf is no answer: the filter leaves fewer items than k.
+          (scores float32 [B, k], ids int32 [B, k]), best first, equal ones by id; -inf is no answer.
         """
         return self.network.best(params, readout, k, catalogue, rule)
 

@@ -31,9 +31,8 @@ def small_layouts(n: int = 8, window: int = 4, slots: int = 2):
 
     def masked():
         windows = lengths[:, None] - window * jnp.arange(count, dtype=jnp.int32)
-        one_group = layouts.Sizes(slots, 1, window - 1)
-        options = dict(window=window, block_rows=window)
-        return layouts.masked(jnp.clip(windows, 0, window), one_group, **options)
+        one_group = layouts.Sizes(slots, 1, window - 1, block_rows=window)
+        return layouts.masked(jnp.clip(windows, 0, window), one_group, window=window)
 
     def cached():
         update = layouts.update(lengths, groups, sizes, **updates)

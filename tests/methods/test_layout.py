@@ -178,9 +178,9 @@ def test_a_read_has_no_queries():
     np.testing.assert_array_equal(full_mask(layout, 6), literal(expected))
 
 
-def masked_layout(lengths, max_groups, recent=1, **options):
-    """S = 2, C = 2, W = S + R - 1; three windows in a block unless `block_rows` says otherwise."""
-    sizes = layouts.Sizes(slots=2, groups=max_groups, segment=2)
+def masked_layout(lengths, max_groups, recent=1, rows=layouts.BLOCK_ROWS, **options):
+    """S = 2, C = 2, W = S + R - 1; three windows in a block unless `rows` says otherwise."""
+    sizes = layouts.Sizes(slots=2, groups=max_groups, segment=2, block_rows=rows)
     return layouts.masked(jnp.array(lengths, jnp.int32), sizes, window=1 + recent, **options)
 
 
@@ -219,7 +219,7 @@ KV_MASK_APPEND = """
 )
 def test_masked_pass(max_groups, expected, rows):
     """Earlier segments are seen through their query groups alone, whatever the blocks."""
-    layout = masked_layout([[2, 2, 2]], max_groups, block_rows=rows)
+    layout = masked_layout([[2, 2, 2]], max_groups, rows=rows)
     np.testing.assert_array_equal(full_mask(layout, 12), literal(expected))
     computed = [(b.row_stop - b.row_start) * (b.key_stop - b.item_start) for b in layout.blocks]
     assert sum(computed) == {1: 96, 4: 112, 128: 144}[rows]  # 6 slots and one window, two or all
@@ -325,11 +325,11 @@ def test_query_times_are_the_next_events_and_the_request():
 @pytest.mark.parametrize("queries", [False, True])
 def test_blocks_of_a_long_pass_leave_out_nothing_that_is_seen(make_layout, queries):
     """Cut into blocks of two rows, every row sees what it sees in one block."""
-    sizes, options = layouts.Sizes(2, 2, 4), dict(num_items=5, with_queries=queries)
+    options = dict(num_items=5, with_queries=queries)
     lengths, groups = ints([5, 3, 4])[0], ints([0, 1, 2])[0]
 
     def whole_mask(rows):
-        layout = make_layout(lengths, groups, sizes, block_rows=rows, **options)
+        layout = make_layout(lengths, groups, layouts.Sizes(2, 2, 4, rows), **options)
         tokens = layout.place.shape[1]
         masks = [np.asarray(mask_of(block, layout.num_slots)) for block in layout.blocks]
         wide = [np.pad(m, ((0, 0), (0, 0), (0, tokens - m.shape[2]))) for m in masks]

@@ -41,7 +41,7 @@ def reference(item_window=None):
 def masked():
     """Blocks with slots and items that begin anywhere."""
     lengths = jnp.array([[3, 3, 3, 3, 3, 3], [3, 3, 3, 3, 2, 0]], jnp.int32)
-    return layouts.masked(lengths, layouts.Sizes(2, 2, 3), window=3, block_rows=3)
+    return layouts.masked(lengths, layouts.Sizes(2, 2, 3, block_rows=3), window=3)
 
 
 LAYOUTS = {
