@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from launch.experiments.run import Run
+from launch.experiments.settings import override
 from rec2pm_jax.config import Config
 from rec2pm_jax.data.dataset import open_dataset
 from rec2pm_jax.data.splits import settings as protocol_settings
@@ -168,8 +169,11 @@ def _heuristic_key(record: Mapping[str, Any]) -> tuple[Any, ...]:
 
 def _matches(record: Mapping[str, Any], run: Run, data_hash: str | None) -> bool:
     """Return whether a record is of the run as it is now defined; `data_hash` None: on any data."""
+    config = run.config
+    if config.model.use_times is None:  # the data decided it, see `fit_to_data`
+        config = override(config, model={"use_times": record["config"]["model"]["use_times"]})
     return (
-        record["config_hash"] == config_hash(run.config)
+        record["config_hash"] == config_hash(config)
         and record["budget"] == run.budget
         and data_hash in (None, record["data_hash"])
     )

@@ -18,8 +18,9 @@ import pytest
 from launch.experiments import results_file, scheduler, summaries, tables
 from launch.experiments.results_file import SuiteResults
 from launch.experiments.rows import Row
-from launch.experiments.settings import METHODS, TUNING_GRID, choose_setting
+from launch.experiments.settings import METHODS, TUNING_GRID, choose_setting, override
 from launch.experiments.suites import CLAIMED, FEWER, MAIN, SUITES, list_runs
+from rec2pm_jax.config_dict import to_dict
 from rec2pm_jax.data.splits import settings as protocol_settings
 from rec2pm_jax.errors import UserError
 from rec2pm_jax.evaluation.record import write_records
@@ -151,17 +152,22 @@ def test_tables_by_length_and_of_drift():
     assert tables.tabulate_drift(rows[1:]) == []
 
 
+def made_of(run):
+    """What a record says of its run: the data decided whether the model reads times."""
+    assert run.config.model.use_times is None
+    fitted = override(run.config, model={"use_times": True})
+    return {
+        "run": run.name,
+        "config": to_dict(fitted),
+        "config_hash": config_hash(fitted),
+        "budget": run.budget,
+    }
+
+
 def test_a_run_is_done_only_for_the_same_configuration_budget_and_data(tmp_path):
     results = SuiteResults(tmp_path, "smoke")
     run = list_runs("smoke")[0]
-    results.records.append(
-        {
-            "run": run.name,
-            "config_hash": config_hash(run.config),
-            "budget": {"steps": 4, "batch_size": 4},
-            "data_hash": "d",
-        }
-    )
+    results.records.append(made_of(run) | {"data_hash": "d"})
     assert not results.has(run, "d")  # the per-user values are missing
     results.users_path(run.name).parent.mkdir()
     results.users_path(run.name).touch()
@@ -176,9 +182,7 @@ def test_a_run_is_done_only_for_the_same_configuration_budget_and_data(tmp_path)
 
 def test_records_of_another_suite_configuration_or_data_are_dropped(tmp_path):
     results, runs = SuiteResults(tmp_path, "smoke"), list_runs("smoke")
-    current = [record(run.variant, 0, [0.1]) | {"run": run.name} for run in runs]
-    for one, run in zip(current, runs, strict=True):
-        one |= {"config_hash": config_hash(run.config), "budget": run.budget}
+    current = [record(run.variant, 0, [0.1]) | made_of(run) for run in runs]
     gone = record("gone", 0, [0.1])
     heuristic = record("popularity", 0, [0.1], backbone=None)
     results.records = [*current, gone, heuristic]
@@ -393,7 +397,10 @@ def test_smoke_suite_is_stopped_goes_on_and_skips_what_is_done(tmp_path):
     assert whole.returncode == 0, whole.stderr
     assert "3 runs, 0 done" in whole.stdout
     records = json.loads((tmp_path / "results/smoke.json").read_text())
-    assert {r["variant"] for r in records} == {"full", "recent", "rec2pm_o"}
+    names = {"full", "recent", "rec2pm_o"}
+    unknown = {f"{name}, request time unknown" for name in names}
+    assert {r["variant"] for r in records} == names | unknown
+    assert all(r["request_time_known"] == (r["variant"] in names) for r in records)
     assert all(r["git_commit"] and r["data_hash"] and r["targets"] for r in records)
     table = (tmp_path / "results/smoke.md").read_text()
 
@@ -404,7 +411,8 @@ def test_smoke_suite_is_stopped_goes_on_and_skips_what_is_done(tmp_path):
     assert (tmp_path / "results/smoke.md").read_text() == table
 
     # Only a lost run is repeated.
-    write_records(tmp_path / "results/smoke.json", [r for r in records if r["variant"] != "recent"])
+    kept = [r for r in records if not r["variant"].startswith("recent")]
+    write_records(tmp_path / "results/smoke.json", kept)
     once_more = reproduce(tmp_path, only="recent", workers=1)
     assert once_more.returncode == 0 and "1 runs, 0 done" in once_more.stdout
     both = json.loads((tmp_path / "results/smoke.json").read_text())
