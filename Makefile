@@ -38,7 +38,7 @@ $(VENV)/installed-tpu: $(VENV)/installed
 	touch $@
 
 test-slow: install $(VENV)/installed-tpu
-	$(PYTEST) -m slow
+	$(PYTEST) -m slow $(PARALLEL)
 
 lint: install
 	$(VENV)/bin/ruff check .
