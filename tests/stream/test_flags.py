@@ -58,7 +58,7 @@ def folder(tmp_path_factory):
         ("rebuild_memory", "--output=file/new", "file/new.building"),
         ("rebuild_memory", f"--output=rebuilt --workers={10**18}", ""),
         ("rebuild_memory", f"--output=other --workers={10**30}", "must fit 64 bits"),
-        ("export", f"--output={LONG}", "File name too long"),
+        ("export", f"--output={LONG}", "too long for a file system"),
         ("export", "--output=.", "is there already"),
         ("export", "--output=file/new", "Cannot write file/new"),
         ("export", f"--output=exported --k={10**18}", ""),
