@@ -54,6 +54,7 @@ class ExportedModel:
         self.item_names = ["", *(row["id"] for row in rows)]
         self.titles = ["", *(row["title"] for row in rows)]
         self.item_ids = {name: i for i, name in enumerate(self.item_names) if i}
+        self.unknown_items = 0  # events of items that are not in the training data
         inputs = self.manifest["functions"]["read"]["inputs"]
         self.uses_times, self.uses_types = "times" in inputs, "types" in inputs
         self.max_denied = inputs["denied"]["shape"][1]
@@ -168,16 +169,17 @@ class User:
                 raise Rejected("duplicate", f"seq {seq} is not above {self.last_seq}")
         if when is not None and when > time.time() + DAY_S:
             raise Rejected("far future", f"time {when} lies in the future")
-        if item not in model.item_ids:
-            raise Rejected("unknown item", f"item {item!r} is not in the training data")
-        event = (model.item_ids[item], model.encode_time(when), model.encode_type(kind))
+        # An unknown item is kept as id 0: a read sees that something happened, and when.
+        number = model.item_ids.get(item, 0)
+        event = (number, model.encode_time(when), model.encode_type(kind))
         if when is not None:
             if self.last_time is not None and when < self.last_time:
                 raise Rejected("out of order", f"time {when} lies before {self.last_time}")
             self.last_time = when
         self.last_seq = self.last_seq if seq is None else seq
         self.events += 1
-        self.seen.add(event[0])
+        self.seen.add(number)
+        model.unknown_items += not number
         self.waiting.append(event)
         serving = model.serving
         size = serving["segment"]
@@ -288,6 +290,8 @@ def main() -> None:
             skipped[reason] += 1
             if skipped[reason] <= 3:
                 print(f"line {number}: {message}", file=sys.stderr)
+    if model.unknown_items:
+        print(f"{model.unknown_items} events of unknown items were kept", file=sys.stderr)
     for reason, count in skipped.most_common():
         print(f"skipped {count} lines: {reason}", file=sys.stderr)
 
