@@ -100,7 +100,7 @@ class SessionCache:
         self.hits = self.misses = 0
 
     def replace_model(self, method: Method, params: Params, catalogue: Array) -> None:
-        """Close all sessions, and go on with another model; arguments as for a new cache."""
+        """Close all sessions, and continue with another model; arguments as for a new cache."""
         self._method, self._params, self._catalogue = method, params, catalogue
         self._sessions.clear()
 
