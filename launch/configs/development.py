@@ -1,4 +1,4 @@
-"""The setting of every suite: small enough that 24 core-hours suffice for all results.
+"""A start for your own data: small enough for one core.
 
 Command:
     python -m launch.prepare --source=complete_journey --item=product_type \\

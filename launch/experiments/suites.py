@@ -10,7 +10,7 @@ import dataclasses
 import itertools
 from collections.abc import Callable, Iterable, Iterator
 
-from launch.configs import development, ml1m_hstu, ml1m_hstu_large, ml1m_sasrec, paper_plain
+from launch.configs import demo, ml1m_hstu, ml1m_hstu_large, ml1m_sasrec, paper_plain
 from launch.experiments.run import Run
 from launch.experiments.settings import (
     MEMORIES,
@@ -24,28 +24,16 @@ from rec2pm_jax.config import Config
 from rec2pm_jax.config_dict import from_dict
 from rec2pm_jax.errors import UserError, nearest
 
-# Overwrite and append of a family share a setting. The slowest stand first, so that two workers end
-# together.
-TUNED = ("rec2pm_o", "tok_serial_o", "kv_mask_o", "linear_recurrence", "full", "recent")
-TUNED_HSTU = ("full", "rec2pm_o")  # one method without a memory, one with
-# Claims rest on these, so they have three seeds; other methods have one.
-CLAIMED = (
-    "rec2pm_o",
-    "full",
-    "tok_serial_o",
-    "linear_recurrence",
-    "rec2pm_528",
-    "recent_exact",
-    "recent",
-)
-FEWER = ("rec2pm_o", "full", "tok_serial_o", "linear_recurrence", "recent_exact", "recent")
-# Dataset -> (methods with three seeds, further methods with one seed).
+# Overwrite and append of a family share a setting.
+TUNED = ("rec2pm_o", "full", "tok_serial_o", "linear_recurrence", "recent_exact")
+_ALL = ("rec2pm_o", "full", "recent_exact", "tok_serial_o", "linear_recurrence", "recent")
+# Dataset -> the methods that claims rest on (three seeds), and further methods (one seed).
 MAIN: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    "complete_journey_types": (CLAIMED, ("kv_mask_o", "rec2pm_a", "tok_serial_a", "kv_mask_a")),
-    "online_retail": (FEWER, ("rec2pm_528",)),
-    "ml1m_200": (FEWER, ("rec2pm_528", "kv_mask_o")),
-    "complete_journey_products": (("rec2pm_o", "full"), FEWER[2:]),
-    "coop100": (("rec2pm_o", "full"), FEWER[2:]),
+    "complete_journey_types": ((*_ALL[:-1], "rec2pm_528"), ("recent", "kv_mask_o")),
+    "online_retail": (_ALL[:2], _ALL[2:]),
+    "ml1m_200": (("rec2pm_o", "recent", "tok_serial_o"), _ALL[1:3] + _ALL[4:5]),
+    "coop100": (_ALL[:2], _ALL[2:]),
+    "complete_journey_products": (_ALL[:2], _ALL[2:]),
 }
 HSTU_METHODS = ("rec2pm_o", "full", "tok_serial_o", "recent_exact")
 BASKET_METHODS = ("recent", "full", "rec2pm_o", "tok_serial_o")
@@ -64,23 +52,20 @@ def list_runs(suite: str) -> list[Run]:
     return list(_SUITES[suite]())
 
 
-def _development() -> Config:
-    return from_dict(development.get_config().to_dict())
+def _setting() -> Config:
+    """The setting of every suite but `genrec`: that of `make demo`."""
+    return from_dict(demo.get_config().to_dict())
 
 
 def _tuning() -> Iterator[Run]:
     """The same small search for every family, on the validation split, with the budget of `main`."""
-    sasrec = _development()
-    hstu = override(sasrec, model={"backbone": "hstu"})
     for method, setting in itertools.product(TUNED, TUNING_GRID):
-        yield _tuning_run(sasrec, method, setting)
-    for method, setting in itertools.product(TUNED_HSTU, TUNING_GRID[:3]):
-        yield _tuning_run(hstu, method, setting)
+        yield _tuning_run(method, setting)
 
 
-def _tuning_run(config: Config, method: str, setting: dict[str, float]) -> Run:
+def _tuning_run(method: str, setting: dict[str, float]) -> Run:
     name = ",".join(f"{field}={value:g}" for field, value in setting.items())
-    config = with_setting(override(config, method=METHODS[method]), setting)
+    config = with_setting(override(_setting(), method=METHODS[method]), setting)
     return Run("complete_journey_types", f"tuning/{method}/{name}", config, split="validation")
 
 
@@ -98,10 +83,8 @@ def _main() -> Iterator[Run]:
 
 def _main_run(dataset: str, method: str, backbone: str, seed: int) -> Run:
     fields = METHODS[method]
-    config = with_setting(_development(), choose_setting(method, backbone))
+    config = with_setting(_setting(), choose_setting(method))
     config = override(config, model={"backbone": backbone}, method=fields, train={"seed": seed})
-    if dataset == "complete_journey_products":  # 13,343 items: a step takes three times as long
-        config = override(config, train={"steps": 1000})
     both = fields["name"] == "rec2pm" and fields["memory"] == "overwrite"
     return Run(dataset, method, config, (None, "one_time") if both else (None,))
 
@@ -116,9 +99,9 @@ def _last_basket() -> Iterator[Run]:
 
 
 def _ablation() -> Iterator[Run]:
-    """One factor at a time, rec2pm_o on Complete Journey, half of the steps."""
-    base = override(_development(), train={"steps": 750}, method=METHODS["rec2pm_o"])
-    base = with_setting(base, choose_setting("rec2pm_o", "sasrec"))
+    """One factor at a time, rec2pm_o on Complete Journey."""
+    base = override(_setting(), method=METHODS["rec2pm_o"])
+    base = with_setting(base, choose_setting("rec2pm_o"))
     for variant, config in _ablated(base).items():
         memories = (None,) if variant == "append" else (None, "one_time")
         yield Run("complete_journey_types", f"ablation/{variant}", config, memories)
@@ -153,7 +136,7 @@ def _ablated(base: Config) -> dict[str, Config]:
         **{f"C = {c}": override(base, method={"slots": c}) for c in (1, 2, 8, 16)},
         **{
             f"S = {s}": override(base, data={"segment": s, "segments": window // s})
-            for s in (10, 50)
+            for s in (10, 25, 50)
         },
         "append": override(base, method=METHODS["rec2pm_a"]),
         "reference pass without window": override(base, method={"reference_window": None}),
@@ -161,7 +144,7 @@ def _ablated(base: Config) -> dict[str, Config]:
             f"reference window of {w}": override(base, method={"reference_window": w})
             for w in (2, 4)
         },
-        **{f"R = {r}": override(base, data={"recent": r}) for r in (13, 25)},
+        **{f"R = {r}": override(base, data={"recent": r}) for r in (8, 16)},
     }
 
 
@@ -204,7 +187,7 @@ def _genrec() -> Iterator[Run]:
 def _smoke() -> Iterator[Run]:
     """One minute that shows whether everything works here; its numbers mean nothing."""
     config = override(
-        _development(),
+        _setting(),
         data={"segment": 10, "segments": 4},
         model={"dim": 16},
         optim={"warmup_steps": 1},

@@ -18,7 +18,7 @@ import pytest
 from launch.experiments import results_file, scheduler, summaries, tables
 from launch.experiments.results_file import SuiteResults
 from launch.experiments.rows import Row
-from launch.experiments.settings import METHODS, TUNING_GRID, choose_setting, override
+from launch.experiments.settings import TUNING_GRID, choose_setting, override
 from launch.experiments.suites import CLAIMED, FEWER, MAIN, SUITES, list_runs
 from rec2pm_jax.config_dict import to_dict
 from rec2pm_jax.data.splits import settings as protocol_settings
@@ -308,29 +308,23 @@ def test_metrics_of_sets_have_columns(tmp_path):
 
 
 def test_settings_are_those_that_the_search_found_best():
-    records = json.loads((ROOT / "results/v0.1/tuning.json").read_text())
-    found = {"sasrec": {}, "hstu": {}}
+    records = json.loads((ROOT / "results/tuning.json").read_text())
+    found: dict[str, dict[tuple, float]] = {}
     for record in records:
-        name, config = record["variant"].split("/")[1], record["config"]
-        if name.endswith("_sketch"):
-            continue  # a method of version 0.1 that is gone
-        name = record["method"]
+        config = record["config"]
         setting = {
             "learning_rate": config["optim"]["learning_rate"],
             "dropout": config["model"]["dropout"],
         }
         assert record["split"] == "validation" and setting in TUNING_GRID
-        scores = found[record["backbone"]].setdefault(name, {})
-        scores[tuple(setting.values())] = record["metrics"]["ndcg@10"]
-    tie = 1e-3  # another seed moves a value by half of it, and it has one: see summaries.SUMMARIES
-    names = {"full", "recent", "rec2pm", "tok_serial", "kv_mask"}
-    assert set(found["sasrec"]) == names and set(found["hstu"]) == {"full", "rec2pm"}
-    rows = {METHODS[method]["name"]: method for method in METHODS}
-    for backbone, families in found.items():
-        for name, scores in families.items():
-            chosen = choose_setting(rows.get(name, name), backbone)
-            assert len(scores) == (len(TUNING_GRID) if backbone == "sasrec" else 3)
-            assert scores[tuple(chosen.values())] > max(scores.values()) - tie
+        if record["request_time_known"]:
+            scores = found.setdefault(record["variant"].split("/")[1], {})
+            scores[tuple(setting.values())] = record["metrics"]["ndcg@10"]
+    assert set(found) == set(TUNED)
+    for method, scores in found.items():
+        assert len(scores) == len(TUNING_GRID)
+        chosen = scores[tuple(choose_setting(method).values())]
+        assert chosen > max(scores.values()) - 1e-3  # another seed moves a value by half of it
 
 
 def changed(config, base):

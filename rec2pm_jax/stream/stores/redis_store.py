@@ -32,7 +32,13 @@ except ImportError as error:
     ) from error
 
 _T = TypeVar("_T")
-_DISCONNECTED = (redis.exceptions.ConnectionError, redis.exceptions.TimeoutError)
+# A lost connection is a WatchError too, while keys are watched. The next attempt finds out who wrote.
+_PASSING = (
+    redis.exceptions.ConnectionError,
+    redis.exceptions.TimeoutError,
+    redis.exceptions.BusyLoadingError,
+    redis.exceptions.WatchError,
+)
 _USER_PREFIX = b"rec2pm:user:"
 _SHARED_METADATA = b"rec2pm:marks"
 _STARTS = b"rec2pm:starts"  # how many processes have connected
@@ -80,12 +86,12 @@ class RedisStore:
         return f"{self._process}:{count}".encode()
 
     def _retry(self, call: Callable[[], _T]) -> _T:
-        """Return the call's result; repeat it while the server is away."""
+        """Return the call's result; repeat it while the server is away or what it watches changes."""
         end = time.monotonic() + self._patience_s
         while True:
             try:
                 return call()
-            except (*_DISCONNECTED, redis.exceptions.BusyLoadingError) as error:
+            except _PASSING as error:
                 if time.monotonic() > end:
                     raise UserError(
                         f"The store {self._url} has not answered for {self._patience_s:g} s "
@@ -138,10 +144,7 @@ class RedisStore:
                 pipe.set(self._last_commit_key, after)
                 if self._maintains:
                     pipe.set(_MAINTAINER, self._process)
-                try:
-                    pipe.execute()
-                except redis.exceptions.WatchError:  # the next attempt finds out who wrote
-                    raise redis.exceptions.ConnectionError("another process wrote") from None
+                pipe.execute()
 
         self._retry(commit)
         self._count += 1
