@@ -161,13 +161,20 @@ def tabulate_two_datasets(types: Sequence[Row], films: Sequence[Row]) -> list[st
 
 
 def tabulate_swapped(rows: Sequence[Row]) -> list[str]:
-    """Return NDCG@10 with the user's own memory and with another user's."""
+    """Return NDCG@10 with the user's own state, with another user's, and with one part of another's."""
+    parts = {"whole state": "ndcg@10", "preference memory": "memory", "exact memory": "exact"}
     body = [
-        [row.label, f"{100 * row.mean():.2f}", tables.format_cell("memory swapped", row)]
+        [
+            row.label,
+            f"{100 * row.mean():.2f}",
+            *(tables.format_swap(row, part) for part in parts.values()),
+        ]
         for row in rows
         if row.records[0]["swap"]
     ]
-    return tables.format_markdown(["method", "own memory", "another user's memory"], body)
+    return tables.format_markdown(
+        ["method", "own state", *(f"another {name}" for name in parts)], body
+    )
 
 
 def tabulate_records(

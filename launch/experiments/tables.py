@@ -55,12 +55,22 @@ def format_cell(column: str, row: Row, long: bool = False) -> str:
     if column == "NDCG@10":
         return _format_ndcg(row, long)
     if column == "memory swapped":
-        swaps = [record["swap"]["ndcg@10"] for record in row.records if record["swap"]]
-        return f"{100 * np.mean(swaps):.2f}" if swaps else "-"
+        return format_swap(row, "ndcg@10")
     if column == "training, min":
         seconds = [r["train_wall_s"] for r in row.records if r.get("train_wall_s")]
         return f"{np.mean(seconds) / 60:.0f}" if seconds else "-"
     return f"{100 * row.mean(column.lower()):.2f}"
+
+
+def format_swap(row: Row, part: str) -> str:
+    """Return NDCG@10 with a part of another user's state, "-" if the method has no such part.
+
+    Args:
+      row: of a table.
+      part: "memory", "exact", or "ndcg@10" for the whole state.
+    """
+    swaps = [r["swap"][part] for r in row.records if r["swap"] and part in r["swap"]]
+    return f"{100 * np.mean(swaps):.2f}" if swaps else "-"
 
 
 def _format_ndcg(row: Row, long: bool) -> str:

@@ -13,7 +13,7 @@ from rec2pm_jax.errors import UserError
 from rec2pm_jax.evaluation.histories import EvaluationData, Histories
 from rec2pm_jax.evaluation.measures import measure
 from rec2pm_jax.evaluation.memory_kinds import resolve_memory
-from rec2pm_jax.evaluation.memory_states import choose_swap_donors, compute_memories, take_states
+from rec2pm_jax.evaluation.memory_states import choose_swap_donors, compute_memories, swap_parts
 from rec2pm_jax.evaluation.ranking import rank_targets, read_targets, recommend
 from rec2pm_jax.evaluation.record import Evaluation, dataset_name
 from rec2pm_jax.evaluation.spec import EvalSpec
@@ -113,7 +113,11 @@ def evaluate(method: Method, params: Params, dataset: EvaluationData, spec: Eval
         k = max(spec.measures.list_cutoffs)
         lists = recommend(method, params, histories, chosen, part, k, mask_seen=rule.mask_seen)
     donors = choose_swap_donors(rows) if spec.swap else None
-    swapped = None if donors is None else rank(read_with(take_states(states, donors)))
+    swapped = {}
+    if donors is not None:
+        swapped = {
+            part: rank(read_with(given)) for part, given in swap_parts(states, donors).items()
+        }
     return Evaluation(
         method=config.method.name,
         memory=memory,
@@ -124,7 +128,7 @@ def evaluate(method: Method, params: Params, dataset: EvaluationData, spec: Eval
         protocol=spec.protocol or config.data.protocol,
         target_types=types,
         request_time_known=known and config.reads_times,
-        swapped_rank=swapped,
+        swapped_ranks=swapped,
         skipped_users=selection.skipped,
         **measure(dataset, rule, selection, ranks, lists, spec.measures),
         wall_s=time.perf_counter() - began,

@@ -189,7 +189,7 @@ def evaluate_heuristic(
         split=spec.split,
         protocol=protocol,
         target_types=spec.target_types,
-        swapped_rank=None,
+        swapped_ranks={},
         skipped_users=selection.skipped,
         **measure(dataset, rule, selection, ranks, lists, spec.measures),
         wall_s=time.perf_counter() - began,

@@ -153,6 +153,25 @@ def choose_swap_donors(rows: Rows) -> np.ndarray | None:
     return donors
 
 
+def swap_parts(states: State, donors: np.ndarray) -> dict[str, State]:
+    """Return states of which another user gave the whole, or one part alone.
+
+    Args:
+      states: numpy leaves [R, ...].
+      donors: int64 [R], see `choose_swap_donors`.
+
+    Returns:
+      "all" -> states whose memory and exact memory are the donors'. Where a state has both, "memory"
+      and "exact" -> states in which only that part is.
+    """
+    given = take_states(states, donors)
+    swapped = {"all": given}
+    if states.memory.size and states.exact.items.size:
+        swapped["memory"] = given._replace(exact=states.exact)
+        swapped["exact"] = states._replace(exact=given.exact)
+    return swapped
+
+
 def take_states(states: State, index: np.ndarray) -> State:
     """Return the states of the given rows; index -1 marks a padding row and takes any state."""
     return jax.tree.map(lambda x: x[index], states)

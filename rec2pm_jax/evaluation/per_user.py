@@ -33,8 +33,8 @@ def user_rows(evaluation: Evaluation, dataset: EvaluationData) -> pl.DataFrame:
         "best_rank": np.minimum.reduceat(evaluation.rank, first),
         **evaluation.user_metrics(evaluation.rank),
     }
-    if evaluation.swapped_rank is not None:
-        swapped = evaluation.user_metrics(evaluation.swapped_rank)
+    if evaluation.swapped_ranks:
+        swapped = evaluation.user_metrics(evaluation.swapped_ranks["all"])
         columns["swapped_ndcg@10"] = swapped["ndcg@10"]
     return pl.DataFrame(columns)
 

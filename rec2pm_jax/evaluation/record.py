@@ -33,7 +33,8 @@ class Evaluation:
       position: int64 [T], number n of events [0, n) that each target is predicted from.
       event: int64 [T], position of each target in its history.
       rank: int64 [T], from 1.
-      swapped_rank: int64 [T], ranks with another user's memory, or None.
+      swapped_ranks: part of the state that is another user's -> int64 [T]; see
+        `memory_states.swap_parts`.
       metrics: see `metrics.summarize`.
       skipped_users: number of users with too few events for the protocol.
       wall_s: seconds, compilation included.
@@ -61,7 +62,7 @@ class Evaluation:
     position: np.ndarray
     event: np.ndarray
     rank: np.ndarray
-    swapped_rank: np.ndarray | None
+    swapped_ranks: Mapping[str, np.ndarray]
     metrics: Mapping[str, float]
     skipped_users: int
     wall_s: float
@@ -110,9 +111,11 @@ class Evaluation:
           step: step of the evaluated checkpoint; None for heuristics.
           git_commit: see `provenance.git_commit`.
         """
-        swap = None
-        if self.swapped_rank is not None:
-            swap = {"ndcg@10": float(self.user_metrics(self.swapped_rank)["ndcg@10"].mean())}
+        swaps = {
+            part: float(self.user_metrics(ranks)["ndcg@10"].mean())
+            for part, ranks in self.swapped_ranks.items()
+        }
+        swap = {"ndcg@10": swaps.pop("all"), **swaps} if swaps else None
         by_user = self.user_metrics(self.rank)
         return {
             "method": self.method,

@@ -16,14 +16,14 @@ from rec2pm_jax.errors import UserError
 from rec2pm_jax.evaluation.batching import round_up_count
 from rec2pm_jax.evaluation.evaluator import evaluate
 from rec2pm_jax.evaluation.histories import load_histories
-from rec2pm_jax.evaluation.memory_states import choose_swap_donors, compute_memories
+from rec2pm_jax.evaluation.memory_states import choose_swap_donors, compute_memories, swap_parts
 from rec2pm_jax.evaluation.ranking import read_targets
 from rec2pm_jax.evaluation.record import write_records
 from rec2pm_jax.evaluation.report import setting_line
 from rec2pm_jax.evaluation.spec import EvalSpec
 from rec2pm_jax.evaluation.targets import Rows, Targets, make_targets, plan_rows
 from rec2pm_jax.methods.registry import make_method
-from rec2pm_jax.typing import Events
+from rec2pm_jax.typing import Events, ExactMemory, State
 from tests.helpers.evaluate_fakes import PARAMS, FakeDataset, FakeMethod, slow_rank
 from tests.helpers.stream import with_random_zeros
 
@@ -237,7 +237,7 @@ def test_batch_size_changes_nothing():
     ]
     for other in found[1:]:
         np.testing.assert_array_equal(found[0].rank, other.rank)
-        np.testing.assert_array_equal(found[0].swapped_rank, other.swapped_rank)
+        np.testing.assert_array_equal(found[0].swapped_ranks["all"], other.swapped_ranks["all"])
 
 
 def test_swap_reads_with_the_donors_memory():
@@ -253,7 +253,28 @@ def test_swap_reads_with_the_donors_memory():
         state = slow.state(users[rows.user[donor]], 0, int(rows.updates[donor]), "overwrite")
         user, n = users[rows.user[row]], int(found.position[target])
         scores = slow.scores(user, n, int(rows.start[row]), state)
-        assert found.swapped_rank[target] == slow.rank(user, n, scores)
+        assert found.swapped_ranks["all"][target] == slow.rank(user, n, scores)
+
+
+def test_parts_of_a_state_are_swapped_alone():
+    numbers = np.arange(6)
+    exact = ExactMemory(*(np.stack([numbers * k] * 3, axis=1) for k in (10, 100, 1000)))
+    states = State(numbers.reshape(6, 1, 1) * 1.0, numbers, numbers, exact)
+    donors = np.array([1, 0, 3, 2, 5, 4])
+    swapped = swap_parts(states, donors)
+    found = {
+        part: (state.memory[:, 0, 0].tolist(), state.exact.items[:, 0].tolist())
+        for part, state in swapped.items()
+    }
+    own, others = [0, 1, 2, 3, 4, 5], [1, 0, 3, 2, 5, 4]
+    assert found == {
+        "all": (others, [10 * n for n in others]),
+        "memory": (others, [10 * n for n in own]),
+        "exact": (own, [10 * n for n in others]),
+    }
+    assert swapped["memory"].groups.tolist() == others and swapped["exact"].groups.tolist() == own
+    empty = ExactMemory(*(np.zeros((6, 0), np.int32) for _ in range(3)))
+    assert set(swap_parts(states._replace(exact=empty), donors)) == {"all"}
 
 
 def make_rows(user, updates):
@@ -340,7 +361,7 @@ def test_record_has_the_keys_of_the_contract_and_is_json(tmp_path):
     assert record["state_used_bytes"] == record["state_bytes_per_user"]
     low, high = record["intervals"]["ndcg@10"]
     assert low <= record["metrics"]["ndcg@10"] <= high
-    assert set(record["swap"]) == {"ndcg@10"}
+    assert set(record["swap"]) == {"ndcg@10", "memory", "exact"}
 
     write_records(tmp_path / "new" / "x.json", [record])
     assert json.loads((tmp_path / "new" / "x.json").read_text()) == [record]

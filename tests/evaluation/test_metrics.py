@@ -116,7 +116,7 @@ def test_every_user_weighs_the_same_in_the_swapped_value_too():
         position=np.arange(4),
         event=np.arange(4),
         rank=rank,
-        swapped_rank=rank,
+        swapped_ranks={"all": rank},
         metrics=metrics.summarize(rank, user),
         wall_s=0.0,
         **setting,

@@ -36,7 +36,7 @@ def evaluation(seed, users=USERS, worst=30):
         position=np.arange(len(users)),
         event=np.arange(len(users)),
         rank=rank,
-        swapped_rank=None,
+        swapped_ranks={},
         metrics=summarize(rank, users),
         skipped_users=0,
         wall_s=1.0,

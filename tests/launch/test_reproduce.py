@@ -19,7 +19,7 @@ from launch.experiments import results_file, scheduler, summaries, tables
 from launch.experiments.results_file import SuiteResults
 from launch.experiments.rows import Row
 from launch.experiments.settings import TUNING_GRID, choose_setting, override
-from launch.experiments.suites import CLAIMED, FEWER, MAIN, SUITES, list_runs
+from launch.experiments.suites import MAIN, SUITES, TUNED, list_runs
 from rec2pm_jax.config_dict import to_dict
 from rec2pm_jax.data.splits import settings as protocol_settings
 from rec2pm_jax.errors import UserError
@@ -272,9 +272,17 @@ def test_names_of_runs_are_unique(suite):
 
 def test_main_holds_the_claimed_rows_with_three_seeds():
     seen = {(r.dataset, r.variant, r.seed) for r in list_runs("main")}
-    for dataset, methods in {"complete_journey_types": CLAIMED, "ml1m_200": FEWER}.items():
+    claims = {
+        "complete_journey_types": {"rec2pm_o", "rec2pm_528", "full", "recent_exact", "tok_serial_o"},
+        "online_retail": {"rec2pm_o", "full"},
+        "ml1m_200": {"rec2pm_o", "recent", "tok_serial_o"},
+        "coop100": {"rec2pm_o", "full"},
+        "complete_journey_products": {"rec2pm_o", "full"},
+    }
+    for dataset, methods in claims.items():
         assert set(itertools.product([dataset], methods, range(3))) <= seen
-    for dataset, method in itertools.product(MAIN, FEWER):
+    everywhere = ("rec2pm_o", "full", "recent", "recent_exact", "tok_serial_o", "linear_recurrence")
+    for dataset, method in itertools.product(MAIN, everywhere):
         assert (dataset, method, 0) in seen
     first = [run.seed for run in list_runs("main")]
     assert first == sorted(first)
@@ -343,8 +351,7 @@ def test_ablations_change_one_factor():
     base, *others = list_runs("ablation")
     together = {  # factors of several fields
         "without live memories or L_con": {"live_memory_prob", "consistency"},
-        "S = 10": {"segment", "segments"},
-        "S = 50": {"segment", "segments"},
+        **{f"S = {s}": {"segment", "segments"} for s in (10, 25, 50)},
         "without own items": {"exact_entries", "repeat_head"},
     }
     for run in others:
