@@ -1,0 +1,1 @@
+"""HTTP over the engine of a stream, and the page at `/`; needs the extra `serve`."""
