@@ -35,16 +35,16 @@ def without_events(user: UserState) -> UserState:
     """Return a user whose read takes the memory alone.
 
     A read needs an event to ask from. This one is of no item: its vector is the mean of all events, as
-    for items that the model does not know, and its time is that of the user's last event. So own items
-    are known from the exact memory alone.
+    for items that the model does not know. It has the time of the first event after the memory. So the
+    answer changes with the memory and the time of the request, and with no recent event.
 
     Args:
       user: with at least one event.
     """
-    last = jax.tree.map(lambda field: field[-1:], user.pending)
-    pending = last._replace(ids=np.full_like(last.ids, PADDING_ID))
-    if last.types is not None:
-        pending = pending._replace(types=np.zeros_like(last.types))
+    first = jax.tree.map(lambda field: field[:1], user.pending)
+    pending = first._replace(ids=np.full_like(first.ids, PADDING_ID))
+    if first.types is not None:
+        pending = pending._replace(types=np.zeros_like(first.types))
     return user._replace(pending=pending)
 
 

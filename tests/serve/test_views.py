@@ -83,7 +83,7 @@ def test_reads_side_by_side(dataset, method, memory, types, times):
     _assert_same(recent, model.recommend(model.observe(model.new_user(), raw), 5, time=asked))
 
     one = np.ones((1, 1), np.int32)
-    when, kind = (user.last_time - user.time_origin) * one if times else None, 0 * one
+    when, kind = user.pending.times[:1, None] if times else None, 0 * one
     readout = model.method.read(
         model.params,
         type(user.state)(*(_with_batch(field) for field in user.state)),

@@ -10,7 +10,7 @@ const FRESH = 30 * DAY; // users with newer events are asked for now, others aft
 
 const COLUMNS = {
   "memory and recent events": ["Recommendations", "From the memory and the recent events."],
-  "memory only": ["Memory alone", "What the memory expects, without the recent events."],
+  "memory only": ["Memory alone", "What the memory expects by itself."],
   "recent events only": ["Recent events alone", "The same model with an empty memory."],
 };
 
@@ -140,7 +140,7 @@ function startUser(user) {
 
 function draw(described, columns) {
   $("start").hidden = true;
-  for (const id of ["stored", "columns", "note"]) $(id).hidden = false;
+  for (const id of ["stored", "columns", "hint"]) $(id).hidden = false;
   drawStored(described);
   const focused = focusPlace();
   const drawn = [drawHistory(described), ...drawColumns(columns)];
@@ -151,39 +151,40 @@ function draw(described, columns) {
 
 function drawStored(described) {
   const { events, updates, pending } = described;
-  const { segment, recent, read_length: room, stores_memory: stores } = state.model;
+  const { read_length: room, stores_memory: stores } = state.model;
   $("stored-title").textContent = `User ${described.user}`;
   const archived = events - pending;
   let text = "No events yet. New users get the most frequent items.";
   if (events && !stores) text = `${plural(events, "event")}. This model keeps no memory.`;
-  else if (events && !updates) text = `${plural(events, "event")}, all read as they are. The memory is empty.`;
+  else if (events && !updates) text = `${plural(events, "event")}, all read raw. The memory is empty.`;
   else if (events) {
-    text = `${plural(events, "event")}: the oldest ${number(archived)} are in the memory, after ` +
-      `${plural(updates, "update")}. The newest ${number(pending)} are read as they are.`;
+    text = `${plural(events, "event")}. ${plural(updates, "update")} put the oldest ${number(archived)} ` +
+      `into the memory; the newest ${pending === 1 ? "one is" : `${number(pending)} are`} read raw.`;
   }
   $("counts").textContent = text;
   const left = room + 1 - pending;
-  $("next").textContent = stores
-    ? `The next ${segment} events enter the memory when ${plural(left, "more event")} ${left === 1 ? "has" : "have"} come.`
-    : "";
-  const grew = state.described && updates > state.described.updates;
-  const cells = [element("span", { class: `memory${updates ? "" : " empty"}${grew ? " changed" : ""}` })];
-  for (let at = 0; at < Math.min(room, 64); at++) {
-    cells.push(element("span", { class: at < pending ? "event" : "" }));
-  }
-  $("strip").replaceChildren(...cells);
+  $("next").textContent = stores ? `${plural(left, "more event")} until the next update of the memory.` : "";
   $("strip").hidden = !stores;
+  const grew = state.described && updates > state.described.updates;
+  const memory = element("span", { class: `memory${updates ? "" : " empty"}${grew ? " changed" : ""}` });
+  $("memory").querySelector(".bar").replaceChildren(memory);
+  const cells = Array.from({ length: Math.min(room, 64) }, (_, at) =>
+    element("span", { class: at < pending ? "event" : null }));
+  $("recent").querySelector(".bar").replaceChildren(...cells);
 }
 
 function drawHistory(described) {
   const events = described.last_events;
-  const rows = events.slice(0, state.shown).map((event) => event.item === null
-    ? element("li", { class: "unknown" }, event.title)
-    : itemRow(event, "", event.type ? `${event.type} ${date(event.time)}` : date(event.time)));
-  const column = element("section", { class: "column", "data-column": "history", "aria-labelledby": "column-history" },
-    element("h2", { id: "column-history", tabindex: "-1" }, "History"),
-    element("p", {}, "Newest first."),
-    element("ol", { class: "items" }, ...rows));
+  let day = "";
+  const rows = events.slice(0, state.shown).map((event) => {
+    const isSame = date(event.time) === day;
+    day = date(event.time);
+    const when = element("span", { class: isSame ? "hidden" : null }, day); // once for each day
+    if (event.item === null) return element("li", { class: "unknown" }, event.title);
+    return itemRow(event, null, event.type || "", when);
+  });
+  const list = element("div", {}, element("ol", { class: "items" }, ...rows));
+  const column = drawColumn("history", "history", "History", "Newest first.", list);
   if (events.length > state.shown) {
     const more = element("button", { type: "button", class: "more" }, "Show more");
     more.addEventListener("click", () => {
@@ -191,12 +192,20 @@ function drawHistory(described) {
       column.replaceWith(drawHistory(described));
       focusOn({ column: "history", index: state.shown - 20 });
     });
-    column.append(more);
+    list.append(more);
   } else if (described.events > events.length) {
     const older = plural(described.events - events.length, "older event");
-    column.append(element("p", { class: "quiet" }, `${older} not shown.`));
+    list.append(element("p", { class: "note quiet" }, `${older} not shown.`));
   }
   return column;
+}
+
+function drawColumn(name, kind, title, what, list) {
+  const id = `column-${name.replaceAll(/\W+/g, "-")}`;
+  return element("section", { class: `column ${kind}`, "data-column": name, "aria-labelledby": id },
+    element("h2", { id, tabindex: "-1" }, title),
+    element("p", { class: "what" }, what),
+    list);
 }
 
 function drawColumns(columns) {
@@ -204,18 +213,16 @@ function drawColumns(columns) {
   return columns.map((column, index) => {
     const [title, what] = COLUMNS[column.name] || otherRun(column.name);
     const before = state.ranks[column.name];
-    const rows = column.items.map((item, rank) =>
-      itemRow(item, rank + 1, item.score === null ? "" : item.score.toFixed(1), movement(before, item.item, rank)));
-    state.ranks[column.name] = column.items.map((item) => item.item);
-    const shared = column.items.filter((item) => best.has(item.item)).length;
-    const share = index && rows.length ? ` ${shared} of ${rows.length} are as recommended.` : "";
-    const id = `column-${index}`;
-    const made = element("section", { class: index ? "column" : "column main", "data-column": column.name, "aria-labelledby": id },
-      element("h2", { id, tabindex: "-1" }, title),
-      element("p", {}, what + share));
-    if (column.note) made.append(element("p", { class: "note" }, sentence(column.note)));
-    made.append(element("ol", { class: "items" }, ...rows));
-    return made;
+    const rows = column.items.map(({ item, title: name, score }, rank) => {
+      const side = score === null ? "" : score.toFixed(1);
+      return itemRow({ item, title: name }, rank + 1, ...movement(before, item, rank), side);
+    });
+    state.ranks[column.name] = column.items.map(({ item }) => item);
+    const shared = column.items.filter(({ item }) => best.has(item)).length;
+    const share = index && rows.length ? ` ${shared} of ${rows.length} in common.` : "";
+    const list = element("div", {}, element("ol", { class: "items" }, ...rows));
+    if (column.note) list.prepend(element("p", { class: "note" }, sentence(column.note)));
+    return drawColumn(column.name, index ? "" : "main", title, what + share, list);
   });
 }
 
@@ -224,25 +231,23 @@ function otherRun(name) {
   return [what.charAt(0).toUpperCase() + what.slice(1), `Another model: run ${run}.`];
 }
 
+// What has changed since the last answer: an arrow to see and words to hear.
 function movement(before, item, rank) {
-  if (!before || !before.length) return null;
-  const old = before.indexOf(item);
-  if (old === rank) return null;
-  if (old < 0) return ["new", "new"];
+  const old = before && before.length ? before.indexOf(item) : rank;
+  if (old === rank) return [];
   const steps = Math.abs(old - rank);
-  return old > rank ? [`↑${steps}`, `up ${steps}`] : [`↓${steps}`, `down ${steps}`];
+  const [arrow, words] = old < 0 ? ["new", "new"]
+    : old > rank ? [`↑${steps}`, `up ${steps}`] : [`↓${steps}`, `down ${steps}`];
+  return [element("span", { class: "move", "aria-hidden": "true" }, arrow), element("span", { class: "hidden" }, ` ${words} `)];
 }
 
-function itemRow(item, rank, side, moved = null) {
-  const marks = moved ? [
-    element("span", { class: "move", "aria-hidden": "true" }, moved[0]),
-    element("span", { class: "hidden" }, ` ${moved[1]} `),
-  ] : [];
-  const button = element("button", { type: "button", "data-item": item.item, title: `Add ${item.title} as an event` },
-    element("span", { class: "rank", "aria-hidden": "true" }, String(rank)),
-    element("span", { class: "title" }, readable(item.title)),
-    element("span", { class: "side" }, ...marks, side));
-  return element("li", {}, button);
+function itemRow({ item, title }, rank, ...side) {
+  const parts = [
+    element("span", { class: "title" }, readable(title)),
+    element("span", { class: "side" }, ...side),
+  ];
+  if (rank !== null) parts.unshift(element("span", { class: "rank", "aria-hidden": "true" }, String(rank)));
+  return element("li", {}, element("button", { type: "button", "data-item": item, title: `Add ${title} as an event` }, ...parts));
 }
 
 // --- focus stays where it was ---
