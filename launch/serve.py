@@ -32,6 +32,10 @@ flags.DEFINE_enum(
 )
 flags.DEFINE_integer("max_waiting", 1000, "Requests that may wait; further ones get 429.", 1)
 flags.DEFINE_integer("max_body_kb", 1024, "Largest body in KiB; larger ones get 413.", 1, 1 << 20)
+flags.DEFINE_bool("page", True, "Serve the page for people at /.")
+flags.DEFINE_list(
+    "compare", [], "Directories of other runs on the same dataset, which the page compares."
+)
 
 
 def main(_: list[str]) -> None:
@@ -40,6 +44,7 @@ def main(_: list[str]) -> None:
     from rec2pm_jax.serve.admission import Admission
     from rec2pm_jax.serve.app import make_app
     from rec2pm_jax.serve.engine_thread import EngineThread
+    from rec2pm_jax.serve.page_routes import open_page
     from rec2pm_jax.serve.process import run_service
     from rec2pm_jax.serve.service import Service
     from rec2pm_jax.serve.users import warm_up_users
@@ -56,13 +61,14 @@ def main(_: list[str]) -> None:
         engine, items = open_engine(paths, recommender, store, options)
         engine.warm_up()
         warm_up_users(engine.recommender)
+        page = open_page(engine, args.compare) if args.page else []
         configure_interpreter()
         driver = Driver(engine, intervals)
         thread = EngineThread(driver, items.poll, waits_for_commit=args.ack == "commit")
         service = Service(thread, Admission(args.max_waiting), args.max_body_kb << 10)
         run_service(
             service,
-            make_app(service),
+            make_app(service, page),
             args.host,
             args.port,
             lambda port: print(

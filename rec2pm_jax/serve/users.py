@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import jax
 import numpy as np
 
+from rec2pm_jax.serve.views import without_events
 from rec2pm_jax.stream.catalogue import Catalogue
 from rec2pm_jax.stream.engine import Engine
 from rec2pm_jax.stream.lines.events import parse_id
@@ -66,8 +66,7 @@ def expect_from_memory(
 ) -> list[Recommendation]:
     """Return the best items by the memory alone; none before the first update.
 
-    The model reads one event of an unknown item in place of the pending ones. It has the time and the
-    type of the newest event, and the vector of no item in particular.
+    The model reads one event of no item in place of the pending ones, see `views.without_events`.
 
     Args:
       k: how many items at most.
@@ -75,10 +74,8 @@ def expect_from_memory(
     """
     if not model.count_updates(user) or not len(user.pending.ids):
         return []
-    newest = jax.tree.map(lambda field: field[-1:], user.pending)
-    blank = newest._replace(ids=np.full_like(newest.ids, PADDING_ID))
     k = min(k, model.catalogue.num_items)
-    return model.recommend(user._replace(pending=blank), k, time=time)
+    return model.recommend(without_events(user), k, time=time)
 
 
 def warm_up_users(model: Recommender) -> None:

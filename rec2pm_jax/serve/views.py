@@ -35,17 +35,14 @@ def without_events(user: UserState) -> UserState:
     """Return a user whose read takes the memory alone.
 
     A read needs an event to ask from. This one is of no item: its vector is the mean of all events, as
-    for items that the model does not know. It has the time of the first event after the memory. So the
-    answer changes with the memory and the time of the request, and with no recent event.
+    for items that the model does not know. It has the time and type of the first event after the
+    memory. So the answer changes with the memory and the time of the request, not with recent events.
 
     Args:
       user: with at least one event.
     """
     first = jax.tree.map(lambda field: field[:1], user.pending)
-    pending = first._replace(ids=np.full_like(first.ids, PADDING_ID))
-    if first.types is not None:
-        pending = pending._replace(types=np.zeros_like(first.types))
-    return user._replace(pending=pending)
+    return user._replace(pending=first._replace(ids=np.full_like(first.ids, PADDING_ID)))
 
 
 def without_memory(recommender: Recommender, user: UserState) -> UserState:
@@ -85,19 +82,6 @@ def compare_reads(
     return [_column(BOTH, both), expected, _column(RECENT, recent)]
 
 
-def memory_expects(
-    recommender: Recommender, user: UserState, k: int, time: RawTime = None
-) -> list[dict[str, Any]]:
-    """Return the items that a user's memory alone ranks first; none without a memory.
-
-    Args:
-      recommender, user, k, time: as in `compare_reads`.
-    """
-    if not (user.events and recommender.method.stores_memory and user.state.segments):
-        return []
-    return describe_items(recommender.recommend(without_events(user), k, time=time))
-
-
 def _column(name: str, items: Sequence[Recommendation], note: str = "") -> Column:
     column: Column = {"name": name, "items": describe_items(items)}
     return column | {"note": note} if note else column
@@ -106,6 +90,17 @@ def _column(name: str, items: Sequence[Recommendation], note: str = "") -> Colum
 def describe_items(items: Sequence[Recommendation]) -> list[dict[str, Any]]:
     """Return recommendations as JSON has them."""
     return [item._asdict() for item in items]
+
+
+def warm_up(recommender: Recommender, *, side_by_side: bool) -> None:
+    """Compile what `compare_reads` needs, or what `Recommender.recommend` does for one user."""
+    blank = recommender.catalogue.stack_codes([(PADDING_ID, 0, 1)])
+    user = recommender.new_user()._replace(pending=blank, events=1)
+    k = min(10, recommender.catalogue.num_items)
+    if side_by_side:
+        compare_reads(recommender, user, k)
+    else:
+        recommender.recommend(user, k)
 
 
 # --- what there is ---

@@ -11,6 +11,7 @@ from rec2pm_jax.errors import UserError
 from rec2pm_jax.serve import views
 from rec2pm_jax.serve.known_events import KnownEvents, KnownHistory, PastEvent
 from rec2pm_jax.serve.other_runs import OtherRun, load_other_runs
+from rec2pm_jax.serve.users import expect_from_memory
 from rec2pm_jax.stream.engine import Engine
 from rec2pm_jax.stream.lines.events import Event, RejectedInput
 from rec2pm_jax.stream.options import EngineOptions
@@ -83,11 +84,11 @@ def test_reads_side_by_side(dataset, method, memory, types, times):
     _assert_same(recent, model.recommend(model.observe(model.new_user(), raw), 5, time=asked))
 
     one = np.ones((1, 1), np.int32)
-    when, kind = user.pending.times[:1, None] if times else None, 0 * one
+    when, kind = (f if f is None else f[:1, None] for f in user.pending[1:])
     readout = model.method.read(
         model.params,
         type(user.state)(*(_with_batch(field) for field in user.state)),
-        Events(0 * one, when, kind if types else None),
+        Events(0 * one, when, kind),
         one > 0,
         np.array([asked - user.time_origin], np.int32) if times else None,
     )
@@ -97,8 +98,8 @@ def test_reads_side_by_side(dataset, method, memory, types, times):
     np.testing.assert_allclose(
         [item["score"] for item in alone["items"]], scores[best], rtol=1e-4, atol=1e-4
     )
-    expected = views.memory_expects(model, user, 5, asked)
-    assert [item["item"] for item in expected] == _names(alone)
+    expected = expect_from_memory(model, user, 5, asked)
+    assert [item.item for item in expected] == _names(alone)
     assert len({tuple(_names(c)) for c in (both, alone, recent)}) == 3, "the reads do not differ"
 
 
@@ -119,7 +120,7 @@ def test_users_without_memory_or_events(dataset):
     _, alone, recent = views.compare_reads(model, user, 3)
     left = SEGMENT + RECENT - 2
     assert alone["items"] == [] and alone["note"] == f"Empty until {left} more events."
-    assert len(recent["items"]) == 3 and views.memory_expects(model, user, 3) == []
+    assert len(recent["items"]) == 3 and expect_from_memory(model, user, 3) == []
     engine.apply([_as_event("new", fields) for fields in raw[2 : 2 + left]])
     assert len(views.compare_reads(model, engine.get_user("new"), 3)[1]["items"]) == 3
 
@@ -158,9 +159,7 @@ def test_histories_start_with_the_dataset_only_if_users_do(dataset):
     assert views.find_users(engine, "", 5) == []  # nothing is committed
     engine.commit({})
     assert views.find_users(engine, "", 5) == [{"user": name, "events": None}]
-    described = views.describe_user(
-        engine, name, *KnownEvents().look_up(engine, name), limit=2
-    )
+    described = views.describe_user(engine, name, *KnownEvents().look_up(engine, name), limit=2)
     assert described["events"] == described["pending"] == 3 and described["updates"] == 0
     newest = [(event["item"], event["time"]) for event in described["last_events"]]
     assert newest == [(fields["item"], fields["time"]) for fields in raw[:0:-1]]
@@ -187,7 +186,9 @@ def test_users_and_items_are_found(dataset):
     wanted = items.raw_ids[7]
     rows = views.find_items(model, wanted.upper(), 100)
     by_count = sorted(range(1, len(items.raw_ids)), key=lambda i: -items.counts[i])
-    matching = [items.raw_ids[i] for i in by_count if wanted.casefold() in items.titles[i].casefold()]
+    matching = [
+        items.raw_ids[i] for i in by_count if wanted.casefold() in items.titles[i].casefold()
+    ]
     assert [row["item"] for row in rows] == matching
     assert views.find_items(model, "no such title", 5) == []
 
@@ -228,7 +229,9 @@ def test_runs_on_other_data_are_refused(dataset, tmp_path):
 def test_a_run_gets_only_new_events(dataset):
     model = _model(dataset, times=True)
     run = OtherRun("x", model)
-    events = [PastEvent(f["item"], f["time"], f["type"]) for f in _events(dataset, _longest(dataset))]
+    events = [
+        PastEvent(f["item"], f["time"], f["type"]) for f in _events(dataset, _longest(dataset))
+    ]
     run.read("1", KnownHistory(events[:-2], 0), 3)
     observed = []
     run.recommender = _Counting(model, observed)  # type: ignore[assignment]

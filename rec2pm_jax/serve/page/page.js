@@ -109,8 +109,7 @@ async function showUser(user) {
   const mine = ++state.request;
   document.body.classList.add("busy");
   try {
-    const path = `users/${encodeURIComponent(user)}`;
-    const described = await ask(query(path, { limit: MAX_EVENTS }));
+    const described = await ask(query("history", { user, limit: MAX_EVENTS }));
     if (isNew && mine === state.request) setTime(usualTime(described.last_time));
     const request = { user, recommend: Math.min(WANTED, state.model.items) };
     const time = askedTime();
@@ -283,7 +282,7 @@ async function addEvent(item, title) {
     if (time !== null) event.time = time;
     if (state.model.event_types.length) event.type = $("add").elements.type.value;
     const { rejected } = await ask("events", event);
-    if (rejected && rejected.length) throw new Error(sentence(`The event was not added: ${rejected[0].reason}`));
+    if (rejected && rejected.length) throw new Error(sentence(`The event was not added: ${rejected[0].message || rejected[0].reason}`));
     const before = state.described.updates;
     const described = await showUser(state.user);
     if (!described) return;
