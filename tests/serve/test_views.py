@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+import jax
 import numpy as np
 import pytest
 
@@ -85,7 +86,7 @@ def test_reads_side_by_side(dataset, method, memory, types, times):
 
     one = np.ones((1, 1), np.int32)
     when, kind = (f if f is None else f[:1, None] for f in user.pending[1:])
-    readout = model.method.read(
+    readout = jax.jit(model.method.read)(
         model.params,
         type(user.state)(*(_with_batch(field) for field in user.state)),
         Events(0 * one, when, kind),

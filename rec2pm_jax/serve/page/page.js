@@ -130,7 +130,7 @@ async function showUser(user) {
 
 function startUser(user) {
   Object.assign(state, { user, described: null, ranks: {} });
-  state.shown = matchMedia("(max-width: 46rem)").matches ? 5 : 12;
+  state.shown = matchMedia("(max-width: 46rem)").matches ? 5 : 10;
   $("user").value = user;
   $("status").textContent = "";
   window.history.replaceState(null, "", query("", { user }));
@@ -218,7 +218,7 @@ function drawColumns(columns) {
     });
     state.ranks[column.name] = column.items.map(({ item }) => item);
     const shared = column.items.filter(({ item }) => best.has(item)).length;
-    const share = index && rows.length ? ` ${shared} of ${rows.length} in common.` : "";
+    const share = index && rows.length ? ` ${shared} of ${rows.length} as recommended.` : "";
     const list = element("div", {}, element("ol", { class: "items" }, ...rows));
     if (column.note) list.prepend(element("p", { class: "note" }, sentence(column.note)));
     return drawColumn(column.name, index ? "" : "main", title, what + share, list);
