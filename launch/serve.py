@@ -10,7 +10,6 @@ the routes, durability, limits, several workers, and how to change to a new chec
 
 from __future__ import annotations
 
-import contextlib
 import sys
 
 from absl import flags
@@ -19,14 +18,13 @@ from launch.configs.engine_flags import define_engine, get_options
 from rec2pm_jax import cli
 from rec2pm_jax.devices import describe_devices
 from rec2pm_jax.serve import require_extra
-from rec2pm_jax.stream.driver import Driver, Intervals
-from rec2pm_jax.stream.opening import ModelPaths, open_engine
-from rec2pm_jax.stream.process import configure_interpreter, watch_stop_signals
-from rec2pm_jax.stream.stores.base import MemoryStore, open_store
+from rec2pm_jax.stream.opening import ModelPaths
+from rec2pm_jax.stream.process import watch_stop_signals
 
 define_engine(commit_s=0.1)
 flags.DEFINE_string("host", "127.0.0.1", "Address to listen at; 0.0.0.0 for all of this machine.")
 flags.DEFINE_integer("port", 8000, "Port to listen at; 0 for a free one.", 0, 65535)
+flags.DEFINE_string("journal", "", "Directory that gets all events as JSON lines; for /swap.")
 flags.DEFINE_enum(
     "ack", "commit", ["commit", "received"], "When events are acknowledged: committed or applied."
 )
@@ -41,41 +39,26 @@ flags.DEFINE_list(
 def main(_: list[str]) -> None:
     args = flags.FLAGS
     require_extra()
-    from rec2pm_jax.serve.admission import Admission
-    from rec2pm_jax.serve.app import make_app
-    from rec2pm_jax.serve.engine_thread import EngineThread
-    from rec2pm_jax.serve.page_routes import open_page
-    from rec2pm_jax.serve.process import run_service
-    from rec2pm_jax.serve.service import Service
-    from rec2pm_jax.serve.users import warm_up_users
+    from rec2pm_jax.serve.process import ServiceOptions, serve
 
     watch_stop_signals()
-    options = get_options(args)
-    intervals = Intervals(commit_s=args.commit_s if args.store else float("inf"))
     print(f"devices: {describe_devices()}", file=sys.stderr)
-    paths = ModelPaths(args.workdir, args.data, args.checkpoint, args.items)
-    recommender = paths.load()
-    with contextlib.ExitStack() as stack:
-        store = open_store(args.store, options.worker.name) if args.store else MemoryStore()
-        stack.callback(store.close)
-        engine, items = open_engine(paths, recommender, store, options)
-        engine.warm_up()
-        warm_up_users(engine.recommender)
-        page = open_page(engine, args.compare) if args.page else []
-        configure_interpreter()
-        driver = Driver(engine, intervals)
-        thread = EngineThread(driver, items.poll, waits_for_commit=args.ack == "commit")
-        service = Service(thread, Admission(args.max_waiting), args.max_body_kb << 10)
-        run_service(
-            service,
-            make_app(service, page),
-            args.host,
-            args.port,
-            lambda port: print(
-                f"serving at http://{args.host}:{port}", file=sys.stderr, flush=True
-            ),
-        )
-    print("\n".join([*driver.summary.format_report(), *items.notes()]), file=sys.stderr)
+    serve(
+        ModelPaths(args.workdir, args.data, args.checkpoint, args.items),
+        args.store,
+        get_options(args),
+        ServiceOptions(
+            host=args.host,
+            port=args.port,
+            journal=args.journal,
+            ack=args.ack,
+            commit_s=args.commit_s,
+            max_waiting=args.max_waiting,
+            max_body_bytes=args.max_body_kb << 10,
+            page=args.page,
+            compare=tuple(args.compare),
+        ),
+    )
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ A request passes through these files:
     app.py              find the route; the errors are JSON, too
     bodies.py           read the body within the limits, parse it into events or a request
     admission.py        refuse it (429) if too much waits already
-    service.py          hand it to the engine's thread, and wait for the result
+    service.py          hand it to the engine's thread (`work.py`), and wait for the result
     engine_thread.py    apply the events and answer the requests of all connections, in order
       stream/driver.py    what `launch.stream` does too: updates, commits, evictions
     journal.py          write the events that were applied to files, before their commit

@@ -7,6 +7,7 @@ from typing import Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
@@ -21,9 +22,12 @@ from rec2pm_jax.serve.bodies import (
     parse_request,
     read_json,
 )
-from rec2pm_jax.serve.engine_thread import Stopped
+from rec2pm_jax.serve.metrics import METRICS_TYPE, TimeRequests
+from rec2pm_jax.serve.openapi import describe_api
 from rec2pm_jax.serve.service import Service
+from rec2pm_jax.serve.swap import SwapRefused
 from rec2pm_jax.serve.users import describe_user
+from rec2pm_jax.serve.work import Stopped
 from rec2pm_jax.stream.lines.events import DUPLICATE, RejectedInput
 from rec2pm_jax.stream.lines.output import format_answer
 
@@ -41,9 +45,16 @@ def make_app(service: Service, more: Sequence[BaseRoute] = ()) -> Starlette:
         Route("/events", post_events, methods=["POST"]),
         Route("/recommend", post_recommend, methods=["POST"]),
         Route("/users/{user:path}", get_user, methods=["GET"]),
+        Route("/swap", post_swap, methods=["POST"]),
         Route("/health", get_health, methods=["GET"]),
+        Route("/metrics", get_metrics, methods=["GET"]),
+        Route("/openapi.json", get_openapi, methods=["GET"]),
     ]
-    app = Starlette(routes=[*routes, *more], exception_handlers=HANDLERS)
+    app = Starlette(
+        routes=[*routes, *more],
+        exception_handlers=HANDLERS,
+        middleware=[Middleware(TimeRequests, metrics=service.metrics)],
+    )
     app.state.service = service
     return app
 
@@ -94,6 +105,29 @@ async def get_user(http: HttpRequest) -> Response:
     return JSONResponse(found)
 
 
+async def post_swap(http: HttpRequest) -> Response:
+    """Change to the newest checkpoint; see `swap.py`."""
+    service: Service = http.app.state.service
+    with service.admission.admit() as admitted:
+        body = await read_json(http, admitted, service.max_body_bytes, empty={})
+        store = body.get("store", "") if isinstance(body, dict) else None
+        if not isinstance(store, str):
+            raise HTTPException(422, 'The body must be empty, or {"store": ADDRESS}.')
+    return JSONResponse(await service.swapper.swap(store))
+
+
+async def get_metrics(http: HttpRequest) -> Response:
+    """Return metrics in the format of Prometheus."""
+    service: Service = http.app.state.service
+    return Response(service.metrics.render(), media_type=METRICS_TYPE)
+
+
+async def get_openapi(http: HttpRequest) -> Response:
+    """Return the description of all routes of this file."""
+    service: Service = http.app.state.service
+    return JSONResponse(describe_api(service.max_body_bytes))
+
+
 async def get_health(http: HttpRequest) -> Response:
     """Return whether the service works."""
     service: Service = http.app.state.service
@@ -114,7 +148,12 @@ def _status(error: RejectedInput) -> int:
 
 async def _on_http(http: HttpRequest, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    return _error(error.status_code, error.detail, dict(error.headers or {}))
+    text, path = error.detail, http.url.path[:80]
+    if error.status_code == 404 and text == "Not Found":
+        text = f"There is no {path}; GET /openapi.json lists what there is."
+    if error.status_code == 405:
+        text = f"{path} does not take {http.method}; GET /openapi.json says what it takes."
+    return _error(error.status_code, text, dict(error.headers or {}))
 
 
 async def _on_rejected(http: HttpRequest, error: Exception) -> Response:
@@ -131,7 +170,11 @@ async def _on_stopped(http: HttpRequest, error: Exception) -> Response:
 
 
 async def _on_user_error(http: HttpRequest, error: Exception) -> Response:
-    return _error(500, str(error))
+    return _error(503, str(error))  # the store does not answer, or the model is broken
+
+
+async def _on_refused(http: HttpRequest, error: Exception) -> Response:
+    return _error(409, str(error))
 
 
 async def _on_disconnect(http: HttpRequest, error: Exception) -> Response:
@@ -148,6 +191,7 @@ HANDLERS: Any = {
     Overloaded: _on_overloaded,
     Stopped: _on_stopped,
     UserError: _on_user_error,
+    SwapRefused: _on_refused,
     ClientDisconnect: _on_disconnect,
     Exception: _on_other,
 }

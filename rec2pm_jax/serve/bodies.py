@@ -35,8 +35,14 @@ class EventsBody(NamedTuple):
     is_list: bool
 
 
-async def read_json(http: HttpRequest, admitted: Admitted, max_bytes: int) -> Any:
+async def read_json(
+    http: HttpRequest, admitted: Admitted, max_bytes: int, empty: Any = None
+) -> Any:
     """Read the body of a request as JSON.
+
+    Args:
+      max_bytes: of the body.
+      empty: stands for a body of no bytes, if it may have none.
 
     Raises:
       HTTPException: 413 if it is too large, 400 if it is not JSON.
@@ -55,10 +61,16 @@ async def read_json(http: HttpRequest, admitted: Admitted, max_bytes: int) -> An
         if admitted.num_bytes > max_bytes:
             raise too_large
         parts.append(part)
+    if not admitted.num_bytes and empty is not None:
+        return empty
     try:
-        return json.loads(b"".join(parts).decode())
+        return json.loads(b"".join(parts).decode(), parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError
         raise HTTPException(400, f"The body is not JSON ({error}).") from error
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON")
 
 
 def parse_events(body: Any, rules: ValueRules, worker: Worker) -> EventsBody:

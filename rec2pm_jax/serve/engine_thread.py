@@ -14,52 +14,35 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 from rec2pm_jax.errors import UserError
+from rec2pm_jax.serve.journal import Journal
+from rec2pm_jax.serve.work import (
+    Applied,
+    CommitFailed,
+    EventsWork,
+    OtherWork,
+    Stopped,
+    Work,
+    send,
+)
 from rec2pm_jax.stream.driver import BUSY_WAIT_S, Driver
+from rec2pm_jax.stream.engine import Engine
 from rec2pm_jax.stream.lines.events import DUPLICATE, Event
 from rec2pm_jax.stream.lines.requests import Request
 from rec2pm_jax.stream.outcomes import Answer, Rejections
 from rec2pm_jax.stream.recommender import Recommender
+from rec2pm_jax.stream.stores.base import Store
 
 _log = logging.getLogger(__name__)
-
-
-class Applied(NamedTuple):
-    """What became of the events of one body.
-
-    Attributes:
-      accepted: how many were applied.
-      rejected: the others, by their place in the body.
-      committed: whether all that was applied is in the store.
-    """
-
-    accepted: int
-    rejected: Rejections
-    committed: bool
-
-
-class Stopped(Exception):
-    """The engine's thread has ended, so the work was not done; the message says why."""
-
-
-class _Work(NamedTuple):
-    """One item of the queue; `input` says what it is.
-
-    Attributes:
-      input: events, a request, or a function of the driver.
-      future: of the event loop, gets the result.
-    """
-
-    input: list[Event] | Request | Callable[[Driver], Any]
-    future: asyncio.Future[Any]
 
 
 class EngineThread:
     """Runs a `Driver` in a thread.
 
     Attributes:
+      journal: as given.
       driver: that runs now; only the thread may call it, others may read its totals.
       failure: why the thread ended by itself, or None.
       turned_at: `time.monotonic()` of the last turn, for a health check.
@@ -70,23 +53,26 @@ class EngineThread:
         driver: Driver,
         new_items: Callable[[], Recommender | None] = lambda: None,
         *,
+        journal: Journal | None = None,
         waits_for_commit: bool = True,
     ):
         """Prepare a thread; `start` starts it.
 
         Args:
           new_items: as for `runner.run_stream`.
+          journal: gets the events that were applied; None for none.
           waits_for_commit: whether events are acknowledged after their commit, or once applied.
         """
         self.driver, self.turned_at = driver, time.monotonic()
         self.failure: str | None = None
-        self._new_items = new_items
+        self.journal, self._new_items = journal, new_items
         self._waits_for_commit = waits_for_commit and driver.is_durable
-        self._queue: queue.SimpleQueue[_Work | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[Work | None] = queue.SimpleQueue()
         self._stopping, self._ended = threading.Event(), False
+        self._batch: list[Work] = []
         # Results that wait for a snapshot to be taken, and for snapshots that are being written.
-        self._uncommitted: list[tuple[_Work, Any]] = []
-        self._snapshots: deque[list[tuple[_Work, Any]]] = deque()
+        self._uncommitted: list[tuple[Work, Any]] = []
+        self._snapshots: deque[list[tuple[Work, Any]]] = deque()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._on_end: Callable[[], None] = lambda: None
 
@@ -115,7 +101,7 @@ class EngineThread:
 
     async def apply(self, events: list[Event]) -> Applied:
         """Apply events; return when they are committed, or at once without `waits_for_commit`."""
-        return await self._submit(events)
+        return await self._submit(EventsWork(events, _new_future()))
 
     async def answer(self, request: Request) -> Answer:
         """Answer a request.
@@ -123,18 +109,41 @@ class EngineThread:
         Raises:
           RejectedInput, UserError: as `Engine.recommend`.
         """
-        return await self._submit(request)
+        return await self._submit(OtherWork(request, _new_future()))
 
     async def call(self, function: Callable[[Driver], Any]) -> Any:
         """Return `function(driver)`, which the thread calls between other work."""
-        return await self._submit(function)
+        return await self._submit(OtherWork(function, _new_future()))
 
-    async def _submit(self, given: list[Event] | Request | Callable[[Driver], Any]) -> Any:
-        work = _Work(given, asyncio.get_running_loop().create_future())
+    async def _submit(self, work: Work) -> Any:
         self._queue.put(work)
         if self._ended:  # before it saw the work, perhaps
             self._refuse_queued()
         return await work.future
+
+    def switch(self, engine: Engine, new_items: Callable[[], Recommender | None]) -> Store:
+        """Change to another engine; to be called by the thread, see `call`.
+
+        The engine before commits, and its acknowledgements are sent. Then the new engine reads from the
+        journal what it is behind.
+
+        Returns:
+          The store of the engine before.
+
+        Raises:
+          UserError: the new engine's store could not keep it; then the engine before goes on.
+        """
+        driver, before = self.driver, self.driver.engine
+        try:
+            driver.commit_all(self._positions)
+        except UserError as error:
+            raise CommitFailed(str(error)) from error
+        self._resolve_all()
+        if self.journal is not None:
+            self.journal.replay(engine)
+        driver.replace_engine(engine)
+        self._new_items = new_items
+        return before.store
 
     # --- the thread ---
 
@@ -154,17 +163,19 @@ class EngineThread:
             self._on_end()
 
     def _positions(self) -> Mapping[str, bytes]:
-        return {}
+        return {} if self.journal is None else self.journal.positions()
 
     def _turn(self) -> None:
         driver = self.driver
         self.turned_at = time.monotonic()
         if (recommender := self._new_items()) is not None:
             driver.engine.replace_items(recommender)
-        batch: list[_Work] = []
+        batch: list[Work] = []
         if driver.accepts_input:
             batch = self._take(driver.steps.lines, driver.wait_s)
+            self._batch = batch  # told about an error that ends the thread
             self._process(batch)
+            self._batch = []
         else:
             time.sleep(BUSY_WAIT_S)
         began, finished = driver.keep_up(not batch, self._positions)
@@ -174,9 +185,9 @@ class EngineThread:
             self._snapshots.append(self._uncommitted)
             self._uncommitted = []
 
-    def _take(self, most: int, wait_s: float) -> list[_Work]:
+    def _take(self, most: int, wait_s: float) -> list[Work]:
         """Return what has arrived, at most `most` items; wait for the first one."""
-        batch: list[_Work] = []
+        batch: list[Work] = []
         try:
             work = self._queue.get(timeout=wait_s)
             while True:
@@ -189,11 +200,11 @@ class EngineThread:
             pass
         return batch
 
-    def _process(self, batch: list[_Work]) -> None:
+    def _process(self, batch: list[Work]) -> None:
         """Do work in order; events between other work are applied together."""
-        events: list[_Work] = []
+        events: list[EventsWork] = []
         for work in batch:
-            if isinstance(work.input, list):
+            if isinstance(work, EventsWork):
                 events.append(work)
                 continue
             self._apply(events)
@@ -203,10 +214,12 @@ class EngineThread:
                     result = self._answer(work.input)
                 else:
                     result = work.input(self.driver)
+            except CommitFailed:
+                raise
             except Exception as error:
-                _send(work.future, error=error)
+                send(work.future, error=error)
             else:
-                _send(work.future, result)
+                send(work.future, result)
         self._apply(events)
 
     def _answer(self, request: Request) -> Answer:
@@ -215,29 +228,33 @@ class EngineThread:
         self.driver.summary.read_ms.append((time.perf_counter() - began) * 1e3)
         return answer
 
-    def _apply(self, works: list[_Work]) -> None:
+    def _apply(self, works: list[EventsWork]) -> None:
         """Apply the events of several bodies as one list."""
         if not works:
             return
-        owner = [(work, place) for work in works for place in range(len(work.input))]
-        rejected: dict[int, Rejections] = {id(work): [] for work in works}
-        for index, error in self.driver.apply([e for work in works for e in work.input]):
+        events = [event for work in works for event in work.events]
+        owners = [(n, place) for n, work in enumerate(works) for place in range(len(work.events))]
+        rejected: list[Rejections] = [[] for _ in works]
+        refused_at = set[int]()
+        for index, error in self.driver.apply(events):
             self.driver.summary.skipped[error.reason] += 1
-            work, place = owner[index]
-            rejected[id(work)].append((place, error))
-        for work in works:
-            refused = rejected[id(work)]
-            accepted = len(work.input) - len(refused)
+            n, place = owners[index]
+            rejected[n].append((place, error))
+            refused_at.add(index)
+        if self.journal is not None:
+            self.journal.append([e for at, e in enumerate(events) if at not in refused_at])
+        for work, refused in zip(works, rejected, strict=True):
+            accepted = len(work.events) - len(refused)
             # What it duplicates may not be committed yet.
             needs_commit = accepted or any(error.reason == DUPLICATE for _, error in refused)
             if needs_commit and self._waits_for_commit:
                 self._uncommitted.append((work, Applied(accepted, refused, True)))
             else:
-                _send(work.future, Applied(accepted, refused, not needs_commit))
+                send(work.future, Applied(accepted, refused, not needs_commit))
 
-    def _resolve(self, results: list[tuple[_Work, Any]]) -> None:
+    def _resolve(self, results: list[tuple[Work, Any]]) -> None:
         for work, result in results:
-            _send(work.future, result)
+            send(work.future, result)
 
     def _resolve_all(self) -> None:
         for results in (*self._snapshots, self._uncommitted):
@@ -246,7 +263,7 @@ class EngineThread:
 
     def _refuse_queued(self) -> None:
         """Tell everybody who waits that nothing comes."""
-        waiting = [work for work, _ in self._uncommitted]
+        waiting = [*self._batch, *(work for work, _ in self._uncommitted)]
         waiting += [work for results in self._snapshots for work, _ in results]
         self._uncommitted, self._snapshots = [], deque()
         while True:
@@ -257,21 +274,8 @@ class EngineThread:
             if work is not None:
                 waiting.append(work)
         for work in waiting:
-            _send(work.future, error=Stopped(self.failure or "The service is ending."))
+            send(work.future, error=Stopped(self.failure or "The service is ending."))
 
 
-def _send(future: asyncio.Future[Any], result: Any = None, error: Exception | None = None) -> None:
-    """Hand a result to the event loop of its future."""
-
-    def set_result() -> None:
-        if future.done():  # the handler was cancelled
-            return
-        if error is not None:
-            future.set_exception(error)
-        else:
-            future.set_result(result)
-
-    try:
-        future.get_loop().call_soon_threadsafe(set_result)
-    except RuntimeError:  # the loop is closed: nobody waits any more
-        pass
+def _new_future() -> asyncio.Future[Any]:
+    return asyncio.get_running_loop().create_future()

@@ -66,7 +66,8 @@ class PageViews:
     ) -> dict[str, list[views.Column]]:
         """Return the `columns` of `views.compare_reads`, and one for each other run.
 
-        A run that cannot answer gives an empty column with a note.
+        A run that cannot answer gives an empty column with a note. A user without events has one
+        column.
 
         Args:
           engine: that holds the user.
@@ -78,7 +79,7 @@ class PageViews:
         """
         name, state, history = self._look_up(engine, user)
         columns = views.compare_reads(engine.recommender, state, k, time)
-        for run in self.other_runs:
+        for run in self.other_runs if state.events else ():
             try:
                 columns.append(run.read(name, history, k, time))
             except UserError as error:

@@ -8,7 +8,10 @@ import time
 from rec2pm_jax.data.reading.values import ValueRules
 from rec2pm_jax.serve.admission import Admission
 from rec2pm_jax.serve.bodies import EventsBody
-from rec2pm_jax.serve.engine_thread import Applied, EngineThread
+from rec2pm_jax.serve.engine_thread import EngineThread
+from rec2pm_jax.serve.metrics import ServiceMetrics
+from rec2pm_jax.serve.swap import Swapper
+from rec2pm_jax.serve.work import Applied
 from rec2pm_jax.stream.options import Worker
 from rec2pm_jax.stream.recommender import Recommender
 
@@ -22,11 +25,15 @@ class Service:
     Attributes:
       thread: owns the engine.
       admission: what may wait.
+      swapper: changes to a new checkpoint.
+      metrics: counts and times requests.
       max_body_bytes: of one body.
     """
 
     thread: EngineThread
     admission: Admission
+    swapper: Swapper
+    metrics: ServiceMetrics
     max_body_bytes: int = 1 << 20
 
     @property

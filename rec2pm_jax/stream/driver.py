@@ -182,8 +182,8 @@ class Driver:
             self._reported = now
         return Turn(began_commit, finished)
 
-    def finish(self, positions: Callable[[], Mapping[str, bytes]]) -> Summary:
-        """Compute all updates and commit everything; return what was done.
+    def commit_all(self, positions: Callable[[], Mapping[str, bytes]]) -> None:
+        """Compute all updates and commit everything.
 
         Args:
           positions: as for `keep_up`.
@@ -194,10 +194,27 @@ class Driver:
         self.engine.update_queue.finish_all()
         if self.is_durable:
             self.summary.commits += self.engine.commit(positions())
+
+    def finish(self, positions: Callable[[], Mapping[str, bytes]]) -> Summary:
+        """Compute all updates and commit everything; return what was done.
+
+        Args:
+          positions: as for `keep_up`.
+
+        Raises:
+          UserError: as `keep_up`.
+        """
+        self.commit_all(positions)
         self.summary.seconds = time.monotonic() - self._began
         self.summary.update_ms.extend(self.engine.update_queue.update_ms)
         self._report_metrics()
         return self.summary
+
+    def replace_engine(self, engine: Engine) -> None:
+        """Go on with another engine, after `commit_all`; totals continue."""
+        self._updates_before = engine.update_queue.num_updates - self.count_updates()
+        self._unknown_before = engine.num_unknown_items - self.summary.unknown_items
+        self.engine = engine
 
     def count_updates(self) -> int:
         """Return how many memory updates were computed since the start."""

@@ -47,7 +47,7 @@ def open_engine(
       options: `known_users` is replaced.
 
     Raises:
-      UserError: the store belongs to another model or is not complete, or the item table cannot be used.
+      UserError: the store belongs to another model or is incomplete, or the item table is unusable.
     """
     # A rebuilt store holds all users of its dataset; those it lacks have been forgotten.
     known = not is_rebuilt(store) and bool(paths.data)
