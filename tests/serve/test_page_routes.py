@@ -6,6 +6,7 @@ import dataclasses
 import re
 import tomllib
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from starlette.testclient import TestClient
 from rec2pm_jax.serve.admission import Admission
 from rec2pm_jax.serve.app import make_app
 from rec2pm_jax.serve.engine_thread import EngineThread
+from rec2pm_jax.serve.metrics import ServiceMetrics
 from rec2pm_jax.serve.page_routes import FILES, open_page
 from rec2pm_jax.serve.service import Service
 from rec2pm_jax.stream.driver import Driver, Intervals
@@ -44,7 +46,9 @@ def served(dataset, tmp_path_factory):
     page = open_page(engine, [str(run)])
     thread = EngineThread(Driver(engine, Intervals(commit_s=float("inf"))))
     thread.start()
-    with TestClient(make_app(Service(thread, Admission(10)), page)) as client:
+    admission = Admission(10)
+    service = Service(thread, admission, swapper=Mock(), metrics=ServiceMetrics(thread, admission))
+    with TestClient(make_app(service, page)) as client:
         yield client, dataset.user(int(np.argmax(dataset.lengths)))
     thread.stop()
 
