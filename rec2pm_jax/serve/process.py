@@ -101,7 +101,7 @@ def serve(
 
 
 def run_service(service: Service, app: Starlette, listener: socket.socket) -> None:
-    """Serve on a socket that listens, until SIGTERM or SIGINT, or until the engine fails; then commit.
+    """Serve on a bound socket until SIGTERM or SIGINT, or until the engine fails; then commit.
 
     At the end no new connection is accepted, requests under way are answered, and everything is
     committed. A second signal ends the process at once.
@@ -110,6 +110,20 @@ def run_service(service: Service, app: Starlette, listener: socket.socket) -> No
       UserError: the store could not keep what was applied.
     """
     allow_many_connections()
+    server = make_server(app)
+
+    def end() -> None:
+        server.should_exit = True
+
+    service.thread.start(on_end=end)
+    try:
+        server.run(sockets=[listener])
+    finally:
+        service.thread.stop()
+
+
+def make_server(app: Starlette) -> uvicorn.Server:
+    """Return the server of an application; it serves when `run` is called."""
     config = uvicorn.Config(
         app,
         log_level="warning",
@@ -120,16 +134,7 @@ def run_service(service: Service, app: Starlette, listener: socket.socket) -> No
         lifespan="off",
         server_header=False,
     )
-    server = _Server(config)
-
-    def end() -> None:
-        server.should_exit = True
-
-    service.thread.start(on_end=end)
-    try:
-        server.run(sockets=[listener])
-    finally:
-        service.thread.stop()
+    return _Server(config)
 
 
 @contextlib.contextmanager
