@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request as HttpRequest
 from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
@@ -13,9 +14,10 @@ from starlette.routing import Route
 from rec2pm_jax.errors import UserError
 from rec2pm_jax.serve import views
 from rec2pm_jax.serve.bodies import check_owned, read_json
-from rec2pm_jax.serve.known_events import KnownEvents, KnownHistory
+from rec2pm_jax.serve.known_events import KnownEvents, KnownHistory, begins_with_dataset
 from rec2pm_jax.serve.other_runs import OtherRun, load_other_runs
 from rec2pm_jax.serve.service import Service
+from rec2pm_jax.stream.driver import Driver
 from rec2pm_jax.stream.engine import Engine
 from rec2pm_jax.stream.lines.events import (
     MALFORMED,
@@ -145,13 +147,30 @@ async def get_model(http: HttpRequest) -> Response:
 async def get_users(http: HttpRequest) -> Response:
     """Return users whose id begins with `search`."""
     search, limit = http.query_params.get("search", ""), _read_limit(http.query_params)
-    return await _answer(http, lambda e: {"users": views.find_users(e, search, limit)})
+    service: Service = http.app.state.service
+
+    def find_stored(driver: Driver) -> list[dict[str, Any]] | None:
+        if begins_with_dataset(driver.engine):
+            return None
+        return views.find_stored_users(driver.engine.store, search, limit)
+
+    with service.admission.admit():
+        users = await service.thread.call(find_stored)
+        dataset = service.recommender.dataset
+        if users is None and dataset is not None:
+            users = await run_in_threadpool(
+                views.find_users, dataset, search, limit, service.worker
+            )
+    return JSONResponse({"users": users or []})
 
 
 async def get_items(http: HttpRequest) -> Response:
     """Return items whose title or id contains `search`."""
     search, limit = http.query_params.get("search", ""), _read_limit(http.query_params)
-    return await _answer(http, lambda e: {"items": views.find_items(e.recommender, search, limit)})
+    service: Service = http.app.state.service
+    with service.admission.admit():
+        items = await run_in_threadpool(views.find_items, service.recommender, search, limit)
+    return JSONResponse({"items": items})
 
 
 async def _answer(http: HttpRequest, function: Callable[[Engine], Any]) -> Response:

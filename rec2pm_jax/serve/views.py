@@ -1,6 +1,6 @@
 """What a person may want to see of a service: its model, users, items, and reads side by side.
 
-All functions only look at the engine; they belong into the thread that calls it.
+Functions of an engine, a user or a store belong into the thread that owns the engine.
 """
 
 from __future__ import annotations
@@ -12,12 +12,15 @@ from typing import Any
 import jax
 import numpy as np
 
+from rec2pm_jax.data.dataset import Dataset
 from rec2pm_jax.serve.known_events import KnownHistory, PastEvent, begins_with_dataset
 from rec2pm_jax.stream.catalogue import Catalogue
 from rec2pm_jax.stream.engine import Engine
 from rec2pm_jax.stream.lines.events import RawTime
+from rec2pm_jax.stream.options import Worker
 from rec2pm_jax.stream.outcomes import Recommendation
 from rec2pm_jax.stream.recommender import Recommender
+from rec2pm_jax.stream.stores.base import Store
 from rec2pm_jax.stream.users.user_state import UserState
 from rec2pm_jax.typing import PADDING_ID
 
@@ -176,24 +179,34 @@ def find_items(recommender: Recommender, search: str, limit: int) -> list[dict[s
     return list(islice(found, limit))
 
 
-def find_users(engine: Engine, search: str, limit: int) -> list[dict[str, Any]]:
-    """Return users whose id begins with a text: those of the dataset, or the first of the store.
+def find_users(
+    dataset: Dataset,
+    search: str,
+    limit: int,
+    worker: Worker = Worker(),  # noqa: B008 (immutable)
+) -> list[dict[str, Any]]:
+    """Return users of a dataset whose id begins with a text.
 
     Args:
-      engine: whose users.
+      dataset: whose users.
       search: the start of an id; empty: any user.
       limit: users at most.
+      worker: whose users.
 
     Returns:
-      `user` and `events` of each, in the order of ids; `events` is null for users of a store.
+      `user` and `events` of each, in the order of ids.
     """
-    dataset = engine.recommender.dataset
-    if dataset is None or not begins_with_dataset(engine):
-        names = (name for name, _ in islice(engine.store.items(), MAX_SCANNED))
-        stored = (name for name in names if name.startswith(search))
-        return [{"user": name, "events": None} for name in islice(stored, limit)]
-    found = (index for index in range(len(dataset)) if dataset.user(index).startswith(search))
-    return [
-        {"user": dataset.user(index), "events": int(dataset.lengths[index])}
-        for index in islice(found, limit)
-    ]
+    names = ((index, dataset.user(index)) for index in range(len(dataset)))
+    found = (
+        {"user": name, "events": int(dataset.lengths[index])}
+        for index, name in names
+        if name.startswith(search) and (worker.count == 1 or worker.owns(name))
+    )
+    return list(islice(found, limit))
+
+
+def find_stored_users(store: Store, search: str, limit: int) -> list[dict[str, Any]]:
+    """Do as `find_users` for the first `MAX_SCANNED` users of a store; `events` is null."""
+    names = (name for name, _ in islice(store.items(), MAX_SCANNED))
+    stored = ({"user": name, "events": None} for name in names if name.startswith(search))
+    return list(islice(stored, limit))

@@ -15,7 +15,7 @@ from rec2pm_jax.serve.other_runs import OtherRun, load_other_runs
 from rec2pm_jax.serve.users import expect_from_memory
 from rec2pm_jax.stream.engine import Engine
 from rec2pm_jax.stream.lines.events import Event, RejectedInput
-from rec2pm_jax.stream.options import EngineOptions
+from rec2pm_jax.stream.options import EngineOptions, Worker
 from rec2pm_jax.stream.recommender import Recommender
 from rec2pm_jax.stream.stores.base import MemoryStore
 from rec2pm_jax.typing import Events
@@ -157,9 +157,9 @@ def test_histories_start_with_the_dataset_only_if_users_do(dataset):
     raw = _events(dataset, name)[:3]
     engine.apply([_as_event(name, fields) for fields in raw])
     assert len(KnownEvents().look_up(engine, name)[1].events) == 3
-    assert views.find_users(engine, "", 5) == []  # nothing is committed
+    assert views.find_stored_users(engine.store, "", 5) == []  # nothing is committed
     engine.commit({})
-    assert views.find_users(engine, "", 5) == [{"user": name, "events": None}]
+    assert views.find_stored_users(engine.store, name, 5) == [{"user": name, "events": None}]
     described = views.describe_user(engine, name, *KnownEvents().look_up(engine, name), limit=2)
     assert described["events"] == described["pending"] == 3 and described["updates"] == 0
     newest = [(event["item"], event["time"]) for event in described["last_events"]]
@@ -177,13 +177,15 @@ def test_an_unknown_item_is_shown_as_such(dataset):
 
 def test_users_and_items_are_found(dataset):
     model = _model(dataset, times=True)
-    engine, items = _engine(model), model.catalogue.items
+    items = model.catalogue.items
     everyone = [dataset.user(i) for i in range(len(dataset))]
     start = everyone[-1][:1]
-    found = views.find_users(engine, start, 100)
+    found = views.find_users(dataset, start, 100)
     assert [row["user"] for row in found] == [u for u in everyone if u.startswith(start)]
     assert found[-1]["events"] == dataset.lengths[-1]
-    assert len(views.find_users(engine, "", 2)) == 2
+    assert len(views.find_users(dataset, "", 2)) == 2
+    parts = [views.find_users(dataset, "", 100, Worker(index, 2)) for index in range(2)]
+    assert sorted(row["user"] for part in parts for row in part) == sorted(everyone)
     wanted = items.raw_ids[7]
     rows = views.find_items(model, wanted.upper(), 100)
     by_count = sorted(range(1, len(items.raw_ids)), key=lambda i: -items.counts[i])

@@ -8,8 +8,12 @@ const MAX_EVENTS = 200; // of the history
 const DAY = 86400;
 const FRESH = 30 * DAY; // users with newer events are asked for now, others after their last event
 
-const COLUMNS = {
+const RECOMMENDATIONS = { // the first column, with and without a memory
   "memory and recent events": ["Recommendations", "From the memory and the recent events."],
+  "recent events only": ["Recommendations", "From the recent events."],
+};
+
+const COLUMNS = {
   "memory only": ["Memory alone", "What the memory expects by itself."],
   "recent events only": ["Recent events alone", "The same model with an empty memory."],
 };
@@ -210,7 +214,7 @@ function drawColumn(name, kind, title, what, list) {
 function drawColumns(columns) {
   const best = new Set(columns[0].items.map((item) => item.item));
   return columns.map((column, index) => {
-    const [title, what] = COLUMNS[column.name] || otherRun(column.name);
+    const [title, what] = index ? COLUMNS[column.name] || otherRun(column.name) : RECOMMENDATIONS[column.name];
     const before = state.ranks[column.name];
     const rows = column.items.map(({ item, title: name, score }, rank) => {
       const side = score === null ? "" : score.toFixed(1);
