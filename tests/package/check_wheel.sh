@@ -34,9 +34,12 @@ echo '{"user": "ann", "item": "tea", "time": "2024-06-01T12:00:00Z"}
 {"user": "ann", "recommend": 3, "time": "2024-06-02T12:00:00Z"}' | rec2pm stream --workdir=run --events=- --output=answers.jsonl
 cat answers.jsonl
 python - <<'END'
+import importlib.resources
 import json
 
 import rec2pm_jax
+
+assert (importlib.resources.files("rec2pm_jax.serve") / "page/index.html").is_file()
 
 [record] = json.load(open("record.json"))
 assert record["step"] <= 10 and 0 <= record["metrics"]["ndcg@10"] <= 1, record

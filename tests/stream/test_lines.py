@@ -13,7 +13,7 @@ import sys
 import pytest
 
 from rec2pm_jax.errors import UserError
-from rec2pm_jax.stream import runner
+from rec2pm_jax.stream import driver, runner
 from rec2pm_jax.stream.engine import Engine
 from rec2pm_jax.stream.lines import output
 from rec2pm_jax.stream.lines.events import Event, RejectedInput
@@ -131,7 +131,7 @@ def test_answers_come_in_order_with_everything_before_applied(dataset, engine):
 def test_the_size_of_steps_changes_nothing(dataset, engine, monkeypatch):
     lines = [{"user": i % 3} | e for i, e in enumerate(raw_events(dataset, 0))]
     one, _ = stream(engine, [*lines, {"user": "1", "recommend": 5}])
-    monkeypatch.setattr(runner, "BULK", runner.BULK._replace(lines=4))
+    monkeypatch.setattr(driver, "BULK", driver.BULK._replace(lines=4))
     counts = []
     apply = Engine.apply
     monkeypatch.setattr(Engine, "apply", lambda s, e: counts.append(len(e)) or apply(s, e))

@@ -22,7 +22,7 @@ from rec2pm_jax.data.dataset import open_dataset
 from rec2pm_jax.data.options import PrepareOptions
 from rec2pm_jax.data.prepare import append
 from rec2pm_jax.errors import UserError
-from rec2pm_jax.stream import runner
+from rec2pm_jax.stream import driver
 from rec2pm_jax.stream.engine import Engine
 from rec2pm_jax.stream.lines.events import Event
 from rec2pm_jax.stream.lines.sources import DirectorySource, FileSource
@@ -126,7 +126,7 @@ def test_any_restarts_of_a_file(dataset, model, tmp_path_factory, data):
 
         with pytest.MonkeyPatch.context() as patch:
             lines, encoded = data.draw(st.integers(1, 40)), data.draw(st.integers(1, 3))
-            patch.setattr(runner, "BULK", runner.BULK._replace(lines=lines, encoded=encoded))
+            patch.setattr(driver, "BULK", driver.BULK._replace(lines=lines, encoded=encoded))
             try:
                 run_stream(engine, source, print, intervals=Intervals(0.0), stopped=stopped)
             except Killed:
@@ -161,7 +161,7 @@ def test_any_replays_of_numbered_events(dataset, model, data):
 
 
 def test_equal_batches_give_equal_bits(dataset, model, monkeypatch):
-    monkeypatch.setattr(runner, "BULK", runner.BULK._replace(lines=16))
+    monkeypatch.setattr(driver, "BULK", driver.BULK._replace(lines=16))
     events = [Event(**e) for e in interleaved(dataset, [0, 1] * 20)]
     whole = open_engine(model, MemoryStore(), memory="int8")
     store = MemoryStore()

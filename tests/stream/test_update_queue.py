@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from rec2pm_jax.errors import UserError
-from rec2pm_jax.stream import runner
+from rec2pm_jax.stream import driver
 from rec2pm_jax.stream.compute.updater import MemoryUpdater
 from rec2pm_jax.stream.engine import Engine
 from rec2pm_jax.stream.lines.events import Event
@@ -137,7 +137,7 @@ def test_batches_do_not_depend_on_how_fast_the_thread_is(dataset, events, monkey
         return compute(self, inputs)
 
     monkeypatch.setattr(MemoryUpdater, "compute", slow)
-    monkeypatch.setattr(runner, "BULK", runner.BULK._replace(lines=25, updated=3))
+    monkeypatch.setattr(driver, "BULK", driver.BULK._replace(lines=25, updated=3))
     turns = np.random.default_rng(1).permutation(np.repeat(np.arange(USERS), len(events)))
     waiting = [iter(events) for _ in range(USERS)]
     lines = [json.dumps({"user": f"u{u}"} | next(waiting[u])).encode() + b"\n" for u in turns]

@@ -129,6 +129,11 @@ def parse_line(line: bytes, rules: ValueRules = PLAIN_RULES) -> Event | Request:
         raise RejectedInput(MALFORMED, f"not JSON ({error})") from error
     if end != len(text):
         raise RejectedInput(MALFORMED, f"not JSON (more follows after character {end})")
+    return parse_fields(fields, rules)
+
+
+def parse_fields(fields: Any, rules: ValueRules = PLAIN_RULES) -> Event | Request:
+    """Do as `parse_line` with a line that was read as JSON already."""
     if not isinstance(fields, dict):
         raise RejectedInput(MALFORMED, "not a JSON object")
     if ("item" in fields) == ("recommend" in fields):

@@ -1,12 +1,10 @@
 """Where lines come from, and how far they were read: files, pipes and growing directories.
 
-The position of a file is the offset behind the last line returned, with a digest of how the file
-begins. The digest tells a replaced file from the one that was read.
+How far a file was read is a position, see `positions.py`.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import select
@@ -16,9 +14,9 @@ from pathlib import Path
 from typing import Protocol
 
 from rec2pm_jax.errors import UserError
+from rec2pm_jax.stream.lines.positions import HEAD_BYTES, digest, encode_position, position_key
 
 _READ_BYTES = 1 << 18
-_HEAD_BYTES = 1024  # of a file, covered by the digest
 _POLL_S = 0.1  # between two looks for new files
 
 
@@ -143,7 +141,7 @@ class FileSource:
         self._buffer, self._ended = _LineBuffer(), False
         try:
             self._file = open(path, "rb", buffering=0)
-            self._head = self._file.read(_HEAD_BYTES)
+            self._head = self._file.read(HEAD_BYTES)
         except OSError as error:
             raise _unreadable(path, error) from error
         self._begin = self.offset = self._stored_offset(metadata.get(self._key))
@@ -154,14 +152,14 @@ class FileSource:
 
     @property
     def _key(self) -> str:
-        return f"input:{self.path.name}"
+        return position_key(self.path.name)
 
     def _stored_offset(self, position: bytes | None) -> int:
         if position is None:
             return 0
         known = json.loads(position)
         size = os.fstat(self._file.fileno()).st_size
-        if size < known["offset"] or known["head"] != _digest(self._head[: known["head_bytes"]]):
+        if size < known["offset"] or known["head"] != digest(self._head[: known["head_bytes"]]):
             raise UserError(
                 f"--events={self.path} is another file than the one of this name that the store has "
                 f"read {known['offset']} bytes of: give the new file another name."
@@ -186,11 +184,9 @@ class FileSource:
         return lines
 
     def positions(self) -> Mapping[str, bytes]:
-        if len(self._head) < _HEAD_BYTES:  # the file may have grown since
-            self._head = os.pread(self._file.fileno(), _HEAD_BYTES, 0)
-        head = self._head[: self.offset]
-        position = {"offset": self.offset, "head": _digest(head), "head_bytes": len(head)}
-        return {self._key: json.dumps(position).encode()}
+        if len(self._head) < HEAD_BYTES:  # the file may have grown since
+            self._head = os.pread(self._file.fileno(), HEAD_BYTES, 0)
+        return {self._key: encode_position(self.offset, self._head)}
 
     def notes(self) -> list[str]:
         if not self._ended:
@@ -290,10 +286,6 @@ def open_source(path: str, metadata: Mapping[str, bytes]) -> Source:
         return PipeSource(os.open(path, os.O_RDONLY), path)  # a named pipe
     except OSError as error:
         raise _unreadable(path, error) from error
-
-
-def _digest(head: bytes) -> str:
-    return hashlib.blake2b(head, digest_size=8).hexdigest()
 
 
 def _unreadable(path: str | Path, error: OSError) -> UserError:

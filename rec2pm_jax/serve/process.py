@@ -1,0 +1,183 @@
+"""The process that serves: uvicorn in front, the engine's thread behind, an orderly end."""
+
+from __future__ import annotations
+
+import contextlib
+import resource
+import socket
+import sys
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import uvicorn
+from starlette.applications import Starlette
+
+from rec2pm_jax.errors import UserError
+from rec2pm_jax.serve.admission import Admission
+from rec2pm_jax.serve.app import make_app
+from rec2pm_jax.serve.engine_thread import EngineThread
+from rec2pm_jax.serve.journal import Journal
+from rec2pm_jax.serve.metrics import ServiceMetrics
+from rec2pm_jax.serve.opening import check_journal, open_service
+from rec2pm_jax.serve.page_routes import open_page
+from rec2pm_jax.serve.service import Service
+from rec2pm_jax.serve.swap import Swapper
+from rec2pm_jax.stream.driver import Driver, Intervals
+from rec2pm_jax.stream.opening import ModelPaths
+from rec2pm_jax.stream.options import EngineOptions
+from rec2pm_jax.stream.process import configure_interpreter
+
+IDLE_S = 75  # an idle connection is closed after so long; proxies keep theirs for up to 60 s
+DRAIN_S = 30  # at the end, requests get so long to be complete
+BACKLOG = 2048  # connections that the system accepts ahead of us
+
+
+class ServiceOptions(NamedTuple):
+    """Settings of a service, beside those of its engine.
+
+    Attributes:
+      host, port: where it listens; port 0 is a free one.
+      journal: directory of the journal; "" for none.
+      ack: when events are acknowledged: "commit" for when they are in the store, "received" for when
+        they are applied.
+      commit_s: seconds between commits.
+      max_waiting: requests that may wait.
+      max_body_bytes: of one body.
+      page: whether there is a page at /.
+      compare: directories of other runs that the page compares.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    journal: str = ""
+    ack: str = "commit"
+    commit_s: float = 0.1
+    max_waiting: int = 1000
+    max_body_bytes: int = 1 << 20
+    page: bool = True
+    compare: tuple[str, ...] = ()
+
+
+def serve(
+    paths: ModelPaths, store: str, engine_options: EngineOptions, options: ServiceOptions
+) -> None:
+    """Open a model and its store, and serve until SIGTERM or SIGINT, or until the engine fails.
+
+    Prints to stderr the address once connections are accepted, and a summary at the end.
+
+    Args:
+      store: address of the store; "" keeps states in the process.
+
+    Raises:
+      UserError: the model, the store or the address cannot be used, or the store could not keep what
+        was applied.
+    """
+    check_journal(options.journal, store)
+    with contextlib.ExitStack() as stack:
+        journal = None
+        if options.journal:
+            journal = Journal(options.journal, engine_options.worker)
+            stack.callback(journal.close)
+        listener = stack.enter_context(_listen(options.host, options.port))
+        opened = open_service(paths, store, engine_options, journal)
+        page = open_page(opened.engine, options.compare) if options.page else []
+        configure_interpreter()
+        commit_s = options.commit_s if store else float("inf")
+        driver = Driver(opened.engine, Intervals(commit_s, report_s=float("inf")))
+        stack.callback(lambda: driver.engine.store.close())
+        thread = EngineThread(
+            driver, opened.items.poll, journal=journal, waits_for_commit=options.ack == "commit"
+        )
+        admission = Admission(options.max_waiting)
+        service = Service(
+            thread,
+            admission,
+            Swapper(thread, paths, store, opened, engine_options),
+            ServiceMetrics(thread, admission),
+            options.max_body_bytes,
+        )
+        run_service(service, make_app(service, page), listener)
+    print("\n".join([*driver.summary.format_report(), *opened.items.notes()]), file=sys.stderr)
+
+
+def run_service(service: Service, app: Starlette, listener: socket.socket) -> None:
+    """Serve on a bound socket until SIGTERM or SIGINT, or until the engine fails; then commit.
+
+    At the end no new connection is accepted, requests under way are answered, and everything is
+    committed. A second signal ends the process at once.
+
+    Raises:
+      UserError: the store could not keep what was applied.
+    """
+    allow_many_connections()
+    server = make_server(app)
+
+    def end() -> None:
+        server.should_exit = True
+
+    service.thread.start(on_end=end)
+    try:
+        server.run(sockets=[listener])
+    finally:
+        service.thread.stop()
+
+
+def make_server(app: Starlette) -> uvicorn.Server:
+    """Return the server of an application; it serves when `run` is called."""
+    config = uvicorn.Config(
+        app,
+        log_level="warning",
+        access_log=False,
+        timeout_keep_alive=IDLE_S,
+        timeout_graceful_shutdown=DRAIN_S,
+        backlog=BACKLOG,
+        lifespan="off",
+        server_header=False,
+    )
+    return _Server(config)
+
+
+@contextlib.contextmanager
+def _listen(host: str, port: int) -> Iterator[socket.socket]:
+    """Bind a socket; clients wait until `run_service` accepts their connections.
+
+    Raises:
+      UserError: the address cannot be used.
+    """
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listener = socket.socket(family, kind, protocol)
+    except (OSError, UnicodeError) as error:
+        raise _cannot_listen(host, port, error) from error
+    with contextlib.closing(listener):
+        try:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+        except (OSError, OverflowError) as error:
+            raise _cannot_listen(host, port, error) from error
+        yield listener
+
+
+def _cannot_listen(host: str, port: int, error: Exception) -> UserError:
+    reason = getattr(error, "strerror", None) or error
+    return UserError(f"Cannot listen at --host={host} --port={port} ({reason}): choose another.")
+
+
+class _Server(uvicorn.Server):
+    """A server that says when it is ready."""
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started and sockets:
+            host, port = sockets[0].getsockname()[:2]
+            host = f"[{host}]" if ":" in host else host
+            print(f"serving at http://{host}:{port}", file=sys.stderr, flush=True)
+
+
+def allow_many_connections() -> None:
+    """Raise the limit of open files to the largest that the system allows."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
