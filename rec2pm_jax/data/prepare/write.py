@@ -12,10 +12,10 @@ import numpy as np
 import polars as pl
 from tqdm import tqdm
 
-from rec2pm_jax.data.dataset import INFO_FILE
+from rec2pm_jax.data.info import INFO_FILE
 from rec2pm_jax.data.polars_io import write_parquet
 from rec2pm_jax.data.prepare.order import OrderedLog
-from rec2pm_jax.data.record_files import encode_records, shard_name, write_records
+from rec2pm_jax.data.record_files import encode_records, shard_bounds, shard_name, write_records
 
 SHARD_EVENTS = 5_000_000
 
@@ -50,7 +50,7 @@ def write_sequences(
     """
     users, events = len(log.users.counts), int(log.users.counts.sum())
     shards = count_shards(users, events, shards)
-    ends = np.linspace(0, users, shards + 1).astype(int)[1:]
+    ends = shard_bounds(users, shards)[1:].tolist()
     with tqdm(total=users, desc="writing", unit="user", disable=not progress) as bar:
         records = (record for part in log.parts() for record in encode_records(part))
         done = 0
