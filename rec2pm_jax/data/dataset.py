@@ -26,18 +26,23 @@ import polars as pl
 
 from rec2pm_jax.data.deltas import delta_paths, merge_histories, merge_users
 from rec2pm_jax.data.histories import Histories, group_users
-from rec2pm_jax.data.id_map import IN_MEMORY_IDS, IdList, IdMap, open_ids
+from rec2pm_jax.data.id_map import IdList, IdMap, fits_in_memory, open_ids
 from rec2pm_jax.data.info import read_info
 from rec2pm_jax.data.items import Items
 from rec2pm_jax.data.record_files import mismatch_error, read_table, read_verified
 from rec2pm_jax.data.record_reader import MergedReader, RecordReader, open_reader
-from rec2pm_jax.data.sequences import EventBlock, UserSequence, cut_sequence
+from rec2pm_jax.data.sequences import (
+    BLOCK_EVENTS,
+    EventBlock,
+    FlatEvents,
+    UserSequence,
+    cut_sequence,
+)
 from rec2pm_jax.errors import UserError
 
 __all__ = ["Dataset", "Items", "UserSequence", "open_dataset"]
 
 IN_MEMORY_EVENTS = 20_000_000  # a larger dataset is read from its files, user by user
-_BLOCK_EVENTS = 1_000_000  # of all users, read at a time
 
 
 class Dataset:
@@ -225,6 +230,19 @@ class Dataset:
         bounds = zip(found.users, found.offsets[:-1], found.offsets[1:], strict=True)
         return [cut_sequence(user, times, found, slice(start, end)) for user, start, end in bounds]
 
+    def flat_events(self, indices: np.ndarray) -> FlatEvents:
+        """Return the events of several users in flat arrays, without copies if they are in memory.
+
+        Args:
+          indices: int [n], of the users, in any order.
+        """
+        if self.in_memory:
+            all_ = self.histories
+            return FlatEvents(all_.offsets[indices], all_.ids, self.relative_times, all_.types)
+        found = self._reader.read(indices)
+        times = self._shift(found.times) if self.has_times else None
+        return FlatEvents(found.offsets[:-1], found.ids, times, found.types)
+
     def blocks(self) -> Iterator[EventBlock]:
         """Yield the events of all users: one block if they are in memory, else many."""
         if self.in_memory:
@@ -232,7 +250,7 @@ class Dataset:
             users = slice(0, self.num_users)
             yield EventBlock(users, found.offsets, found.ids, self.relative_times, found.types)
             return
-        firsts = group_users(self.lengths.astype(np.int64), _BLOCK_EVENTS).firsts
+        firsts = group_users(self.lengths.astype(np.int64), BLOCK_EVENTS).firsts
         for first, stop in itertools.pairwise(firsts.tolist()):
             found = self._reader.read(np.arange(first, stop))
             times = self._shift(found.times) if self.has_times else None
@@ -262,7 +280,7 @@ def open_dataset(path: str | Path) -> Dataset:
     deltas = delta_paths(path, info.get("deltas", 0))
     base = info.get("base", info)
     # The raw ids of a small dataset are read at once, and so belong to one state of its files.
-    whole = deltas or base["users"] <= IN_MEMORY_IDS
+    whole = deltas or fits_in_memory(base["users"])
     users = read_table(path, "users", base["users"], ["user", "length"] if whole else ["length"])
     for delta in deltas:
         users = merge_users(users, read_table(delta, "users", read_info(delta)["users"]))

@@ -123,6 +123,11 @@ class IdMap(Sequence[str]):
         return found
 
 
+def fits_in_memory(rows: int) -> bool:
+    """Return whether so many raw ids are kept in memory rather than mapped."""
+    return rows <= IN_MEMORY_IDS
+
+
 def open_ids(path: Path, name: str, rows: int, read: Callable[[], pl.Series]) -> IdList | IdMap:
     """Return the raw ids of a table: in memory if they are few, else mapped.
 
@@ -135,7 +140,7 @@ def open_ids(path: Path, name: str, rows: int, read: Callable[[], pl.Series]) ->
     Raises:
       UserError: the files are damaged, or cannot be written.
     """
-    if rows <= IN_MEMORY_IDS:
+    if fits_in_memory(rows):
         return IdList(read().to_list())
     if not (path / DIRECTORY / f"{name}-rows.npy").is_file():
         _log.warning("%s: an index of the raw ids of %s %s is written, once.", path, rows, name)

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from rec2pm_jax.data.id_map import IN_MEMORY_IDS, IdList, IdMap, open_ids
+from rec2pm_jax.data.id_map import IdList, IdMap, fits_in_memory, open_ids
 from rec2pm_jax.data.record_files import read_table
 
 
@@ -40,8 +40,8 @@ class Items:
         Raises:
           UserError: the table is missing or damaged, or has another number of rows.
         """
-        small = rows <= IN_MEMORY_IDS
-        items = cls(read_table(path, "items", rows, columns=None if small else []))
+        columns: list[str] | None = None if fits_in_memory(rows) else []
+        items = cls(read_table(path, "items", rows, columns))
         items._height, items._path = rows, path
         return items
 

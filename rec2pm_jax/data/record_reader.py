@@ -113,6 +113,8 @@ class RecordReader:
                 f"{self._path} was replaced by another dataset while it was read; start again."
             )
         reader = ArrayRecordReader(str(file), _AT_RANDOM)
+        if not reader.ok():
+            reader.read()  # raises what is wrong
         if reader.num_records() != self._bounds[shard + 1] - self._bounds[shard]:
             raise mismatch_error(self._path)
         self._open[shard] = reader

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import itertools
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from rec2pm_jax.data.histories import Histories
+from rec2pm_jax.data.histories import Histories, group_users
+
+BLOCK_EVENTS = 1_000_000  # of consecutive users, read at a time
 
 
 class UserSequence(NamedTuple):
@@ -41,6 +45,31 @@ class EventBlock(NamedTuple):
     ids: np.ndarray
     times: np.ndarray | None
     types: np.ndarray | None
+
+
+class FlatEvents(NamedTuple):
+    """Where the events of some users are, in flat arrays that may hold other users, too.
+
+    Attributes:
+      firsts: int64 [n], place of each user's first event; the others follow.
+      ids, times, types: as in `EventBlock`.
+    """
+
+    firsts: np.ndarray
+    ids: np.ndarray
+    times: np.ndarray | None
+    types: np.ndarray | None
+
+
+def read_in_order(dataset: Any) -> Iterator[UserSequence]:
+    """Yield the sequences of all users, some users in memory at a time if files are read.
+
+    Args:
+      dataset: a `Dataset`, or a view of some of its users.
+    """
+    firsts = group_users(np.asarray(dataset.lengths, np.int64), BLOCK_EVENTS).firsts
+    for first, stop in itertools.pairwise(firsts.tolist()):
+        yield from dataset.sequences(np.arange(first, stop))
 
 
 def cut_sequence(

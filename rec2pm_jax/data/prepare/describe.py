@@ -83,7 +83,7 @@ def describe(options: PrepareOptions, content: Content) -> dict:
         "event_types": content.event_types,
         "ground_truth": content.ground_truth,
         "content_hash": hash_content(
-            content.users.to_list(),
+            content.users,
             content.lengths,
             content.column,
             content.items,

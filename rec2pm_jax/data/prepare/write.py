@@ -12,6 +12,7 @@ import numpy as np
 import polars as pl
 from tqdm import tqdm
 
+from rec2pm_jax.data.id_map import fits_in_memory, write_id_map
 from rec2pm_jax.data.info import INFO_FILE
 from rec2pm_jax.data.polars_io import write_parquet
 from rec2pm_jax.data.prepare.order import OrderedLog
@@ -62,7 +63,7 @@ def write_sequences(
 
 
 def write_users(directory: Path, names: pl.Series, lengths: np.ndarray, newest: np.ndarray) -> None:
-    """Write users.parquet.
+    """Write users.parquet and, of many users, the index of their raw ids.
 
     Args:
       directory: of the dataset.
@@ -73,11 +74,15 @@ def write_users(directory: Path, names: pl.Series, lengths: np.ndarray, newest: 
     table = pl.DataFrame({"user": names, "length": lengths.astype(np.int32), "last": newest})
     table = table.with_row_index("index").select("user", "index", "length", "last")
     write_parquet(table, directory / "users.parquet")
+    if not fits_in_memory(len(names)):
+        write_id_map(directory, "users", names)
 
 
 def write_items(directory: Path, items: pl.DataFrame) -> None:
-    """Write items.parquet."""
+    """Write items.parquet and, of many items, the index of their raw ids."""
     write_parquet(items, directory / "items.parquet")
+    if not fits_in_memory(items.height):
+        write_id_map(directory, "items", pl.concat([pl.Series([""]), items["raw_id"]]))
 
 
 def replace_info(directory: Path, info: Mapping) -> None:
