@@ -17,7 +17,6 @@ With `--threads=1` rows are pinned to one core; then compare CPU seconds on a bu
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -78,7 +77,7 @@ def main(_) -> None:
         allocator=args.allocator,
         repeats=args.repeats,
         cache=args.compilation_cache,
-        max_rss=args.max_gb * 1e9 or 0.6 * _free_memory(),
+        max_rss=args.max_gb * 1e9 or 0.6 * driver.free_memory(),
     )
     with only_writer_of(Path(args.json)):
         if args.suite in SIZES:
@@ -112,13 +111,6 @@ def _record(settings: driver.Settings, rows: Iterable[dict[str, Any]]) -> None:
         write_records(args.json, record)
         print(", ".join(f"{name} {value}" for name, value in row.items()), flush=True)
     print(f"written to {args.json}")
-
-
-def _free_memory() -> float:
-    try:
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (ValueError, OSError):
-        return float("inf")
 
 
 if __name__ == "__main__":

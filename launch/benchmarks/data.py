@@ -2,8 +2,8 @@
 
 A dataset of each size is written first (`large_data.py`), which is not timed. It stays in
 `--directory`, where a later start finds it. What opens and feeds runs in fresh processes
-(`data_child.py`). Then two processes train SASRec of width 16 with a sharded table. Both are killed with
-SIGKILL half-way and started again.
+(`data_child.py`). Then two processes train SASRec of width 16 with a sharded table. Half-way both are
+killed with SIGKILL and started again.
 """
 
 from __future__ import annotations

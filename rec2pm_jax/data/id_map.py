@@ -45,10 +45,6 @@ class IdList(list[str]):
         """Return the row of a raw id, or None for an unknown one."""
         return self._rows.get(raw)
 
-    def hashes(self) -> np.ndarray:
-        """Return `hash_strings` of all ids: uint64 [n]."""
-        return hash_strings(self)
-
 
 class IdMap(Sequence[str]):
     """The raw ids of a table, in its order; `find` returns the row of one.
@@ -115,12 +111,6 @@ class IdMap(Sequence[str]):
                 return row
             place += 1
         return None
-
-    def hashes(self) -> np.ndarray:
-        """Return `hash_strings` of all ids in the order of the table: uint64 [n]."""
-        found = np.empty(len(self), np.uint64)
-        found[self._rows] = self._hashes
-        return found
 
 
 def fits_in_memory(rows: int) -> bool:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from rec2pm_jax.config import DataConfig
-from rec2pm_jax.data.hashing import mix
+from rec2pm_jax.data.hashing import hash_strings, mix
 from rec2pm_jax.data.target_events import TargetEvents
 from rec2pm_jax.errors import UserError, nearest
 
@@ -230,7 +230,7 @@ class HoldOut(SplitRule):
         self, data: DataConfig, dataset: Dataset, events: TargetEvents | None = None
     ) -> HoldOut:
         """Divide the users by a hash of their raw ids: the same users in every dataset."""
-        users = dataset.user_ids.hashes()
+        users = hash_strings(dataset.user(i) for i in range(dataset.num_users))
         held = mix(_HOLDOUT_SEED, users) / 2.0**64 < self.share
         return dataclasses.replace(self, base=self.base.bind(data, dataset, events), held=held)
 
