@@ -17,14 +17,15 @@ With `--threads=1` rows are pinned to one core; then compare CPU seconds on a bu
 
 from __future__ import annotations
 
-import os
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from absl import flags
 
 from launch.benchmarks import (
+    data,
     driver,
     infer,
     inputs,
@@ -51,14 +52,16 @@ SUITES = {  # name -> (smoke) -> cases
 }
 # Suites that measure a whole command: name -> (smoke) -> rows
 COMMANDS = {c.__name__.split(".")[-1]: c.measure_rows for c in (prepare, recommend, stream)}
+SIZES = {"data": data.measure_rows}  # name -> (smoke, only, directory) -> rows
 
 
 def define_flags() -> None:
-    flags.DEFINE_enum("suite", None, [*SUITES, *COMMANDS], "What to measure.")
+    flags.DEFINE_enum("suite", None, [*SUITES, *COMMANDS, *SIZES], "What to measure.")
     flags.DEFINE_string("json", None, "File for the record.")
     flags.DEFINE_integer("threads", 0, "Cores to use, the first of this process's; 0: all.", 0)
     flags.DEFINE_integer("repeats", 5, "Measured repetitions of every row.", 1)
     cli.define_only("rows")
+    flags.DEFINE_string("directory", "", "Where the datasets of --suite=data stay; empty: nowhere.")
     flags.DEFINE_enum(
         "allocator", "tuned", processes.ALLOCATORS, "tuned: glibc keeps the memory it was given."
     )
@@ -74,11 +77,13 @@ def main(_) -> None:
         allocator=args.allocator,
         repeats=args.repeats,
         cache=args.compilation_cache,
-        max_rss=args.max_gb * 1e9 or 0.6 * _free_memory(),
+        max_rss=args.max_gb * 1e9 or 0.6 * driver.free_memory(),
     )
     with only_writer_of(Path(args.json)):
-        if args.suite in COMMANDS:
-            _measure_command(settings)
+        if args.suite in SIZES:
+            _record(settings, SIZES[args.suite](args.smoke, args.only, args.directory))
+        elif args.suite in COMMANDS:
+            _record(settings, COMMANDS[args.suite](args.smoke))
         else:
             _measure_rows(settings)
 
@@ -97,22 +102,15 @@ def _measure_rows(settings: driver.Settings) -> None:
     print(f"written to {args.json}")
 
 
-def _measure_command(settings: driver.Settings) -> None:
+def _record(settings: driver.Settings, rows: Iterable[dict[str, Any]]) -> None:
     args = flags.FLAGS
     env = driver.describe_environment(settings)
     record: dict[str, Any] = {"suite": args.suite, "env": env, "rows": []}
-    for row in COMMANDS[args.suite](args.smoke):
+    for row in rows:
         record["rows"].append(row)
         write_records(args.json, record)
         print(", ".join(f"{name} {value}" for name, value in row.items()), flush=True)
     print(f"written to {args.json}")
-
-
-def _free_memory() -> float:
-    try:
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (ValueError, OSError):
-        return float("inf")
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from rec2pm_jax.methods.registry import config_hash, make_method
 from rec2pm_jax.provenance import git_commit
 from rec2pm_jax.stream.latency import measure
 from rec2pm_jax.training.checkpoint import load_for_inference
-from rec2pm_jax.training.item_content import serving_params
+from rec2pm_jax.training.item_content import dataset_params
 from rec2pm_jax.training.loop import train_and_evaluate
 from rec2pm_jax.training.run_checks import fit_to_data
 from rec2pm_jax.training.trained_run import TrainedRun
@@ -135,7 +135,7 @@ def train_model(config: Config, dataset: Dataset, workdir: str | Path) -> Traine
     method = make_method(config, dataset.num_items)
     summary = train_and_evaluate(config, dataset, method, workdir)
     _, params, meta = load_for_inference(workdir)
-    params = serving_params(config, params, dataset.item_table)
+    params = dataset_params(config, params, dataset)
     return TrainedModel(config, method, params, meta, summary["wall_s"], summary["device"])
 
 

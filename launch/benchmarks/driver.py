@@ -256,3 +256,11 @@ def _read_cpu_name() -> str | None:
         return None
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else None
+
+
+def free_memory() -> float:
+    """Return the free memory of this machine in bytes; infinity where it cannot be told."""
+    try:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (ValueError, OSError):
+        return float("inf")

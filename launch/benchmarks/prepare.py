@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from rec2pm_jax.data.dataset import read_info
+from rec2pm_jax.data.info import read_info
 from rec2pm_jax.data.sources.synthetic_log import frames
 from rec2pm_jax.errors import UserError
 

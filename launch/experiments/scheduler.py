@@ -16,7 +16,8 @@ from launch.experiments.results_file import SuiteResults
 from launch.experiments.run import DATASETS, Run
 from launch.experiments.suites import list_runs
 from launch.experiments.worker import Worker
-from rec2pm_jax.data.dataset import INFO_FILE, open_dataset
+from rec2pm_jax.data.dataset import open_dataset
+from rec2pm_jax.data.info import INFO_FILE
 from rec2pm_jax.errors import UserError
 from rec2pm_jax.lock import alone_in
 

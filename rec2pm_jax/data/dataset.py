@@ -8,6 +8,7 @@ A dataset is a directory, written by `rec2pm_jax.data.prepare`:
     items.parquet                          id, raw_id, count, title, category and, with `--items`,
                                            attributes ("NAME=VALUE" lists) and vector (float32 lists)
     dataset.json                           counts, filters, rules and the content hash
+    raw_ids/                               look-ups of raw ids, of a large dataset (`id_map.py`)
     ground_truth.npz                       hidden facts, of synthetic sources only
     dropped/                               events that the filters dropped, with --keep_dropped
     delta-00001/, ..                       logs appended later, see `deltas.py`
@@ -15,72 +16,42 @@ A dataset is a directory, written by `rec2pm_jax.data.prepare`:
 
 from __future__ import annotations
 
-import json
+import itertools
+from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import polars as pl
 
 from rec2pm_jax.data.deltas import delta_paths, merge_histories, merge_users
-from rec2pm_jax.data.histories import Histories
+from rec2pm_jax.data.histories import Histories, group_users
+from rec2pm_jax.data.id_map import IdList, IdMap, fits_in_memory, open_ids
+from rec2pm_jax.data.info import read_info
+from rec2pm_jax.data.items import Items
 from rec2pm_jax.data.record_files import mismatch_error, read_table, read_verified
+from rec2pm_jax.data.record_reader import MergedReader, RecordReader, open_reader
+from rec2pm_jax.data.sequences import (
+    BLOCK_EVENTS,
+    EventBlock,
+    FlatEvents,
+    UserSequence,
+    cut_sequence,
+)
 from rec2pm_jax.errors import UserError
-from rec2pm_jax.os_errors import check_path
 
-FORMAT_VERSION = 1
-INFO_FILE = "dataset.json"
-_FIELDS = {"content_hash": str, "users": int, "items": int, "events": int, "shards": int}
-_FIELDS |= {"event_types": list, "has_times": bool, "time_origin": int, "ties": dict}
-_FIELDS |= {"filters": dict, "dropped_rows": dict}
-_APPENDED_FIELDS = {"base": dict, "deltas": int, "grown_from": list}  # of datasets with deltas
+__all__ = ["Dataset", "Items", "UserSequence", "open_dataset"]
 
-
-class UserSequence(NamedTuple):
-    """One user's events, oldest first.
-
-    Attributes:
-      user: raw id.
-      ids: int32 [n] item ids from 1.
-      times: int32 [n] seconds since the dataset's time origin, or None without real times.
-      types: int32 [n] event-type ids from 1, or None without event types.
-    """
-
-    user: str
-    ids: np.ndarray
-    times: np.ndarray | None
-    types: np.ndarray | None
-
-
-class Items:
-    """The item table; row 0 of every field is padding. V = number of items + 1.
-
-    Attributes:
-      raw_ids: list of str, length V; "" at 0.
-      titles: list of str, length V; the raw id where the source has no title.
-      categories: list of str or None, length V.
-      counts: int64 [V] events per item in the whole dataset; 0 at 0.
-    """
-
-    def __init__(self, table: pl.DataFrame):
-        self.raw_ids: list[str] = ["", *table["raw_id"].to_list()]
-        titles = table["title"].fill_null(table["raw_id"])
-        self.titles: list[str] = ["", *titles.to_list()]
-        self.categories: list[str | None] = [None, *table["category"].to_list()]
-        self.counts = np.concatenate([[0], table["count"].to_numpy()]).astype(np.int64)
-        self._ids = {raw: i for i, raw in enumerate(self.raw_ids) if i}
-
-    def id_of(self, raw: str) -> int | None:
-        """Return the contiguous id of a raw id, or None for an unknown item."""
-        return self._ids.get(raw)
+IN_MEMORY_EVENTS = 20_000_000  # a larger dataset is read from its files, user by user
 
 
 class Dataset:
     """A prepared dataset, opened by `open_dataset`.
 
-    Sequences are read and checked at their first use, then kept in memory. A dataset is also a Grain
-    random access source of `UserSequence`s.
+    Nothing but the lengths is read before it is used. Up to `IN_MEMORY_EVENTS` events are then read
+    at once, checked by the content hash and kept. Of more events, each user is read from the record
+    files when it is asked for, and checked (`record_reader.py`). Raw ids of large tables stay on disk
+    (`id_map.py`). A dataset is also a Grain random access source of `UserSequence`s.
 
     >>> import tempfile
     >>> from rec2pm_jax.data.options import PrepareOptions
@@ -102,18 +73,35 @@ class Dataset:
       path: the directory.
       info: the contents of `dataset.json`.
       items: the item table, with row 0 for padding.
-      item_table: the item table as a frame, without padding.
       lengths: int32 [num_users] events per user.
     """
 
-    def __init__(self, path: Path, info: dict, items: pl.DataFrame, users: pl.DataFrame):
+    def __init__(self, path: Path, info: dict, items: Items, users: pl.DataFrame):
+        """Take what `open_dataset` has read; `users` has the column user if the raw ids are read."""
         self.path = path
         self.info = info
-        self.item_table = items
-        self.items = Items(items)
+        self.items = items
         self.lengths = users["length"].to_numpy().astype(np.int32)
-        self._users: list[str] = users["user"].to_list()
-        self._indices = {user: index for index, user in enumerate(self._users)}
+        if "user" in users.columns:
+            self.user_ids = IdList(users["user"].to_list())
+
+    @cached_property
+    def user_ids(self) -> IdList | IdMap:
+        """Raw ids of all users, in memory or on disk; `find` returns the index of one."""
+        rows = self.num_users
+        return open_ids(
+            self.path, "users", rows, lambda: read_table(self.path, "users", rows, ["user"])["user"]
+        )
+
+    @property
+    def item_table(self) -> pl.DataFrame:
+        """The item table as a frame, without padding."""
+        return self.items.table()
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether all events are kept in memory once one is read."""
+        return self.info["events"] <= IN_MEMORY_EVENTS
 
     @property
     def content_hash(self) -> str:
@@ -151,15 +139,15 @@ class Dataset:
 
     def user_index(self, raw: str) -> int | None:
         """Return the index of a raw user id, or None for an unknown user."""
-        return self._indices.get(raw)
+        return self.user_ids.find(raw)
 
     def user(self, index: int) -> str:
         """Return the raw id of a user."""
-        return self._users[index]
+        return self.user_ids[index]
 
     @cached_property
     def histories(self) -> Histories:
-        """All sequences in flat arrays, with `times` as the source stated them.
+        """All sequences in flat arrays in memory, with `times` as the source stated them.
 
         Raises:
           UserError: the record files are damaged or do not match `dataset.json`.
@@ -170,7 +158,7 @@ class Dataset:
         return merge_histories(
             [read_verified(self.path, self.info["base"])]
             + [read_verified(d, read_info(d)) for d in delta_paths(self.path, deltas)],
-            self._users,
+            self.user_ids[:],
             self.items.raw_ids[1:],
             self.merging_rule,
             self.info["ties"]["seed"],
@@ -191,13 +179,28 @@ class Dataset:
         """
         if not self.has_times:
             return None
-        times = self.histories.times - self.time_origin
+        return self._shift(self.histories.times)
+
+    def _shift(self, times: np.ndarray) -> np.ndarray:
+        """Return seconds since `time_origin`, int32; UserError if they do not fit."""
+        times = times - self.time_origin
         if len(times) and not 0 <= times.min() <= times.max() <= np.iinfo(np.int32).max:
             raise UserError(
                 f"{self.path}: times lie {times.min()} to {times.max()} seconds after the first, more "
                 "than int32 holds; prepare the dataset again."
             )
         return times.astype(np.int32)
+
+    @cached_property
+    def _reader(self) -> RecordReader | MergedReader:
+        """Reads single users from the files, appended logs included."""
+        return open_reader(
+            self.path,
+            self.info,
+            self.user_ids,
+            lambda item: self.items.raw_ids[item],
+            self.merging_rule,
+        )
 
     def sequence(self, index: int) -> UserSequence:
         """Return the events of a user.
@@ -206,61 +209,58 @@ class Dataset:
           index: of the user, in [0, num_users).
 
         Raises:
-          UserError: at the first use, if the record files are damaged.
+          UserError: the files that are read are damaged.
         """
+        if not self.in_memory:
+            return self.sequences(np.array([index]))[0]
         histories = self.histories
         events = slice(histories.offsets[index], histories.offsets[index + 1])
-        times, types = self.relative_times, histories.types
-        return UserSequence(
-            user=histories.users[index],
-            ids=histories.ids[events],
-            times=None if times is None else times[events],
-            types=None if types is None else types[events].astype(np.int32),
-        )
+        return cut_sequence(histories.users[index], self.relative_times, histories, events)
+
+    def sequences(self, indices: np.ndarray) -> list[UserSequence]:
+        """Return the events of several users; as `sequence`, but faster where files are read.
+
+        Args:
+          indices: int [n], of the users, in any order.
+        """
+        if self.in_memory:
+            return [self.sequence(int(index)) for index in indices]
+        found = self._reader.read(indices)
+        times = self._shift(found.times) if self.has_times else None
+        bounds = zip(found.users, found.offsets[:-1], found.offsets[1:], strict=True)
+        return [cut_sequence(user, times, found, slice(start, end)) for user, start, end in bounds]
+
+    def flat_events(self, indices: np.ndarray) -> FlatEvents:
+        """Return the events of several users in flat arrays, without copies if they are in memory.
+
+        Args:
+          indices: int [n], of the users, in any order.
+        """
+        if self.in_memory:
+            all_ = self.histories
+            return FlatEvents(all_.offsets[indices], all_.ids, self.relative_times, all_.types)
+        found = self._reader.read(indices)
+        times = self._shift(found.times) if self.has_times else None
+        return FlatEvents(found.offsets[:-1], found.ids, times, found.types)
+
+    def blocks(self) -> Iterator[EventBlock]:
+        """Yield the events of all users: one block if they are in memory, else many."""
+        if self.in_memory:
+            found = self.histories
+            users = slice(0, self.num_users)
+            yield EventBlock(users, found.offsets, found.ids, self.relative_times, found.types)
+            return
+        firsts = group_users(self.lengths.astype(np.int64), BLOCK_EVENTS).firsts
+        for first, stop in itertools.pairwise(firsts.tolist()):
+            found = self._reader.read(np.arange(first, stop))
+            times = self._shift(found.times) if self.has_times else None
+            yield EventBlock(slice(first, stop), found.offsets, found.ids, times, found.types)
 
     def __len__(self) -> int:
         return self.num_users
 
     def __getitem__(self, index: int) -> UserSequence:
         return self.sequence(index)
-
-
-def read_info(path: str | Path) -> dict:
-    """Read the description of a prepared dataset.
-
-    Args:
-      path: the directory of the dataset.
-
-    Returns:
-      The contents of `dataset.json`.
-
-    Raises:
-      UserError: the file is missing, damaged or of another version.
-    """
-    check_path(path)
-    file = Path(path) / INFO_FILE
-    if not file.is_file():
-        raise UserError(
-            f"{path} holds no prepared dataset (no dataset.json); make one with "
-            "`python -m launch.prepare`."
-        )
-    try:
-        info = json.loads(file.read_text())
-        version = info["format_version"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{file} is damaged ({error}); prepare the dataset again.") from error
-    if version != FORMAT_VERSION:
-        raise UserError(
-            f"{file} has format version {version}, this program reads {FORMAT_VERSION}; prepare "
-            "the dataset again."
-        )
-    appended = _APPENDED_FIELDS if info.get("deltas") else {}
-    for name, kind in (_FIELDS | appended).items():
-        if not isinstance(info.get(name), kind):
-            raise UserError(
-                f'{file} is damaged ("{name}" is {info.get(name)!r}); prepare the dataset again.'
-            )
-    return info
 
 
 def open_dataset(path: str | Path) -> Dataset:
@@ -278,11 +278,14 @@ def open_dataset(path: str | Path) -> Dataset:
     path = Path(path)
     info = read_info(path)
     deltas = delta_paths(path, info.get("deltas", 0))
-    users = read_table(path, "users", info.get("base", info)["users"])
+    base = info.get("base", info)
+    # The raw ids of a small dataset are read at once, and so belong to one state of its files.
+    whole = deltas or fits_in_memory(base["users"])
+    users = read_table(path, "users", base["users"], ["user", "length"] if whole else ["length"])
     for delta in deltas:
         users = merge_users(users, read_table(delta, "users", read_info(delta)["users"]))
     if users.height != info["users"]:
         raise mismatch_error(path)
     # Every delta holds the whole item table after its log.
-    items = read_table(deltas[-1] if deltas else path, "items", info["items"])
+    items = Items.open(deltas[-1] if deltas else path, info["items"])
     return Dataset(path, info, items, users)

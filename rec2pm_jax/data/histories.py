@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import polars as pl
+
+_CHUNK = 1 << 20  # values that are text at a time
 
 
 class Histories(NamedTuple):
@@ -82,6 +84,15 @@ def lengths_to_offsets(lengths: np.ndarray) -> np.ndarray:
     return np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
 
 
+def _json_list(values: Sequence[Any] | pl.Series) -> Iterator[bytes]:
+    """Yield the pieces of `json.dumps(list(values))`, some values at a time."""
+    yield b"["
+    for start in range(0, len(values), _CHUNK):
+        text = json.dumps(list(values[start : start + _CHUNK]))[1:-1]
+        yield (", " if start else "").encode() + text.encode()
+    yield b"]"
+
+
 def hash_content(
     users: Sequence[str],
     lengths: np.ndarray,
@@ -108,14 +119,16 @@ def hash_content(
     """
     digest = hashlib.sha256()
     digest.update(json.dumps([event_types, has_times, bool(event_types)]).encode())
-    digest.update(json.dumps(list(users)).encode())
+    for text in _json_list(users):
+        digest.update(text)
     digest.update(lengths_to_offsets(lengths).astype("<i8").tobytes())
     columns = {"ids": "<i4", "times": "<i8"} | ({"types": "i1"} if event_types else {})
     for name, dtype in columns.items():
         for part in column(name):
             digest.update(np.ascontiguousarray(part, dtype).data)
     for field in ("id", "raw_id", "count", "title", "category"):
-        digest.update(json.dumps(items[field].to_list()).encode())
+        for text in _json_list(items[field]):
+            digest.update(text)
     if "attributes" in items.columns:
         digest.update(json.dumps(items["attributes"].to_list()).encode())
         digest.update(json.dumps(items["vector"].list.len().to_list()).encode())

@@ -95,23 +95,29 @@ class Temporal(IntervalRule):
         Raises:
           UserError: no real times, an unreadable T, or no events before or after the two times.
         """
-        if dataset.relative_times is None:
+        if not dataset.has_times:
             raise UserError(
                 f"protocol={self.name} needs times, and {dataset.path} has none; use leave_one_out or "
                 "last_10."
             )
-        times, origin = dataset.relative_times.astype(np.int64), dataset.time_origin
+        origin = dataset.time_origin
         test = parse_time(data.split_time or "") - origin
         start = test - round(data.validation_days * 86_400)
-        if not times.min() < start or not test <= times.max():
+        starts, tests = np.empty((2, dataset.num_users), np.int64)
+        first, last = np.iinfo(np.int64).max, np.iinfo(np.int64).min
+        for block in dataset.blocks():
+            assert block.times is not None, "a dataset with times has them"
+            times = block.times.astype(np.int64)
+            first, last = min(first, times.min()), max(last, times.max())
+            for time, ends in ((start, starts), (test, tests)):
+                before = np.concatenate([[0], np.cumsum(times < time)])
+                ends[block.users] = np.diff(before[block.offsets])
+        if not first < start or not test <= last:
             raise UserError(
                 f"config.data.split_time={data.split_time} with {data.validation_days:g} days of "
                 f"validation before it leaves no events to train on or to test: {dataset.path} spans "
-                f"{format_time(times.min() + origin)} to {format_time(times.max() + origin)}."
+                f"{format_time(first + origin)} to {format_time(last + origin)}."
             )
-        offsets = dataset.histories.offsets
-        before = [np.concatenate([[0], np.cumsum(times < time)]) for time in (start, test)]
-        starts, tests = (np.diff(count[offsets]) for count in before)
         return dataclasses.replace(
             self, starts=starts, tests=tests, events=events, moments=(start, test)
         )

@@ -50,16 +50,22 @@ class LastBasket(IntervalRule):
         Raises:
           UserError: no real times.
         """
-        if dataset.relative_times is None:
+        if not dataset.has_times:
             raise UserError(
                 f"protocol=last_basket needs times, and {dataset.path} has none; use leave_one_out or "
                 "last_10."
             )
-        offsets = dataset.histories.offsets
-        begins = find_baskets(offsets, dataset.relative_times)
-        if events is not None:
-            begins = begins[np.add.reduceat(events.wanted, begins, dtype=np.int64) > 0]
-        tests, starts = (_nth_last(begins, offsets, n) for n in (1, 2))
+        tests, starts = np.empty((2, dataset.num_users), np.int64)
+        done = 0  # events of the blocks before
+        for block in dataset.blocks():
+            assert block.times is not None, "a dataset with times has them"
+            begins = find_baskets(block.offsets, block.times)
+            if events is not None:
+                wanted = events.wanted[done : done + len(block.ids)]
+                begins = begins[np.add.reduceat(wanted, begins, dtype=np.int64) > 0]
+            done += len(block.ids)
+            for n, firsts in ((1, tests), (2, starts)):
+                firsts[block.users] = _nth_last(begins, block.offsets, n)
         return dataclasses.replace(self, starts=starts, tests=tests, events=events)
 
     def train_ends(self, lengths: np.ndarray) -> np.ndarray:

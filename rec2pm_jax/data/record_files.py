@@ -28,6 +28,11 @@ def shard_name(shard: int, shards: int) -> str:
     return f"sequences-{shard:05d}-of-{shards:05d}.arrayrecord"
 
 
+def shard_bounds(users: int, shards: int) -> np.ndarray:
+    """Return where shards begin: shard s has the users [bounds[s], bounds[s + 1]); int64 [S + 1]."""
+    return np.linspace(0, users, shards + 1).astype(np.int64)
+
+
 def encode_records(part: Histories) -> Iterator[bytes]:
     """Yield one record per user."""
     ids = np.ascontiguousarray(part.ids, "<i4").tobytes()
@@ -62,29 +67,33 @@ def write_records(path: Path, records: Iterable[bytes]) -> None:
         raise OSError(str(error)) from error
 
 
-def read_table(path: Path, name: str, rows: int) -> pl.DataFrame:
+def read_table(path: Path, name: str, rows: int, columns: list[str] | None = None) -> pl.DataFrame:
     """Read users.parquet or items.parquet of a dataset directory.
 
     Args:
       path: the directory.
       name: users or items.
       rows: the number of rows that dataset.json states.
+      columns: the columns to read; None: all.
 
     Raises:
       UserError: the file is missing or damaged, or has another number of rows.
     """
+    file = plain_path(path / f"{name}.parquet")
     try:
-        table = pl.read_parquet(plain_path(path / f"{name}.parquet"))
+        table = pl.scan_parquet(file)
+        found = table.select(pl.len()).collect().item()
+        frame = (table if columns is None else table.select(columns)).collect()
     except READ_ERRORS as error:
         raise UserError(
             f"{path / name}.parquet is missing or damaged; prepare the dataset again."
         ) from error
-    if table.height != rows:
+    if found != rows:
         raise UserError(
-            f"{path / name}.parquet has {table.height} rows, dataset.json says {rows}; prepare the "
+            f"{path / name}.parquet has {found} rows, dataset.json says {rows}; prepare the "
             "dataset again."
         )
-    return table
+    return frame
 
 
 def read_users(path: Path, info: dict) -> tuple[list[str], np.ndarray]:
@@ -183,7 +192,7 @@ def read_parts(
         found = list(islice(records, int(end) - first))
         if len(found) < end - first:
             raise mismatch_error(path)
-        yield _decode_records(found, users[first:end], offsets[first : end + 1], info, path)
+        yield decode_records(found, users[first:end], offsets[first : end + 1], info, path)
         first = int(end)
     if next(records, None) is not None:
         raise mismatch_error(path)
@@ -214,22 +223,35 @@ def _read_records(path: Path, info: dict, lengths: np.ndarray) -> Iterator[dict]
             raise UserError(f"{file} is damaged; prepare the dataset again. ({error})") from error
 
 
-def _decode_records(
-    records: list[dict], users: list[str], offsets: np.ndarray, info: dict, path: Path
+def decode_records(
+    records: list[dict], users: list[str] | None, offsets: np.ndarray, info: dict, path: Path
 ) -> Histories:
+    """Return records as histories.
+
+    Args:
+      records: decoded maps.
+      users: the raw ids that they must have; None: whatever they have.
+      offsets: int64 [U + 1]; their numbers of events are the differences.
+      info: the description of the directory.
+      path: the directory, for messages.
+
+    Raises:
+      UserError: a record has another user or another number of events.
+    """
     offsets = offsets - offsets[0]
     ids, times, types = _empty_columns(int(offsets[-1]), info)
-    for user, record, start, end in zip(users, records, offsets[:-1], offsets[1:], strict=True):
-        if record["user"] != user:
-            raise mismatch_error(path)
+    found = [record.get("user", "") for record in records]
+    if users is not None and found != list(users):
+        raise mismatch_error(path)
+    for record, start, end in zip(records, offsets[:-1], offsets[1:], strict=True):
         try:
             ids[start:end] = np.frombuffer(record["ids"], "<i4")
             times[start:end] = np.frombuffer(record["times"], "<i8")
             if types is not None:
                 types[start:end] = np.frombuffer(record["types"], np.int8)
-        except (ValueError, TypeError):
+        except (ValueError, TypeError, KeyError):
             raise mismatch_error(path) from None
-    return Histories(users, offsets, ids, times, types)
+    return Histories(found, offsets, ids, times, types)
 
 
 def _empty_columns(events: int, info: dict) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:

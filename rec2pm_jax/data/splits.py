@@ -16,6 +16,7 @@ and `temporal_set` predict all targets of a user from one prefix.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ import numpy as np
 from rec2pm_jax.config import DataConfig
 from rec2pm_jax.data.interval_rules import Temporal, TemporalSet
 from rec2pm_jax.data.last_basket import LastBasket
+from rec2pm_jax.data.sequences import read_in_order
 from rec2pm_jax.data.split_rules import SPLITS, HoldOut, LastEvents, SplitRule
 from rec2pm_jax.data.target_events import find_target_events
 from rec2pm_jax.errors import UserError, nearest
@@ -37,7 +39,10 @@ __all__ = [
     "count_training_events",
     "settings",
     "split_rule",
+    "training_ids",
 ]
+
+_USERS = 10_000  # whose events are counted at a time
 
 LEAVE_ONE_OUT, LAST_10 = LastEvents("leave_one_out", 1), LastEvents("last_10", 10)
 SPLIT_RULES: dict[str, SplitRule] = {
@@ -118,9 +123,27 @@ def count_training_events(dataset: Any, rule: SplitRule) -> np.ndarray:
     Returns:
       int64 [V], row 0 for padding.
     """
+    counts = np.zeros(dataset.num_items + 1, np.int64)
+    waiting: list[np.ndarray] = []
+    for ids in training_ids(dataset, rule):
+        waiting.append(ids)
+        if len(waiting) == _USERS:
+            np.add.at(counts, np.concatenate(waiting), 1)
+            waiting = []
+    np.add.at(counts, np.concatenate([np.empty(0, np.int32), *waiting]), 1)
+    return counts
+
+
+def training_ids(dataset: Any, rule: SplitRule) -> Iterator[np.ndarray]:
+    """Yield the item ids of each user's training events, int32 [n], without holding all of them.
+
+    Args:
+      dataset: a `Dataset`, or a view of some of its users.
+      rule: bound to it.
+    """
     ends = rule.train_ends(dataset.lengths)
-    ids = [dataset.sequence(user).ids[:end] for user, end in enumerate(ends)]
-    return np.bincount(np.concatenate(ids), minlength=dataset.num_items + 1)
+    for sequence, end in zip(read_in_order(dataset), ends.tolist(), strict=True):
+        yield sequence.ids[:end]
 
 
 def settings(data: DataConfig, protocol: str = "") -> dict[str, object]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from rec2pm_jax.config.target_types import parse_target_types
+from rec2pm_jax.data.histories import lengths_to_offsets
 from rec2pm_jax.errors import UserError, nearest
 
 if TYPE_CHECKING:
@@ -60,9 +61,10 @@ def type_weights(target_types: str, dataset: Dataset) -> np.ndarray:
             f"target_types={target_types}, but {dataset.path} has no event types: leave it "
             "out, or prepare the log with its column of event types."
         )
-    types = dataset.histories.types
-    assert types is not None, "a dataset with names of types has types"
-    counts = np.bincount(types, minlength=len(names) + 1)
+    counts = np.zeros(len(names) + 1, np.int64)
+    for block in dataset.blocks():
+        assert block.types is not None, "a dataset with names of types has types"
+        counts += np.bincount(block.types, minlength=len(counts))
     found = [name for name, count in zip(names, counts[1:], strict=True) if count]
     weights = np.zeros(len(names) + 1, np.float32)
     for name, weight in parse_target_types(target_types).items():
@@ -87,7 +89,7 @@ def find_target_events(target_types: str | None, dataset: Dataset) -> TargetEven
     """
     if target_types is None:
         return None
-    histories = dataset.histories
-    wanted = type_weights(target_types, dataset)[histories.types] > 0
+    weights = type_weights(target_types, dataset)
+    wanted = np.concatenate([weights[block.types] > 0 for block in dataset.blocks()])
     before = np.concatenate([[0], np.cumsum(wanted)])
-    return TargetEvents(np.asarray(histories.offsets, np.int64), wanted, before)
+    return TargetEvents(lengths_to_offsets(dataset.lengths), wanted, before)

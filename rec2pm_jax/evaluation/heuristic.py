@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rec2pm_jax.config import DataConfig
-from rec2pm_jax.data.splits import SplitRule, bound_rule
+from rec2pm_jax.data.splits import SplitRule, bound_rule, training_ids
 from rec2pm_jax.errors import UserError, nearest
 from rec2pm_jax.evaluation.heuristic_ranking import rank_by, recommend_by
 from rec2pm_jax.evaluation.histories import EvaluationData
@@ -200,17 +200,12 @@ def evaluate_heuristic(
 
 def dataset_popularity(dataset: EvaluationData, rule: SplitRule) -> np.ndarray:
     """Return `training_popularity` of all users' training events under a split rule: float64 [V]."""
-    return training_popularity(_training_ids(dataset, rule), dataset.num_items)
-
-
-def _training_ids(dataset: EvaluationData, rule: SplitRule) -> Iterator[np.ndarray]:
-    for user, end in enumerate(rule.train_ends(dataset.lengths)):
-        yield dataset.sequence(user).ids[:end]
+    return training_popularity(training_ids(dataset, rule), dataset.num_items)
 
 
 def _count(heuristic: Heuristic, dataset: EvaluationData, rule: SplitRule) -> TrainingCounts:
     read = heuristic.name == "counts_and_transitions"
-    ids = _training_ids(dataset, rule) if read else ()
+    ids = training_ids(dataset, rule) if read else ()
     transitions = training_transitions(ids, dataset.num_items)
     return TrainingCounts(dataset_popularity(dataset, rule), transitions)
 

@@ -36,6 +36,9 @@ class EvaluationData(Protocol):
     def sequence(self, index: int) -> Any:
         """Return the `UserSequence` of one user."""
 
+    def sequences(self, indices: np.ndarray) -> Sequence[Any]:
+        """Return the `UserSequence`s of several users."""
+
 
 class Histories(NamedTuple):
     """Complete sequences of the selected users, concatenated.
@@ -100,7 +103,7 @@ def load_histories(dataset: EvaluationData, users: np.ndarray) -> Histories:
 
     Each event takes 4 bytes, and 4 more each for its time and its type.
     """
-    sequences = [dataset.sequence(int(user)) for user in users]
+    sequences = dataset.sequences(users)
     offsets = np.concatenate([[0], np.cumsum([len(s.ids) for s in sequences])]).astype(np.int64)
     return Histories(
         np.asarray(users, np.int64),

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rec2pm_jax.data.splits import SplitRule
+from rec2pm_jax.data.splits import SplitRule, training_ids
 from rec2pm_jax.evaluation.histories import EvaluationData
 from rec2pm_jax.evaluation.metrics import user_means
 
@@ -52,8 +52,8 @@ def count_items(
     """
     events, users = np.zeros((2, dataset.num_items + 1), np.int64)
     ends = rule.train_ends(dataset.lengths)
-    for user in np.flatnonzero(ends):
-        items, counts = np.unique(dataset.sequence(int(user)).ids[: ends[user]], return_counts=True)
+    for ids in training_ids(dataset, rule):
+        items, counts = np.unique(ids, return_counts=True)
         events[items] += counts
         users[items] += 1
     numbers = np.zeros(dataset.num_items + 1, np.int64)

@@ -27,7 +27,7 @@ def user_rows(evaluation: Evaluation, dataset: EvaluationData) -> pl.DataFrame:
     """
     users, first, counts = np.unique(evaluation.user, return_index=True, return_counts=True)
     columns = {
-        "user": [dataset.sequence(int(user)).user for user in users],
+        "user": [sequence.user for sequence in dataset.sequences(users)],
         "history": evaluation.position[first],
         "targets": counts,
         "best_rank": np.minimum.reduceat(evaluation.rank, first),

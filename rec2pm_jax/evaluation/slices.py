@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from rec2pm_jax.data.sequences import read_in_order
 from rec2pm_jax.data.splits import SplitRule
 from rec2pm_jax.evaluation.histories import EvaluationData, Histories
 from rec2pm_jax.evaluation.list_metrics import count_items
@@ -52,8 +53,8 @@ def describe_targets(
     if histories.times is None:
         return TargetFacts(targets.position, repeated, trained, None)
     born = np.full(dataset.num_items + 1, np.iinfo(np.int64).max)
-    for user in range(dataset.num_users):
-        sequence = dataset.sequence(user)
+    for sequence in read_in_order(dataset):
+        assert sequence.times is not None, "a dataset with times has them"
         np.minimum.at(born, sequence.ids, sequence.times)
     times = histories.times[histories.offsets[targets.user] + targets.event]
     return TargetFacts(targets.position, repeated, trained, (times - born[items]) // _DAY)

@@ -41,7 +41,7 @@ def training_popularity(training_ids: Iterable[np.ndarray], num_items: int) -> n
     """
     counts = np.zeros(num_items + 1)
     for ids in training_ids:
-        counts += np.bincount(ids, minlength=num_items + 1)
+        np.add.at(counts, ids, 1)
     return counts / max(1.0, counts.max())
 
 

@@ -55,5 +55,12 @@ def serving_params(config: Config, params: Params, items: pl.DataFrame) -> Param
     return add_content(params, _encode(config, items)) if CONTENT in params else params
 
 
+def dataset_params(config: Config, params: Params, dataset: Dataset) -> Params:
+    """Return `serving_params` for the items of a dataset; only a model of content reads its table."""
+    if CONTENT in params:
+        return serving_params(config, params, dataset.item_table)
+    return grow_items(params, dataset.num_items, config.train.seed)
+
+
 def _encode(config: Config, items: pl.DataFrame) -> ItemContent:
     return ItemContent(*map(jnp.asarray, encode_content(items, config.model.item_features)))

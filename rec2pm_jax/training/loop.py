@@ -78,6 +78,8 @@ def train_and_evaluate(
         return validate(method, params, dataset, max_users=config.train.eval_users)
 
     check_features(config, dataset)
+    if not dataset.in_memory and jax.process_index() == 0:
+        print(f"{dataset.info['events']:,} events are read from {dataset.path} as they are needed")
     content = training_content(config, dataset)
     batches = train_iterator(
         dataset,

@@ -12,7 +12,7 @@ from rec2pm_jax.methods.method import Method
 from rec2pm_jax.methods.registry import make_method
 from rec2pm_jax.training.checkpoint import load_for_inference
 from rec2pm_jax.training.checkpoint_store import Meta
-from rec2pm_jax.training.item_content import serving_params
+from rec2pm_jax.training.item_content import dataset_params
 from rec2pm_jax.training.run_checks import open_training_data
 from rec2pm_jax.typing import Params
 
@@ -56,7 +56,7 @@ def load_run(
     """
     config, params, meta = load_for_inference(workdir, checkpoint)
     dataset = open_training_data(data, workdir, meta)
-    params = serving_params(config, params, dataset.item_table)
+    params = dataset_params(config, params, dataset)
     method = make_method(_serving_config(config, memory), dataset.num_items)
     return TrainedRun(config, method, params, dataset, meta)
 

@@ -43,6 +43,9 @@ class FakeDataset:
         times = self._times[index] if self._has_times else None
         return Sequence(f"user{index}", self._ids[index], times, None)
 
+    def sequences(self, indices):
+        return [self.sequence(int(index)) for index in indices]
+
 
 @dataclasses.dataclass(frozen=True)  # equal methods share compiled functions
 class FakeMethod:

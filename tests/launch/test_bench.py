@@ -102,7 +102,7 @@ def test_names_of_rows_are_unique(suite):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("suite", [*bench.SUITES, *bench.COMMANDS])
+@pytest.mark.parametrize("suite", [*bench.SUITES, *bench.COMMANDS, *bench.SIZES])
 def test_command(tmp_path, suite):
     command = [sys.executable, "-m", "launch.bench", f"--suite={suite}", "--smoke", "--threads=1"]
     command += ["--repeats=1", f"--json={tmp_path}/record.json", "--only=sasrec"]

@@ -32,9 +32,10 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from rec2pm_jax.data.dataset import Dataset, open_dataset, read_info
+from rec2pm_jax.data.dataset import Dataset, open_dataset
 from rec2pm_jax.data.deltas import delta_paths, merge_users
 from rec2pm_jax.data.histories import group_users
+from rec2pm_jax.data.info import read_info
 from rec2pm_jax.data.options import PrepareOptions
 from rec2pm_jax.data.prepare import dropped_events
 from rec2pm_jax.data.prepare.describe import describe_lengths

@@ -15,9 +15,10 @@ import numpy as np
 import polars as pl
 from tqdm import tqdm
 
-from rec2pm_jax.data.dataset import Dataset, open_dataset, read_info
+from rec2pm_jax.data.dataset import Dataset, open_dataset
 from rec2pm_jax.data.deltas import delta_paths, merge_histories
 from rec2pm_jax.data.histories import Histories, group_users, hash_content
+from rec2pm_jax.data.info import read_info
 from rec2pm_jax.data.prepare import dropped_events, write
 from rec2pm_jax.data.prepare.column_files import Arrays, ColumnFiles, append_by_part
 from rec2pm_jax.data.prepare.limits import check_time_span

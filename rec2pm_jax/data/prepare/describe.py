@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterable
 import numpy as np
 import polars as pl
 
-from rec2pm_jax.data.dataset import FORMAT_VERSION
 from rec2pm_jax.data.event_order import TIE_RULES
 from rec2pm_jax.data.histories import hash_content
+from rec2pm_jax.data.info import FORMAT_VERSION
 from rec2pm_jax.data.options import PrepareOptions
 from rec2pm_jax.data.prepare import filters
 from rec2pm_jax.data.prepare.encode import SourceFacts
@@ -83,7 +83,7 @@ def describe(options: PrepareOptions, content: Content) -> dict:
         "event_types": content.event_types,
         "ground_truth": content.ground_truth,
         "content_hash": hash_content(
-            content.users.to_list(),
+            content.users,
             content.lengths,
             content.column,
             content.items,

@@ -6,7 +6,7 @@ import dataclasses
 from glob import escape, glob
 from pathlib import Path
 
-from rec2pm_jax.data.dataset import FORMAT_VERSION
+from rec2pm_jax.data.info import FORMAT_VERSION
 from rec2pm_jax.data.options import PrepareOptions
 from rec2pm_jax.data.reading.log_files import list_files
 from rec2pm_jax.data.sources import SOURCES

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from rec2pm_jax.data.dataset import INFO_FILE, read_info
 from rec2pm_jax.data.event_order import TIE_RULES
+from rec2pm_jax.data.info import INFO_FILE, read_info
 from rec2pm_jax.data.item_table import add_item_table, read_item_table
 from rec2pm_jax.data.options import PrepareOptions
 from rec2pm_jax.data.prepare import dropped_events, encode, partition, write

@@ -12,10 +12,11 @@ import numpy as np
 import polars as pl
 from tqdm import tqdm
 
-from rec2pm_jax.data.dataset import INFO_FILE
+from rec2pm_jax.data.id_map import fits_in_memory, write_id_map
+from rec2pm_jax.data.info import INFO_FILE
 from rec2pm_jax.data.polars_io import write_parquet
 from rec2pm_jax.data.prepare.order import OrderedLog
-from rec2pm_jax.data.record_files import encode_records, shard_name, write_records
+from rec2pm_jax.data.record_files import encode_records, shard_bounds, shard_name, write_records
 
 SHARD_EVENTS = 5_000_000
 
@@ -50,7 +51,7 @@ def write_sequences(
     """
     users, events = len(log.users.counts), int(log.users.counts.sum())
     shards = count_shards(users, events, shards)
-    ends = np.linspace(0, users, shards + 1).astype(int)[1:]
+    ends = shard_bounds(users, shards)[1:].tolist()
     with tqdm(total=users, desc="writing", unit="user", disable=not progress) as bar:
         records = (record for part in log.parts() for record in encode_records(part))
         done = 0
@@ -62,7 +63,7 @@ def write_sequences(
 
 
 def write_users(directory: Path, names: pl.Series, lengths: np.ndarray, newest: np.ndarray) -> None:
-    """Write users.parquet.
+    """Write users.parquet and, of many users, the index of their raw ids.
 
     Args:
       directory: of the dataset.
@@ -73,11 +74,15 @@ def write_users(directory: Path, names: pl.Series, lengths: np.ndarray, newest: 
     table = pl.DataFrame({"user": names, "length": lengths.astype(np.int32), "last": newest})
     table = table.with_row_index("index").select("user", "index", "length", "last")
     write_parquet(table, directory / "users.parquet")
+    if not fits_in_memory(len(names)):
+        write_id_map(directory, "users", names)
 
 
 def write_items(directory: Path, items: pl.DataFrame) -> None:
-    """Write items.parquet."""
+    """Write items.parquet and, of many items, the index of their raw ids."""
     write_parquet(items, directory / "items.parquet")
+    if not fits_in_memory(items.height):
+        write_id_map(directory, "items", pl.concat([pl.Series([""]), items["raw_id"]]))
 
 
 def replace_info(directory: Path, info: Mapping) -> None:

@@ -7,6 +7,7 @@ Lengths and popularity are exact. Everything that needs events comes from a samp
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -36,6 +37,10 @@ class DatasetSubset:
     def sequence(self, index: int) -> UserSequence:
         """Return the events of the `index`-th of these users."""
         return self._dataset.sequence(int(self.users[index]))
+
+    def sequences(self, indices: np.ndarray) -> list[UserSequence]:
+        """Return the events of several of these users."""
+        return self._dataset.sequences(self.users[indices])
 
 
 class WindowCurve(NamedTuple):
@@ -173,7 +178,7 @@ def measure_doubled(sample: Histories, since: np.ndarray) -> float:
     return float(doubled.sum() / max(1, len(since)))
 
 
-def measure_sorted_ties(sample: Histories, position: np.ndarray, raw_ids: list[str]) -> float:
+def measure_sorted_ties(sample: Histories, position: np.ndarray, raw_ids: Sequence[str]) -> float:
     """Return the share of neighbours with equal time whose items ascend by raw id; 0 without ties.
 
     Numbers ascend as numbers. Neighbours of the same item do not count.
