@@ -43,7 +43,11 @@ from rec2pm_jax.stream.stores.base import MemoryStore, open_store
 from rec2pm_jax.stream.users.seen import SEEN_FORMATS
 
 flags.DEFINE_string("workdir", None, "Directory of a training run.")
-flags.DEFINE_string("events", None, "File, directory of *.jsonl files, or - for standard input.")
+flags.DEFINE_string(
+    "events",
+    None,
+    "File, directory of *.jsonl files, topic (kafka://HOST:PORT/TOPIC), or - for standard input.",
+)
 flags.DEFINE_string(
     "output", None, "File of the answers, new (with a store: appended to); - for standard output."
 )
@@ -92,7 +96,7 @@ def main(_: list[str]) -> None:
         stack.callback(store.close)
         # A rebuilt store holds all users of its dataset; those it lacks have been forgotten.
         known = not is_rebuilt(store) and bool(args.data)
-        source = open_source(args.events, store.metadata())
+        source = open_source(args.events, store, options.worker)
         stack.callback(source.close)
         write = stack.enter_context(open_output(args.output, args.events, append=durable))
         report = stack.enter_context(open_metrics(args.metrics, args.progress))
