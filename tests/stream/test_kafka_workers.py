@@ -220,13 +220,19 @@ class Member:
         assert self.error is None
 
 
-def test_workers_of_a_group_join_and_leave(dataset, model, server, broker, tmp_path):
+@pytest.fixture
+def settings(tmp_path):
+    """Return a file of settings: members are no static ones, and are missed soon."""
+    path = tmp_path / "client.properties"
+    path.write_text("session.timeout.ms=6000\ngroup.instance.id=\n")
+    return path
+
+
+def test_workers_of_a_group_join_and_leave(dataset, model, server, broker, settings, tmp_path):
     """Under load: partitions move, each event counts once, and caches are not older than the store."""
     messages = make_messages(dataset, 60)
     broker.create_topic("events", 4)
-    config = tmp_path / "client.properties"
-    config.write_text("session.timeout.ms=6000\n")
-    address = f"kafka://{broker.address}/events?group=g&config={config}"
+    address = f"kafka://{broker.address}/events?group=g&config={settings}"
     watcher = RedisStore(server.url, "watcher")
     sent = 0
 
@@ -300,11 +306,13 @@ def test_a_worker_that_lost_its_partitions_commits_nothing(dataset, model, serve
         source.close()
 
 
-def test_a_broker_that_goes_away_under_load(dataset, model, server, mock_broker, tmp_path):
+def test_a_broker_that_goes_away_under_load(
+    dataset, model, server, mock_broker, settings, tmp_path
+):
     """Two workers of a group, ten times; messages are sent meanwhile."""
     messages = make_messages(dataset, 40)
     mock_broker.create_topic("events", 4)
-    address = f"kafka://{mock_broker.address}/events?group=g"
+    address = f"kafka://{mock_broker.address}/events?group=g&config={settings}"
     members = [Member(model, server, address, Worker(i, 2)) for i in range(2)]
     watcher = RedisStore(server.url, "watcher")
     each = len(messages) // 10

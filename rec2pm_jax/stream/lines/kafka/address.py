@@ -87,6 +87,8 @@ def parse_address(text: str) -> KafkaAddress:
 def client_settings(address: KafkaAddress, member: str) -> dict[str, Any]:
     """Return the settings of a librdkafka consumer.
 
+    A setting without a value in the file removes one of those that are made here.
+
     Args:
       member: name of this process in the group.
 
@@ -101,6 +103,7 @@ def client_settings(address: KafkaAddress, member: str) -> dict[str, Any]:
         "group.instance.id": f"{address.group}-{member}",
     }
     settings |= _read_settings(address.config) if address.config else {}
+    settings = {name: value for name, value in settings.items() if value != ""}
     settings |= {"bootstrap.servers": address.brokers, "group.id": address.group or "rec2pm"}
     return settings | _OURS
 
