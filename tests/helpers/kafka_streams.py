@@ -91,12 +91,18 @@ def clean_pass(model: Recommender, messages: Messages, path: Path) -> Engine:
     return engine
 
 
-def assert_same(records: Mapping[str, bytes], clean: Engine) -> None:
-    """Check counts and states of all users."""
-    wanted, format_ = dict(clean.store.items()), clean.record_format
-    assert records.keys() == wanted.keys()
+def assert_same(model: Recommender, records: Mapping[str, bytes], clean: Engine) -> None:
+    """Check counts and states of all users, once updates that a kill has left are made."""
+    store, format_ = MemoryStore(), clean.record_format
+    store.put(records, clean.store.metadata())
+    engine = Engine(model, store)
+    for user in records:
+        engine.get_user(user)
+    engine.commit({})
+    found, wanted = dict(store.items()), dict(clean.store.items())
+    assert found.keys() == wanted.keys()
     for user in wanted:
-        a, b = (_decode(format_, user, found[user]) for found in (records, wanted))
+        a, b = (_decode(format_, user, given[user]) for given in (found, wanted))
         assert (a.events, a.last_time, a.pending) == (b.events, b.last_time, b.pending), user
         if b.memory is not None:
             memories = [np.frombuffer(x.memory, np.float32) for x in (a, b)]

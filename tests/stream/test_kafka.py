@@ -102,7 +102,7 @@ def test_any_restarts_of_a_topic(dataset, model, broker, tmp_path, monkeypatch):
     assert 0 < reached[-1] < len(messages)
     stopped = at_end(broker, "restarts")
     summary, _ = run_topic(model, store, address, stopped=stopped, write=answers.append)
-    assert_same(dict(store.items()), clean)
+    assert_same(model, dict(store.items()), clean)
     assert json.loads(answers[-1])["user"] == user
     assert summary.skipped == {"malformed": 1}
     assert summary.examples["malformed"][0].startswith("partition ")
@@ -130,6 +130,7 @@ def test_workers_divide_the_partitions(dataset, model, broker, tmp_path):
     examples = [e for summary in done for e in summary.examples.get("wrong key", ())]
     assert "several workers need messages keyed by user" in examples[0]
     assert_same(
+        model,
         dict(stores[0].items()) | dict(stores[1].items()),
         clean_pass(model, messages, tmp_path / "events.jsonl"),
     )
@@ -262,7 +263,7 @@ def test_a_broker_that_goes_away_is_waited_for(dataset, model, capsys, tmp_path)
         over.set()
         thread.join()
         broker.stop()
-    assert_same(dict(store.items()), clean_pass(model, messages, tmp_path / "events.jsonl"))
+    assert_same(model, dict(store.items()), clean_pass(model, messages, tmp_path / "events.jsonl"))
 
 
 def test_no_broker_and_no_topic(broker):

@@ -153,6 +153,7 @@ def test_kill_9_of_two_workers_on_one_server(dataset, model, server, broker, com
     behind = [(i + 1) * each - at for i, at in enumerate(reached)]
     assert sum(b > 0 for b in behind) > KILLS // 2, behind  # killed while they had work
     assert_same(
+        model,
         dict(watcher.items()),
         clean_pass(model, messages[: KILLS * each], tmp_path / "events.jsonl"),
     )
@@ -192,7 +193,7 @@ def test_kill_9_of_one_worker_on_a_directory(dataset, model, mock_broker, compil
             break
     assert found == ends
     clean = clean_pass(model, messages[: KILLS * each], tmp_path / "events.jsonl")
-    assert_same(records, clean)
+    assert_same(model, records, clean)
 
 
 class Member:
@@ -286,7 +287,9 @@ def test_workers_of_a_group_join_and_leave(dataset, model, server, broker, setti
     summaries = [m.summary for m in (first, second, third)]
     assert sum(s.events for s in summaries) == len(messages)  # none twice: all left in order
     assert all(s.events for s in summaries)
-    assert_same(dict(watcher.items()), clean_pass(model, messages, tmp_path / "events.jsonl"))
+    assert_same(
+        model, dict(watcher.items()), clean_pass(model, messages, tmp_path / "events.jsonl")
+    )
 
 
 def test_a_worker_that_lost_its_partitions_commits_nothing(dataset, model, server, mock_broker):
@@ -336,7 +339,7 @@ def test_a_broker_that_goes_away_under_load(
     for member in members:
         member.leave()
     clean = clean_pass(model, messages[: 10 * each], tmp_path / "events.jsonl")
-    assert_same(dict(watcher.items()), clean)
+    assert_same(model, dict(watcher.items()), clean)
 
 
 def test_owners_in_the_store(server):
