@@ -38,7 +38,11 @@ from rec2pm_jax.stream.runner import Intervals, run_stream
 from rec2pm_jax.stream.stores.base import MemoryStore, open_store
 
 define_engine(commit_s=1.0)
-flags.DEFINE_string("events", None, "File, directory of *.jsonl files, or - for standard input.")
+flags.DEFINE_string(
+    "events",
+    None,
+    "File, directory of *.jsonl files, topic (kafka://HOST:PORT/TOPIC), or - for standard input.",
+)
 flags.DEFINE_string(
     "output", None, "File of the answers, new (with a store: appended to); - for standard output."
 )
@@ -59,7 +63,7 @@ def main(_: list[str]) -> None:
     with contextlib.ExitStack() as stack:
         store = open_store(args.store, options.worker.name) if durable else MemoryStore()
         stack.callback(store.close)
-        source = open_source(args.events, store.metadata())
+        source = open_source(args.events, store, options.worker)
         stack.callback(source.close)
         write = stack.enter_context(open_output(args.output, args.events, append=durable))
         report = stack.enter_context(open_metrics(args.metrics, args.progress))

@@ -3,6 +3,7 @@
 An event passes through these files, from a line of input to the store:
 
     lines/sources.py            read whole lines from a file, a growing directory or a pipe
+      lines/kafka/source.py       or from the partitions of a topic that this worker owns
     lines/events.py             parse a line into an `Event`
     lines/requests.py           or into a `Request` with filters
     runner.py                   the loop: take lines in order and schedule every step below

@@ -221,6 +221,11 @@ class Engine:
             if self.commit_writer.has_uncommitted(name) or name in self.update_queue:
                 self._users.add(name, user)
 
+    def release_all(self) -> None:
+        """Release all users, of whom none may be uncommitted; others may then write to them."""
+        self._users = UserCache()
+        self.sessions.clear()
+
     # --- requests ---
 
     def get_user(self, name: str) -> UserState:

@@ -33,7 +33,7 @@ class Summary:
       updates: memory updates computed.
       commits: commits finished.
       skipped: lines that could not be used, by reason.
-      examples: messages of the first skipped lines of each reason, with line numbers from 1.
+      examples: messages of the first skipped lines of each reason, with their places.
       unknown_items: events of unknown items among those applied.
       unknown_excluded: unknown items in `exclude` lists; such requests are answered all the same.
       other_workers: lines of users of other workers.
@@ -57,12 +57,12 @@ class Summary:
     update_ms: deque[float] = dataclasses.field(default_factory=_new_timings)
     read_ms: deque[float] = dataclasses.field(default_factory=_new_timings)
 
-    def skip(self, number: int, error: RejectedInput) -> None:
-        """Count line `number` as skipped."""
+    def skip(self, place: str, error: RejectedInput) -> None:
+        """Count a line as skipped; `place` says which, as in "line 7"."""
         self.skipped[error.reason] += 1
         examples = self.examples.setdefault(error.reason, [])
         if len(examples) < _EXAMPLES:
-            examples.append(f"line {number}: {error}")
+            examples.append(f"{place}: {error}")
 
     def format_report(self) -> list[str]:
         """Return the lines that a stream prints at its end."""

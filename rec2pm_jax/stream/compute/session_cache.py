@@ -104,6 +104,10 @@ class SessionCache:
         self._method, self._params, self._catalogue = method, params, catalogue
         self._sessions.clear()
 
+    def clear(self) -> None:
+        """Close all sessions."""
+        self._sessions.clear()
+
     def find_best(
         self,
         name: str,

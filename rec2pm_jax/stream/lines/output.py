@@ -24,7 +24,7 @@ def open_output(path: str, events: str, *, append: bool = False) -> Iterator[Wri
 
     Args:
       path: a file, or - for standard output.
-      events: path of the input, or -; the output must be neither it nor inside it.
+      events: path or address of the input, or -; the output must be neither it nor inside it.
       append: keep what the file holds; otherwise it is written anew.
 
     Yields:
@@ -33,7 +33,7 @@ def open_output(path: str, events: str, *, append: bool = False) -> Iterator[Wri
     Raises:
       UserError: the file cannot be written, or is part of the input.
     """
-    if "-" not in (path, events):
+    if "-" not in (path, events) and "://" not in events:
         _check_outside(path, events)
     with _open_lines("--output", path, "ab" if append else "wb") as write:
         yield write

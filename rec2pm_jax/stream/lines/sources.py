@@ -9,12 +9,16 @@ import json
 import os
 import select
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
+from rec2pm_jax.data.reading.values import ValueRules
 from rec2pm_jax.errors import UserError
+from rec2pm_jax.stream.lines.line_buffer import LineBuffer
 from rec2pm_jax.stream.lines.positions import HEAD_BYTES, digest, encode_position, position_key
+from rec2pm_jax.stream.options import Worker
+from rec2pm_jax.stream.stores.base import Store
 
 _READ_BYTES = 1 << 18
 _POLL_S = 0.1  # between two looks for new files
@@ -46,39 +50,28 @@ class Source(Protocol):
         ...
 
 
-class _LineBuffer:
-    """Splits blocks of bytes into whole lines."""
+@runtime_checkable
+class PartitionedSource(Source, Protocol):
+    """A source whose lines are divided among workers before they are read, such as a Kafka topic.
 
-    def __init__(self) -> None:
-        self._lines: list[bytes] = []
-        self._next = 0
-        self._rest = b""
+    Parts may move to another worker, which happens in `read`.
+    """
 
-    def feed(self, block: bytes) -> None:
-        *lines, self._rest = (self._rest + block).split(b"\n")
-        lines = [line + b"\n" for line in lines]
-        self._lines = self._lines[self._next :] + lines
-        self._next = 0
+    def on_hand_over(self, hand_over: Callable[[], None]) -> None:
+        """Set what `read` calls before parts go to another worker.
 
-    def finish(self) -> None:
-        """Accept what follows the last line break as a line."""
-        if self._rest:
-            self._lines.append(self._rest)
-            self._rest = b""
+        `hand_over()` applies all lines returned so far, commits them with `positions()`, and releases
+        all users.
+        """
+        ...
 
-    @property
-    def ends_with_half_a_line(self) -> bool:
-        """Whether what follows the last line break is not JSON, as in a file still being written."""
-        try:
-            json.loads(self._rest or b"0")
-        except (ValueError, RecursionError):
-            return bool(self._rest.strip())
-        return False
+    def check_user(self, index: int, user: str, rules: ValueRules) -> None:
+        """Raise RejectedInput if line `index` of the last `read` must not hold lines of a user."""
+        ...
 
-    def pop(self, max_lines: int) -> list[bytes]:
-        lines = self._lines[self._next : self._next + max_lines]
-        self._next += len(lines)
-        return lines
+    def place(self, index: int) -> str:
+        """Return where line `index` of the last `read` is from, for a report."""
+        ...
 
 
 class PipeSource:
@@ -87,7 +80,7 @@ class PipeSource:
     def __init__(self, descriptor: int, name: str):
         self.done = False
         self._descriptor, self._name = descriptor, name
-        self._buffer, self._ended = _LineBuffer(), False
+        self._buffer, self._ended = LineBuffer(), False
 
     def read(self, max_lines: int, timeout_s: float) -> list[bytes]:
         lines = self._buffer.pop(max_lines)
@@ -138,7 +131,7 @@ class FileSource:
         """
         self.done = False
         self.path, self._growing = Path(path), growing
-        self._buffer, self._ended = _LineBuffer(), False
+        self._buffer, self._ended = LineBuffer(), False
         try:
             self._file = open(path, "rb", buffering=0)
             self._head = self._file.read(HEAD_BYTES)
@@ -262,12 +255,13 @@ class DirectorySource:
             source.close()
 
 
-def open_source(path: str, metadata: Mapping[str, bytes]) -> Source:
+def open_source(path: str, store: Store, worker: Worker = Worker()) -> Source:  # noqa: B008
     """Open what `--events` names.
 
     Args:
-      path: a file, a directory, a named pipe, or - for standard input.
-      metadata: of a store (`Store.metadata`), with the positions of files read before.
+      path: a file, a directory, a named pipe, - for standard input, or a topic (`kafka.address`).
+      store: with the positions of what was read before.
+      worker: which of the processes that share the store this is.
 
     Returns:
       A source that continues at the stored positions.
@@ -275,8 +269,13 @@ def open_source(path: str, metadata: Mapping[str, bytes]) -> Source:
     Raises:
       UserError: it cannot be read.
     """
+    if path.startswith("kafka://"):
+        from rec2pm_jax.stream.lines.kafka.source import KafkaSource  # its package is optional
+
+        return KafkaSource(path, store, worker)
     if path == "-":
         return PipeSource(0, path)
+    metadata = store.metadata()
     if os.path.isdir(path):
         return DirectorySource(path, metadata)
     try:

@@ -16,7 +16,13 @@ _SETTINGS, _TIME_ORIGIN = "meaning", "time_origin"  # keys of metadata that an e
 
 
 class Store(Protocol):
-    """Records by user id, and a few entries of metadata: settings and positions of the input."""
+    """Records by user id, and a few entries of metadata: settings and positions of the input.
+
+    Attributes:
+      is_shared: whether several processes may write to it.
+    """
+
+    is_shared: bool
 
     def get(self, users: Sequence[str]) -> list[bytes | None]:
         """Return the record of each user, None for unknown users."""
@@ -38,6 +44,20 @@ class Store(Protocol):
 
     def claim(self, name: str, value: bytes) -> bytes:
         """Set an entry of metadata that no process has set yet, and return what the store has."""
+        ...
+
+    def own_inputs(self, names: Sequence[str]) -> dict[str, bytes]:
+        """Become the owner of parts of an input that workers divide, and return their positions.
+
+        From then on the commits of the process that owned any of them before are refused.
+
+        Args:
+          names: of entries of metadata, such as kafka:TOPIC/0.
+        """
+        ...
+
+    def release_inputs(self, names: Sequence[str]) -> None:
+        """Own parts of an input no longer; commits do not write their positions."""
         ...
 
     def delete(self, users: Sequence[str]) -> int:
@@ -64,6 +84,8 @@ class Store(Protocol):
 class MemoryStore:
     """Records in a dictionary, lost when the process ends."""
 
+    is_shared = False
+
     def __init__(self) -> None:
         self._records: dict[str, bytes] = {}
         self._metadata: dict[str, bytes] = {}
@@ -80,6 +102,12 @@ class MemoryStore:
 
     def claim(self, name: str, value: bytes) -> bytes:
         return self._metadata.setdefault(name, value)
+
+    def own_inputs(self, names: Sequence[str]) -> dict[str, bytes]:
+        return {name: self._metadata[name] for name in names if name in self._metadata}
+
+    def release_inputs(self, names: Sequence[str]) -> None:
+        pass
 
     def delete(self, users: Sequence[str]) -> int:
         return sum(self._records.pop(user, None) is not None for user in users)

@@ -39,6 +39,8 @@ class LmdbStore:
       path: the directory.
     """
 
+    is_shared = False
+
     def __init__(self, path: str | Path, *, map_bytes: int = _MAP_BYTES):
         """Open a store, or create it.
 
@@ -126,6 +128,13 @@ class LmdbStore:
         if found is None:
             self.put({}, {name: value})
         return value if found is None else found
+
+    def own_inputs(self, names: Sequence[str]) -> dict[str, bytes]:
+        found = self.metadata()
+        return {name: found[name] for name in names if name in found}
+
+    def release_inputs(self, names: Sequence[str]) -> None:
+        pass
 
     def delete(self, users: Sequence[str]) -> int:
         with (

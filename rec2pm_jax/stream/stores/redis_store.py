@@ -3,6 +3,10 @@
 A commit is one MULTI/EXEC transaction of whole records, the worker's metadata and the commit's name.
 The name makes a repeated commit harmless, and detects a second process with the same worker number.
 
+Parts of an input that move between workers, such as partitions of a topic, have an owner key each. A
+worker that gets a part writes its name there and reads the part's position, in one transaction. Every
+commit watches the owner keys of its worker. So a worker that lost a part commits nothing more.
+
 Workers write beside each other, since each has its own users. A maintenance process (tidying, a
 rebuild) writes to all users, so it excludes every other process: its writes are refused if a process
 has connected after it, and after them the commits of all processes from before are refused.
@@ -52,8 +56,10 @@ class RedisStore:
     """A store on a server, see `stores.base.Store`.
 
     `items` iterates while others write, so records are whole but not all of one moment. Positions of
-    inputs belong to one worker each, as every worker reads all lines.
+    files belong to one worker each, as every worker reads all lines. Those of `own_inputs` are shared.
     """
+
+    is_shared = True
 
     def __init__(self, url: str, writer: str = "0/1", *, patience_s: float = 60.0):
         """Connect to a server.
@@ -78,6 +84,7 @@ class RedisStore:
         self._last_commit_key = f"rec2pm:newest:{writer}".encode()
         self._process, self._count = secrets.token_hex(8), 0
         self._maintains = writer == MAINTENANCE
+        self._owned: tuple[str, ...] = ()  # replaced at once, as a thread commits
         self._retry(lambda: self._server.set(self._last_commit_key, self._commit_name(0)))
         self._starts = self._retry(lambda: self._server.incr(_STARTS))
         self._maintainer: bytes | None = self._retry(lambda: self._server.get(_MAINTAINER))
@@ -124,10 +131,11 @@ class RedisStore:
         """
         before, after = self._commit_name(self._count), self._commit_name(self._count + 1)
         others = [_STARTS] if self._maintains else []
+        owned = self._owned
 
         def commit() -> None:
             with self._server.pipeline(transaction=True) as pipe:
-                pipe.watch(self._last_commit_key, _MAINTAINER, *others)
+                pipe.watch(self._last_commit_key, _MAINTAINER, *others, *map(_owner_key, owned))
                 found = pipe.get(self._last_commit_key)
                 if found == after:  # the commit succeeded, but its answer was lost
                     return
@@ -139,6 +147,7 @@ class RedisStore:
                         "store is."
                     )
                 self._check_alone(pipe)
+                self._check_owned(pipe, owned)
                 pipe.multi()
                 write(pipe)
                 pipe.set(self._last_commit_key, after)
@@ -163,6 +172,39 @@ class RedisStore:
                 f"Another process has connected to the store {self._url} meanwhile: end it, and start "
                 "this command again."
             )
+
+    def _check_owned(self, pipe: Any, names: tuple[str, ...]) -> None:
+        """Raise UserError if another process has become the owner of parts of the input."""
+        owners = pipe.mget([_owner_key(name) for name in names]) if names else []
+        lost = [
+            name
+            for name, owner in zip(names, owners, strict=True)
+            if owner != self._process.encode()
+        ]
+        if lost:
+            raise UserError(
+                f"Another worker has taken {', '.join(lost)} in the store {self._url}, since this one "
+                "was away too long or both read the same partitions: what this one read since its last "
+                "commit is left to the other. Start again: the input is read from where the store is."
+            )
+
+    def own_inputs(self, names: Sequence[str]) -> dict[str, bytes]:
+        if not names:
+            return {}
+        owners = {_owner_key(name): self._process for name in names}
+
+        def own() -> list[bytes | None]:
+            with self._server.pipeline(transaction=True) as pipe:
+                pipe.mset(owners)
+                pipe.hmget(_SHARED_METADATA, list(names))
+                return pipe.execute()[1]
+
+        found = self._retry(own)
+        self._owned = tuple(dict.fromkeys((*self._owned, *names)))
+        return {name: value for name, value in zip(names, found, strict=True) if value is not None}
+
+    def release_inputs(self, names: Sequence[str]) -> None:
+        self._owned = tuple(name for name in self._owned if name not in names)
 
     def _metadata_key(self, name: str) -> bytes:
         return self._own_metadata if name.startswith("input:") else _SHARED_METADATA
@@ -213,6 +255,10 @@ class RedisStore:
 
     def close(self) -> None:
         self._server.close()
+
+
+def _owner_key(name: str) -> bytes:
+    return f"rec2pm:owner:{name}".encode()
 
 
 def _key(user: str) -> bytes:
