@@ -162,10 +162,10 @@ def _pool_states(users: np.ndarray, rows: Rows, states: State) -> _Pool:
       rows, states: of these users.
     """
     nothing = np.empty(0, np.int64)
-    fields = (users[rows.user], *rows[1:5])
-    together = Gathering(*fields)
-    everyone, states = together.gather((fields, states))
-    return _Pool(Rows(*everyone, nothing, nothing), states, together.mine)
+    own = rows._replace(user=users[rows.user], target_row=nothing, target_column=nothing)
+    together = Gathering(*own[:5])
+    fields, states = together.gather((own[:5], states))
+    return _Pool(Rows._make([*fields, *own[5:]]), states, together.mine)
 
 
 def _swap(pool: _Pool) -> dict[str, State]:
