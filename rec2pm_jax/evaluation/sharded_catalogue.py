@@ -20,9 +20,8 @@ from jax.sharding import PartitionSpec as P
 from rec2pm_jax.config import LossConfig
 from rec2pm_jax.nn.catalogue.filters import ItemFilter
 from rec2pm_jax.nn.catalogue.losses import to_item_vectors, to_queries
-from rec2pm_jax.nn.catalogue.row_exchange import fetch, plan_exchange
+from rec2pm_jax.nn.catalogue.row_exchange import fetch_all
 from rec2pm_jax.nn.catalogue.sharded_scoring import best_per_device, sharded_ranks
-from rec2pm_jax.nn.catalogue.sharded_table import ids_to_rows
 from rec2pm_jax.typing import Array, Readout
 
 _IDS = 1024  # rows that a device asks for in one call
@@ -158,16 +157,12 @@ def _batches(mesh: Mesh, count: int, size: int) -> Iterator[np.ndarray]:
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _fetch(mesh: Mesh, dim: int, table: Array, ids: Array) -> Array:
     [axis] = mesh.axis_names
-    body = functools.partial(_fetch_here, dim, axis)
+    last = table.size // dim - 1  # as many items have so many rows
+
+    def body(table: Array, ids: Array) -> Array:
+        return fetch_all(table, ids, last, dim, axis)
+
     return _map(body, mesh, (P(axis), P(axis)), P(axis))(table, ids)
-
-
-def _fetch_here(dim: int, axis: str, table: Array, ids: Array) -> Array:
-    """Fetch rows for ids int32 [n] of this device, which may all lie on one device: [n, dim]."""
-    shards = jax.lax.axis_size(axis)
-    rows = table.size // dim * shards
-    exchange, places = plan_exchange(ids_to_rows(ids, rows), rows, shards, ids.size, axis)
-    return fetch(table, exchange, ids.size, dim, axis)[places]
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
@@ -210,8 +205,7 @@ def _best(
     def body(table: Array, readout: Readout, seen: Array | None) -> tuple[Array, Array]:
         queries, own = to_queries(loss, readout.vectors), None
         if readout.own is not None:
-            ids, dim = readout.own.ids, queries.shape[1]
-            rows = _fetch_here(dim, axis, table, ids.reshape(-1)).reshape(*ids.shape, dim)
+            rows = fetch_all(table, readout.own.ids, num_items, queries.shape[1], axis)
             own = readout.own, to_item_vectors(rows)
         rule = ItemFilter(denied=seen)
         return best_per_device(queries, table, k, num_items, to_item_vectors, axis, rule, own)

@@ -22,7 +22,7 @@ from rec2pm_jax.nn.catalogue.row_exchange import bucket_capacity, fetch, plan_ex
 from rec2pm_jax.nn.catalogue.sharded_scoring import best_per_device
 from rec2pm_jax.nn.catalogue.sharded_table import ids_to_rows, table_rows
 from rec2pm_jax.nn.embedding import TABLE
-from rec2pm_jax.typing import PADDING_ID, Array, Events, Params, State
+from rec2pm_jax.typing import PADDING_ID, Array, Events, Params, Readout, State
 
 
 class _Part(NamedTuple):
@@ -56,11 +56,13 @@ class ShardedServing:
       config: the configuration, with `model.table` sharded.
       num_items: real items.
       axis_name: the mesh axis over which the table and the users are divided.
+      holds_all: whether buckets have room for all rows, so that none overflows; for small batches.
     """
 
     config: Config
     num_items: int
     axis_name: str
+    holds_all: bool = False
 
     def read_best(
         self,
@@ -97,6 +99,15 @@ class ShardedServing:
         )
         return jnp.where(part.fits, scores, jnp.nan), ids, part.needed
 
+    def read(
+        self, params: Params, state: State, events: Events, valid: Array, time: Array | None
+    ) -> Readout:
+        """Return what `Method.read` returns; arguments as in `read_best`. It needs `holds_all`."""
+        part = self._with_rows(params, state, events)
+        readout = part.method.read(part.params, part.state, part.events, valid, time)
+        own = readout.own
+        return readout._replace(own=own and own._replace(ids=part.ids[own.ids]))
+
     def update(
         self, params: Params, state: State, events: Events, valid: Array, time: Array | None
     ) -> tuple[State, Array]:
@@ -119,6 +130,7 @@ class ShardedServing:
         items = (jnp.full(1, PADDING_ID, jnp.int32), events.ids, state.exact.items)
         ids = jnp.concatenate([part.reshape(-1) for part in items])
         capacity = self.config.compute.bucket_rows or bucket_capacity(len(ids), shards)
+        capacity = len(ids) if self.holds_all else capacity
         exchange, places = plan_exchange(
             ids_to_rows(ids, rows), rows, shards, capacity, self.axis_name
         )
