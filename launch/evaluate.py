@@ -7,15 +7,22 @@
 
 Memory is folded over every archived segment of a user's history, as streaming does it, unless
 --max_segments limits it.
+
+A sharded item table stays divided over the devices of the job, see docs/distributed.md.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
+import jax
 from absl import flags
 
+from launch.configs.job_flags import define_job, join_job
 from launch.configs.measure_flags import define_measures
 from launch.experiments.evaluating import evaluate_baseline, evaluate_workdir
 from rec2pm_jax import cli
+from rec2pm_jax.data.dataset import Dataset
 from rec2pm_jax.data.splits import SPLITS
 from rec2pm_jax.devices import describe_devices
 from rec2pm_jax.errors import UserError
@@ -28,6 +35,7 @@ from rec2pm_jax.evaluation.report import (
     metrics_table,
     setting_line,
 )
+from rec2pm_jax.runs import Result
 
 flags.DEFINE_string("workdir", "", "Directory of a training run.")
 flags.DEFINE_string("heuristic", "", f"Instead of a run: {', '.join(HEURISTICS)}.")
@@ -53,15 +61,25 @@ flags.DEFINE_string(
 define_measures()
 flags.DEFINE_integer("window", 0, "personal_frequency: newest events that count; 0: all.", 0)
 flags.DEFINE_float("half_life", 0.0, "personal_frequency: decay in events; 0: none.", 0.0)
+flags.DEFINE_integer(
+    "devices", None, "Devices that a sharded item table is divided over; by default all.", 0
+)
 flags.DEFINE_string("json", "", "File for the list of records.")
 flags.DEFINE_string("per_user", "", "Parquet file for a row of metrics per user.")
+define_job()
 
 
 def main(_: list[str]) -> None:
     args = flags.FLAGS
     if bool(args.workdir) == bool(args.heuristic):
         raise UserError("Pass one of --workdir=DIR and --heuristic=NAME.")
-    result, dataset = evaluate_workdir(args) if args.workdir else evaluate_baseline(args)
+    with join_job(args):
+        evaluated = evaluate_workdir(args) if args.workdir else evaluate_baseline(args)
+        if jax.process_index() == 0:
+            _report(args, *evaluated)
+
+
+def _report(args: Any, result: Result, dataset: Dataset) -> None:
     record = result.record
     if args.workdir:
         print(f"devices: {describe_devices()}")

@@ -11,13 +11,14 @@ A directory is written as OUTPUT.building and renamed when it is complete. A ser
 
 from __future__ import annotations
 
+import functools
 import time
 
 from absl import flags
 from tqdm import tqdm
 
 from rec2pm_jax import cli
-from rec2pm_jax.devices import describe_devices
+from rec2pm_jax.devices import describe_devices, select_table_devices
 from rec2pm_jax.methods.codec import FORMATS
 from rec2pm_jax.stream.load import make_recommender
 from rec2pm_jax.stream.options import EngineOptions, Worker
@@ -37,6 +38,9 @@ flags.DEFINE_enum(
     "seen", "none", SEEN_FORMATS, "What is kept of seen items, the same as for launch.stream."
 )
 flags.DEFINE_integer("workers", 1, "Workers of launch.stream that will share the store.", 1)
+flags.DEFINE_integer(
+    "devices", None, "Devices that a sharded item table is divided over; by default all.", 0
+)
 flags.mark_flags_as_required(["workdir", "output"])
 
 
@@ -45,9 +49,10 @@ def main(_: list[str]) -> None:
     began = time.time()
     options = EngineOptions(args.memory, worker=Worker(0, args.workers), seen=args.seen)
     print(f"devices: {describe_devices()}", flush=True)
-    config, params, meta = load_for_inference(args.workdir, args.checkpoint)
+    find_devices = functools.partial(select_table_devices, wanted=args.devices)
+    config, params, meta = load_for_inference(args.workdir, args.checkpoint, find_devices)
     dataset = open_training_data(args.data, args.workdir, meta)
-    recommender = make_recommender(config, params, dataset)
+    recommender = make_recommender(config, params, dataset, trained_items=meta["num_items"])
     with (
         open_new_store(args.output) as store,
         tqdm(unit="update", smoothing=0.02) as bar,

@@ -14,11 +14,14 @@ from __future__ import annotations
 
 import time
 
+import jax
 from absl import flags
 from tqdm import tqdm
 
 from rec2pm_jax import cli
-from rec2pm_jax.devices import describe_devices
+from rec2pm_jax.config import Config
+from rec2pm_jax.devices import describe_devices, select_table_devices
+from rec2pm_jax.errors import UserError
 from rec2pm_jax.stream.bulk.files import FORMATS, building_folder
 from rec2pm_jax.stream.bulk.flag_values import filters_of_flags
 from rec2pm_jax.stream.bulk.run import BulkOptions, describe, recommend_all
@@ -47,7 +50,13 @@ flags.DEFINE_string("candidates", "", "Rank these items only: ids between commas
 flags.DEFINE_string("allow", "", 'Only these items: ids, @FILE or {"categories": [..]}.')
 flags.DEFINE_string("deny", "", 'None of these items: ids, @FILE or {"categories": [..]}.')
 flags.DEFINE_integer("batch_size", BulkOptions().batch_size, "Users of a batch on a device.", 1)
-flags.DEFINE_integer("devices", 1, "Devices that share the users; 0 for all.", 0)
+flags.DEFINE_integer(
+    "devices",
+    None,
+    "Devices that share the users, by default 1, or that a sharded table is divided over, by default "
+    "all; 0 for all.",
+    0,
+)
 flags.DEFINE_integer("users_per_file", BulkOptions().users_per_file, "Users of a file.", 1)
 flags.mark_flags_as_required(["workdir", "output"])
 
@@ -55,8 +64,9 @@ flags.mark_flags_as_required(["workdir", "output"])
 def main(_: list[str]) -> None:
     args, began = flags.FLAGS, time.time()
     print(f"devices: {describe_devices()}", flush=True)
-    config, params, meta = load_quietly(args.workdir, args.checkpoint)
-    model = make_recommender(config, params, open_training_data(args.data, args.workdir, meta))
+    config, params, meta = load_quietly(args.workdir, args.checkpoint, _find_devices)
+    dataset = open_training_data(args.data, args.workdir, meta)
+    model = make_recommender(config, params, dataset, trained_items=meta["num_items"])
     rules = model.catalogue.rules
     texts = {name: str(args[name].value) for name in _FILTERS}
     filters, when = filters_of_flags(texts, rules), parse_time(args.time or None, rules)
@@ -65,7 +75,8 @@ def main(_: list[str]) -> None:
     manifest = describe(model, meta, filters)
     stated = ("workdir", "checkpoint", "store", "k", "time", "memories", "format")
     manifest |= {name: args[name].value for name in stated} | {"users_file": args.users}
-    options = BulkOptions(args.batch_size, args.devices, args.users_per_file, args.format)
+    devices = 1 if args.devices is None else args.devices
+    options = BulkOptions(args.batch_size, devices, args.users_per_file, args.format)
     open_source = open_users(
         model,
         args.store,
@@ -90,6 +101,16 @@ def main(_: list[str]) -> None:
         print(f"{done['fewer']} users got fewer than {args.k} items: the filters leave no more")
     if listed is not None and listed.repeated:
         print(f"skipped {listed.repeated} repeated ids in {args.users}")
+
+
+def _find_devices(config: Config) -> list[jax.Device]:
+    """Return the devices that a sharded table is divided over."""
+    args = flags.FLAGS
+    if config.model.table != "sharded":
+        return []
+    if args.memories == "one_pass":
+        raise UserError("--memories=one_pass is not for a sharded table: leave it out.")
+    return select_table_devices(config, args.devices)
 
 
 if __name__ == "__main__":

@@ -14,10 +14,10 @@ from __future__ import annotations
 from absl import flags
 
 from launch.configs.flags import define_config, get_config
+from launch.configs.job_flags import define_job, join_job
 from rec2pm_jax import cli
 from rec2pm_jax.data.dataset import open_dataset
 from rec2pm_jax.methods.registry import make_method
-from rec2pm_jax.training.distributed import distributed_job
 from rec2pm_jax.training.loop import train_and_evaluate
 from rec2pm_jax.training.observers import Observers
 from rec2pm_jax.training.run_checks import fit_to_data
@@ -31,23 +31,12 @@ flags.DEFINE_multi_string(
     "tracker", [], "Also send metrics to mlflow, mlflow:URI, wandb or wandb:PROJECT."
 )
 flags.mark_flags_as_required(["data", "workdir"])
-flags.DEFINE_bool(
-    "distributed",
-    False,
-    "One process of a job on several hosts; on Cloud TPU, Slurm and Open MPI it finds the others.",
-)
-flags.DEFINE_string(
-    "coordinator_address", None, "HOST:PORT of process 0, elsewhere; implies --distributed."
-)
-flags.DEFINE_integer("num_processes", None, "Processes of the job, with --coordinator_address.")
-flags.DEFINE_integer("process_id", None, "This process's number, from 0, likewise.")
+define_job()
 
 
 def main(_: list[str]) -> None:
     args = flags.FLAGS
-    with distributed_job(
-        args.distributed, args.coordinator_address, args.num_processes, args.process_id
-    ):
+    with join_job(args):
         config = get_config()  # its errors come before those of the data
         observers = Observers(trackers=[open_tracker(text) for text in args.tracker])
         dataset = open_dataset(args.data)

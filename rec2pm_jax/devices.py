@@ -6,8 +6,9 @@ from collections import Counter
 
 import jax
 
-from rec2pm_jax.config import ComputeConfig
+from rec2pm_jax.config import ComputeConfig, Config
 from rec2pm_jax.errors import UserError
+from rec2pm_jax.nn.catalogue.sharded_table import check_shards
 
 
 def find_devices() -> list[jax.Device]:
@@ -80,3 +81,33 @@ def select_devices(compute: ComputeConfig) -> list[jax.Device]:
             f"config.compute.devices={wanted}, but there are {jax.device_count()} devices."
         )
     return jax.devices()[:wanted]
+
+
+def select_table_devices(config: Config, wanted: int | None) -> list[jax.Device]:
+    """Return the devices that the item table of a trained run is divided over.
+
+    Args:
+      config: of the run.
+      wanted: how many; None or 0 for all of the job.
+
+    Raises:
+      UserError: the table is not sharded and more than one device is asked for, there are fewer, they
+        cannot share the table, or the job has several processes and not all of their devices are named.
+    """
+    if config.model.table != "sharded":
+        if wanted is not None and wanted != 1:
+            raise UserError(
+                f"--devices={wanted}, but this run has config.model.table=whole: one device computes; "
+                "leave the flag out."
+            )
+        return jax.local_devices()[:1]
+    found, wanted = find_devices(), wanted or jax.device_count()
+    if wanted > len(found):
+        raise UserError(f"--devices={wanted}, but there are {len(found)} devices.")
+    if jax.process_count() > 1 and wanted != len(found):
+        raise UserError(
+            f"--devices={wanted} in a job of {jax.process_count()} processes: leave the flag out, so "
+            f"that all {len(found)} devices of the job take part."
+        )
+    check_shards(wanted, config.model.dim)
+    return found[:wanted]

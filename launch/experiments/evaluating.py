@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import jax
+
 from launch.configs.measure_flags import get_measures
 from rec2pm_jax.config import DataConfig
 from rec2pm_jax.data.dataset import Dataset, open_dataset
@@ -37,7 +39,11 @@ def evaluate_workdir(args: Any) -> tuple[Result, Dataset]:
         )
     measures = get_measures(args)
     run = load_run(
-        args.workdir, data=args.data or None, checkpoint=args.checkpoint, memory=args.memory or None
+        args.workdir,
+        data=args.data or None,
+        checkpoint=args.checkpoint,
+        memory=args.memory or None,
+        devices=args.devices,
     )
     spec = EvalSpec(
         args.split,
@@ -68,6 +74,8 @@ def evaluate_baseline(args: Any) -> tuple[Result, Dataset]:
     for flag in ("memory", "max_segments", "diagnostics"):
         if getattr(args, flag):
             raise UserError(f"--{flag} needs a trained model (--workdir); heuristics have none.")
+    if args.devices is not None or jax.process_count() > 1:
+        raise UserError("A heuristic runs on the host: leave out --devices, and start one process.")
     if not args.data:
         raise UserError("A heuristic needs --data=DIR, a directory made by launch.prepare.")
     heuristic = Heuristic(args.heuristic, args.window or None, args.half_life or None)

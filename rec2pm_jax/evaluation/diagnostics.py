@@ -15,10 +15,11 @@ import numpy as np
 
 from rec2pm_jax.data.splits import bound_rule
 from rec2pm_jax.errors import UserError
-from rec2pm_jax.evaluation.histories import EvaluationData, Histories
+from rec2pm_jax.evaluation.catalogue import Reader, catalogue_of
+from rec2pm_jax.evaluation.histories import EvaluationData
 from rec2pm_jax.evaluation.memory_drift import measure_drift, newest_group
 from rec2pm_jax.evaluation.memory_kinds import resolve_memory
-from rec2pm_jax.evaluation.memory_states import choose_swap_donors, compute_memories, take_states
+from rec2pm_jax.evaluation.memory_states import choose_swap_donors, take_states
 from rec2pm_jax.evaluation.memory_statistics import (
     archived_frequencies,
     effective_rank,
@@ -26,7 +27,6 @@ from rec2pm_jax.evaluation.memory_statistics import (
     slot_cosine,
 )
 from rec2pm_jax.evaluation.metrics import ndcg
-from rec2pm_jax.evaluation.ranking import rank_targets, read_targets
 from rec2pm_jax.evaluation.spec import EvalSpec
 from rec2pm_jax.evaluation.targets import Rows, final_rows, memory_rows, plan_rows, select_targets
 from rec2pm_jax.methods.method import Method
@@ -42,7 +42,7 @@ def memory_diagnostics(
 
     Args:
       method: the method to diagnose.
-      params: its parameters.
+      params: its parameters, as for `evaluator.evaluate`.
       dataset: a prepared dataset.
       spec: split, memory and users; `swap`, `corrupt` and `memory_format` are ignored.
 
@@ -76,19 +76,18 @@ def memory_diagnostics(
             "config.data.segment."
         )
 
-    states = compute_memories(method, params, histories, rows, memory, spec.batch_size)
+    catalogue = catalogue_of(method, params)
+    reader = catalogue.reader(histories)
+    states = reader.compute_memories(rows, memory, spec.batch_size)
     gains = {}
     for kind, replaced in _replace_memories(states, final_rows(rows), donors).items():
-        readout = read_targets(
-            method,
-            params,
-            histories,
+        readout = reader.read(
             rows,
             replaced,
             batch_size=spec.batch_size,
             request_time=rule.request_time(spec.split),
         )
-        ranks = rank_targets(method, params, histories, targets, readout, mask_seen=rule.mask_seen)
+        ranks = catalogue.rank(histories, targets, readout, rule.mask_seen)
         gains[kind] = ndcg(ranks, 10)
 
     has_memory = rows.updates[rows.target_row] > 0
@@ -100,12 +99,14 @@ def memory_diagnostics(
         for low, high in zip(edges[:-1], edges[1:], strict=True)
         if high > low
     ]
-    earlier = _states_before(method, params, histories, rows, memory, spec.batch_size)
+    earlier = _states_before(reader, rows, memory, spec.batch_size)
     return {
         "ndcg@10": _mean_gains(gains, has_memory),
         "by_raw_events": by_raw_events,
-        "memory": _describe_memories(method, histories, rows, states, earlier),
-        "drift": measure_drift(method, params, histories, batch_size=spec.batch_size),
+        "memory": _describe_memories(reader, rows, states, earlier),
+        "drift": measure_drift(
+            reader.method, reader.params, reader.histories, batch_size=spec.batch_size
+        ),
     }
 
 
@@ -132,24 +133,21 @@ def _mean_gains(gains: Mapping[str, np.ndarray], chosen: np.ndarray) -> dict[str
     return {"targets": count, **means}
 
 
-def _states_before(
-    method: Method, params: Params, histories: Histories, rows: Rows, memory: str, batch_size: int
-) -> State:
+def _states_before(reader: Reader, rows: Rows, memory: str, batch_size: int) -> State:
     """Return the states one update before the final one of each user with memory."""
     final = final_rows(rows)
     before = memory_rows(
         rows.user[final],
         rows.first_segment[final],
         rows.updates[final] - 1,
-        method.config.data.segment,
+        reader.method.config.data.segment,
     )
-    return compute_memories(method, params, histories, before, memory, batch_size)
+    return reader.compute_memories(before, memory, batch_size)
 
 
-def _describe_memories(
-    method: Method, histories: Histories, rows: Rows, states: State, earlier: State
-) -> dict[str, Any]:
+def _describe_memories(reader: Reader, rows: Rows, states: State, earlier: State) -> dict[str, Any]:
     """Return the figures of the final memories; `earlier` holds them one update before."""
+    method, histories = reader.method, reader.histories
     final = final_rows(rows)
     newest = newest_group(method, states)[final]
     changed = rows.updates[final] > 1  # a first memory has no predecessor

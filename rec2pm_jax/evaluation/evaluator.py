@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import time
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from rec2pm_jax.data.splits import SplitRule, bound_rule
 from rec2pm_jax.errors import UserError
+from rec2pm_jax.evaluation.catalogue import Reader, catalogue_of
 from rec2pm_jax.evaluation.histories import EvaluationData, Histories
 from rec2pm_jax.evaluation.measures import measure
 from rec2pm_jax.evaluation.memory_kinds import resolve_memory
-from rec2pm_jax.evaluation.memory_states import choose_swap_donors, compute_memories, swap_parts
-from rec2pm_jax.evaluation.ranking import rank_targets, read_targets, recommend
+from rec2pm_jax.evaluation.memory_states import choose_swap_donors, swap_parts, take_states
+from rec2pm_jax.evaluation.processes import Gathering
 from rec2pm_jax.evaluation.record import Evaluation, dataset_name
 from rec2pm_jax.evaluation.spec import EvalSpec
 from rec2pm_jax.evaluation.targets import (
@@ -34,9 +35,13 @@ from rec2pm_jax.typing import Params, Readout, State
 def evaluate(method: Method, params: Params, dataset: EvaluationData, spec: EvalSpec) -> Evaluation:
     """Predict every target from the user's whole history before it and rank the full catalogue.
 
+    In a job of several processes every process makes this call. Each reads a share of the users, and
+    all return the same evaluation of all users.
+
     Args:
       method: the method to evaluate.
-      params: its parameters.
+      params: its parameters on one device of this process. A sharded item table may be spread over all
+        devices of the job, see `training.checkpoint.load_for_inference`.
       dataset: a prepared dataset, see `data.dataset.open_dataset`.
       spec: split, memory, users and further conditions.
 
@@ -46,7 +51,7 @@ def evaluate(method: Method, params: Params, dataset: EvaluationData, spec: Eval
     Raises:
       UserError: the method has no such memory, the memory format is unknown, no user has targets,
         targets were training events under the protocol of `config.data`, the dataset lacks a target
-        type, or scores are not finite.
+        type, there are fewer users than processes, or scores are not finite.
 
     Example, with untrained parameters (for a trained model see `training.loop.train_and_evaluate`):
 
@@ -77,7 +82,7 @@ def evaluate(method: Method, params: Params, dataset: EvaluationData, spec: Eval
 
     types = spec.target_types or config.loss.target_types
     rule = bound_rule(config.data, dataset, spec.protocol or "", types)
-    selection = select_targets(dataset, rule, spec.split, spec.max_users, spec.seed)
+    selection = select_targets(dataset, rule, spec.split, spec.max_users, spec.seed, shared=True)
     histories, targets = selection.histories, selection.targets
     known = spec.knows_request_time(histories, default=config.reads_times)
     trained_with = bound_rule(config.data, dataset, target_types=config.loss.target_types)
@@ -85,15 +90,12 @@ def evaluate(method: Method, params: Params, dataset: EvaluationData, spec: Eval
     if spec.corrupt is not None:
         histories = spec.corrupt(histories, targets)
     rows = plan_rows(targets, method, spec.max_segments, shared=known or not config.reads_times)
-    states = compute_memories(
-        method, params, histories, rows, memory, spec.batch_size, spec.memory_format
-    )
+    catalogue = catalogue_of(method, params)
+    reader = catalogue.reader(histories)
+    states = reader.compute_memories(rows, memory, spec.batch_size, spec.memory_format)
 
-    def read_with(states: State) -> Readout:
-        return read_targets(
-            method,
-            params,
-            histories,
+    def read_with(reader: Reader, states: State) -> Readout:
+        return reader.read(
             rows,
             states,
             batch_size=spec.batch_size,
@@ -102,22 +104,24 @@ def evaluate(method: Method, params: Params, dataset: EvaluationData, spec: Eval
         )
 
     def rank(readout: Readout) -> np.ndarray:
-        return rank_targets(method, params, histories, targets, readout, mask_seen=rule.mask_seen)
+        return catalogue.rank(histories, targets, readout, rule.mask_seen)
 
-    readout = read_with(states)
+    readout = read_with(reader, states)
     ranks, lists = rank(readout), None
     if spec.measures.lists:
         first = distinct_reads(targets)
         chosen = Targets(*(field[first] for field in targets))
         part = jax.tree.map(lambda a: a[first], readout)
         k = max(spec.measures.list_cutoffs)
-        lists = recommend(method, params, histories, chosen, part, k, mask_seen=rule.mask_seen)
-    donors = choose_swap_donors(rows) if spec.swap else None
+        lists = catalogue.recommend(histories, chosen, part, k, rule.mask_seen)
+    pool = _pool_states(selection.users, rows, states)
     swapped = {}
-    if donors is not None:
-        swapped = {
-            part: rank(read_with(given)) for part, given in swap_parts(states, donors).items()
-        }
+    for part, given in _swap(pool).items() if spec.swap else ():
+        if jax.process_count() > 1:  # states of users whose histories other processes have
+            reader = catalogue.reader(histories, np.asarray(given.exact.items))
+        swapped[part] = rank(read_with(reader, given))
+    measured = measure(dataset, rule, selection, ranks, lists, spec.measures)
+    by_target = Gathering(selection.users[targets.user], targets.event)
     return Evaluation(
         method=config.method.name,
         memory=memory,
@@ -128,12 +132,49 @@ def evaluate(method: Method, params: Params, dataset: EvaluationData, spec: Eval
         protocol=spec.protocol or config.data.protocol,
         target_types=types,
         request_time_known=known and config.reads_times,
-        swapped_ranks=swapped,
+        swapped_ranks=by_target.gather(swapped),
         skipped_users=selection.skipped,
-        **measure(dataset, rule, selection, ranks, lists, spec.measures),
+        **measured,
         wall_s=time.perf_counter() - began,
-        **_measure_states(method, rows, states, spec.memory_format),
+        **_measure_states(method, pool.rows, pool.states, spec.memory_format),
     )
+
+
+class _Pool(NamedTuple):
+    """Rows of the users of all processes, with their states.
+
+    Attributes:
+      rows: users are indices in the dataset; without targets.
+      states: numpy leaves, a row for each of `rows`.
+      mine: which of them this process has, int [n] or a slice.
+    """
+
+    rows: Rows
+    states: State
+    mine: Any
+
+
+def _pool_states(users: np.ndarray, rows: Rows, states: State) -> _Pool:
+    """Bring the states of all processes together, as donors and statistics are those of all users.
+
+    Args:
+      users: int64 [U], the users of this process, indices in the dataset.
+      rows, states: of these users.
+    """
+    nothing = np.empty(0, np.int64)
+    own = rows._replace(user=users[rows.user], target_row=nothing, target_column=nothing)
+    together = Gathering(*own[:5])
+    fields, states = together.gather((own[:5], states))
+    return _Pool(Rows._make([*fields, *own[5:]]), states, together.mine)
+
+
+def _swap(pool: _Pool) -> dict[str, State]:
+    """Return what `swap_parts` returns for the rows of this process; {} if there are no donors."""
+    donors = choose_swap_donors(pool.rows)
+    if donors is None:
+        return {}
+    parts = swap_parts(pool.states, donors)
+    return {part: take_states(states, pool.mine) for part, states in parts.items()}
 
 
 def _check_unseen(

@@ -119,7 +119,7 @@ def rank_targets(
     ranks = np.zeros(len(item), np.int64)
     for batch in padded_batches(np.arange(len(item)), chunk):
         real = batch >= 0
-        seen = _seen(method, histories, targets, batch) if mask_seen else None
+        seen = seen_items(method, histories, targets, batch) if mask_seen else None
         part = jax.tree.map(lambda a, b=batch: a[b], readout)
         chunk_ranks = np.asarray(_rank(method, params, part, item[batch], seen))
         ranks[batch[real]] = chunk_ranks[real]
@@ -151,16 +151,16 @@ def recommend(
     places = min(k, method.num_items)
     for batch in padded_batches(np.arange(count), chunk):
         real = batch >= 0
-        seen = _seen(method, histories, targets, batch) if mask_seen else None
+        seen = seen_items(method, histories, targets, batch) if mask_seen else None
         part = jax.tree.map(lambda a, b=batch: a[b], readout)
         found = np.asarray(_best(method, params, part, seen, places))
         lists[batch[real], :places] = found[real]
     return lists
 
 
-def _seen(
+def seen_items(
     method: Method, histories: Histories, targets: Targets, batch: np.ndarray
-) -> np.ndarray | None:
+) -> np.ndarray:
     """Return the ids of the newest events that each target is read from: int32 [B, N]."""
     length = np.minimum(targets.position[batch], method.read_length)
     start = targets.position[batch] - length

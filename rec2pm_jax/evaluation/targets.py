@@ -17,6 +17,7 @@ import numpy as np
 from rec2pm_jax.data.splits import SplitRule
 from rec2pm_jax.errors import UserError
 from rec2pm_jax.evaluation.histories import EvaluationData, Histories, load_histories
+from rec2pm_jax.evaluation.processes import share_users
 from rec2pm_jax.methods.method import Method
 
 
@@ -62,7 +63,7 @@ class Selection(NamedTuple):
 
     Attributes:
       users: int64 [U], indices in the dataset, ascending.
-      skipped: number of users without targets.
+      skipped: number of users of the dataset without targets.
       histories: the sequences of `users`.
       targets: all their targets.
     """
@@ -79,6 +80,7 @@ def select_targets(
     split: str,
     max_users: int | None = None,
     seed: int = 0,
+    shared: bool = False,
 ) -> Selection:
     """Choose users and load their histories and targets.
 
@@ -88,14 +90,16 @@ def select_targets(
       split: "validation" or "test".
       max_users: see `select_users`.
       seed: see `select_users`.
+      shared: whether each process of the job takes a share of the users.
 
     Returns:
       The selection.
 
     Raises:
-      UserError: no user has targets.
+      UserError: no user has targets, or there are fewer users than processes that share them.
     """
     users, skipped = select_users(dataset.lengths, rule, split, max_users, seed)
+    users = share_users(users) if shared else users
     histories = load_histories(dataset, users)
     return Selection(users, skipped, histories, make_targets(histories, rule, split))
 

@@ -18,12 +18,11 @@ from rec2pm_jax.methods.method import Method
 from rec2pm_jax.methods.registry import make_method
 from rec2pm_jax.nn.catalogue.filters import NO_FILTER, ItemFilter
 from rec2pm_jax.nn.catalogue.losses import to_item_vectors, to_queries
-from rec2pm_jax.nn.catalogue.own_items import merge_own
 from rec2pm_jax.nn.catalogue.row_exchange import bucket_capacity, fetch, plan_exchange
-from rec2pm_jax.nn.catalogue.sharded_scoring import top_k_per_device
+from rec2pm_jax.nn.catalogue.sharded_scoring import best_per_device
 from rec2pm_jax.nn.catalogue.sharded_table import ids_to_rows, table_rows
 from rec2pm_jax.nn.embedding import TABLE
-from rec2pm_jax.typing import PADDING_ID, Array, Events, Params, State
+from rec2pm_jax.typing import PADDING_ID, Array, Events, Params, Readout, State
 
 
 class _Part(NamedTuple):
@@ -57,11 +56,13 @@ class ShardedServing:
       config: the configuration, with `model.table` sharded.
       num_items: real items.
       axis_name: the mesh axis over which the table and the users are divided.
+      holds_all: whether buckets have room for all rows, so that none overflows; for small batches.
     """
 
     config: Config
     num_items: int
     axis_name: str
+    holds_all: bool = False
 
     def read_best(
         self,
@@ -82,24 +83,30 @@ class ShardedServing:
           rule: which items they may get; the blocked items are the same on all devices.
 
         Returns:
-          (scores float32 [B, k], ids int32 [B, k], needed int32 scalar). Items of equal score come in
-          any order. Scores are NaN if `needed` exceeds the capacity of the buckets.
+          (scores float32 [B, k], ids int32 [B, k], needed int32 scalar), see `best_per_device`. Scores
+          are NaN if `needed` exceeds the capacity of the buckets.
         """
         table = params["embedding"][TABLE]
         part = self._with_rows(params, state, events)
         readout = part.method.read(part.params, part.state, part.events, valid, time)
-        queries, own = to_queries(self.config.loss, readout.vectors), readout.own
-        numbered = own  # by the rows that were fetched
-        own = None if own is None else own._replace(ids=part.ids[own.ids])
-        others = rule._replace(denied=rule.deny(own))  # own items come in below
-        scores, ids = top_k_per_device(
-            queries, table, k, self.num_items, to_item_vectors, self.axis_name, others
+        queries, own = to_queries(self.config.loss, readout.vectors), None
+        if readout.own is not None:
+            numbers = readout.own.ids  # by the rows that were fetched
+            vectors = part.method.network.item_vectors(part.params, numbers)
+            own = readout.own._replace(ids=part.ids[numbers]), vectors
+        scores, ids = best_per_device(
+            queries, table, k, self.num_items, to_item_vectors, self.axis_name, rule, own
         )
-        if own is not None and numbered is not None:
-            rows = to_item_vectors(part.method.network.table(part.params)[numbered.ids])
-            own_scores = jnp.einsum("qd,qjd->qj", queries, rows)
-            scores, ids = merge_own(scores, ids, own, rule.drop(own_scores, own.ids), k)
         return jnp.where(part.fits, scores, jnp.nan), ids, part.needed
+
+    def read(
+        self, params: Params, state: State, events: Events, valid: Array, time: Array | None
+    ) -> Readout:
+        """Return what `Method.read` returns; arguments as in `read_best`. It needs `holds_all`."""
+        part = self._with_rows(params, state, events)
+        readout = part.method.read(part.params, part.state, part.events, valid, time)
+        own = readout.own
+        return readout._replace(own=own and own._replace(ids=part.ids[own.ids]))
 
     def update(
         self, params: Params, state: State, events: Events, valid: Array, time: Array | None
@@ -123,6 +130,7 @@ class ShardedServing:
         items = (jnp.full(1, PADDING_ID, jnp.int32), events.ids, state.exact.items)
         ids = jnp.concatenate([part.reshape(-1) for part in items])
         capacity = self.config.compute.bucket_rows or bucket_capacity(len(ids), shards)
+        capacity = len(ids) if self.holds_all else capacity
         exchange, places = plan_exchange(
             ids_to_rows(ids, rows), rows, shards, capacity, self.axis_name
         )

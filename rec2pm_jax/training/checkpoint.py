@@ -8,7 +8,7 @@ restore, which falls back to the checkpoint before.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +16,7 @@ import grain
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from rec2pm_jax.config import Config
 from rec2pm_jax.errors import UserError
@@ -25,6 +26,7 @@ from rec2pm_jax.nn.embedding import TABLE
 from rec2pm_jax.nn.item_features import abstract_content
 from rec2pm_jax.training.checkpoint_store import (
     Meta,
+    abstract_with_sharding,
     cannot_write_error,
     checkpoint_directory,
     first_line,
@@ -37,11 +39,13 @@ from rec2pm_jax.training.checkpoint_store import (
     true_in_all_processes,
     warn_unreadable,
 )
+from rec2pm_jax.training.partition import local_replica, make_mesh, partition_specs
 from rec2pm_jax.training.run_checks import read_stored_config
 from rec2pm_jax.training.step import TrainState
 from rec2pm_jax.typing import Params
 
 VECTOR_LENGTH = "item_vector_length"  # in the meta of models that read content
+FindDevices = Callable[[Config], Sequence[jax.Device]]
 KEPT_CHECKPOINTS = 2  # the newest ones, beside the best
 
 
@@ -167,16 +171,21 @@ class Checkpoints:
         self._manager.close()
 
 
-def load_for_inference(workdir: str | Path, which: str = "best") -> tuple[Config, Params, Meta]:
+def load_for_inference(
+    workdir: str | Path, which: str = "best", find_devices: FindDevices | None = None
+) -> tuple[Config, Params, Meta]:
     """Read a trained model.
 
     Args:
       workdir: directory of a training run, complete or not.
       which: "best" (by validation NDCG@10) or "latest".
+      find_devices: chooses the devices that a sharded item table is spread over; every process of the
+        job makes this call then. None: it comes back whole.
 
     Returns:
-      The configuration, the parameters, and the meta (`step`, `num_items`, hashes and more). A
-      sharded item table comes back whole, in the order of ids.
+      The configuration, the parameters on one device of this process, and the meta (`step`,
+      `num_items`, hashes and more). A sharded item table comes back whole, in the order of ids. With
+      `find_devices` it comes back as it was trained: over a mesh, packed, never whole in one place.
 
     Raises:
       UserError: there is no checkpoint, none is readable, or `best` is asked for before the first
@@ -198,7 +207,7 @@ def load_for_inference(workdir: str | Path, which: str = "best") -> tuple[Config
                     "latest, or let training reach config.train.eval_every."
                 )
         try:
-            return _read_model(manager, step)
+            return _read_model(manager, step, find_devices)
         except UserError:
             raise
         except Exception as error:  # as in `Checkpoints.restore`
@@ -210,7 +219,9 @@ def load_for_inference(workdir: str | Path, which: str = "best") -> tuple[Config
         manager.close()
 
 
-def _read_model(manager: ocp.CheckpointManager, step: int) -> tuple[Config, Params, Meta]:
+def _read_model(
+    manager: ocp.CheckpointManager, step: int, find_devices: FindDevices | None
+) -> tuple[Config, Params, Meta]:
     """Read configuration, parameters and meta of a step; a damaged file can raise anything."""
     meta = read_meta(manager, step)
     config = read_stored_config(meta, Path(manager.directory).parent)
@@ -218,32 +229,38 @@ def _read_model(manager: ocp.CheckpointManager, step: int) -> tuple[Config, Para
     params = jax.eval_shape(method.init, jax.random.key(0))
     if values := config.model.item_features:
         params = abstract_content(params, values, meta[VECTOR_LENGTH])
-    abstract = abstract_with_sharding(params)
     sharded, rows = config.model.table == "sharded", table_rows(meta["num_items"])
     if sharded:
         shape = packed_shape(rows, method.config.model.dim)
-        abstract = _with_table(
-            abstract, lambda t: jax.ShapeDtypeStruct(shape, t.dtype, sharding=t.sharding)
-        )
+        params = _with_table(params, lambda table: jax.ShapeDtypeStruct(shape, table.dtype))
+    devices = None if find_devices is None else find_devices(config)
+    spread = sharded and devices is not None
+    if spread or jax.process_count() > 1:
+        abstract = _abstract_on_mesh(params, make_mesh(devices if spread else None), spread)
+    else:
+        abstract = abstract_with_sharding(params)
     restored: Any = manager.restore(
         step, args=ocp.args.Composite(params=ocp.args.StandardRestore(abstract))
     )
-    params = restored["params"]
-    if sharded:  # back to the order of ids
+    params = local_replica(restored["params"])
+    if sharded and not spread:  # back to the order of ids
         at = ids_to_rows(jnp.arange(meta["num_items"] + 1, dtype=jnp.int32), rows)
         params = _with_table(params, lambda table: take_rows(table, at, method.config.model.dim))
     return config, params, meta
+
+
+def _abstract_on_mesh(params: Params, mesh: Mesh, spread: bool) -> Params:
+    """Return shapes placed on a mesh: replicated, but for the item table if it is to be `spread`."""
+    specs = partition_specs({"params": params})["params"]
+
+    def place(leaf: jax.ShapeDtypeStruct, spec: PartitionSpec) -> jax.ShapeDtypeStruct:
+        sharding = NamedSharding(mesh, spec if spread else PartitionSpec())
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+    return jax.tree.map(place, params, specs)
 
 
 def _with_table(params: Params, change: Callable[[Any], Any]) -> Params:
     """Return params with a changed item table."""
     embedding = params["embedding"]
     return {**params, "embedding": {**embedding, TABLE: change(embedding[TABLE])}}
-
-
-def abstract_with_sharding(tree: Any) -> Any:
-    """Return the shapes of `tree` placed on the first local device, as Orbax needs them."""
-    sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    return jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree
-    )

@@ -71,6 +71,14 @@ def _remove_unfinished(directory: Path) -> None:
             time.sleep(0.1)
 
 
+def abstract_with_sharding(tree: Any) -> Any:
+    """Return the shapes of `tree` placed on the first local device, as Orbax needs them."""
+    sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree
+    )
+
+
 def meta_args(meta: Meta) -> ocp.args.JsonSave:
     """Return what Orbax is given to save `meta` with a checksum."""
     return ocp.args.JsonSave({"values": meta, "sha256": _digest(meta)})

@@ -10,8 +10,10 @@ from rec2pm_jax.data.dataset import Dataset
 from rec2pm_jax.data.item_table import encode_content
 from rec2pm_jax.data.splits import bound_rule, count_training_events
 from rec2pm_jax.errors import UserError
+from rec2pm_jax.nn.catalogue.sharded_table import is_spread
+from rec2pm_jax.nn.embedding import TABLE
 from rec2pm_jax.nn.item_features import CONTENT, ItemContent, add_content
-from rec2pm_jax.training.new_items import grow_items
+from rec2pm_jax.training.new_items import grow_items, grow_spread_items
 from rec2pm_jax.typing import Params
 
 
@@ -45,13 +47,17 @@ def serving_params(config: Config, params: Params, items: pl.DataFrame) -> Param
 
     Args:
       config: of the training run.
-      params: as trained.
+      params: as trained; a sharded table is whole, or spread over devices.
       items: the item table of a dataset, with the items of training first.
 
     Raises:
       UserError: items have vectors of another length than in training.
     """
-    params = grow_items(params, items.height, config.train.seed)
+    sharded, seed = config.model.table == "sharded", config.train.seed
+    if is_spread(params["embedding"][TABLE]):
+        params = grow_spread_items(params, items.height, seed, config.model.dim)
+    else:
+        params = grow_items(params, items.height, seed, sharded)
     return add_content(params, _encode(config, items)) if CONTENT in params else params
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -14,7 +14,6 @@ from rec2pm_jax.methods.method import Method
 from rec2pm_jax.nn.catalogue.sharded_table import (
     SLICES,
     insert_new_rows,
-    packed_shape,
     rows_to_ids,
     table_rows,
 )
@@ -29,7 +28,7 @@ _TABLE_PATH = ("embedding", TABLE)  # in parameters and in moments of an optimiz
 _log = logging.getLogger(__name__)
 
 
-def grow_items(params: Params, num_items: int, seed: int) -> Params:
+def grow_items(params: Params, num_items: int, seed: int, sharded: bool = False) -> Params:
     """Return params whose item table has a row for each of `num_items` items and padding.
 
     A new row depends on (seed, row) only, so growing twice equals growing once. Such items can be
@@ -40,6 +39,7 @@ def grow_items(params: Params, num_items: int, seed: int) -> Params:
       params: with a whole item table [V, D].
       num_items: number of items, without padding.
       seed: seed of the training run.
+      sharded: whether the run trains a sharded table, whose new rows are drawn in another way.
     """
     table = params["embedding"][TABLE]
     rows, dim = table.shape
@@ -48,14 +48,40 @@ def grow_items(params: Params, num_items: int, seed: int) -> Params:
         return params
     if CONTENT in params:  # which stands for new items
         table = jnp.concatenate([table, jnp.zeros((len(fresh), dim), table.dtype)])
-        return {**params, "embedding": {**params["embedding"], TABLE: table}}
-    _log.warning(
-        "%d items came after this checkpoint: their embeddings are initialised, not trained yet.",
-        len(fresh),
-    )
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), fresh)
-    new = jax.vmap(lambda key: ITEM_SCALE * jax.random.truncated_normal(key, -2, 2, (dim,)))(keys)
-    table = jnp.concatenate([table, new.astype(table.dtype)])
+        return _with_table(params, table)
+    warn_untrained(len(fresh))
+    if sharded:
+        new = fresh_rows(seed, fresh, dim)
+    else:
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), fresh)
+        draw = jax.vmap(lambda key: jax.random.truncated_normal(key, -2, 2, (dim,)))
+        new = ITEM_SCALE * draw(keys)
+    return _with_table(params, jnp.concatenate([table, new.astype(table.dtype)]))
+
+
+def grow_spread_items(params: Params, num_items: int, seed: int, dim: int) -> Params:
+    """Do as `grow_items` for a sharded table that is spread over devices.
+
+    Args:
+      params: with a packed table over a mesh.
+      num_items: number of items, without padding.
+      seed: seed of the training run.
+      dim: D, numbers per item.
+    """
+    table = params["embedding"][TABLE]
+    return _with_table(params, _grow_table(table, num_items, seed, dim))
+
+
+def warn_untrained(count: int) -> None:
+    """Warn that so many items came after a checkpoint."""
+    if count > 0:
+        _log.warning(
+            "%d items came after this checkpoint: their embeddings are initialised, not trained yet.",
+            count,
+        )
+
+
+def _with_table(params: Params, table: Array) -> Params:
     return {**params, "embedding": {**params["embedding"], TABLE: table}}
 
 
@@ -85,32 +111,48 @@ def grow_state(state: TrainState, method: Method, seed: int) -> TrainState:
 
 
 def _grow_sharded(state: TrainState, method: Method, seed: int) -> TrainState:
-    """Grow a sharded table; new rows are those of a run over all items. See `insert_new_rows`."""
-    dim, rows = method.config.model.dim, table_rows(method.num_items)
-    table, adagrad = state.params["embedding"][TABLE], state.opt_state["table"]
-    mesh = table.sharding.mesh
-    [axis] = mesh.axis_names
-    slices, depth = SLICES // mesh.size, rows // SLICES
-    more = depth - table.size // dim // SLICES
-    if not more:  # the new items fit into rows that were not in use
-        return state
-
-    def grow(table: Array, accumulator: Array) -> tuple[Array, Array]:
-        own = slices * jax.lax.axis_index(axis) + jnp.arange(slices, dtype=jnp.int32)
-        index = own[:, None] * depth + depth - more + jnp.arange(more, dtype=jnp.int32)
-        fresh = fresh_rows(seed, rows_to_ids(index.reshape(-1), rows), dim).reshape(
-            slices, more, dim
-        )
-        table = insert_new_rows(table.reshape(-1, dim), rows, fresh)
-        accumulator = insert_new_rows(accumulator, rows, jnp.zeros((slices, more)))
-        return table.reshape(packed_shape(len(table), dim)), accumulator
-
-    by_rows = PartitionSpec(axis)
-    grown = jax.jit(jax.shard_map(grow, mesh=mesh, in_specs=by_rows, out_specs=by_rows))
-    table, accumulator = grown(table, adagrad.accumulator)
-    params = {**state.params, "embedding": {**state.params["embedding"], TABLE: table}}
+    """Grow a sharded table and its optimizer."""
+    adagrad = state.opt_state["table"]
+    params = grow_spread_items(state.params, method.num_items, seed, method.config.model.dim)
+    accumulator = _insert_rows(
+        adagrad.accumulator, 1, method.num_items, lambda ids: jnp.zeros((len(ids), 1))
+    )
     opt_state = {**state.opt_state, "table": adagrad._replace(accumulator=accumulator)}
     return TrainState(state.step, params, opt_state)
+
+
+def _grow_table(table: Array, num_items: int, seed: int, dim: int) -> Array:
+    """Grow a sharded table; new rows are those of a run over all items."""
+    return _insert_rows(table, dim, num_items, lambda ids: fresh_rows(seed, ids, dim))
+
+
+def _insert_rows(
+    array: Array, width: int, num_items: int, make_rows: Callable[[Array], Array]
+) -> Array:
+    """Insert rows for new items on the devices that hold an array; see `insert_new_rows`.
+
+    Args:
+      array: divided by rows over a mesh.
+      width: numbers of a row.
+      num_items: number of items, without padding.
+      make_rows: ids int32 [n] -> their rows [n, width].
+    """
+    rows, mesh = table_rows(num_items), array.sharding.mesh  # type: ignore[attr-defined]
+    [axis] = mesh.axis_names
+    slices, depth = SLICES // mesh.size, rows // SLICES
+    more = depth - array.size // width // SLICES
+    if not more:  # the new items fit into rows that were not in use
+        return array
+
+    def grow(part: Array) -> Array:
+        own = slices * jax.lax.axis_index(axis) + jnp.arange(slices, dtype=jnp.int32)
+        index = own[:, None] * depth + depth - more + jnp.arange(more, dtype=jnp.int32)
+        fresh = make_rows(rows_to_ids(index.reshape(-1), rows)).reshape(slices, more, width)
+        grown = insert_new_rows(part.reshape(-1, width), rows, fresh)
+        return grown.reshape(-1, *part.shape[1:])
+
+    by_rows = PartitionSpec(axis)
+    return jax.jit(jax.shard_map(grow, mesh=mesh, in_specs=by_rows, out_specs=by_rows))(array)
 
 
 def resize_abstract(abstract: TrainState, method: Method, num_items: int) -> TrainState:

@@ -23,7 +23,7 @@ from rec2pm_jax.devices import select_devices
 from rec2pm_jax.errors import UserError
 from rec2pm_jax.methods.method import Method
 from rec2pm_jax.nn.item_features import ItemContent
-from rec2pm_jax.training.checkpoint import abstract_with_sharding
+from rec2pm_jax.training.checkpoint_store import abstract_with_sharding
 from rec2pm_jax.training.optimizer import make_dense_optimizer, make_optimizer
 from rec2pm_jax.training.sharded_step import init_sharded_state, make_sharded_step
 from rec2pm_jax.training.step import (

@@ -30,6 +30,7 @@ DEFAULTS = {
     "slices": False,
     "memory": "",
     "checkpoint": "best",
+    "devices": None,
     "max_segments": 0,
     "max_users": 0,
     "diagnostics": False,

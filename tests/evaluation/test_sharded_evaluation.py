@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,9 +12,10 @@ import pytest
 
 from rec2pm_jax.config import LossConfig
 from rec2pm_jax.evaluation import sharded_catalogue
+from rec2pm_jax.evaluation.diagnostics import memory_diagnostics
 from rec2pm_jax.evaluation.evaluator import evaluate
 from rec2pm_jax.evaluation.metrics import target_ranks
-from rec2pm_jax.evaluation.spec import EvalSpec
+from rec2pm_jax.evaluation.spec import EvalSpec, Measures
 from rec2pm_jax.evaluation.validation import validate
 from rec2pm_jax.methods.registry import make_method
 from rec2pm_jax.nn.catalogue.losses import catalogue_logits, to_item_vectors
@@ -62,7 +66,9 @@ def test_ranks_and_best_items(catalogue, devices, with_own):
         return
     assert (found[:20] >= 19).all()  # ties are pessimistic, or rounding breaks one of them
 
-    scores, ids = sharded_catalogue.best(LOSS, shard_table(table, devices), ITEMS, queries[:9], 50)
+    scores, ids = sharded_catalogue.best(
+        LOSS, shard_table(table, devices), ITEMS, Readout(queries[:9], None), 50
+    )
     expected = np.sort(logits[:9], axis=1)[:, ::-1][:, :50]
     np.testing.assert_allclose(scores, expected, rtol=1e-5)
     np.testing.assert_allclose(
@@ -70,7 +76,7 @@ def test_ranks_and_best_items(catalogue, devices, with_own):
     )
     assert all(len(set(row)) == 50 for row in np.asarray(ids).tolist())
     with pytest.raises(ValueError, match="between 1 and the 5000 items"):
-        sharded_catalogue.best(LOSS, shard_table(table, devices), ITEMS, queries[:1], ITEMS + 1)
+        sharded_catalogue.best(LOSS, shard_table(table, devices), ITEMS, readout, ITEMS + 1)
 
 
 def test_a_score_that_is_not_finite_has_rank_zero(catalogue):
@@ -93,21 +99,74 @@ def test_fetch_rows(catalogue, count):
     )
 
 
-def test_validation_equals_evaluation_on_one_device(tmp_path):
-    dataset = make_dataset(tmp_path, [25, 40, 30, 12, 26, 33, 20, 28])
-    config = config_of(
-        data={"segments": 2, "protocol": "leave_one_out"},
-        model={"dim": 8, "use_times": True},
-        method={"slots": 2, "exact_entries": 4},
-    )
-    method = make_method(config, dataset.num_items)
+CONFIG = config_of(
+    data={"segments": 2, "protocol": "leave_one_out"},
+    model={"dim": 8, "use_times": True},
+    method={"slots": 2, "exact_entries": 4},
+)
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    return make_dataset(tmp_path_factory.mktemp("data"), [25, 40, 30, 12, 26, 33, 20, 28])
+
+
+def whole_and_spread(dataset, devices, **sections):
+    """(method, parameters with the whole table, the same with the table spread over devices)."""
+    method = make_method(config_of(CONFIG, **sections), dataset.num_items)
     params = large_parameters(method)
+    own = jax.tree.map(lambda weights: 10 * np.abs(weights), params["own_items"])
+    params = params | {"own_items": own}  # own items get in between the best
     table = np.asarray(method.network.table(params))
+    # As the training loop hands them over.
+    spread = method.network.with_table(jax.device_put(params), shard_table(table, devices))
+    return method, params, local_replica(spread)
+
+
+@pytest.mark.parametrize("devices", [1, 8])
+def test_validation_equals_evaluation_on_one_device(dataset, devices):
+    method, params, spread = whole_and_spread(dataset, devices)
     whole = evaluate(method, params, dataset, EvalSpec("validation", swap=False)).metrics
     assert 0 < whole["mrr"] < 1
-    for devices in (1, 8):
-        # As the training loop hands them over.
-        spread = method.network.with_table(jax.device_put(params), shard_table(table, devices))
-        assert validate(method, local_replica(spread), dataset) == pytest.approx(whole, abs=1e-7)
-    plain = make_method(config_of(config, model={"table": "whole"}), dataset.num_items)
-    assert validate(plain, params, dataset) == pytest.approx(whole, abs=1e-7)
+    assert validate(method, spread, dataset) == whole
+    plain = make_method(config_of(method.config, model={"table": "whole"}), dataset.num_items)
+    assert validate(plain, params, dataset) == whole
+
+
+def assert_same_evaluation(got, expected):
+    """Everything but the time it took, bit for bit."""
+    for field in dataclasses.fields(expected):
+        if field.name != "wall_s":
+            a, b = getattr(got, field.name), getattr(expected, field.name)
+            jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+MEASURES = Measures(cutoffs=(1, 5, 30), lists=True, slices=True)
+
+
+@pytest.mark.parametrize(
+    ("devices", "sections", "spec"),
+    [
+        (1, {}, {}),
+        (2, {"data": {"protocol": "genrec"}}, {"split": "validation"}),
+        (4, {"data": {"protocol": "last_basket"}}, {"memory_format": "int8"}),
+        (8, {"data": {"protocol": "last_10"}}, {"request_time_known": False}),
+        (8, {"method": {"name": "recent"}, "data": {"protocol": "genrec"}}, {}),
+    ],
+)
+def test_an_evaluation_equals_that_of_the_whole_table(dataset, devices, sections, spec):
+    """Ranks, swaps, lists, slices and statistics of memories, also where seen items are left out."""
+    method, params, spread = whole_and_spread(dataset, devices, **sections)
+    spec = EvalSpec(**{"split": "test", "measures": MEASURES} | spec)
+    whole = evaluate(method, params, dataset, spec)
+    assert len(set(whole.rank.tolist())) > 3
+    assert_same_evaluation(evaluate(method, spread, dataset, spec), whole)
+
+
+def test_diagnostics_equal_those_of_the_whole_table(dataset):
+    method, params, spread = whole_and_spread(dataset, 4)
+    whole, got = (
+        memory_diagnostics(method, p, dataset, EvalSpec("test")) for p in (params, spread)
+    )
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-6)  # sums over fewer items
+    jax.tree.map(close, got, whole)

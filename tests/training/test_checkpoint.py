@@ -15,7 +15,8 @@ from rec2pm_jax.config_dict import from_dict, to_dict
 from rec2pm_jax.errors import UserError
 from rec2pm_jax.methods.registry import config_hash
 from rec2pm_jax.training import checkpoint
-from rec2pm_jax.training.checkpoint import Checkpoints, abstract_with_sharding, load_for_inference
+from rec2pm_jax.training.checkpoint import Checkpoints, load_for_inference
+from rec2pm_jax.training.checkpoint_store import abstract_with_sharding
 from rec2pm_jax.training.optimizer import make_optimizer
 from rec2pm_jax.training.run_checks import check_same_run
 from rec2pm_jax.training.step import init_train_state

@@ -206,3 +206,41 @@ def test_an_error_of_one_process_ends_the_others(place):
     assert job.codes(timeout=120) == [1, 1]
     assert "error: process 1 (" in job.text(0) and "see its own messages" in job.text(0)
     assert "missing" in job.text(1)
+
+
+def evaluate(place: Path, processes: int) -> dict:
+    """The record of `launch.evaluate` of `memories`, in so many processes."""
+    with socket.create_server(("localhost", 0)) as server:
+        port = server.getsockname()[1]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+    environment["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"
+    jobs = []
+    for index in range(processes):
+        command = [sys.executable, "-m", "launch.evaluate", "--workdir=memories", "--cutoffs=5"]
+        command += ["--list_metrics", "--slices", "--compilation_cache=cache"]
+        command += [f"--json=record{processes}.json"]
+        if processes > 1:
+            command += [f"--coordinator_address=localhost:{port}", f"--process_id={index}"]
+            command += [f"--num_processes={processes}"]
+        pipe = subprocess.PIPE
+        jobs.append(
+            subprocess.Popen(
+                command, cwd=place, env=environment, stdout=pipe, stderr=pipe, text=True
+            )
+        )
+    outputs = [job.communicate(timeout=400) for job in jobs]
+    assert not any(job.returncode for job in jobs), outputs
+    assert all(not output.strip() or "Gloo" in output for output, _ in outputs[1:])
+    return json.loads((place / f"record{processes}.json").read_text())[0]
+
+
+def test_an_evaluation_in_two_processes_is_that_of_one(place):
+    """Swaps and statistics of memories included; two devices hold the table, then four."""
+    changes = {"method.name": "rec2pm", "train.steps": 2, "train.eval_every": 2}
+    Job(place, "memories", 1, **changes).finish()
+    one, two = (evaluate(place, processes) for processes in (1, 2))
+    assert one["users"] > 40 and one["swap"]["exact"] and one["list_metrics"]["lists"] == one["targets"]
+    assert two.pop("memory_variance") == pytest.approx(one.pop("memory_variance"))
+    for record in (one, two):
+        del record["wall_s"]
+    assert two == one

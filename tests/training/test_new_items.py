@@ -20,7 +20,8 @@ from rec2pm_jax.data.pipeline import train_iterator
 from rec2pm_jax.data.prepare import append, compact
 from rec2pm_jax.errors import UserError
 from rec2pm_jax.methods.registry import make_method
-from rec2pm_jax.training.checkpoint import Checkpoints, abstract_with_sharding, load_for_inference
+from rec2pm_jax.training.checkpoint import Checkpoints, load_for_inference
+from rec2pm_jax.training.checkpoint_store import abstract_with_sharding
 from rec2pm_jax.training.loop import train_and_evaluate
 from rec2pm_jax.training.new_items import grow_items, grow_state
 from rec2pm_jax.training.optimizer import make_optimizer

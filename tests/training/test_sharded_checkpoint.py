@@ -13,8 +13,10 @@ import numpy as np
 import pytest
 
 from rec2pm_jax.config_dict import to_dict
+from rec2pm_jax.devices import select_table_devices
 from rec2pm_jax.errors import UserError
 from rec2pm_jax.methods.registry import config_hash, make_method
+from rec2pm_jax.nn.catalogue.sharded_table import is_spread
 from rec2pm_jax.training.checkpoint import Checkpoints, load_for_inference
 from rec2pm_jax.training.partition import make_partition
 from tests.helpers.sharded import CONFIG, ITEMS, by_id, config_of
@@ -76,6 +78,32 @@ def test_serves_a_whole_table_in_the_order_of_ids(trained, tmp_path):
     jax.tree.map(
         np.testing.assert_array_equal, params, by_id(jax.device_get(trained.params), SMALL)
     )
+
+
+@pytest.mark.parametrize("devices", [1, 2, 8])
+def test_serves_a_table_over_devices(trained, tmp_path, devices):
+    """Each device gets its rows; what is replicated in training comes to one device."""
+    save(tmp_path, trained, 1)
+    _, params, _ = load_for_inference(tmp_path, "best", lambda _: jax.devices()[:devices])
+    jax.tree.map(np.testing.assert_array_equal, params, jax.device_get(trained.params))
+    table = params["embedding"].pop("item_embedding")
+    assert is_spread(table) and len(table.sharding.device_set) == devices
+    assert not any(shard.data.shape == table.shape for shard in table.addressable_shards[1:])
+    assert all(len(leaf.sharding.device_set) == 1 for leaf in jax.tree.leaves(params))
+
+
+@pytest.mark.parametrize(
+    ("table", "wanted", "message"),
+    [
+        ("sharded", 3, "over 3 devices: their number must divide 256"),
+        ("sharded", 9, "--devices=9, but there are 8 devices"),
+        ("whole", 2, "--devices=2, but this run has config.model.table=whole"),
+    ],
+)
+def test_devices_that_cannot_hold_the_table_are_refused(table, wanted, message):
+    config = config_of(SMALL, model={"table": table})
+    with pytest.raises(UserError, match=message):
+        select_table_devices(config, wanted)
 
 
 @contextlib.contextmanager

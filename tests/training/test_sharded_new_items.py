@@ -10,7 +10,12 @@ import pytest
 from rec2pm_jax.methods.registry import make_method
 from rec2pm_jax.nn.catalogue.sharded_table import ids_to_rows, table_rows
 from rec2pm_jax.training.loop import train_on
-from rec2pm_jax.training.new_items import grow_state, resize_abstract
+from rec2pm_jax.training.new_items import (
+    grow_items,
+    grow_spread_items,
+    grow_state,
+    resize_abstract,
+)
 from rec2pm_jax.training.partition import make_partition
 from rec2pm_jax.training.training_run import TrainingData
 from tests.helpers.sharded import CONFIG, ITEMS, config_of
@@ -52,6 +57,20 @@ def test_old_rows_stay_and_new_ones_are_those_of_a_new_run(devices, stops):
     unused = table_rows(ITEMS)  # ids below have had rows before, which no step asked for
     np.testing.assert_array_equal(table[unused:], fresh_table[unused:])
     np.testing.assert_array_equal(accumulator[unused:], 0)
+
+
+def test_a_whole_and_a_spread_table_serve_the_same_new_items():
+    """The spread one has rows that no step has changed; the whole one draws them anew."""
+    params, dim = partition_of(ITEMS).init().params, SMALL.model.dim
+    table = params["embedding"]["item_embedding"].reshape(-1, dim)
+    rows = ids_to_rows(np.arange(ITEMS + 1), table_rows(ITEMS))
+    whole = {"embedding": {"item_embedding": table[rows]}}
+    seed = SMALL.train.seed
+    for items in (ITEMS + 1, MORE):
+        spread = grow_spread_items(params, items, seed, dim)["embedding"]["item_embedding"]
+        found = spread.reshape(-1, dim)[ids_to_rows(np.arange(items + 1), table_rows(items))]
+        expected = grow_items(whole, items, seed, sharded=True)["embedding"]["item_embedding"]
+        np.testing.assert_array_equal(found, expected)
 
 
 def test_a_run_continues_with_more_items_on_other_devices(tmp_path):

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rec2pm_jax.nn.catalogue.sharded_table import take_rows
+from rec2pm_jax.nn.catalogue.sharded_table import ids_to_rows, table_rows, take_rows
 from rec2pm_jax.typing import Array
 
 MAX_PEERS = 16  # of an all-to-all in one step
@@ -177,3 +177,24 @@ def all_to_all(x: Array, axis_name: str | None) -> Array:
             x, axis_name, axis, axis, axis_index_groups=members.tolist(), tiled=True
         )
     return x.reshape(shards, *x.shape[2:])
+
+
+def fetch_all(table: Array, ids: Array, num_items: int, dim: int, axis_name: str) -> Array:
+    """Fetch the rows of items, each device those of its own; no bucket overflows.
+
+    Buckets have room for all of them, so this is for few rows.
+
+    Args:
+      table: this device's rows, packed.
+      ids: int32 [...], item ids.
+      num_items: items of the catalogue.
+      dim: numbers of a row.
+      axis_name: of the devices.
+
+    Returns:
+      [..., dim].
+    """
+    rows, shards, count = table_rows(num_items), jax.lax.axis_size(axis_name), ids.size
+    at = ids_to_rows(ids.reshape(-1), rows)
+    exchange, places = plan_exchange(at, rows, shards, count, axis_name)
+    return fetch(table, exchange, count, dim, axis_name)[places].reshape(*ids.shape, dim)

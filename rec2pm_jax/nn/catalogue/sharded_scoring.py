@@ -12,8 +12,8 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from rec2pm_jax.nn.catalogue.filters import NO_FILTER, ItemFilter, rank_candidates
-from rec2pm_jax.nn.catalogue.own_items import addend_of, own_places
+from rec2pm_jax.nn.catalogue.filters import NO_FILTER, ItemFilter, is_denied, rank_candidates
+from rec2pm_jax.nn.catalogue.own_items import add_own, merge_own, own_places, sort_best
 from rec2pm_jax.nn.catalogue.row_exchange import all_to_all
 from rec2pm_jax.nn.catalogue.sharded_table import ids_to_rows, rows_to_ids, take_rows
 from rec2pm_jax.nn.catalogue.topk import top_k
@@ -32,8 +32,12 @@ def sharded_ranks(
     transform: Transform,
     axis_name: str,
     own: OwnItems | None = None,
+    seen: Array | None = None,
 ) -> Array:
     """Return the pessimistic rank of each target among all items.
+
+    Ranks are those of the whole catalogue on one device, where products round in the same way: on a CPU
+    they do if there are at least 64 queries.
 
     Args:
       queries: float32 [Q, D], the same on all devices.
@@ -43,6 +47,8 @@ def sharded_ranks(
       transform: rows of the table -> item vectors.
       axis_name: of the devices.
       own: fields [Q, J], the same on all devices; None for none.
+      seen: int32 [Q, X], ids left out of each ranking, 0 for none, the same on all devices. A target
+        that is left out comes last.
 
     Returns:
       int32 [Q]; 0 if a score is not finite.
@@ -53,9 +59,15 @@ def sharded_ranks(
     at = ids_to_rows(targets, total) - first
     mine = (at >= 0) & (at < count)
     rows = transform(take_rows(table, jnp.clip(at, 0, count - 1), dim))
-    score = jax.lax.psum(jnp.where(mine, jnp.sum(queries * rows, axis=1), 0), axis_name)
-    score = score + addend_of(own, targets)
-    own_rows = None if own is None else ids_to_rows(own.ids, total) - first
+    # The same product as that of a block, so that rounding separates no equal items.
+    score = jax.lax.psum(jnp.where(mine, jnp.diagonal(queries @ rows.T), 0), axis_name)
+    own_rows = seen_rows = None
+    if own is not None:
+        to_target = own._replace(ids=(own.ids == targets[:, None]).astype(jnp.int32))
+        score = add_own(score[:, None], to_target, first=1)[:, 0]
+        own_rows = ids_to_rows(own.ids, total) - first
+    if seen is not None:
+        seen_rows = ids_to_rows(seen, total) - first
     block = min(BLOCK_ROWS, count)
 
     def add(i: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
@@ -72,13 +84,18 @@ def sharded_ranks(
             scores = scores.at[places].add(own.addends, mode="drop")
         # The target itself counts once, by definition: rounding cannot lose it.
         others = real & (ids != targets[:, None])
+        if seen_rows is not None:
+            others &= ~is_denied(seen_rows, block, start)
         at_least = jnp.sum(others & (scores >= score[:, None]), axis=1, dtype=jnp.int32)
         return ahead + at_least, finite & jnp.all(jnp.isfinite(scores) | ~real, axis=1)
 
     start = jnp.zeros(len(queries), jnp.int32), jnp.isfinite(score)
     ahead, finite = jax.lax.fori_loop(0, -(-count // block), add, start)
     bad = jax.lax.psum(1 - finite.astype(jnp.int32), axis_name)
-    return jnp.where(bad == 0, 1 + jax.lax.psum(ahead, axis_name), 0)
+    ranks = 1 + jax.lax.psum(ahead, axis_name)
+    if seen is not None:
+        ranks = jnp.where(jnp.any(seen == targets[:, None], axis=1), num_items, ranks)
+    return jnp.where(bad == 0, ranks, 0)
 
 
 def sharded_top_k(
@@ -131,6 +148,36 @@ def top_k_per_device(
         return jnp.swapaxes(x, 0, 1).reshape(len(queries), -1)
 
     return _merge_top_k(k, *map(return_to_sender, found))
+
+
+def best_per_device(
+    queries: Array,
+    table: Array,
+    k: int,
+    num_items: int,
+    transform: Transform,
+    axis_name: str,
+    rule: ItemFilter = NO_FILTER,
+    own: tuple[OwnItems, Array] | None = None,
+) -> tuple[Array, Array]:
+    """Return the k best items of this device's queries with their own items, best first.
+
+    Arguments and results are those of `top_k_per_device`, apart from
+
+    Args:
+      own: own items of the queries, fields [Q, J], and their vectors float32 [Q, J, D]; None for none.
+
+    Returns:
+      (scores float32 [Q, k], ids int32 [Q, k]). Of equal scores the lower id comes first. Which items
+      are among the k if several score like the last one depends on where their rows are.
+    """
+    others = rule._replace(denied=rule.deny(own and own[0]))  # own items come in below
+    scores, ids = top_k_per_device(queries, table, k, num_items, transform, axis_name, others)
+    if own is None:
+        return sort_best(scores, ids, k)
+    items, vectors = own
+    own_scores = jnp.einsum("qd,qjd->qj", queries, vectors)
+    return merge_own(scores, ids, items, rule.drop(own_scores, items.ids), k)
 
 
 def _top_k_of_own_rows(

@@ -12,8 +12,11 @@ n = 128 // D.
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding
 
 from rec2pm_jax.errors import UserError
 from rec2pm_jax.nn.embedding import ITEM_SCALE
@@ -59,6 +62,12 @@ def packed_shape(rows: int, dim: int) -> tuple[int, int]:
     return rows // rows_per_line(dim), rows_per_line(dim) * dim
 
 
+def is_spread(table: Any) -> bool:
+    """Return whether an item table is spread over the devices of a mesh, which may be a single one."""
+    sharding = getattr(table, "sharding", None)
+    return isinstance(sharding, NamedSharding) and any(sharding.spec)
+
+
 def check_shards(shards: int, dim: int) -> None:
     """Check that devices can share a table.
 
@@ -73,7 +82,7 @@ def check_shards(shards: int, dim: int) -> None:
     if most % shards:
         raise UserError(
             f"config.model.table=sharded over {shards} devices: their number must divide {most} where "
-            f"an item has {dim} numbers; set config.compute.devices to a power of two."
+            f"an item has {dim} numbers; choose a power of two (config.compute.devices, or --devices)."
         )
 
 

@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from rec2pm_jax.errors import UserError
+from rec2pm_jax.methods.mesh_method import MeshMethod
 from rec2pm_jax.methods.method import Method
 from rec2pm_jax.nn.catalogue.filters import ItemFilter
 from rec2pm_jax.provenance import git_commit
@@ -36,7 +37,8 @@ class BulkOptions(NamedTuple):
 
     Attributes:
       batch_size: users of a batch on one device.
-      devices: how many devices share the users; 0 for all.
+      devices: how many devices share the users; 0 for all. With a sharded item table it is those that
+        the table is spread over.
       users_per_file: users of a file of the output.
       form: one of `files.FORMATS`.
     """
@@ -122,15 +124,14 @@ class _Ranker:
         self, source: UserSource, search: Search, time: int | None, options: BulkOptions
     ) -> None:
         self._source, self._search, self._time = source, search, time
-        devices = jax.devices()
-        if options.devices > len(devices):
-            raise UserError(
-                f"--devices={options.devices}, but this process has {len(devices)}; 0 takes all."
-            )
-        used = devices[: options.devices or len(devices)]
-        self._mesh = make_mesh(used) if len(used) > 1 else None
-        self._size = options.batch_size * len(used)
         model = source.recommender
+        self._mesh, shared = None, 1
+        if isinstance(model.method, MeshMethod):  # which divides the users itself
+            shared = model.method.mesh.size
+        elif options.devices != 1:
+            used = _find_devices(options.devices)
+            self._mesh, shared = make_mesh(used) if len(used) > 1 else None, len(used)
+        self._size = options.batch_size * shared
         allowed = search.keep_allowed(model.popular_items[1]).astype(np.int32)
         self._popular = allowed[: search.k]
 
@@ -187,6 +188,13 @@ class _Ranker:
             ids[active, :width], scores[active, :width] = items, best
             kept[active, :width] = best > -np.inf
         return Answers(names, kept.sum(axis=1), ids[kept], scores[kept], popular)
+
+
+def _find_devices(wanted: int) -> list[jax.Device]:
+    devices = jax.devices()
+    if wanted > len(devices):
+        raise UserError(f"--devices={wanted}, but this process has {len(devices)}; 0 takes all.")
+    return devices[: wanted or len(devices)]
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))

@@ -18,6 +18,7 @@ import hashlib
 import struct
 import sys
 from array import array
+from collections.abc import Iterable
 from functools import cached_property
 from zlib import crc32
 
@@ -29,6 +30,7 @@ from rec2pm_jax.errors import UserError
 from rec2pm_jax.methods.codec import FORMATS
 from rec2pm_jax.methods.registry import config_hash
 from rec2pm_jax.methods.state_format import StateFormat, widen_ids
+from rec2pm_jax.nn.catalogue.sharded_table import is_spread
 from rec2pm_jax.stream.users.mutable_user import MutableUser
 from rec2pm_jax.stream.users.seen import SeenItems
 from rec2pm_jax.typing import Params
@@ -55,17 +57,21 @@ class ModelIdentity:
     config_hash: str
 
     @classmethod
-    def from_params(cls, config: Config, params: Params) -> ModelIdentity:
+    def from_params(
+        cls, config: Config, params: Params, rows: Iterable[np.ndarray] = ()
+    ) -> ModelIdentity:
         """Identify a model.
 
         Args:
           params: as trained, without rows for new items: a grown catalogue keeps the identity, since
             states stay valid.
+          rows: of the item table, part by part in the order of ids, where it is spread over devices.
         """
         digest = hashlib.blake2b(digest_size=16)
         for path, leaf in jax.tree_util.tree_leaves_with_path(params):
             digest.update(jax.tree_util.keystr(path).encode())
-            digest.update(np.ascontiguousarray(leaf).tobytes())
+            for part in rows if is_spread(leaf) else (leaf,):
+                digest.update(np.ascontiguousarray(part).tobytes())
         return cls(digest.hexdigest(), config_hash(config))
 
     @property
