@@ -34,6 +34,7 @@ from launch.benchmarks import (
     recommend,
     report,
     scale,
+    serve,
     stream,
     topk,
     train,
@@ -51,7 +52,7 @@ SUITES = {  # name -> (smoke) -> cases
     "input": inputs.make_cases,
 }
 # Suites that measure a whole command: name -> (smoke) -> rows
-COMMANDS = {c.__name__.split(".")[-1]: c.measure_rows for c in (prepare, recommend, stream)}
+COMMANDS = {c.__name__.split(".")[-1]: c.measure_rows for c in (prepare, recommend, serve, stream)}
 SIZES = {"data": data.measure_rows}  # name -> (smoke, only, directory) -> rows
 
 
