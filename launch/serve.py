@@ -24,6 +24,11 @@ from rec2pm_jax.stream.process import watch_stop_signals
 define_engine(commit_s=0.1)
 flags.DEFINE_string("host", "127.0.0.1", "Address to listen at; 0.0.0.0 for all of this machine.")
 flags.DEFINE_integer("port", 8000, "Port to listen at; 0 for a free one.", 0, 65535)
+flags.DEFINE_string(
+    "events",
+    "",
+    "Source of events beside HTTP: topic (kafka://HOST:PORT/TOPIC), file or directory.",
+)
 flags.DEFINE_string("journal", "", "Directory that gets all events as JSON lines; for /swap.")
 flags.DEFINE_enum(
     "ack", "commit", ["commit", "received"], "When events are acknowledged: committed or applied."
@@ -50,6 +55,7 @@ def main(_: list[str]) -> None:
         ServiceOptions(
             host=args.host,
             port=args.port,
+            events=args.events,
             journal=args.journal,
             ack=args.ack,
             commit_s=args.commit_s,

@@ -2,7 +2,8 @@
 
 Handlers of HTTP put work into a queue and await a future. The thread takes what has arrived, in order:
 events between two requests are applied together, whoever sent them. Then it does a turn's share of
-updates and commits. A result that has to be durable waits until its commit is in the store.
+updates and commits. A result that has to be durable waits until its commit is in the store. Lines of a
+source, such as a Kafka topic, are read in between.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from rec2pm_jax.serve.work import (
 )
 from rec2pm_jax.stream.driver import BUSY_WAIT_S, Driver
 from rec2pm_jax.stream.engine import Engine
+from rec2pm_jax.stream.feed import Feed
 from rec2pm_jax.stream.lines.events import DUPLICATE, Event
 from rec2pm_jax.stream.lines.requests import Request
 from rec2pm_jax.stream.outcomes import Answer, Rejections
@@ -55,6 +57,7 @@ class EngineThread:
         *,
         journal: Journal | None = None,
         waits_for_commit: bool = True,
+        feed: Feed | None = None,
     ):
         """Prepare a thread; `start` starts it.
 
@@ -62,10 +65,12 @@ class EngineThread:
           new_items: as for `runner.run_stream`.
           journal: gets the events that were applied; None for none.
           waits_for_commit: whether events are acknowledged after their commit, or once applied.
+          feed: of a source whose lines are read beside what comes over HTTP; None for none.
         """
         self.driver, self.turned_at = driver, time.monotonic()
         self.failure: str | None = None
         self.journal, self._new_items = journal, new_items
+        self._feed, self._was_fed = feed, False
         self._waits_for_commit = waits_for_commit and driver.is_durable
         self._queue: queue.SimpleQueue[Work | None] = queue.SimpleQueue()
         self._stopping, self._ended = threading.Event(), False
@@ -163,7 +168,10 @@ class EngineThread:
             self._on_end()
 
     def _positions(self) -> Mapping[str, bytes]:
-        return {} if self.journal is None else self.journal.positions()
+        positions = {} if self.journal is None else dict(self.journal.positions())
+        if self._feed is not None:
+            positions |= self._feed.positions()
+        return positions
 
     def _turn(self) -> None:
         driver = self.driver
@@ -172,18 +180,25 @@ class EngineThread:
             driver.engine.replace_items(recommender)
         batch: list[Work] = []
         if driver.accepts_input:
-            batch = self._take(driver.steps.lines, driver.wait_s)
+            batch = self._take(driver.steps.lines, 0.0 if self._was_fed else driver.wait_s)
             self._batch = batch  # told about an error that ends the thread
             self._process(batch)
             self._batch = []
+            self._was_fed = self._read_feed()
         else:
             time.sleep(BUSY_WAIT_S)
-        began, finished = driver.keep_up(not batch, self._positions)
+        began, finished = driver.keep_up(not batch and not self._was_fed, self._positions)
         if finished:
             self._resolve(self._snapshots.popleft())
         if began:
             self._snapshots.append(self._uncommitted)
             self._uncommitted = []
+
+    def _read_feed(self) -> bool:
+        """Apply the next lines of the source, if there is one; return whether there were any."""
+        if self._feed is None or self._feed.source.done:
+            return False
+        return self._feed.read(self.driver.steps.lines, timeout_s=0.0)
 
     def _take(self, most: int, wait_s: float) -> list[Work]:
         """Return what has arrived, at most `most` items; wait for the first one."""

@@ -12,7 +12,7 @@ from rec2pm_jax.serve.users import warm_up_users
 from rec2pm_jax.stream.engine import Engine
 from rec2pm_jax.stream.live_items import LiveItems
 from rec2pm_jax.stream.opening import ModelPaths, open_engine
-from rec2pm_jax.stream.options import EngineOptions
+from rec2pm_jax.stream.options import EngineOptions, Worker
 from rec2pm_jax.stream.stores.base import MemoryStore, Store, open_existing_store, open_store
 
 
@@ -72,6 +72,26 @@ def open_service(
 def resolve(address: str) -> str:
     """Return the address of a store with symbolic links resolved, as a link may change later."""
     return address if not address or "://" in address else os.path.realpath(address)
+
+
+def check_events(events: str, journal: str, worker: Worker) -> None:
+    """Raise UserError if a service cannot read a source beside HTTP.
+
+    Args:
+      events: what `--events` names, "" for nothing.
+    """
+    if not events:
+        return
+    if journal:
+        raise UserError(
+            "--journal is for a change to a new checkpoint while the service runs, which --events does "
+            "not allow: leave one of them out, and start the service again for a new checkpoint."
+        )
+    if worker.count > 1 or (events.startswith("kafka://") and "group=" in events):
+        raise UserError(
+            f"--events={events} divides users by partition, and HTTP by --worker: a service that reads "
+            "it must be the only one. Leave --worker and group= out, or run launch.stream beside it."
+        )
 
 
 def check_journal(journal: str, store: str) -> None:

@@ -19,11 +19,13 @@ from rec2pm_jax.serve.app import make_app
 from rec2pm_jax.serve.engine_thread import EngineThread
 from rec2pm_jax.serve.journal import Journal
 from rec2pm_jax.serve.metrics import ServiceMetrics
-from rec2pm_jax.serve.opening import check_journal, open_service
+from rec2pm_jax.serve.opening import check_events, check_journal, open_service
 from rec2pm_jax.serve.page_routes import open_page
 from rec2pm_jax.serve.service import Service
 from rec2pm_jax.serve.swap import Swapper
 from rec2pm_jax.stream.driver import Driver, Intervals
+from rec2pm_jax.stream.feed import Feed
+from rec2pm_jax.stream.lines.sources import open_source
 from rec2pm_jax.stream.opening import ModelPaths
 from rec2pm_jax.stream.options import EngineOptions
 from rec2pm_jax.stream.process import configure_interpreter
@@ -38,6 +40,7 @@ class ServiceOptions(NamedTuple):
 
     Attributes:
       host, port: where it listens; port 0 is a free one.
+      events: source that is read beside HTTP, as for `launch.stream`; "" for none.
       journal: directory of the journal; "" for none.
       ack: when events are acknowledged: "commit" for when they are in the store, "received" for when
         they are applied.
@@ -50,6 +53,7 @@ class ServiceOptions(NamedTuple):
 
     host: str = "127.0.0.1"
     port: int = 8000
+    events: str = ""
     journal: str = ""
     ack: str = "commit"
     commit_s: float = 0.1
@@ -74,6 +78,7 @@ def serve(
         was applied.
     """
     check_journal(options.journal, store)
+    check_events(options.events, options.journal, engine_options.worker)
     with contextlib.ExitStack() as stack:
         journal = None
         if options.journal:
@@ -86,8 +91,17 @@ def serve(
         commit_s = options.commit_s if store else float("inf")
         driver = Driver(opened.engine, Intervals(commit_s, report_s=float("inf")))
         stack.callback(lambda: driver.engine.store.close())
+        source = feed = None
+        if options.events:
+            source = open_source(options.events, opened.engine.store, engine_options.worker)
+            stack.callback(source.close)
+            feed = Feed(driver, source, write=None)
         thread = EngineThread(
-            driver, opened.items.poll, journal=journal, waits_for_commit=options.ack == "commit"
+            driver,
+            opened.items.poll,
+            journal=journal,
+            waits_for_commit=options.ack == "commit",
+            feed=feed,
         )
         admission = Admission(options.max_waiting)
         service = Service(
@@ -98,7 +112,8 @@ def serve(
             Swapper(thread, paths, store, opened, engine_options),
         )
         run_service(service, make_app(service, page), listener)
-    print("\n".join([*driver.summary.format_report(), *opened.items.notes()]), file=sys.stderr)
+    notes = [*opened.items.notes(), *(source.notes() if source is not None else [])]
+    print("\n".join([*driver.summary.format_report(), *notes]), file=sys.stderr)
 
 
 def run_service(service: Service, app: Starlette, listener: socket.socket) -> None:

@@ -12,7 +12,7 @@ import pytest
 pytest.importorskip("confluent_kafka", reason="needs pip install 'rec2pm_jax[kafka]'")
 
 from rec2pm_jax.errors import UserError
-from rec2pm_jax.stream import runner
+from rec2pm_jax.stream import driver
 from rec2pm_jax.stream.engine import Engine
 from rec2pm_jax.stream.lines.kafka.address import client_settings, parse_address
 from rec2pm_jax.stream.lines.kafka.source import KafkaSource
@@ -84,7 +84,7 @@ def test_any_restarts_of_a_topic(dataset, model, broker, tmp_path, monkeypatch):
     broker.send("restarts", messages)
     address = f"kafka://{broker.address}/restarts"
     clean = clean_pass(model, messages, tmp_path / "events.jsonl")
-    monkeypatch.setattr(runner, "BULK", runner.BULK._replace(lines=40, encoded=3))
+    monkeypatch.setattr(driver, "BULK", driver.BULK._replace(lines=40, encoded=3))
     store, rng, answers, reached = MemoryStore(), random.Random(0), [], []
     for _ in range(5):
         connection, left = Connection(store), iter(range(rng.randrange(1, 5)))
