@@ -52,10 +52,19 @@ def get_config(flag_values: flags.FlagValues | None = None) -> Config:
       UserError: a field of the preset is unknown, of the wrong type or out of range.
     """
     values = flags.FLAGS if flag_values is None else flag_values
-    given = {name: values[f"config.{name}"] for name in field_types()}
-    changes = {name: flag.value for name, flag in given.items() if flag.present}
     preset: Any = values["config"].value
-    return load_preset(preset, changes)
+    return load_preset(preset, get_changes(values))
+
+
+def get_changes(flag_values: flags.FlagValues | None = None) -> dict[str, Any]:
+    """Return the values of the flags `--config.section.field` that were given, by field.
+
+    Args:
+      flag_values: as in `define_config`.
+    """
+    values = flags.FLAGS if flag_values is None else flag_values
+    given = {name: values[f"config.{name}"] for name in field_types()}
+    return {name: flag.value for name, flag in given.items() if flag.present}
 
 
 def get_preset_file() -> Path:

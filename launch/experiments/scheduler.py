@@ -68,10 +68,7 @@ def reproduce(job: Job) -> int:
     if not runs:
         raise UserError(f"--only={job.only}: no run of suite {job.suite} has such a name.")
     runs = _leave_out_optional(runs, Path(job.data))
-    usable = processes.list_usable_cores()
-    if job.workers > len(usable):
-        raise UserError(f"--workers={job.workers}: this process may use {len(usable)} cores only.")
-    cores: Sequence[int | None] = [None] if job.workers == 1 else usable[: job.workers or None]
+    cores = processes.choose_cores(job.workers)
     hashes = {name: _data_hash(job.data, name) for name in {run.dataset for run in runs}}
     with alone_in(job.results / f"{job.suite}.users"):  # results are written as a whole
         found = SuiteResults(job.results, job.suite)

@@ -17,6 +17,7 @@ from rec2pm_jax.methods.method import Method
 from rec2pm_jax.os_errors import CANNOT_WRITE
 from rec2pm_jax.training.checkpoint_store import cannot_write_error
 from rec2pm_jax.training.item_content import training_content
+from rec2pm_jax.training.observers import Observers
 from rec2pm_jax.training.run_checks import check_features
 from rec2pm_jax.training.training_run import EvaluateFn, Summary, TrainingData, TrainingRun
 from rec2pm_jax.typing import Params
@@ -29,6 +30,7 @@ def train_and_evaluate(
     workdir: str | Path,
     evaluate_fn: EvaluateFn | None = None,
     profile: str = "",
+    observers: Observers | None = None,
 ) -> Summary:
     """Train `method` on `dataset`; a workdir that holds part of this run is continued exactly.
 
@@ -44,6 +46,7 @@ def train_and_evaluate(
       evaluate_fn: params -> validation metrics, "ndcg@10" among them; None for
         `evaluation.validation.validate` on `config.train.eval_users` users.
       profile: directory for a trace of a few steps, see `StepTrace`; empty for none.
+      observers: callbacks and trackers.
 
     Returns:
       The contents of `train/summary.json`.
@@ -96,7 +99,8 @@ def train_and_evaluate(
             dataset.info.get("grown_from", ()),
             content,
         )
-        return train_on(config, data, method, workdir, evaluate_fn or validate_default, profile)
+        evaluate_fn = evaluate_fn or validate_default
+        return train_on(config, data, method, workdir, evaluate_fn, profile, observers)
 
 
 def train_on(
@@ -106,6 +110,7 @@ def train_on(
     workdir: str | Path,
     evaluate_fn: EvaluateFn,
     profile: str = "",
+    observers: Observers | None = None,
 ) -> Summary:
     """Train on batches of any origin until the steps or the patience are used up.
 
@@ -120,6 +125,7 @@ def train_on(
       workdir: a new directory, or one of the same run.
       evaluate_fn: params -> validation metrics, "ndcg@10" among them.
       profile: directory for a trace of a few steps, see `StepTrace`; empty for none.
+      observers: callbacks and trackers.
 
     Returns:
       The contents of `train/summary.json`.
@@ -128,14 +134,16 @@ def train_on(
       UserError: another process trains in the workdir, it belongs to another run, none of its
         checkpoints is readable or one cannot be written; a loss or gradient is not finite; a bucket
         of a sharded table overflows.
-      Preempted: SIGTERM was received; the last step is saved.
+      Preempted: SIGTERM was received or a callback asked to stop; the last step is saved.
     """
     workdir = Path(workdir)
     try:
         # The processes of a job share the workdir, so one of them holds the lock for all.
         is_main = jax.process_index() == 0
         with alone_in(workdir / "train") if is_main else contextlib.nullcontext():
-            return _train(TrainingRun(config, data, method, workdir, evaluate_fn, profile))
+            return _train(
+                TrainingRun(config, data, method, workdir, evaluate_fn, profile, observers)
+            )
     except OSError as error:
         if error.errno not in CANNOT_WRITE:
             raise

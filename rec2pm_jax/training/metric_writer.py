@@ -1,4 +1,7 @@
-"""Write metrics to JSON-lines files, which a resumed run continues exactly, and to TensorBoard."""
+"""Where metrics go: the protocol of a writer, and the log files that every run has.
+
+A resumed run continues its JSON-lines files exactly. `trackers` holds other writers.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Protocol
 
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
@@ -21,7 +24,30 @@ STREAMS = ("train", "validation")
 _log = logging.getLogger(__name__)
 
 
-class MetricWriter:
+class MetricWriter(Protocol):
+    """What receives the rows of a run: the log files, and each tracker."""
+
+    def write(
+        self,
+        stream: str,
+        step: int,
+        values: Mapping[str, float],
+        volatile: Mapping[str, float | None] | None = None,
+    ) -> None:
+        """Append a row to a stream.
+
+        Args:
+          stream: one of STREAMS.
+          step: number of the step.
+          values: {name: value}.
+          volatile: values that a rerun does not reproduce, as speeds; None where unknown.
+        """
+
+    def close(self) -> None:
+        """Write what is buffered, and release files and connections."""
+
+
+class LogFiles:
     """Writes scalars to `<directory>/<stream>.jsonl` and to TensorBoard event files beside them.
 
     A row is `{"step": ..., name: value, ...}`. Rows hold only what a rerun reproduces. So the files

@@ -21,8 +21,15 @@ from rec2pm_jax.nn.item_features import ItemContent, add_content
 from rec2pm_jax.provenance import git_commit
 from rec2pm_jax.training.checkpoint import VECTOR_LENGTH, Checkpoints
 from rec2pm_jax.training.console import ProgressBar, format_parameters, format_settings
-from rec2pm_jax.training.metric_writer import MetricWriter
+from rec2pm_jax.training.metric_writer import LogFiles
 from rec2pm_jax.training.new_items import describe_growth, grow_state, resize_abstract
+from rec2pm_jax.training.observers import (
+    CHECKPOINT,
+    VALIDATION,
+    Observers,
+    RunInfo,
+    TrainingEvent,
+)
 from rec2pm_jax.training.optimizer import make_schedule
 from rec2pm_jax.training.partition import local_replica, make_partition
 from rec2pm_jax.training.preemption import Preempted, Preemption
@@ -67,6 +74,7 @@ class TrainingRun:
         workdir: Path,
         evaluate_fn: EvaluateFn,
         profile: str = "",
+        observers: Observers | None = None,
     ) -> None:
         """Prepare a run; arguments as in `loop.train_on`."""
         self.config, self.data, self.method = config, data, method
@@ -80,7 +88,8 @@ class TrainingRun:
         self.progress = Progress()
         self._preemption = Preemption()
         self._pending: tuple[int, Metrics] | None = None  # (step, metrics still being computed)
-        self._writer: MetricWriter | None = None
+        self._writer: LogFiles | None = None
+        self._observers = observers or Observers()
         self._bar = ProgressBar(config.train.steps, 0, show=False)  # shown from `start` on
 
     @property
@@ -115,7 +124,8 @@ class TrainingRun:
             self._state = partition.place(state)
         if self._is_main:
             positions = {} if meta is None else meta["log_positions"]
-            self._writer = MetricWriter(self.workdir / "train", step, positions)
+            self._writer = LogFiles(self.workdir / "train", step, positions)
+        self._observers.start(RunInfo(self.workdir, step, self._identity()), self._is_main)
         self._bar = ProgressBar(self.config.train.steps, step, show=self._is_main)
         self._stopwatch = Stopwatch(self.progress)
         if grown:
@@ -150,11 +160,13 @@ class TrainingRun:
         if validate:
             better = self._validate()
             save = save or better or self.stop_reason is not None
-        if save or stop:
+        asked = self._observers.stop_requested
+        if save or stop or asked:
             self._save()
-        if stop:
+        if stop or (self._observers.stop_requested and self.stop_reason is None):
+            cause = "SIGTERM" if stop else "a callback"
             raise Preempted(
-                f"stopped by SIGTERM after step {progress.step}, which is saved; the same command "
+                f"stopped by {cause} after step {progress.step}, which is saved; the same command "
                 "continues from there"
             )
         self._bar.describe(progress)
@@ -175,6 +187,7 @@ class TrainingRun:
         }
         if self._is_main:
             write_json(path, summary)
+        self._observers.finish(summary)
         self._bar.close()
         self._print(
             f"complete: {progress.step} steps ({summary['stopped_by']}), best validation {TARGET} "
@@ -186,7 +199,10 @@ class TrainingRun:
 
     def close(self) -> None:
         """Close the files, restore the signal handler, and write an unfinished trace."""
-        resources = (self._preemption, self._trace, self._bar, self._writer, self._checkpoints)
+        resources = (
+            *(self._preemption, self._trace, self._bar),
+            *(self._writer, self._observers, self._checkpoints),
+        )
         with contextlib.ExitStack() as stack:  # closes all of them, also after an error
             for resource in reversed(resources):
                 if resource is not None:
@@ -208,7 +224,8 @@ class TrainingRun:
         values = {**self.progress.close_window(), "learning_rate": rate}
         if self._writer:
             speed = {"tokens_per_s": self.progress.tokens_per_s}
-            self._writer.write("train", self.progress.step, values, volatile=speed)
+            for writer in (self._writer, self._observers):
+                writer.write("train", self.progress.step, values, volatile=speed)
 
     def _validate(self) -> bool:
         """Write a row of the validation log; return whether it is the best so far."""
@@ -217,8 +234,21 @@ class TrainingRun:
             params = add_content(params, self.data.content)
         metrics = dict(self.evaluate_fn(params))
         if self._writer:
-            self._writer.write("validation", self.progress.step, metrics)
-        return self.progress.add_validation(metrics)
+            for writer in (self._writer, self._observers):
+                writer.write("validation", self.progress.step, metrics)
+        better = self.progress.add_validation(metrics)
+        self._notify(VALIDATION, params)
+        return better
+
+    def _notify(self, kind: str, params: Params | None = None) -> None:
+        """Call the callbacks."""
+        progress = self.progress
+        self._observers.notify(
+            TrainingEvent(
+                *(kind, progress.step, dict(progress.last), progress.best_step),
+                *(dict(progress.best), self.config, self.workdir, params),
+            )
+        )
 
     def _save(self) -> None:
         """Write a checkpoint."""
@@ -231,6 +261,7 @@ class TrainingRun:
             **self._identity(),
         }
         self._checkpoints.save(self._partition.gather(self._state), self.data.batches, meta)
+        self._notify(CHECKPOINT)
 
     def _identity(self) -> dict[str, Any]:
         """Return what identifies the run, in summaries and in checkpoints."""

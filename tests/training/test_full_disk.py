@@ -35,8 +35,8 @@ def no_room(*_, **__):
 @pytest.mark.parametrize(
     ("owner", "name"),
     [
-        (metric_writer.MetricWriter, "write"),
-        (metric_writer.MetricWriter, "positions"),
+        (metric_writer.LogFiles, "write"),
+        (metric_writer.LogFiles, "positions"),
         (metric_writer.TensorBoardFile, "__init__"),
         (metric_writer.TensorBoardFile, "add_scalar"),
         (metric_writer.TensorBoardFile, "flush"),
@@ -59,21 +59,21 @@ def test_closing_does_not_hide_the_first_error(tmp_path, monkeypatch):
         closed.append(type(self).__name__)
         raise OSError(errno.EIO, "another error")
 
-    monkeypatch.setattr(metric_writer.MetricWriter, "write", no_room)
+    monkeypatch.setattr(metric_writer.LogFiles, "write", no_room)
     for owner in (
-        metric_writer.MetricWriter,
+        metric_writer.LogFiles,
         metric_writer.TensorBoardFile,
         checkpoint.Checkpoints,
     ):
         monkeypatch.setattr(owner, "close", fail_to_close)
     with pytest.raises(UserError, match="no room left on its disk"):
         train(tmp_path)
-    assert closed == ["MetricWriter", "Checkpoints"]  # all are closed, whatever the first one does
+    assert closed == ["LogFiles", "Checkpoints"]  # all are closed, whatever the first one does
 
 
 def test_the_logs_of_a_run_are_closed_although_one_cannot_be(tmp_path, monkeypatch):
     monkeypatch.setattr(metric_writer.TensorBoardFile, "close", no_room)
-    writer = metric_writer.MetricWriter(tmp_path)
+    writer = metric_writer.LogFiles(tmp_path)
     with pytest.raises(OSError, match="No space left"):
         writer.close()
     assert all(file.closed for file in writer._files.values())
