@@ -19,12 +19,17 @@ from rec2pm_jax.data.dataset import open_dataset
 from rec2pm_jax.methods.registry import make_method
 from rec2pm_jax.training.distributed import distributed_job
 from rec2pm_jax.training.loop import train_and_evaluate
+from rec2pm_jax.training.observers import Observers
 from rec2pm_jax.training.run_checks import fit_to_data
+from rec2pm_jax.training.trackers import open_tracker
 
 define_config()
 flags.DEFINE_string("data", None, "Directory of a prepared dataset (see launch.prepare).")
 flags.DEFINE_string("workdir", None, "Directory of the run: checkpoints, logs and summary.")
 flags.DEFINE_string("profile", "", "Directory for a trace of a few steps after the warm-up.")
+flags.DEFINE_multi_string(
+    "tracker", [], "Also send metrics to mlflow, mlflow:URI, wandb or wandb:PROJECT."
+)
 flags.mark_flags_as_required(["data", "workdir"])
 flags.DEFINE_bool(
     "distributed",
@@ -44,10 +49,13 @@ def main(_: list[str]) -> None:
         args.distributed, args.coordinator_address, args.num_processes, args.process_id
     ):
         config = get_config()  # its errors come before those of the data
+        observers = Observers(trackers=[open_tracker(text) for text in args.tracker])
         dataset = open_dataset(args.data)
         config = fit_to_data(config, dataset)
         method = make_method(config, dataset.num_items)
-        train_and_evaluate(config, dataset, method, args.workdir, profile=args.profile)
+        train_and_evaluate(
+            *(config, dataset, method, args.workdir), profile=args.profile, observers=observers
+        )
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from functools import partial
 from pathlib import Path
 
 from absl import flags
@@ -22,6 +23,7 @@ from rec2pm_jax import cli
 from rec2pm_jax.data.dataset import open_dataset
 from rec2pm_jax.errors import UserError
 from rec2pm_jax.lock import alone_in
+from rec2pm_jax.plotting import pyplot
 from rec2pm_jax.training.run_checks import fit_to_data
 
 define_config()
@@ -69,9 +71,10 @@ def main(_: list[str]) -> None:
     workdir = Path(args.workdir).absolute()
     data = os.path.abspath(args.data)
     train_flags = [f"--data={data}", f"--compilation_cache={args.compilation_cache}"]
+    pyplot()  # fails at once if it is not installed
     with alone_in(workdir):
         study, pruner = open_study(plan, workdir, dataset.content_hash, args.sampler, args.seed)
-        write = lambda: write_results(plan, study, workdir, args.data)  # noqa: E731
+        write = partial(write_results, plan, study, workdir, args.data)
         try:
             search = Search(plan, study, pruner, workdir, train_flags, write)
             search.run(Budget(args.max_hours, args.max_runs, args.workers))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,9 @@ from rec2pm_jax.methods.registry import make_method
 from rec2pm_jax.stream.load import load_quietly, load_recommender, make_recommender
 from rec2pm_jax.stream.recommender import Recommender
 from rec2pm_jax.training.loop import train_and_evaluate
+from rec2pm_jax.training.observers import Callback, Observers, Tracker
 from rec2pm_jax.training.run_checks import fit_to_data, open_training_data
+from rec2pm_jax.training.trackers import open_tracker
 
 _COLUMN_OPTIONS = [name for name in READING if name.endswith("_column")]
 
@@ -70,7 +73,14 @@ def prepare(events: Any, output_dir: str | Path, **options: Any) -> Dataset:
     return open_dataset(output_dir)
 
 
-def train(config: Config, dataset: Dataset, workdir: str | Path) -> Recommender:
+def train(
+    config: Config,
+    dataset: Dataset,
+    workdir: str | Path,
+    *,
+    callbacks: Sequence[Callback] = (),
+    trackers: Sequence[Tracker | str] = (),
+) -> Recommender:
     """Train a model, or resume its training, and return its best checkpoint.
 
     The workdir receives checkpoints, logs, and a summary. A call with the same arguments resumes a
@@ -80,23 +90,34 @@ def train(config: Config, dataset: Dataset, workdir: str | Path) -> Recommender:
       config: the whole configuration, see `load_preset`.
       dataset: a prepared dataset.
       workdir: a new directory, or one of the same run.
+      callbacks: functions of a `training.observers.TrainingEvent`, called at every validation and
+        after every checkpoint. Their errors end the training.
+      trackers: further writers of metrics, as objects or as the flag --tracker names them.
 
     Returns:
       The model of the step with the best validation NDCG@10, as `load` loads it.
 
     Raises:
       UserError: the workdir belongs to another run or cannot be written, or the loss diverges.
+      Preempted: SIGTERM was received or a callback asked to stop; the same call continues.
 
     Example:
       >>> import rec2pm_jax
       >>> dataset = rec2pm_jax.prepare("", "data", source="synthetic", synthetic_users=20)
       >>> changes = {"method.name": "recent", "train.steps": 2, "train.batch_size": 4}
       >>> config = rec2pm_jax.load_preset("synthetic", changes)
-      >>> model = rec2pm_jax.train(config, dataset, "run")
+      >>> seen = []
+      >>> def note(event):
+      ...     seen.append((event.kind, event.step))
+      >>> model = rec2pm_jax.train(config, dataset, "run", callbacks=[note])
       workdir ...
+      >>> seen
+      [('validation', 2), ('checkpoint', 2)]
     """
-    config = fit_to_data(config, dataset)
-    train_and_evaluate(config, dataset, make_method(config, dataset.num_items), workdir)
+    opened = [open_tracker(one) if isinstance(one, str) else one for one in trackers]
+    config, observers = fit_to_data(config, dataset), Observers(callbacks, opened)
+    method = make_method(config, dataset.num_items)
+    train_and_evaluate(config, dataset, method, workdir, observers=observers)
     return load(workdir, dataset.path)
 
 

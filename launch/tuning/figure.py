@@ -51,7 +51,8 @@ def _draw_curves(axis: Axes, plan: Plan, runs: Sequence[TunedRun]) -> None:
     for run in reversed(runs):  # the best ones last, above the others
         colour, width, label = _OTHERS, 1.0, None
         if run is best:
-            colour, width, label = _BEST, 2.2, f"best, run {run.number}"
+            name = "preset" if run.is_preset else f"run {run.number}"
+            colour, width, label = _BEST, 2.2, f"best: {name}"
         elif run.is_preset:
             colour, width, label = _PRESET, 1.8, "preset"
         steps = list(run.values)
@@ -81,7 +82,11 @@ def _draw_field(axis: Axes, dimension: Dimension, runs: Sequence[TunedRun], rung
         axis.set_xticks(range(len(choices)), [format_value(choice) for choice in choices])
         axis.set_xlim(-0.5, len(choices) - 0.5)
     elif dimension.distribution.log:  # type: ignore[attr-defined]
+        low, high = dimension.corners()
         axis.set_xscale("log")
+        axis.set_xticks([low, math.sqrt(low * high), high])
+        axis.xaxis.set_major_formatter(lambda value, _: f"{value:.2g}")
+        axis.minorticks_off()
     axis.set_xlabel(field)
     axis.set_ylabel(f"NDCG@10 after {rung} steps, %")
     axis.spines[["top", "right"]].set_visible(False)

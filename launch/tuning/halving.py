@@ -1,8 +1,8 @@
 """Asynchronous successive halving: which runs go on after a rung.
 
-A rung is a number of steps at which runs are compared. Of the runs that reached it, the best 1 / eta go
-on to the next one. Others stop after a checkpoint, and continue from there once they are among the
-best, because worse runs have arrived (Li et al., "A System for Massively Parallel Hyperparameter Tuning").
+A rung is a number of steps at which runs are compared. Of the runs that reached it, the best 1 / eta
+go on to the next one. Others stop after a checkpoint. They continue from there if they are among the
+best later, when worse runs have arrived (ASHA: Li et al., "Massively Parallel Hyperparameter Tuning").
 """
 
 from __future__ import annotations

@@ -181,7 +181,9 @@ def _format_page(
         for rung in importance
     ]
     lines += _table_head(["field", "searched", "preset", "best", *heads])
-    order = sorted(plan.dimensions, key=lambda d: -next(iter(importance.values()), {}).get(d.field, 0))
+    order = sorted(
+        plan.dimensions, key=lambda d: -next(iter(importance.values()), {}).get(d.field, 0)
+    )
     for d in order:
         shares = [f"{100 * found[d.field]:.0f} %" for found in importance.values()]
         cells = [
@@ -192,9 +194,14 @@ def _format_page(
         ]
         lines.append(_row([*cells, *shares]))
     if not importance:
-        lines += ["", f"Fewer than {_FEWEST} runs have reached a rung, so there is no importance yet."]
+        lines += [
+            "",
+            f"Fewer than {_FEWEST} runs have reached a rung, so there is no importance yet.",
+        ]
     lines += ["", "## Runs", ""]
-    lines += _table_head(["run", *fields, *(f"{rung} steps" for rung in plan.rungs), "minutes", "state"])
+    lines += _table_head(
+        ["run", *fields, *(f"{rung} steps" for rung in plan.rungs), "minutes", "state"]
+    )
     for run in runs[:_SHOWN]:
         name = f"**{run.number}**" if run is best else str(run.number)
         values = [_percent(run.values.get(rung)) for rung in plan.rungs]

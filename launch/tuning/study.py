@@ -97,7 +97,9 @@ def open_study(
             study.enqueue_trial(setting, user_attrs={KEPT: True})
         for one in outside:
             print(f"{one.field}={setting[one.field]} of the preset is not part of {one.text}: the")
-            print("preset's setting is not tried. Compare with it by launch.train and launch.compare.")
+            print(
+                "preset's setting is not tried. Compare with it by launch.train and launch.compare."
+            )
     elif known != identity:
         raise UserError(f"{workdir} holds another search ({_differences(known, identity)}).")
     # A sampler with the seed of the last call would repeat its first suggestions.

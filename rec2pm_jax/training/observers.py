@@ -6,13 +6,13 @@ import contextlib
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from rec2pm_jax.config import Config
 from rec2pm_jax.training.metric_writer import MetricWriter
 from rec2pm_jax.typing import Params
 
-VALIDATION, CHECKPOINT = "validation", "checkpoint"
+EventKind = Literal["validation", "checkpoint"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +32,7 @@ class TrainingEvent:
       request_stop: a function; after its call the run saves and raises `preemption.Preempted`.
     """
 
-    kind: str
+    kind: EventKind
     step: int
     metrics: Mapping[str, float]
     best_step: int | None

@@ -23,13 +23,7 @@ from rec2pm_jax.training.checkpoint import VECTOR_LENGTH, Checkpoints
 from rec2pm_jax.training.console import ProgressBar, format_parameters, format_settings
 from rec2pm_jax.training.metric_writer import LogFiles
 from rec2pm_jax.training.new_items import describe_growth, grow_state, resize_abstract
-from rec2pm_jax.training.observers import (
-    CHECKPOINT,
-    VALIDATION,
-    Observers,
-    RunInfo,
-    TrainingEvent,
-)
+from rec2pm_jax.training.observers import EventKind, Observers, RunInfo, TrainingEvent
 from rec2pm_jax.training.optimizer import make_schedule
 from rec2pm_jax.training.partition import local_replica, make_partition
 from rec2pm_jax.training.preemption import Preempted, Preemption
@@ -237,10 +231,10 @@ class TrainingRun:
             for writer in (self._writer, self._observers):
                 writer.write("validation", self.progress.step, metrics)
         better = self.progress.add_validation(metrics)
-        self._notify(VALIDATION, params)
+        self._notify("validation", params)
         return better
 
-    def _notify(self, kind: str, params: Params | None = None) -> None:
+    def _notify(self, kind: EventKind, params: Params | None = None) -> None:
         """Call the callbacks."""
         progress = self.progress
         self._observers.notify(
@@ -261,7 +255,7 @@ class TrainingRun:
             **self._identity(),
         }
         self._checkpoints.save(self._partition.gather(self._state), self.data.batches, meta)
-        self._notify(CHECKPOINT)
+        self._notify("checkpoint")
 
     def _identity(self) -> dict[str, Any]:
         """Return what identifies the run, in summaries and in checkpoints."""
