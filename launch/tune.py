@@ -60,7 +60,7 @@ def main(_: list[str]) -> None:
             f"launch.tune needs {error.name}: pip install 'rec2pm_jax[tune]'."
         ) from error
     config, changes = get_config(), get_changes()
-    preset = args["config"].value
+    preset = str(args["config"].value)
     if os.path.isfile(preset):
         preset = os.path.abspath(preset)
     dimensions = parse_space(args.search, preset, changes)

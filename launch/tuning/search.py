@@ -16,11 +16,11 @@ from optuna.trial import FrozenTrial, TrialState
 from launch.benchmarks import processes
 from launch.tuning.halving import ERROR, KEPT, RUN, PromotingPruner
 from launch.tuning.preset_file import write_preset
+from launch.tuning.space import load_checked
 from launch.tuning.study import Plan
 from launch.tuning.trial_process import PRESET, TrialProcess, read_curve
 from rec2pm_jax.config import Config
 from rec2pm_jax.errors import UserError
-from rec2pm_jax.presets import load_preset
 from rec2pm_jax.training.preemption import EXIT_PREEMPTED
 
 SECONDS = "seconds"  # attribute of a trial: of all its processes
@@ -51,7 +51,7 @@ def make_trial_config(plan: Plan, setting: dict[str, Any]) -> Config:
     Raises:
       UserError: the configuration refuses the setting.
     """
-    config = load_preset(plan.preset, {**plan.changes, **setting})
+    config = load_checked(plan.preset, {**plan.changes, **setting})
     every = plan.rungs[0]
     patience = math.ceil(config.train.patience * config.train.eval_every / every)
     train = dataclasses.replace(

@@ -13,8 +13,10 @@ from optuna import distributions as optuna_distributions
 from rec2pm_jax.config import Config
 from rec2pm_jax.config_dict import field_types, to_dict
 from rec2pm_jax.errors import UserError, nearest
+from rec2pm_jax.methods.registry import make_method
 from rec2pm_jax.presets import load_preset
 
+_ANY_ITEMS = 10  # items of a method that is made only to see whether that fails
 _FORMS = "write FIELD=LOW..HIGH, FIELD=LOW..HIGH:log or FIELD=A,B,C"
 # Fields whose settings cannot be compared by the metric of a validation, and why.
 _REFUSED = {
@@ -91,10 +93,21 @@ def parse_space(
             )
         for value in dimension.corners():
             try:
-                load_preset(preset, {**changes, field: value})
+                load_checked(preset, {**changes, field: value})
             except UserError as error:
                 raise UserError(f"--search={searches[i]}: {error}") from error
     return dimensions
+
+
+def load_checked(preset: str | Path, changes: Mapping[str, Any]) -> Config:
+    """Return the configuration of a preset with some fields changed, if a method can be made of it.
+
+    Raises:
+      UserError: a value is refused, or there is no method or backbone of that name.
+    """
+    config = load_preset(preset, changes)
+    make_method(config, _ANY_ITEMS)
+    return config
 
 
 def read_setting(config: Config, dimensions: Sequence[Dimension]) -> dict[str, Any]:

@@ -27,9 +27,7 @@ def _load_fakes(monkeypatch):
 def run(workdir, callbacks=(), trackers=(), steps=12):
     config = Config(
         optim=OptimConfig(learning_rate=1e-2, warmup_steps=3),
-        train=TrainConfig(
-            steps=steps, batch_size=4, log_every=5, eval_every=4, checkpoint_every=3
-        ),
+        train=TrainConfig(steps=steps, batch_size=4, log_every=5, eval_every=4, checkpoint_every=3),
     )
     data = TrainingData(make_iterator(4), "data")
     method = FakeMethod(config, noise=0.1)
@@ -58,7 +56,7 @@ class FakeTracker:
 
     def start(self, run):
         self.tracked = TrackedRun(run.workdir, "fake", "here", run.step)
-        if self.tracked.run_id is None:
+        if not self.tracked.run_id:
             self.tracked.begin(f"run{len(self.runs)}")
         self.calls.append(("start", self.tracked.run_id, run.step))
 
@@ -165,7 +163,7 @@ def test_an_error_of_a_tracker_ends_the_run(tmp_path):
 def test_another_place_has_another_run_and_damage_is_named(tmp_path):
     TrackedRun(tmp_path, "fake", "here", 0).begin("one")
     assert TrackedRun(tmp_path, "fake", "here", 0).run_id == "one"
-    assert TrackedRun(tmp_path, "fake", "there", 0).run_id is None
+    assert TrackedRun(tmp_path, "fake", "there", 0).run_id == ""
     (tmp_path / "train/fake.json").write_text("{")
     with pytest.raises(UserError, match="fake.json is damaged .* remove it"):
         TrackedRun(tmp_path, "fake", "here", 0)

@@ -43,7 +43,7 @@ class MlflowTracker:
         self._run = TrackedRun(run.workdir, "mlflow", self._uri, run.step)
         try:
             client = MlflowClient(tracking_uri=self._uri or None)
-            if self._run.run_id is None:
+            if not self._run.run_id:
                 self._run.begin(self._create(client, run))
             else:
                 client.update_run(self._run.run_id, status="RUNNING")

@@ -15,7 +15,7 @@ class TrackedRun:
     """The file `train/KIND.json` of a workdir.
 
     Attributes:
-      run_id: of the tracker; None before the first start.
+      run_id: of the tracker; empty before the first start.
     """
 
     def __init__(self, workdir: Path, kind: str, place: str, step: int) -> None:
@@ -31,7 +31,7 @@ class TrackedRun:
           UserError: the file is damaged.
         """
         self._path, self._place, self._step = workdir / "train" / f"{kind}.json", place, step
-        self.run_id: str | None = None
+        self.run_id = ""
         self._sent: dict[str, int] = {}
         if not self._path.exists():
             return

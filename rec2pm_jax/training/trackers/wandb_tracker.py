@@ -47,7 +47,7 @@ class WandbTracker:
                 entity=entity if slash else None,
                 project=project,
                 name=run.workdir.name,
-                id=self._tracked.run_id,
+                id=self._tracked.run_id or None,
                 resume="allow",
                 dir=run.workdir / "train",
                 config=flatten_config(run.identity["config"]) | facts,
