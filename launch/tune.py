@@ -46,6 +46,8 @@ def main(_: list[str]) -> None:
     args = flags.FLAGS
     if not (args.max_hours or args.max_runs):
         raise UserError("Give a budget: --max_hours, --max_runs or both.")
+    if not args.workdir:
+        raise UserError("--workdir is empty: name a directory.")
     # So that a terminated call ends its runs too.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:

@@ -59,8 +59,8 @@ def latest_trials(trials: Sequence[FrozenTrial]) -> dict[int, FrozenTrial]:
 class PromotingPruner(optuna.pruners.BasePruner):
     """Stops a run at a rung unless it is among the best there.
 
-    Optuna's own `SuccessiveHalvingPruner` never lets a stopped run go on, and it would count a run
-    that goes on twice.
+    Optuna's own pruner of successive halving never lets a stopped run go on, and it would count a
+    run that goes on twice.
     """
 
     def __init__(self, rungs: Sequence[int], eta: int) -> None:

@@ -58,7 +58,8 @@ class TunedRun:
 
 def collect_runs(study: optuna.Study) -> list[TunedRun]:
     """Return all runs of a study, the longest and best first."""
-    trials = study.get_trials(deepcopy=False)
+    started = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.RUNNING)
+    trials = study.get_trials(deepcopy=False, states=started)
     runs = [_make_run(number, trial) for number, trial in latest_trials(trials).items()]
     return sorted(runs, key=lambda run: (-run.steps, -(run.value or 0.0), run.number))
 
@@ -118,7 +119,7 @@ def write_results(plan: Plan, study: optuna.Study, workdir: Path, data: str) -> 
             "preset": plan.preset,
             **study.user_attrs["identity"],
             "git_commit": git_commit(),
-            "core_hours": round(sum(run.seconds for run in runs) / 3600, 3),
+            "process_hours": round(sum(run.seconds for run in runs) / 3600, 3),
             "best": best and best.number,
             "importance": importance,
             "runs": [dataclasses.asdict(run) for run in runs],

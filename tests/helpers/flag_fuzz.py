@@ -83,6 +83,13 @@ CASES = {
         "--config.data.segments=3 --config.model.dim=8 --config.model.layers=1",
         {"rec2pm_jax.training.training_run.TrainingRun": ["start"]},
     ),
+    "tune": Case(
+        "--config=base --data={d}/data --workdir={d}/tune{n} --search=method.slots=2,4 "
+        "--max_runs=1 --config.data.segment=5 --config.data.segments=3",
+        {"launch.tuning.search.Search": ["run"]},
+        ("data", "workdir", "search", "max_", "workers", "sampler", "seed", "reduction", "rungs"),
+        needs="optuna",
+    ),
     "compare": Case(
         "--config=base --data={d}/data --workdir={d}/new{n} --config.data.segment=5 "
         "--config.data.segments=3",

@@ -26,9 +26,10 @@ class MlflowTracker:
         """Keep the address; `start` connects.
 
         Args:
-          uri: of the tracking server or database; empty: that of `MLFLOW_TRACKING_URI`.
+          uri: of the tracking server or database; empty: that of `MLFLOW_TRACKING_URI`, or else
+            MLflow's own default.
         """
-        self._uri = uri
+        self._uri = uri or os.environ.get("MLFLOW_TRACKING_URI", "")
         self._client: MlflowClient | None = None
         self._run: TrackedRun | None = None
         self._status = "KILLED"  # unless `finish` is called
