@@ -337,7 +337,7 @@ def test_a_killed_search_resumes(tmp_path):
     env = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
     run = [sys.executable, "-m"]
     prepare = "launch.prepare --source=synthetic --output_dir=data --synthetic_users=40 "
-    prepare += "--synthetic_items=60 --synthetic_length=60"
+    prepare += "--synthetic_items=60 --synthetic_length=100"
     subprocess.run([*run, *prepare.split()], cwd=tmp_path, env=env, check=True)
     tune = (
         "launch.tune --config=synthetic --data=data --workdir=tune --search=method.slots=2,4 "
