@@ -125,6 +125,7 @@ def test_a_stopped_run_goes_on_once_worse_runs_have_arrived():
         pruner.find_promotable(study) is None
     )  # two of six: one is complete, the other has failed
     for _ in range(3):
+        assert pruner.find_promotable(study) is None
         study.add_trial(trial({1: 0.0}))
     assert pruner.find_promotable(study).number == 1  # three of nine
     study.add_trial(trial({1: 0.4, 3: 0.2}, **{RUN: 1}))  # it went on, and stops at the next rung

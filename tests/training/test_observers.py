@@ -107,16 +107,18 @@ def test_an_error_of_a_callback_ends_the_run_and_its_checkpoint_stands(tmp_path,
     assert_same_run(tmp_path, undisturbed)
 
 
-@pytest.mark.parametrize("kind", ["validation", "checkpoint"])
-def test_a_callback_can_stop_a_run_which_then_continues_exactly(tmp_path, undisturbed, kind):
+@pytest.mark.parametrize(("kind", "step"), [("validation", 8), ("checkpoint", 9)])
+def test_a_callback_can_stop_a_run_which_then_continues_exactly(tmp_path, undisturbed, kind, step):
+    """Step 8 is not the best one, so it would not be saved otherwise."""
+
     def stop(event):
-        if event.kind == kind and event.step >= 4:
+        if event.kind == kind and event.step >= 8:
             event.request_stop()
 
-    with pytest.raises(Preempted, match="stopped by a callback after step"):
+    with pytest.raises(Preempted, match=f"stopped by a callback after step {step}, which is saved"):
         run(tmp_path, [stop])
     _, _, meta = load_for_inference(tmp_path, "latest")
-    assert 4 <= meta["step"] < 12
+    assert meta["step"] == step and meta["best_step"] == 4
     run(tmp_path)
     assert_same_run(tmp_path, undisturbed)
 
