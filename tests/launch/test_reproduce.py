@@ -273,13 +273,7 @@ def test_names_of_runs_are_unique(suite):
 def test_main_holds_the_claimed_rows_with_three_seeds():
     seen = {(r.dataset, r.variant, r.seed) for r in list_runs("main")}
     claims = {
-        "complete_journey_types": {
-            "rec2pm_o",
-            "rec2pm_528",
-            "full",
-            "recent_exact",
-            "tok_serial_o",
-        },
+        "complete_journey_types": {"rec2pm_o", "rec2pm_528", "full", "recent_exact", "tok_serial_o"},
         "online_retail": {"rec2pm_o", "full"},
         "ml1m_200": {"rec2pm_o", "recent", "tok_serial_o"},
         "coop100": {"rec2pm_o", "full"},
