@@ -1,4 +1,4 @@
-"""The adapters of MLflow and Weights & Biases: with fakes, and with a database file and offline mode."""
+"""The adapters of MLflow and Weights & Biases: with fakes, a database file, and in offline mode."""
 
 from __future__ import annotations
 
