@@ -33,6 +33,7 @@ from launch.benchmarks import (
     recommend,
     report,
     scale,
+    serve,
     stream,
     topk,
     train,
@@ -50,7 +51,7 @@ SUITES = {  # name -> (smoke) -> cases
     "input": inputs.make_cases,
 }
 # Suites that measure a whole command: name -> (smoke) -> rows
-COMMANDS = {c.__name__.split(".")[-1]: c.measure_rows for c in (prepare, recommend, stream)}
+COMMANDS = {c.__name__.split(".")[-1]: c.measure_rows for c in (prepare, recommend, serve, stream)}
 
 
 def define_flags() -> None:
@@ -77,10 +78,8 @@ def main(_) -> None:
         max_rss=args.max_gb * 1e9 or 0.6 * _free_memory(),
     )
     with only_writer_of(Path(args.json)):
-        if args.suite in COMMANDS:
-            _measure_command(settings)
-        else:
-            _measure_rows(settings)
+        measure = _measure_command if args.suite in COMMANDS else _measure_rows
+        measure(settings)
 
 
 def _measure_rows(settings: driver.Settings) -> None:

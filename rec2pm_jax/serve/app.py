@@ -113,6 +113,8 @@ async def post_swap(http: HttpRequest) -> Response:
         store = body.get("store", "") if isinstance(body, dict) else None
         if not isinstance(store, str):
             raise HTTPException(422, 'The body must be empty, or {"store": ADDRESS}.')
+    if service.swapper is None:
+        raise SwapRefused("This service cannot change its checkpoint.")
     return JSONResponse(await service.swapper.swap(store))
 
 

@@ -6,7 +6,8 @@ import contextlib
 import resource
 import socket
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import uvicorn
@@ -92,9 +93,9 @@ def serve(
         service = Service(
             thread,
             admission,
-            Swapper(thread, paths, store, opened, engine_options),
             ServiceMetrics(thread, admission),
             options.max_body_bytes,
+            Swapper(thread, paths, store, opened, engine_options),
         )
         run_service(service, make_app(service, page), listener)
     print("\n".join([*driver.summary.format_report(), *opened.items.notes()]), file=sys.stderr)
@@ -120,6 +121,38 @@ def run_service(service: Service, app: Starlette, listener: socket.socket) -> No
         server.run(sockets=[listener])
     finally:
         service.thread.stop()
+
+
+def make_service(
+    driver: Driver,
+    options: ServiceOptions = ServiceOptions(),  # noqa: B008 (immutable)
+) -> tuple[Service, Starlette]:
+    """Return a service that cannot change its checkpoint, and its application."""
+    thread = EngineThread(driver, waits_for_commit=options.ack == "commit")
+    admission = Admission(options.max_waiting)
+    metrics = ServiceMetrics(thread, admission)
+    service = Service(thread, admission, metrics, options.max_body_bytes)
+    return service, make_app(service)
+
+
+def start_server(service: Service, app: Starlette, listener: socket.socket) -> Callable[[], None]:
+    """Serve from threads of this process on a bound socket.
+
+    Returns:
+      A function that ends the service and commits; it raises UserError as `run_service` does.
+    """
+    server = make_server(app)
+    runner = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
+    service.thread.start()
+    listener.listen()
+    runner.start()
+
+    def stop() -> None:
+        server.should_exit = True
+        runner.join()
+        service.thread.stop()
+
+    return stop
 
 
 def make_server(app: Starlette) -> uvicorn.Server:

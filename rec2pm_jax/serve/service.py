@@ -25,16 +25,16 @@ class Service:
     Attributes:
       thread: owns the engine.
       admission: what may wait.
-      swapper: changes to a new checkpoint.
       metrics: counts and times requests.
       max_body_bytes: of one body.
+      swapper: changes to a new checkpoint; None if the service cannot.
     """
 
     thread: EngineThread
     admission: Admission
-    swapper: Swapper
     metrics: ServiceMetrics
     max_body_bytes: int = 1 << 20
+    swapper: Swapper | None = None
 
     @property
     def recommender(self) -> Recommender:

@@ -6,17 +6,17 @@ import contextlib
 import http.client
 import json
 import socket
-import threading
 from collections.abc import Iterator
 from typing import Any
 
+from rec2pm_jax.errors import UserError
 from rec2pm_jax.serve.admission import Admission
 from rec2pm_jax.serve.app import make_app
 from rec2pm_jax.serve.engine_thread import EngineThread
 from rec2pm_jax.serve.journal import Journal
 from rec2pm_jax.serve.metrics import ServiceMetrics
 from rec2pm_jax.serve.opening import Opened
-from rec2pm_jax.serve.process import make_server
+from rec2pm_jax.serve.process import start_server
 from rec2pm_jax.serve.service import Service
 from rec2pm_jax.serve.swap import Swapper
 from rec2pm_jax.stream.driver import Driver, Intervals
@@ -76,22 +76,15 @@ def serve_locally(
     service = Service(
         thread,
         admission,
-        Swapper(thread, paths, address, opened, engine.options),
         ServiceMetrics(thread, admission),
         1 << 16,
+        Swapper(thread, paths, address, opened, engine.options),
     )
-    server = make_server(make_app(service))
-    listener = socket.socket()
-    listener.bind(("127.0.0.1", 0))
-    listener.listen()
-    thread.start()
-    runner = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
-    runner.start()
-    try:
-        yield LocalService(service, listener.getsockname()[1])
-    finally:
-        server.should_exit = True
-        runner.join(60)
-        if thread.failure is None:
-            thread.stop()
-        listener.close()
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        stop = start_server(service, make_app(service), listener)
+        try:
+            yield LocalService(service, listener.getsockname()[1])
+        finally:
+            with contextlib.suppress(*([UserError] if thread.failure else [])):
+                stop()
