@@ -283,6 +283,10 @@ async function addEvent(item, title) {
   try {
     const event = { user: state.user, item };
     const time = askedTime();
+    const last = state.described.last_time;
+    if (time !== null && last !== null && time < last) {
+      throw new Error(`The time lies before the last event, of ${date(last)}. Choose a later one.`);
+    }
     if (time !== null) event.time = time;
     if (state.model.event_types.length) event.type = $("add").elements.type.value;
     const { rejected } = await ask("events", event);
@@ -369,6 +373,10 @@ function listen() {
       complain(error);
     }
   });
+
+  const dismiss = () => { $("error").textContent = ""; };
+  $("error").addEventListener("click", dismiss);
+  document.addEventListener("keydown", (event) => { if (event.key === "Escape") dismiss(); });
 
   $("columns").addEventListener("click", (event) => {
     const button = event.target.closest(".items button");
