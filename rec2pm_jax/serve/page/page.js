@@ -97,13 +97,14 @@ function askedTime() {
   return seconds;
 }
 
-function setTime(seconds) {
-  $("time").value = new Date(seconds * 1000).toISOString().slice(0, 16);
+function setTime(seconds) { // to the minute, and no earlier
+  $("time").value = new Date(Math.ceil(seconds / 60) * 60000).toISOString().slice(0, 16);
 }
 
 function usualTime(lastTime) {
   const now = Math.floor(Date.now() / 1000);
-  return lastTime === null || now - lastTime < FRESH ? now : lastTime + DAY;
+  if (lastTime === null) return now;
+  return now - lastTime < FRESH ? Math.max(now, lastTime) : lastTime + DAY;
 }
 
 // --- what is shown of a user ---
