@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import socket
-import subprocess
 import threading
 import time
 
@@ -19,32 +17,10 @@ from rec2pm_jax.stream.options import EngineOptions, Worker
 from rec2pm_jax.stream.runner import Intervals, run_stream
 from rec2pm_jax.stream.stores.base import MAINTENANCE, MemoryStore
 from rec2pm_jax.stream.stores.redis_store import RedisStore
+from tests.helpers.redis_server import Server
 from tests.helpers.stream import make_config, make_data, make_recommender, raw_events
 
 pytestmark = pytest.mark.slow
-
-
-class Server:
-    """A server of the system's packages on a free port, with an append-only file."""
-
-    def __init__(self, directory):
-        program = shutil.which("valkey-server") or shutil.which("redis-server")
-        assert program, "these tests need a server: apt-get install redis-server (as .ci/run does)"
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
-        self.url = f"redis://127.0.0.1:{self.port}/0"
-        self.command = [program, "--port", str(self.port), "--bind", "127.0.0.1"]
-        self.command += ["--dir", str(directory), "--save", ""]
-        self.command += ["--appendonly", "yes", "--appendfsync", "always"]
-        self.start()
-
-    def start(self, *more):
-        self.process = subprocess.Popen([*self.command, *more], stdout=subprocess.DEVNULL)
-
-    def kill(self):
-        self.process.kill()
-        self.process.wait()
 
 
 @pytest.fixture
