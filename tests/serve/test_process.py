@@ -90,18 +90,9 @@ def test_ten_thousand_idle_connections(folder):
             if n % 2:  # half of them have begun a request
                 idle.sendall(b"POST /events HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\n{")
         event = {"user": "busy", "item": "i1", "time": 1_600_000_000}
-        began = time.monotonic()
-        # Those that have begun a request take all room there is, and are refused.
-        status, _ = service.call("POST", "/recommend", {"user": "busy"})
-        assert status == 429
+        assert service.call("POST", "/events", event)[1]["accepted"] == 1
+        assert service.call("POST", "/recommend", {"user": "busy"})[1]["events"] == 1
         assert service.call("GET", "/health") == (200, {"status": "ok"})
-        assert time.monotonic() - began < 30
-    end = time.monotonic() + 60
-    while time.monotonic() < end:
-        status, answer = service.call("POST", "/events", event)
-        if status == 200:
-            break
-    assert answer["accepted"] == 1
     assert "Traceback" not in service.end()
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
