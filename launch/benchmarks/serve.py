@@ -5,7 +5,8 @@ client in another process keeps `_CONNECTIONS` connections open. Phases:
 
 1. capacity: every connection asks again as soon as it has its answer.
 2. at 50 % and at 90 % of the capacity: requests are due by the clock, and latency counts from then. The
-   row names the engine's own read in the same phase, and what HTTP adds to it at p50.
+   row names the engine's own read in the same phase, what HTTP adds to it at p50 (`http_ms_p50`), and
+   the processor time of the thread that speaks HTTP (`http_cpu_ms`), which a busy machine changes less.
 3. events: bodies of `_EVENTS_PER_BODY` events, acknowledged after their commit.
 4. stream: the lines of a stream at the rate of the second phase, answered by `launch.stream`'s loop.
 """
@@ -16,6 +17,8 @@ import contextlib
 import json
 import socket
 import tempfile
+import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -108,17 +111,26 @@ def _serve(engine: Engine) -> Iterator[tuple[int, Driver]]:
 def _measure(driver: Driver, load: Load, name: str) -> dict[str, Any]:
     """Return the row of one phase."""
     driver.summary.read_ms.clear()
+    before = _thread_cpu_s()
     sent: Sent = send_load(load)
+    cpu_ms = (_thread_cpu_s() - before) * 1e3 / max(1, sum(sent.statuses.values()))
     latency, read = percentiles(sent.latencies_ms), percentiles(list(driver.summary.read_ms))
     row = {
         "name": f"serve/{name}",
         "per_s": round(sent.per_s, 1),
         "statuses": sent.statuses,
         "latency_ms": latency,
+        "http_cpu_ms": round(cpu_ms, 3),
     }
     if read and latency:
         row |= {"read_ms": read, "http_ms_p50": round(latency["p50"] - read["p50"], 3)}
     return row
+
+
+def _thread_cpu_s() -> float:
+    """Return the processor time of the thread that speaks HTTP; a busy machine does not change it."""
+    [thread] = [x for x in threading.enumerate() if x.name == "http" and x.ident]
+    return time.clock_gettime(time.pthread_getcpuclockid(thread.ident or 0))
 
 
 def _make_event_bodies(population: Population, seconds: float) -> list[str]:

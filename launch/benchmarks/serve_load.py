@@ -1,8 +1,6 @@
 """The client of --suite=serve: a process of its own, so that it shares no interpreter with the service.
 
-    python -m launch.benchmarks.serve_load '{"port": 8000, "bodies": [..], ..}'
-
-It prints one JSON line: requests per second, statuses, and the milliseconds of every request. With a
+It reads a `Load` as JSON from standard input, and prints one JSON line: requests per second, statuses, and the milliseconds of every request. With a
 rate, requests are due by the clock and latency counts from then; else each connection sends as soon as
 it has its answer.
 """
@@ -54,7 +52,7 @@ class Sent(NamedTuple):
 
 def send_load(load: Load) -> Sent:
     """Run the client in a process, and return what it saw."""
-    command = [sys.executable, "-m", "launch.benchmarks.serve_load", "-"]
+    command = [sys.executable, "-m", "launch.benchmarks.serve_load"]
     done = subprocess.run(
         command, input=json.dumps(load._asdict()), text=True, check=True, stdout=subprocess.PIPE
     )

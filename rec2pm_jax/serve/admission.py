@@ -16,51 +16,43 @@ class Overloaded(Exception):
 
 
 class Admission:
-    """Counts requests and the bytes of their bodies, from their arrival until their answer.
+    """Counts requests that wait for the engine, and the bytes of all bodies that have arrived.
 
+    A request whose body is not complete takes bytes and no place: slow clients hold up nobody.
     Used by the event loop only.
 
     Attributes:
-      waiting: requests that have no answer yet.
-      waiting_bytes: of their bodies.
+      waiting: requests that wait for the engine.
+      waiting_bytes: of the bodies of all requests without an answer.
       refused: requests so far that were not admitted.
     """
 
     def __init__(self, max_waiting: int):
-        """Admit at most `max_waiting` requests at once."""
+        """Let at most `max_waiting` requests wait at once."""
         self.waiting = self.waiting_bytes = self.refused = 0
-        self._max_waiting = max_waiting
+        self.max_waiting = max_waiting
 
     @contextlib.contextmanager
     def admit(self) -> Iterator[Admitted]:
-        """Admit a request for the time of the block.
-
-        Raises:
-          Overloaded: there is no room.
-        """
-        if self.waiting >= self._max_waiting:
-            self.refused += 1
-            raise Overloaded(
-                f"{self.waiting} requests wait already: try again in {RETRY_AFTER_S} s."
-            )
+        """Count a request until the block ends."""
         admitted = Admitted(self)
-        self.waiting += 1
         try:
             yield admitted
         finally:
-            self.waiting -= 1
+            self.waiting -= admitted.has_place
             self.waiting_bytes -= admitted.num_bytes
 
 
 class Admitted:
-    """One request that was admitted.
+    """One request.
 
     Attributes:
       num_bytes: of its body that have arrived.
+      has_place: whether it waits for the engine.
     """
 
     def __init__(self, admission: Admission):
-        self._admission, self.num_bytes = admission, 0
+        self._admission, self.num_bytes, self.has_place = admission, 0, False
 
     def add(self, num_bytes: int) -> None:
         """Count a further part of its body.
@@ -76,3 +68,18 @@ class Admitted:
             )
         self.num_bytes += num_bytes
         admission.waiting_bytes += num_bytes
+
+    def take_place(self) -> None:
+        """Begin to wait for the engine.
+
+        Raises:
+          Overloaded: there is no room.
+        """
+        admission = self._admission
+        if admission.waiting >= admission.max_waiting:
+            admission.refused += 1
+            raise Overloaded(
+                f"{admission.waiting} requests wait already: try again in {RETRY_AFTER_S} s."
+            )
+        admission.waiting += 1
+        self.has_place = True

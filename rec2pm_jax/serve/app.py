@@ -38,7 +38,7 @@ def make_app(service: Service, more: Sequence[BaseRoute] = ()) -> Starlette:
     """Return the ASGI application.
 
     Args:
-      service: also found by routes as `request.app.state.service`.
+      service: routes find it as `service` in the state of the application.
       more: further routes, such as those of the page.
     """
     routes = [
@@ -98,7 +98,8 @@ async def get_user(http: HttpRequest) -> Response:
     service: Service = http.app.state.service
     user = http.path_params["user"]
     check_owned(user, service.worker)
-    with service.admission.admit():
+    with service.admission.admit() as admitted:
+        admitted.take_place()
         found = await service.thread.call(lambda driver: describe_user(driver.engine, user))
     if found is None:
         raise HTTPException(404, f"User {user[:80]!r} has no events.")

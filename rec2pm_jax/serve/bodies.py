@@ -38,7 +38,7 @@ class EventsBody(NamedTuple):
 async def read_json(
     http: HttpRequest, admitted: Admitted, max_bytes: int, empty: Any = None
 ) -> Any:
-    """Read the body of a request as JSON.
+    """Read the body of a request as JSON; it then has a place.
 
     Args:
       max_bytes: of the body.
@@ -47,7 +47,7 @@ async def read_json(
     Raises:
       HTTPException: 413 if it is too large, 400 if it is not JSON.
       ClientDisconnect: the client went away before the body was complete.
-      Overloaded: see `Admitted.add`.
+      Overloaded: see `Admitted`.
     """
     too_large = HTTPException(
         413, f"The body is larger than {max_bytes} bytes: send fewer events at once."
@@ -61,6 +61,7 @@ async def read_json(
         if admitted.num_bytes > max_bytes:
             raise too_large
         parts.append(part)
+    admitted.take_place()
     if not admitted.num_bytes and empty is not None:
         return empty
     try:

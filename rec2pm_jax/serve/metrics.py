@@ -14,7 +14,6 @@ from rec2pm_jax.serve.admission import Admission
 from rec2pm_jax.serve.engine_thread import EngineThread
 
 METRICS_TYPE = CONTENT_TYPE_LATEST
-_PREFIX = "rec2pm_"
 _BUCKETS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 _PATHS = ("/events", "/recommend", "/swap", "/health", "/metrics", "/openapi.json")
 
@@ -27,7 +26,7 @@ class ServiceMetrics:
         self._registry = CollectorRegistry()
         self._registry.register(_Totals(thread, admission))
         self._seconds = Histogram(
-            f"{_PREFIX}http_request_seconds",
+            "rec2pm_http_request_seconds",
             "Seconds from the headers of a request to the end of its answer.",
             ("path", "status"),
             buckets=_BUCKETS,
@@ -57,30 +56,34 @@ class _Totals(Collector):
         driver, admission = self._thread.driver, self._admission
         summary, gauges = driver.summary, driver.engine.gauges()
         for name, text, total in (
-            ("events", "Events applied.", summary.events),
-            ("unknown_items", "Events of unknown items among them.", summary.unknown_items),
-            ("answers", "Requests answered with recommendations.", summary.answers),
-            ("popular_answers", "Those of users without events.", summary.popular),
-            ("updates", "Memory updates computed.", driver.count_updates()),
-            ("commits", "Commits finished.", summary.commits),
-            ("refused_requests", "Requests refused with 429.", admission.refused),
+            ("rec2pm_events_total", "Events applied.", summary.events),
+            (
+                "rec2pm_unknown_items_total",
+                "Events of unknown items among them.",
+                summary.unknown_items,
+            ),
+            ("rec2pm_answers_total", "Requests answered with recommendations.", summary.answers),
+            ("rec2pm_popular_answers_total", "Those of users without events.", summary.popular),
+            ("rec2pm_updates_total", "Memory updates computed.", driver.count_updates()),
+            ("rec2pm_commits_total", "Commits finished.", summary.commits),
+            ("rec2pm_refused_requests_total", "Requests refused with 429.", admission.refused),
         ):
-            yield CounterMetricFamily(_PREFIX + name, text, value=total)
+            yield CounterMetricFamily(name, text, value=total)
         rejected = CounterMetricFamily(
-            f"{_PREFIX}rejected_events", "Events that could not be used.", labels=["reason"]
+            "rec2pm_rejected_events_total", "Events that could not be used.", labels=["reason"]
         )
         for reason, count in dict(summary.skipped).items():
             rejected.add_metric([reason], count)
         yield rejected
         for name, text, value in (
-            ("update_queue", "Users whose memory is being updated or waits.", gauges.queue),
-            ("live_users", "Users held in the process.", gauges.cached_users),
-            ("session_hits", "Reads from an open session.", gauges.hits),
-            ("session_misses", "Reads that opened one.", gauges.misses),
-            ("waiting_requests", "Requests without an answer.", admission.waiting),
-            ("waiting_bytes", "Bytes of their bodies.", admission.waiting_bytes),
+            ("rec2pm_update_queue", "Users whose memory is being updated or waits.", gauges.queue),
+            ("rec2pm_live_users", "Users held in the process.", gauges.cached_users),
+            ("rec2pm_session_hits", "Reads from an open session.", gauges.hits),
+            ("rec2pm_session_misses", "Reads that opened one.", gauges.misses),
+            ("rec2pm_waiting_requests", "Requests without an answer.", admission.waiting),
+            ("rec2pm_waiting_bytes", "Bytes of their bodies.", admission.waiting_bytes),
         ):
-            yield GaugeMetricFamily(_PREFIX + name, text, value=value)
+            yield GaugeMetricFamily(name, text, value=value)
 
 
 class TimeRequests:

@@ -123,11 +123,14 @@ def page_routes(page_views: PageViews) -> list[Route]:
         service: Service = http.app.state.service
         with service.admission.admit() as admitted:
             fields = await read_json(http, admitted, service.max_body_bytes)
-        if not isinstance(fields, dict):
-            raise RejectedInput(MALFORMED, "not a JSON object")
-        user, time = _parameter(fields, "user"), fields.get("time")
-        k = parse_count(fields.get("recommend", 10), "recommend")
-        return await _answer(http, lambda engine: page_views.compare(engine, user, k, time))
+            if not isinstance(fields, dict):
+                raise RejectedInput(MALFORMED, "not a JSON object")
+            user, time = _parameter(fields, "user"), fields.get("time")
+            k = parse_count(fields.get("recommend", 10), "recommend")
+            columns = await service.thread.call(
+                lambda driver: page_views.compare(driver.engine, user, k, time)
+            )
+        return JSONResponse(columns)
 
     return [
         *(Route(path, _file_endpoint(name)) for path, name in FILES.items()),
@@ -154,7 +157,8 @@ async def get_users(http: HttpRequest) -> Response:
             return None
         return views.find_stored_users(driver.engine.store, search, limit)
 
-    with service.admission.admit():
+    with service.admission.admit() as admitted:
+        admitted.take_place()
         users = await service.thread.call(find_stored)
         dataset = service.recommender.dataset
         if users is None and dataset is not None:
@@ -168,7 +172,8 @@ async def get_items(http: HttpRequest) -> Response:
     """Return items whose title or id contains `search`."""
     search, limit = http.query_params.get("search", ""), _read_limit(http.query_params)
     service: Service = http.app.state.service
-    with service.admission.admit():
+    with service.admission.admit() as admitted:
+        admitted.take_place()
         items = await run_in_threadpool(views.find_items, service.recommender, search, limit)
     return JSONResponse({"items": items})
 
@@ -176,7 +181,8 @@ async def get_items(http: HttpRequest) -> Response:
 async def _answer(http: HttpRequest, function: Callable[[Engine], Any]) -> Response:
     """Answer with what a function of the engine returns, run in the engine's thread."""
     service: Service = http.app.state.service
-    with service.admission.admit():
+    with service.admission.admit() as admitted:
+        admitted.take_place()
         return JSONResponse(await service.thread.call(lambda driver: function(driver.engine)))
 
 

@@ -32,6 +32,7 @@ from rec2pm_jax.stream.process import configure_interpreter
 
 IDLE_S = 75  # an idle connection is closed after so long; proxies keep theirs for up to 60 s
 DRAIN_S = 30  # at the end, requests get so long to be complete
+HTTP_THREAD = "http"  # name of the thread that `start_server` starts
 BACKLOG = 2048  # connections that the system accepts ahead of us
 
 
@@ -157,7 +158,9 @@ def start_server(service: Service, app: Starlette, listener: socket.socket) -> C
       A function that ends the service and commits; it raises UserError as `run_service` does.
     """
     server = make_server(app)
-    runner = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
+    runner = threading.Thread(
+        target=server.run, name=HTTP_THREAD, kwargs={"sockets": [listener]}, daemon=True
+    )
     service.thread.start()
     listener.listen()
     runner.start()

@@ -65,7 +65,7 @@ def compare_reads(
 
     Returns:
       A column for each read. The memory's is empty, with a note, where nothing is in it. A user without
-      events has the first column only.
+      events has the first column only, and a model without memory that of the recent events only.
 
     Raises:
       RejectedInput, UserError: as `Recommender.recommend`.
@@ -74,7 +74,7 @@ def compare_reads(
         note = "No events yet: these are the most frequent items."
         return [_column(BOTH, recommender.recommend(user, k, time=time), note)]
     if not recommender.method.stores_memory:
-        return [_column(RECENT, recommender.recommend(user, k, time=time), "No memory is kept.")]
+        return [_column(RECENT, recommender.recommend(user, k, time=time))]
     alone = without_events(user), without_memory(recommender, user)
     both, memory, recent = recommender.recommend_many([user, *alone], k, time=time)
     expected = _column(MEMORY, memory)

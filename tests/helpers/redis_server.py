@@ -1,4 +1,4 @@
-"""A Redis or Valkey server for tests."""
+"""A Redis or Valkey server in a process of its own."""
 
 from __future__ import annotations
 

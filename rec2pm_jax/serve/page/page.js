@@ -97,13 +97,14 @@ function askedTime() {
   return seconds;
 }
 
-function setTime(seconds) {
-  $("time").value = new Date(seconds * 1000).toISOString().slice(0, 16);
+function setTime(seconds) { // to the minute, and no earlier
+  $("time").value = new Date(Math.ceil(seconds / 60) * 60000).toISOString().slice(0, 16);
 }
 
 function usualTime(lastTime) {
   const now = Math.floor(Date.now() / 1000);
-  return lastTime === null || now - lastTime < FRESH ? now : lastTime + DAY;
+  if (lastTime === null) return now;
+  return now - lastTime < FRESH ? Math.max(now, lastTime) : lastTime + DAY;
 }
 
 // --- what is shown of a user ---
@@ -283,6 +284,10 @@ async function addEvent(item, title) {
   try {
     const event = { user: state.user, item };
     const time = askedTime();
+    const last = state.described.last_time;
+    if (time !== null && last !== null && time < last) {
+      throw new Error(`The time lies before the last event, of ${date(last)}. Choose a later one.`);
+    }
     if (time !== null) event.time = time;
     if (state.model.event_types.length) event.type = $("add").elements.type.value;
     const { rejected } = await ask("events", event);
@@ -369,6 +374,10 @@ function listen() {
       complain(error);
     }
   });
+
+  const dismiss = () => { $("error").textContent = ""; };
+  $("error").addEventListener("click", dismiss);
+  document.addEventListener("keydown", (event) => { if (event.key === "Escape") dismiss(); });
 
   $("columns").addEventListener("click", (event) => {
     const button = event.target.closest(".items button");
