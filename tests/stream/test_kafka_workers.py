@@ -103,7 +103,7 @@ class Process:
         assert self.process.returncode == 0, report
 
 
-def wait_until(condition, processes, timeout_s=300.0):
+def wait_until(condition, processes, timeout_s=200.0):
     end = time.monotonic() + timeout_s
     while not condition():
         for p in processes:
@@ -301,10 +301,11 @@ def test_a_worker_that_lost_its_partitions_commits_nothing(dataset, model, serve
     stores = [RedisStore(server.url, f"{i}/2") for i in range(2)]
     sources = [KafkaSource(address, store, Worker(0, 2)) for store in stores]
     engines = [Engine(model, store, EngineOptions(worker=Worker(0, 2))) for store in stores]
-    seen = []
+    seen, end = [], time.monotonic() + 60
 
     def overtake():
         """Let the other worker take the partition once this one has read some of it."""
+        assert time.monotonic() < end
         if sources[0].positions() and not seen:
             seen.append(offsets(stores[1].own_inputs(["kafka:events/0"]), "events"))
         return False
