@@ -77,7 +77,7 @@ def at_end(broker: Broker, topic: str, timeout_s: float = 120.0) -> Callable[[Ka
 
     def stopped(source: KafkaSource) -> bool:
         assert time.monotonic() < deadline, (ends, dict(source.positions()))
-        return offsets(source.positions(), topic) == {k: v for k, v in ends.items() if v}
+        return offsets(source.positions(), topic) == ends
 
     return stopped
 
