@@ -228,7 +228,7 @@ def evaluate(place: Path, processes: int) -> dict:
                 command, cwd=place, env=environment, stdout=pipe, stderr=pipe, text=True
             )
         )
-    outputs = [job.communicate(timeout=400) for job in jobs]
+    outputs = [job.communicate(timeout=900) for job in jobs]
     assert not any(job.returncode for job in jobs), outputs
     assert all(not output.strip() or "Gloo" in output for output, _ in outputs[1:])
     return json.loads((place / f"record{processes}.json").read_text())[0]
