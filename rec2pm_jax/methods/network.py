@@ -35,6 +35,7 @@ from rec2pm_jax.nn.embedding import TABLE, EventEmbedding
 from rec2pm_jax.nn.registry import LayerSpec
 from rec2pm_jax.typing import PADDING_ID, Array, OwnItems, Params, PRNGKey, Readout
 
+_to_item_vectors = jax.jit(to_item_vectors)  # of a whole table, without large arrays in between
 _NEGATIVES = "negatives"  # in params, see `with_step_rows`
 
 
@@ -150,7 +151,7 @@ class Network:
 
         The dot product of a row with a prepared output is a logit.
         """
-        return to_item_vectors(self.table(params))
+        return _to_item_vectors(self.table(params))
 
     def score(self, params: Params, readout: Readout, catalogue: Array | None = None) -> Array:
         """Score all items: float32 logits [..., V]; the padding column is -inf.

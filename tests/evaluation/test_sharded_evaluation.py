@@ -141,17 +141,21 @@ def assert_same_evaluation(got, expected):
             jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
+def slow(*case):
+    return pytest.param(*case, marks=pytest.mark.slow)
+
+
 MEASURES = Measures(cutoffs=(1, 5, 30), lists=True, slices=True)
 
 
 @pytest.mark.parametrize(
     ("devices", "sections", "spec"),
     [
-        (1, {}, {}),
         (2, {"data": {"protocol": "genrec"}}, {"split": "validation"}),
-        (4, {"data": {"protocol": "last_basket"}}, {"memory_format": "int8"}),
-        (8, {"data": {"protocol": "last_10"}}, {"request_time_known": False}),
-        (8, {"method": {"name": "recent"}, "data": {"protocol": "genrec"}}, {}),
+        slow(1, {}, {}),
+        slow(4, {"data": {"protocol": "last_basket"}}, {"memory_format": "int8"}),
+        slow(8, {"data": {"protocol": "last_10"}}, {"request_time_known": False}),
+        slow(8, {"method": {"name": "recent"}, "data": {"protocol": "genrec"}}, {}),
     ],
 )
 def test_an_evaluation_equals_that_of_the_whole_table(dataset, devices, sections, spec):
@@ -163,6 +167,7 @@ def test_an_evaluation_equals_that_of_the_whole_table(dataset, devices, sections
     assert_same_evaluation(evaluate(method, spread, dataset, spec), whole)
 
 
+@pytest.mark.slow
 def test_diagnostics_equal_those_of_the_whole_table(dataset):
     method, params, spread = whole_and_spread(dataset, 4)
     whole, got = (

@@ -23,6 +23,10 @@ CONFIG = config_of(
 )
 
 
+def slow(*case):
+    return pytest.param(*case, marks=pytest.mark.slow)
+
+
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory):
     return make_data(tmp_path_factory.mktemp("spread"))
@@ -54,7 +58,7 @@ def rebuilt(model, dataset):
     return store
 
 
-@pytest.mark.parametrize("devices", [1, 8])
+@pytest.mark.parametrize("devices", [slow(1), 8])
 def test_memories_are_those_of_the_whole_table(dataset, models, devices):
     whole, spread = models(0), models(devices)
     assert spread.identity == whole.identity
@@ -83,9 +87,9 @@ def bulk_rows(model, source, folder, filters, time):
 @pytest.mark.parametrize(
     ("devices", "filters"),
     [
-        (2, {}),
+        slow(2, {}),
         (8, {"exclude_seen": {"days": 2}, "deny": ["i2"]}),
-        (4, {"candidates": ["i4", "i9", "i2", "i7", "i3"], "exclude_seen": True}),
+        slow(4, {"candidates": ["i4", "i9", "i2", "i7", "i3"], "exclude_seen": True}),
     ],
 )
 def test_rows_are_those_of_the_whole_table(dataset, models, tmp_path, devices, filters):

@@ -228,7 +228,7 @@ def evaluate(place: Path, processes: int) -> dict:
                 command, cwd=place, env=environment, stdout=pipe, stderr=pipe, text=True
             )
         )
-    outputs = [job.communicate(timeout=400) for job in jobs]
+    outputs = [job.communicate(timeout=900) for job in jobs]
     assert not any(job.returncode for job in jobs), outputs
     assert all(not output.strip() or "Gloo" in output for output, _ in outputs[1:])
     return json.loads((place / f"record{processes}.json").read_text())[0]
@@ -239,7 +239,11 @@ def test_an_evaluation_in_two_processes_is_that_of_one(place):
     changes = {"method.name": "rec2pm", "train.steps": 2, "train.eval_every": 2}
     Job(place, "memories", 1, **changes).finish()
     one, two = (evaluate(place, processes) for processes in (1, 2))
-    assert one["users"] > 40 and one["swap"]["exact"] and one["list_metrics"]["lists"] == one["targets"]
+    assert (
+        one["users"] > 40
+        and one["swap"]["exact"]
+        and one["list_metrics"]["lists"] == one["targets"]
+    )
     assert two.pop("memory_variance") == pytest.approx(one.pop("memory_variance"))
     for record in (one, two):
         del record["wall_s"]

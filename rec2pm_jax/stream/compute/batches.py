@@ -72,7 +72,6 @@ def read_best(
     return method.best(params, readout, k, catalogue, asked.rule)
 
 
-@functools.partial(jax.jit, static_argnums=0)
 def prepare_catalogue(method: Method, params: Params) -> Array:
     """Return the item table prepared for scoring, computed once for all reads."""
     return method.catalogue(params)
