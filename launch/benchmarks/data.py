@@ -71,19 +71,16 @@ def _train(data: Path, workdir: Path, steps: int) -> dict[str, Any]:
     first.kill()
     second = _Job(data, workdir, steps)
     resumed = second.wait(first.saved + 1)
-    second.wait(steps)
+    trained = second.wait(steps) - resumed
     second.finish()
     rows = [json.loads(line) for line in second.log.read_text().splitlines()]
-    times = sorted(row["tokens_per_s"] for row in rows[steps // 2 :])
-    tokens = BATCH * WINDOW[0] * WINDOW[1]
-    rate = times[len(times) // 2] / tokens * BATCH
     return {
         "processes": _PROCESSES,
         "steps": len({row["step"] for row in rows}),
         "first_step_s": round(to_first_step, 1),
         "resumed_step_s": round(resumed, 1),
         "resumed_at": first.saved,
-        "step_windows_per_s": round(rate, 1),
+        "step_windows_per_s": round(BATCH * (steps - first.saved - 1) / trained, 1),
         "train_peak_rss_bytes": max(first.peak, second.peak),
         "train_anonymous_bytes": max(first.anonymous, second.anonymous),
     }

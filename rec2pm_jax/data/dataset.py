@@ -209,8 +209,11 @@ class Dataset:
           index: of the user, in [0, num_users).
 
         Raises:
+          IndexError: there is no such user.
           UserError: the files that are read are damaged.
         """
+        if not 0 <= index < self.num_users:
+            raise IndexError(f"user {index} of {self.num_users}")
         if not self.in_memory:
             return self.sequences(np.array([index]))[0]
         histories = self.histories

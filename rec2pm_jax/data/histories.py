@@ -94,7 +94,7 @@ def _json_list(values: Sequence[Any] | pl.Series) -> Iterator[bytes]:
 
 
 def hash_content(
-    users: Sequence[str],
+    users: Sequence[str] | pl.Series,
     lengths: np.ndarray,
     column: Callable[[str], Iterable[np.ndarray]],
     items: pl.DataFrame,

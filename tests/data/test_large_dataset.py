@@ -74,6 +74,7 @@ def test_a_dataset_on_disk_reads_like_one_in_memory(directory, request):
     dataset = open_dataset(directory)
     assert contents(dataset) == expected
     assert "histories" not in vars(dataset)
+    assert len(list(dataset)) == len(dataset)  # as Python iterates over what has places
     order = np.random.default_rng(0).permutation(len(dataset))
     several = [s.ids.tolist() for s in dataset.sequences(order)]
     assert several == [expected["sequences"][i][1] for i in order]

@@ -296,7 +296,7 @@ def test_no_user_has_targets(dataset, monkeypatch):
 
 def test_a_dataset_without_times(tmp_path):
     class Timeless(Names):
-        relative_times, path = None, "data/ranks"
+        has_times, path = False, "data/ranks"
 
     with pytest.raises(UserError, match="data/ranks has none; use leave_one_out or last_10"):
         bound_rule(temporal(5, 1.0), Timeless([]))
