@@ -60,7 +60,7 @@ def make_recommender(
 
     Args:
       config: of the training run.
-      params: as trained. Items that were appended to the dataset since get fresh rows.
+      params: as trained. Items that were appended to the dataset since get the mean row.
       dataset: that the model was trained on, with or without later days of events.
       items: serves these items; None: those of the dataset, which come first in any case.
     """

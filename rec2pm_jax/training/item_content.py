@@ -41,7 +41,7 @@ def training_content(config: Config, dataset: Dataset) -> ItemContent | None:
 def serving_params(config: Config, params: Params, items: pl.DataFrame) -> Params:
     """Return parameters that serve all items of a table.
 
-    Items without a row get a fresh one, or their content alone where the model reads it.
+    Items without a row get the mean one, or their content alone where the model reads it.
 
     Args:
       config: of the training run.
@@ -51,7 +51,7 @@ def serving_params(config: Config, params: Params, items: pl.DataFrame) -> Param
     Raises:
       UserError: items have vectors of another length than in training.
     """
-    params = grow_items(params, items.height, config.train.seed)
+    params = grow_items(params, items.height)
     return add_content(params, _encode(config, items)) if CONTENT in params else params
 
 

@@ -66,14 +66,24 @@ def make_config(
     )
 
 
-def make_data(directory: Path) -> Dataset:
+def make_data(directory: Path, categories: int = 0) -> Dataset:
     """Return a log of 12 users with 4 to 60 events over 30 items, two event types and many ties.
 
     It lasts four days.
+
+    Args:
+      directory: to write to.
+      categories: item i<n> is in category c<n % categories>; 0: in none.
     """
     log = random_log(users=12, items=30, events=300, seed=3)
     log = log.with_columns(pl.col("timestamp") * 9001)
-    prepare_log(log, directory, type_column="kind")
+    options = {}
+    if categories:
+        rows = {"id": [f"i{n}" for n in range(30)]}
+        rows["category"] = [f"c{n % categories}" for n in range(30)]
+        options["items"] = str(directory / "items.csv")
+        pl.DataFrame(rows).write_csv(options["items"])
+    prepare_log(log, directory, type_column="kind", **options)
     return open_dataset(directory / "data")
 
 
