@@ -20,6 +20,7 @@ from rec2pm_jax.evaluation.ranking import read_targets
 from rec2pm_jax.evaluation.targets import Targets, plan_rows
 from rec2pm_jax.methods.method import Method
 from rec2pm_jax.methods.registry import config_hash, make_method
+from rec2pm_jax.nn.item_features import ItemContent
 from rec2pm_jax.stream.catalogue import Catalogue
 from rec2pm_jax.stream.recommender import Recommender
 from rec2pm_jax.training.checkpoint import Checkpoints
@@ -105,11 +106,13 @@ def make_recommender(dataset: Dataset, config: Config) -> Recommender:
     return Recommender(method, random_params(method), Catalogue.from_dataset(dataset, config))
 
 
-def save_run(workdir: Path, dataset: Dataset, config: Config) -> None:
+def save_run(
+    workdir: Path, dataset: Dataset, config: Config, content: ItemContent | None = None
+) -> None:
     """Write a workdir with one checkpoint of the random parameters, best and latest at once."""
     method = make_method(config, dataset.num_items)
-    state = init_train_state(method, make_optimizer(config.optim, 10), 0)
-    state = state._replace(params=random_params(method))
+    state = init_train_state(method, make_optimizer(config.optim, 10), 0, content)
+    state = state._replace(params=state.params | random_params(method))
     iterator = iter(grain.MapDataset.source([0]).to_iter_dataset())
     checkpoints = Checkpoints(workdir, 1)
     checkpoints.save(
@@ -123,7 +126,8 @@ def save_run(workdir: Path, dataset: Dataset, config: Config) -> None:
             "config_hash": config_hash(config),
             "data_hash": dataset.content_hash,
             "data_path": str(dataset.path),
-        },
+        }
+        | ({} if content is None else {"item_vector_length": content.vectors.shape[1]}),
     )
     checkpoints.close()
 
