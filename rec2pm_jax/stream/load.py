@@ -69,8 +69,8 @@ def make_recommender(
 
     Args:
       config: of the training run.
-      params: as trained. Items that were appended to the dataset since get fresh rows. A table that is
-        spread over devices is used up.
+      params: as trained. Items that were appended to the dataset since get new rows, see
+        `new_items.grow_items`. A table that is spread over devices is used up.
       dataset: that the model was trained on, with or without later days of events.
       items: serves these items; None: those of the dataset, which come first in any case.
       trained_items: how many items the model was trained with; a spread table does not tell.

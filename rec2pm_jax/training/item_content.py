@@ -43,7 +43,7 @@ def training_content(config: Config, dataset: Dataset) -> ItemContent | None:
 def serving_params(config: Config, params: Params, items: pl.DataFrame) -> Params:
     """Return parameters that serve all items of a table.
 
-    Items without a row get a fresh one, or their content alone where the model reads it.
+    Items without a row get a new one (`grow_items`), or their content alone where the model reads it.
 
     Args:
       config: of the training run.
@@ -53,11 +53,7 @@ def serving_params(config: Config, params: Params, items: pl.DataFrame) -> Param
     Raises:
       UserError: items have vectors of another length than in training.
     """
-    sharded, seed = config.model.table == "sharded", config.train.seed
-    if is_spread(params["embedding"][TABLE]):
-        params = grow_spread_items(params, items.height, seed, config.model.dim)
-    else:
-        params = grow_items(params, items.height, seed, sharded)
+    params = _grow(config, params, items.height)
     return add_content(params, _encode(config, items)) if CONTENT in params else params
 
 
@@ -65,7 +61,15 @@ def dataset_params(config: Config, params: Params, dataset: Dataset) -> Params:
     """Return `serving_params` for the items of a dataset; only a model of content reads its table."""
     if CONTENT in params:
         return serving_params(config, params, dataset.item_table)
-    return grow_items(params, dataset.num_items, config.train.seed)
+    return _grow(config, params, dataset.num_items)
+
+
+def _grow(config: Config, params: Params, num_items: int) -> Params:
+    """Return parameters with rows for all items."""
+    if is_spread(params["embedding"][TABLE]):
+        return grow_spread_items(params, num_items, config.train.seed, config.model.dim)
+    drawn_with = config.train.seed if config.model.table == "sharded" else None
+    return grow_items(params, num_items, drawn_with)
 
 
 def _encode(config: Config, items: pl.DataFrame) -> ItemContent:

@@ -17,7 +17,7 @@ from rec2pm_jax.nn.catalogue.sharded_table import (
     rows_to_ids,
     table_rows,
 )
-from rec2pm_jax.nn.embedding import ITEM_SCALE, TABLE
+from rec2pm_jax.nn.embedding import TABLE
 from rec2pm_jax.nn.item_features import CONTENT
 from rec2pm_jax.training.sharded_step import fresh_rows
 from rec2pm_jax.training.step import TrainState
@@ -28,35 +28,37 @@ _TABLE_PATH = ("embedding", TABLE)  # in parameters and in moments of an optimiz
 _log = logging.getLogger(__name__)
 
 
-def grow_items(params: Params, num_items: int, seed: int, sharded: bool = False) -> Params:
+def grow_items(params: Params, num_items: int, drawn_with: int | None = None) -> Params:
     """Return params whose item table has a row for each of `num_items` items and padding.
 
-    A new row depends on (seed, row) only, so growing twice equals growing once. Such items can be
-    read and recommended, but nothing about them is learned. With content (`nn/item_features.py`) a new
-    row is 0.
+    A new row is the mean of the rows there, so the item scores in the middle of the catalogue. A random
+    row would not do: a score is a cosine, so a random direction scores far above known items for some
+    users. Such items can be read and recommended, but nothing about them is learned. With content
+    (`nn/item_features.py`) a new row is 0.
 
     Args:
       params: with a whole item table [V, D].
       num_items: number of items, without padding.
-      seed: seed of the training run.
-      sharded: whether the run trains a sharded table, whose new rows are drawn in another way.
+      drawn_with: seed of a run with a sharded table, which draws rows in training (`fresh_rows`); then
+        new rows are these. None: they are the mean.
+
+    >>> params = {"embedding": {TABLE: jnp.array([[9.0, 9.0], [1.0, 0.0], [0.0, 2.0]])}}
+    >>> grow_items(params, num_items=3)["embedding"][TABLE][-1].tolist()
+    [0.5, 1.0]
     """
     table = params["embedding"][TABLE]
     rows, dim = table.shape
-    fresh = jnp.arange(rows, num_items + 1)
-    if not len(fresh):
+    fresh = num_items + 1 - rows
+    if fresh <= 0:
         return params
-    if CONTENT in params:  # which stands for new items
-        table = jnp.concatenate([table, jnp.zeros((len(fresh), dim), table.dtype)])
-        return _with_table(params, table)
-    warn_untrained(len(fresh))
-    if sharded:
-        new = fresh_rows(seed, fresh, dim)
-    else:
-        keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), fresh)
-        draw = jax.vmap(lambda key: jax.random.truncated_normal(key, -2, 2, (dim,)))
-        new = ITEM_SCALE * draw(keys)
-    return _with_table(params, jnp.concatenate([table, new.astype(table.dtype)]))
+    new = jnp.zeros((fresh, dim), table.dtype)  # content stands for new items
+    if CONTENT not in params:
+        warn_untrained(fresh)
+        if drawn_with is not None:
+            new = fresh_rows(drawn_with, jnp.arange(rows, num_items + 1), dim).astype(table.dtype)
+        elif rows > 1:
+            new = jnp.broadcast_to(jnp.mean(table[1:], axis=0), (fresh, dim))
+    return _with_table(params, jnp.concatenate([table, new]))
 
 
 def grow_spread_items(params: Params, num_items: int, seed: int, dim: int) -> Params:
@@ -76,8 +78,7 @@ def warn_untrained(count: int) -> None:
     """Warn that so many items came after a checkpoint."""
     if count > 0:
         _log.warning(
-            "%d items came after this checkpoint: their embeddings are initialised, not trained yet.",
-            count,
+            "%d items came after this checkpoint: their embeddings are not trained yet.", count
         )
 
 
@@ -105,7 +106,7 @@ def grow_state(state: TrainState, method: Method, seed: int) -> TrainState:
 
     if method.config.model.table == "sharded":
         return _grow_sharded(state, method, seed)
-    params = grow_items(state.params, method.num_items, seed)
+    params = grow_items(state.params, method.num_items)
     opt_state = jax.tree_util.tree_map_with_path(grow, state.opt_state)
     return TrainState(state.step, params, opt_state)
 

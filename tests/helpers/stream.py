@@ -20,6 +20,7 @@ from rec2pm_jax.evaluation.ranking import read_targets
 from rec2pm_jax.evaluation.targets import Targets, plan_rows
 from rec2pm_jax.methods.method import Method
 from rec2pm_jax.methods.registry import config_hash, make_method
+from rec2pm_jax.nn.item_features import ItemContent
 from rec2pm_jax.stream.catalogue import Catalogue
 from rec2pm_jax.stream.recommender import Recommender
 from rec2pm_jax.training.checkpoint import Checkpoints
@@ -66,14 +67,24 @@ def make_config(
     )
 
 
-def make_data(directory: Path) -> Dataset:
+def make_data(directory: Path, categories: int = 0) -> Dataset:
     """Return a log of 12 users with 4 to 60 events over 30 items, two event types and many ties.
 
     It lasts four days.
+
+    Args:
+      directory: to write to.
+      categories: item i<n> is in category c<n % categories>; 0: in none.
     """
     log = random_log(users=12, items=30, events=300, seed=3)
     log = log.with_columns(pl.col("timestamp") * 9001)
-    prepare_log(log, directory, type_column="kind")
+    options = {}
+    if categories:
+        rows = {"id": [f"i{n}" for n in range(30)]}
+        rows["category"] = [f"c{n % categories}" for n in range(30)]
+        options["items"] = str(directory / "items.csv")
+        pl.DataFrame(rows).write_csv(options["items"])
+    prepare_log(log, directory, type_column="kind", **options)
     return open_dataset(directory / "data")
 
 
@@ -95,11 +106,13 @@ def make_recommender(dataset: Dataset, config: Config) -> Recommender:
     return Recommender(method, random_params(method), Catalogue.from_dataset(dataset, config))
 
 
-def save_run(workdir: Path, dataset: Dataset, config: Config) -> None:
+def save_run(
+    workdir: Path, dataset: Dataset, config: Config, content: ItemContent | None = None
+) -> None:
     """Write a workdir with one checkpoint of the random parameters, best and latest at once."""
     method = make_method(config, dataset.num_items)
-    state = init_train_state(method, make_optimizer(config.optim, 10), 0)
-    state = state._replace(params=random_params(method))
+    state = init_train_state(method, make_optimizer(config.optim, 10), 0, content)
+    state = state._replace(params=state.params | random_params(method))
     iterator = iter(grain.MapDataset.source([0]).to_iter_dataset())
     checkpoints = Checkpoints(workdir, 1)
     checkpoints.save(
@@ -113,7 +126,8 @@ def save_run(workdir: Path, dataset: Dataset, config: Config) -> None:
             "config_hash": config_hash(config),
             "data_hash": dataset.content_hash,
             "data_path": str(dataset.path),
-        },
+        }
+        | ({} if content is None else {"item_vector_length": content.vectors.shape[1]}),
     )
     checkpoints.close()
 

@@ -50,7 +50,7 @@ K = 6
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory):
-    return make_data(tmp_path_factory.mktemp("data"))
+    return make_data(tmp_path_factory.mktemp("data"), categories=3)
 
 
 def load(folder):
@@ -266,6 +266,9 @@ def awkward_lines(dataset) -> list:
                 lines.append({"user": user, "recommend": 2, "time": event["time"] + 100})
                 lines.append({"user": user, "recommend": 25, "exclude_seen": True})
                 lines.append({"user": user, "recommend": 2, "candidates": seen[:3]})
+                group = {"items": seen[:2], "categories": ["c1"]}
+                lines.append({"user": user, "recommend": 4, "allow": group, "deny": seen[1:2]})
+                lines.append({"user": user, "recommend": 4, "deny": group})
         iso = f"{datetime.datetime.fromtimestamp(event['time'], datetime.UTC):%Y-%m-%dT%H:%M:%SZ}"
         lines.append({"user": user, **event, "time": iso})
         lines.append({"user": user, **event, "seq": 0})
@@ -277,6 +280,12 @@ def awkward_lines(dataset) -> list:
     lines += [{"user": user, **event} for user in (None, [3], -3, "")]
     lines += [{"user": 3, "recommend": k} for k in (0, 10**9, "3", 2.5)]
     lines += [{"user": 3, "recommend": 2, "exclude": out} for out in ("i1", [None], [[1]])]
+    unknown = ({"categories": ["none"]}, ["none"], {"item": []}, [None], "i1", {"items": "i2"})
+    lines += [{"user": 3, "recommend": 2, "allow": group} for group in unknown]
+    lines += [
+        {"user": 3, "recommend": 2, "candidates": []},
+        {"user": 3, "recommend": 2, "deny": []},
+    ]
     return [*lines, {"user": 3, "recommend": 3}]
 
 
@@ -306,6 +315,7 @@ def test_example_serves_where_the_package_cannot_be_imported(case, dataset, tmp_
 
     # Alone in a folder, where importing the package fails.
     example = shutil.copy(ROOT / "examples/serve_exported.py", tmp_path)
+    shutil.copy(ROOT / "examples/exported_model.py", tmp_path)
     for package in ("rec2pm_jax", "launch"):
         (tmp_path / package).mkdir()
         (tmp_path / package / "__init__.py").write_text("raise ImportError('not installed')")

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import logging
+import signal
+import subprocess
+import sys
+import time
 from types import SimpleNamespace
 
 import jax
@@ -21,7 +26,7 @@ from rec2pm_jax.stream.load import make_recommender
 from rec2pm_jax.stream.runner import run_stream
 from rec2pm_jax.stream.stores.base import MemoryStore
 from rec2pm_jax.training.item_content import training_content
-from tests.helpers.stream import ListSource, make_config, make_data, random_params
+from tests.helpers.stream import ListSource, make_config, make_data, random_params, save_run
 
 FEATURES = 16
 
@@ -148,3 +153,73 @@ def test_a_model_without_content_takes_no_table(model, table):
     table.write("a,,c0", "a,,c1")
     with pytest.raises(UserError, match="row 3"):
         table.open(model)
+
+
+@pytest.mark.slow
+def test_a_process_reads_a_table_that_changes(tmp_path):
+    """`launch.stream --items`: items come, a bad table changes nothing, a restart keeps the ids."""
+    dataset = make_data(tmp_path, categories=4)
+    config = make_config("rec2pm")
+    config = dataclasses.replace(
+        config, model=dataclasses.replace(config.model, item_features=FEATURES)
+    )
+    save_run(tmp_path / "run", dataset, config, training_content(config, dataset))
+    (tmp_path / "shop").mkdir()
+    table = Table(tmp_path / "shop")
+    table.write("a,Apple,c1")
+    incoming, answers = tmp_path / "incoming", tmp_path / "answers.jsonl"
+    incoming.mkdir()
+
+    def append(*lines: dict) -> None:
+        with open(incoming / "day.jsonl", "a") as file:
+            file.writelines(json.dumps(line) + "\n" for line in lines)
+
+    def wait_for(count: int) -> dict:
+        """Return the answer of this number, or fail if the process ends before it."""
+        for _ in range(6000):
+            found = answers.read_text().splitlines() if answers.exists() else []
+            if len(found) >= count:
+                return json.loads(found[count - 1])
+            assert process.poll() is None, process.stderr.read().decode()
+            time.sleep(0.1)
+        process.kill()
+        raise AssertionError(f"no answer {count} in ten minutes: {process.stderr.read().decode()}")
+
+    def start() -> subprocess.Popen:
+        flags = [f"--workdir={tmp_path / 'run'}", f"--events={incoming}", f"--output={answers}"]
+        flags += [f"--store={tmp_path / 'users'}", f"--items={table.path}"]
+        command = [sys.executable, "-m", "launch.stream", *flags]
+        return subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
+
+    def stop() -> str:
+        process.send_signal(signal.SIGTERM)
+        text = process.communicate(timeout=600)[1].decode()
+        assert process.returncode == 0, text
+        return text
+
+    def ask(item: str, number: int) -> dict:
+        request = {"user": "u", "recommend": 1, "time": 1000 + number, "candidates": [item]}
+        append({"user": "u", "item": item, "time": 1000 + number}, request)
+        return wait_for(number)
+
+    process = start()
+    try:
+        first = ask("a", 1)
+        assert (first["events"], first["items"][0]["title"]) == (1, "Apple")
+        table.write("b,Bread,c2", "a,Avocado,c1")
+        time.sleep(3 * POLL_S)
+        second = ask("b", 2)
+        assert (second["events"], second["items"][0]["title"]) == (2, "Bread")
+        table.write("b,,c2", "b,,c3")  # refused
+        time.sleep(3 * POLL_S)
+        assert ask("a", 3)["items"][0]["title"] == "Avocado"
+        text = stop()
+        assert "row 3" in text and "2 items that training did not know" in text, text
+        table.write("c,Cake,c0", "b,Bread,c2", "a,Avocado,c1")
+        process = start()
+        assert ask("c", 4)["events"] == 4
+        assert ask("b", 5)["items"][0]["title"] == "Bread"
+        assert "unknown items" not in stop()
+    finally:
+        process.kill()
+        process.wait()

@@ -6,6 +6,7 @@ import dataclasses
 import datetime
 import importlib.util
 import json
+import sys
 import zoneinfo
 from pathlib import Path
 
@@ -84,9 +85,11 @@ def test_python_reads_events_as_the_log_was_read(log, model):
 def example():
     """The module of the example that serves exported models."""
     path = ROOT / "examples" / "serve_exported.py"
+    sys.path.insert(0, str(path.parent))
     spec = importlib.util.spec_from_file_location("serve_exported", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    sys.path.remove(str(path.parent))
     return module
 
 

@@ -115,7 +115,7 @@ def test_continues_as_plain_steps_over_the_grown_data_would(grown):
     assert rows > before + 1
 
     # By hand: rows appended to the table, zeros to the moments of Adam, then plain steps.
-    params = grow_items(state.params, dataset.num_items, config.train.seed)
+    params = grow_items(state.params, dataset.num_items)
     old = state.params["embedding"]["item_embedding"]
     np.testing.assert_array_equal(params["embedding"]["item_embedding"][: len(old)], old)
     padded = [

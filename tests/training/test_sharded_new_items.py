@@ -69,7 +69,7 @@ def test_a_whole_and_a_spread_table_serve_the_same_new_items():
     for items in (ITEMS + 1, MORE):
         spread = grow_spread_items(params, items, seed, dim)["embedding"]["item_embedding"]
         found = spread.reshape(-1, dim)[ids_to_rows(np.arange(items + 1), table_rows(items))]
-        expected = grow_items(whole, items, seed, sharded=True)["embedding"]["item_embedding"]
+        expected = grow_items(whole, items, seed)["embedding"]["item_embedding"]
         np.testing.assert_array_equal(found, expected)
 
 

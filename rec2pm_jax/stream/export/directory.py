@@ -4,7 +4,7 @@ manifest.json   versions, config, sizes, inputs and outputs of each function, ch
 update.bin      `jax.export` programs, see `programs`; methods without memory have no update
 read.bin
 weights.npz     their first argument, by name
-items.jsonl     raw id, title and count of every item: line i is item id i, from 1
+items.jsonl     raw id, title, category and count of every item: line i is item id i, from 1
 """
 
 from __future__ import annotations
@@ -119,8 +119,8 @@ def _write_weights(path: Path, weights: Mapping[str, Any]) -> None:
 
 def _write_items(path: Path, recommender: Recommender) -> None:
     items = recommender.catalogue.items
-    rows = zip(items.raw_ids[1:], items.titles[1:], items.counts[1:].tolist(), strict=True)
+    columns = (items.raw_ids, items.titles, items.categories, items.counts.tolist())
     with open(path, "w", encoding="utf-8") as file:
-        for raw_id, title, count in rows:
-            line = {"id": raw_id, "title": title, "count": count}
+        for raw_id, title, category, count in zip(*(column[1:] for column in columns), strict=True):
+            line = {"id": raw_id, "title": title, "category": category, "count": count}
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
