@@ -19,7 +19,6 @@ from rec2pm_jax import cli
 from rec2pm_jax.devices import describe_devices
 from rec2pm_jax.serve import require_extra
 from rec2pm_jax.stream.opening import ModelPaths
-from rec2pm_jax.stream.process import watch_stop_signals
 
 define_engine(commit_s=0.1)
 flags.DEFINE_string("host", "127.0.0.1", "Address to listen at; 0.0.0.0 for all of this machine.")
@@ -46,7 +45,6 @@ def main(_: list[str]) -> None:
     require_extra()
     from rec2pm_jax.serve.process import ServiceOptions, serve
 
-    watch_stop_signals()
     print(f"devices: {describe_devices()}", file=sys.stderr)
     serve(
         ModelPaths(args.workdir, args.data, args.checkpoint, args.items),

@@ -1,8 +1,8 @@
 """The client of --suite=serve: a process of its own, so that it shares no interpreter with the service.
 
-It reads a `Load` as JSON from standard input, and prints one JSON line: requests per second, statuses, and the milliseconds of every request. With a
-rate, requests are due by the clock and latency counts from then; else each connection sends as soon as
-it has its answer.
+It reads a `Load` as JSON from standard input, and prints one JSON line: requests per second, statuses,
+and the milliseconds of every request. With a rate, requests are due by the clock and latency counts
+from then; else each connection sends as soon as it has its answer.
 """
 
 from __future__ import annotations

@@ -59,7 +59,7 @@ class _Totals(Collector):
             ("rec2pm_events_total", "Events applied.", summary.events),
             (
                 "rec2pm_unknown_items_total",
-                "Events of unknown items among them.",
+                "Those of unknown items.",
                 summary.unknown_items,
             ),
             ("rec2pm_answers_total", "Requests answered with recommendations.", summary.answers),

@@ -28,7 +28,7 @@ from rec2pm_jax.stream.feed import Feed
 from rec2pm_jax.stream.lines.sources import open_source
 from rec2pm_jax.stream.opening import ModelPaths
 from rec2pm_jax.stream.options import EngineOptions
-from rec2pm_jax.stream.process import configure_interpreter
+from rec2pm_jax.stream.process import configure_interpreter, watch_stop_signals
 
 IDLE_S = 75  # an idle connection is closed after so long; proxies keep theirs for up to 60 s
 DRAIN_S = 30  # at the end, requests get so long to be complete
@@ -127,7 +127,9 @@ def run_service(service: Service, app: Starlette, listener: socket.socket) -> No
       UserError: the store could not keep what was applied.
     """
     allow_many_connections()
-    server = make_server(app)
+    # Before, a signal ends the process at once: nothing was acknowledged. From here on it is noted, and
+    # the server looks for it at its start.
+    server = make_server(app, watch_stop_signals())
 
     def end() -> None:
         server.should_exit = True
@@ -173,8 +175,8 @@ def start_server(service: Service, app: Starlette, listener: socket.socket) -> C
     return stop
 
 
-def make_server(app: Starlette) -> uvicorn.Server:
-    """Return the server of an application; it serves when `run` is called."""
+def make_server(app: Starlette, stopped: Callable[[], bool] = lambda: False) -> uvicorn.Server:
+    """Return the server of an application; it serves when `run` is called, unless `stopped()`."""
     config = uvicorn.Config(
         app,
         log_level="warning",
@@ -185,7 +187,7 @@ def make_server(app: Starlette) -> uvicorn.Server:
         lifespan="off",
         server_header=False,
     )
-    return _Server(config)
+    return _Server(config, stopped)
 
 
 @contextlib.contextmanager
@@ -217,10 +219,15 @@ def _cannot_listen(host: str, port: int, error: Exception) -> UserError:
 
 
 class _Server(uvicorn.Server):
-    """A server that says when it is ready."""
+    """A server that says when it is ready, and heeds a signal from before its own handlers."""
+
+    def __init__(self, config: uvicorn.Config, stopped: Callable[[], bool]):
+        super().__init__(config)
+        self._stopped = stopped
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
+        self.should_exit = self.should_exit or self._stopped()
         if self.started and sockets:
             host, port = sockets[0].getsockname()[:2]
             host = f"[{host}]" if ":" in host else host

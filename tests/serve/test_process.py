@@ -78,6 +78,20 @@ def test_sigterm_answers_and_commits(folder):
     store.close()
 
 
+def test_sigterm_while_the_model_is_loaded(folder):
+    command = [sys.executable, "-m", "launch.serve", "--workdir=run", "--port=0"]
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(
+        command, cwd=folder, env=environment, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stderr is not None
+    while "devices" not in process.stderr.readline():
+        assert process.poll() is None
+    process.terminate()
+    assert process.wait(60) != 0
+    assert "serving" not in process.stderr.read()
+
+
 def test_ten_thousand_idle_connections(folder):
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard < IDLE + 500:

@@ -68,6 +68,7 @@ def replace_checkpoint(runs, run):
     shutil.copytree(runs / "new" / "checkpoints", run / "checkpoints")
 
 
+@pytest.mark.slow
 def test_swap_under_load(runs, dataset, tmp_path):
     run = tmp_path / "run"
     user = dataset.user(0)
