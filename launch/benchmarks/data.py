@@ -39,7 +39,7 @@ def measure_rows(smoke: bool, only: str = "", directory: str = "") -> Iterator[d
 
     Args:
       smoke: one tiny size.
-      only: a regular expression that names of rows match, such as `data/10000000/`.
+      only: a regular expression that names of rows match, such as 10000000.
       directory: where datasets stay; empty: a temporary place.
     """
     for sizes in SMOKE_SIZES if smoke else SIZES:

@@ -1,6 +1,6 @@
 """One measurement of `--suite=data` in a fresh process: prints a line of JSON.
 
-python -m launch.benchmarks.data_child open|feed|count DIRECTORY
+Arguments are what is measured (open, feed or count) and the directory of a dataset.
 """
 
 from __future__ import annotations

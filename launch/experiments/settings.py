@@ -30,7 +30,7 @@ TUNING_GRID: tuple[dict[str, float], ...] = tuple(
     {"learning_rate": rate, "dropout": dropout}
     for rate, dropout in ((5e-3, 0.0), (1e-2, 0.0), (2.5e-3, 0.0), (5e-3, 0.1))
 )
-# By family: the best of the search (results/tuning.md) where it is better by .1, else the first.
+# By family: the best of the search where it is better by .1, else the first.
 CHOSEN: dict[str, dict[str, float]] = dict.fromkeys(
     ("full", "recent", "tok_serial", "kv_mask", "rec2pm", "linear_recurrence"), TUNING_GRID[0]
 )

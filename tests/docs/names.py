@@ -23,7 +23,7 @@ OTHER_FLAGS = frozenset(
 # What the reader chooses, and files and folders that commands write.
 PLACEHOLDERS = frozenset(
     "my/preset.py path/to/mine.py config.section.field config.NAME flag SUITE.md RESULTS/SUITE.md "
-    "checkpoints/ checkpoints/STEP/ train/tensorboard/ unreadable_checkpoints/ dropped/ delta-NNNNN/ "
+    "raw_ids/ checkpoints/ checkpoints/STEP/ train/tensorboard/ unreadable_checkpoints/ dropped/ delta-NNNNN/ "
     "speed/ read.bin update.bin best.py WORKDIR/best.py tune.md study.journal runs/NNNN/".split()
 )
 # What version 0.2 deleted or renamed. Only these two pages tell history.
@@ -32,7 +32,7 @@ DELETED = frozenset(
     "consistency_ramp consistency_reduction stop_target reference_ar in_batch log_q copy_init "
     "config.model.copy_init config.method.live config.loss.kind launch.inspect launch/suites.py "
     "config.method.sketch config.optim.table config.method.running_mean rec2pm_sketch "
-    "config.data.holdout_fraction config.compute.recompute full_sketch tok_serial_sketch "
+    "_sketch config.data.holdout_fraction config.compute.recompute full_sketch tok_serial_sketch "
     "tables.py figures.py train/ evaluate/ absolute_positions scan_layers decay_steps "
     "keep_checkpoints".split()
 )
