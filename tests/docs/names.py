@@ -32,7 +32,7 @@ DELETED = frozenset(
     "consistency_ramp consistency_reduction stop_target reference_ar in_batch log_q copy_init "
     "config.model.copy_init config.method.live config.loss.kind launch.inspect launch/suites.py "
     "config.method.sketch config.optim.table config.method.running_mean rec2pm_sketch "
-    "_sketch config.data.holdout_fraction config.compute.recompute full_sketch tok_serial_sketch "
+    "config.data.holdout_fraction config.compute.recompute full_sketch tok_serial_sketch "
     "tables.py figures.py train/ evaluate/ absolute_positions scan_layers decay_steps "
     "keep_checkpoints".split()
 )
