@@ -43,11 +43,7 @@ from rec2pm_jax.stream.stores.base import MemoryStore, open_store
 from rec2pm_jax.stream.users.seen import SEEN_FORMATS
 
 flags.DEFINE_string("workdir", None, "Directory of a training run.")
-flags.DEFINE_string(
-    "events",
-    None,
-    "File, directory of *.jsonl files, topic (kafka://HOST:PORT/TOPIC), or - for standard input.",
-)
+flags.DEFINE_string("events", None, "File, directory of *.jsonl, kafka://HOST:PORT/TOPIC, or -.")
 flags.DEFINE_string(
     "output", None, "File of the answers, new (with a store: appended to); - for standard output."
 )
