@@ -23,8 +23,8 @@ OTHER_FLAGS = frozenset(
 # What the reader chooses, and files and folders that commands write.
 PLACEHOLDERS = frozenset(
     "my/preset.py path/to/mine.py config.section.field config.NAME flag SUITE.md RESULTS/SUITE.md "
-    "raw_ids/ checkpoints/ checkpoints/STEP/ train/tensorboard/ unreadable_checkpoints/ dropped/ delta-NNNNN/ "
-    "speed/ read.bin update.bin best.py WORKDIR/best.py tune.md study.journal runs/NNNN/".split()
+    "raw_ids/ checkpoints/ checkpoints/STEP/ train/tensorboard/ unreadable_checkpoints/ dropped/ "
+    "delta-NNNNN/ speed/ read.bin update.bin best.py WORKDIR/best.py tune.md study.journal runs/NNNN/".split()
 )
 # What version 0.2 deleted or renamed. Only these two pages tell history.
 HISTORY = frozenset({"CHANGELOG.md", "docs/lab_notes.md"})
