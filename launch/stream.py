@@ -37,17 +37,9 @@ from rec2pm_jax.stream.process import configure_interpreter, watch_stop_signals
 from rec2pm_jax.stream.runner import Intervals, run_stream
 from rec2pm_jax.stream.stores.base import MemoryStore, open_store
 
-<<<<<<< HEAD
-define_engine(commit_s=1.0)
 flags.DEFINE_string(
-    "events",
-    None,
-    "File, directory of *.jsonl files, topic (kafka://HOST:PORT/TOPIC), or - for standard input.",
+    "events", None, "File, directory of *.jsonl files, kafka://HOST:PORT/TOPIC, or - for stdin."
 )
-=======
-flags.DEFINE_string("workdir", None, "Directory of a training run.")
-flags.DEFINE_string("events", None, "File, directory of *.jsonl, kafka://HOST:PORT/TOPIC, or -.")
->>>>>>> h-kafka
 flags.DEFINE_string(
     "output", None, "File of the answers, new (with a store: appended to); - for standard output."
 )
