@@ -37,6 +37,7 @@ from rec2pm_jax.stream.process import configure_interpreter, watch_stop_signals
 from rec2pm_jax.stream.runner import Intervals, run_stream
 from rec2pm_jax.stream.stores.base import MemoryStore, open_store
 
+define_engine(commit_s=1.0)
 flags.DEFINE_string(
     "events", None, "File, directory of *.jsonl files, kafka://HOST:PORT/TOPIC, or - for stdin."
 )

@@ -36,8 +36,8 @@ def sharded_ranks(
 ) -> Array:
     """Return the pessimistic rank of each target among all items.
 
-    Ranks are those of the whole catalogue on one device, where products round in the same way: on a CPU
-    they do if there are at least 64 queries.
+    Ranks are those of the whole catalogue on one device, unless a score differs from the target's by
+    rounding alone: products of other shapes may round in other ways.
 
     Args:
       queries: float32 [Q, D], the same on all devices.
