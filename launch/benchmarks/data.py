@@ -39,7 +39,7 @@ def measure_rows(smoke: bool, only: str = "", directory: str = "") -> Iterator[d
 
     Args:
       smoke: one tiny size.
-      only: a regular expression that names of rows match, such as 10000000.
+      only: a regular expression that names of rows match.
       directory: where datasets stay; empty: a temporary place.
     """
     for sizes in SMOKE_SIZES if smoke else SIZES:
@@ -70,7 +70,7 @@ def _train(data: Path, workdir: Path, steps: int) -> dict[str, Any]:
     first.wait(steps // 2)
     first.kill()
     second = _Job(data, workdir, steps)
-    resumed = second.wait(first.saved + 1)
+    resumed = second.wait(first.reached + 1)  # the log still has the steps before
     trained = second.wait(steps) - resumed
     second.finish()
     rows = [json.loads(line) for line in second.log.read_text().splitlines()]
@@ -80,7 +80,7 @@ def _train(data: Path, workdir: Path, steps: int) -> dict[str, Any]:
         "first_step_s": round(to_first_step, 1),
         "resumed_step_s": round(resumed, 1),
         "resumed_at": first.saved,
-        "step_windows_per_s": round(BATCH * (steps - first.saved - 1) / trained, 1),
+        "step_windows_per_s": round(BATCH * (steps - first.reached - 1) / trained, 1),
         "train_peak_rss_bytes": max(first.peak, second.peak),
         "train_anonymous_bytes": max(first.anonymous, second.anonymous),
     }
@@ -93,7 +93,7 @@ class _Job:
         self.log = workdir / "train" / "train.jsonl"
         self.peak = self.anonymous = 0
         self._every = max(steps // 5, 1)
-        self._began, self.saved = time.perf_counter(), 0
+        self._began, self.saved, self.reached = time.perf_counter(), 0, 0
         with socket.create_server(("localhost", 0)) as server:
             port = server.getsockname()[1]
         config = {
@@ -139,12 +139,13 @@ class _Job:
         return time.perf_counter() - self._began
 
     def kill(self) -> None:
-        """End both with SIGKILL; `saved` is then the newest checkpoint that they left."""
+        """End both with SIGKILL; sets `saved`, the newest checkpoint, and `reached`, the last step."""
         for process in self._processes:
             process.kill()
             process.wait()
-        saved = (self.log.parent.parent / "checkpoints").glob("*/[0-9]*")
-        self.saved = max((int(path.name) for path in saved if path.is_dir()), default=0)
+        saved = (self.log.parent.parent / "checkpoints").glob("[0-9]*")
+        self.saved = max((int(path.name) for path in saved if path.name.isdecimal()), default=0)
+        self.reached = self._last_step()
 
     def finish(self) -> None:
         """Wait for both to end."""

@@ -1,6 +1,6 @@
 """One measurement of `--suite=data` in a fresh process: prints a line of JSON.
 
-Arguments are what is measured (open, feed or count) and the directory of a dataset.
+The arguments are the name of a measure (open, feed or count) and the directory of the dataset.
 """
 
 from __future__ import annotations
