@@ -82,7 +82,7 @@ def measure_cold(
             records.append({"scores": scores, **ranks.summarize(), **run})
     for scores, ranks in rank_counts(model.method, dataset).items():
         records.append({"scores": scores, **ranks.summarize()})
-    about = {"data_hash": dataset.content_hash, "git_commit": git_commit()}
+    about: dict[str, Any] = {"data_hash": dataset.content_hash, "git_commit": git_commit()}
     about |= {"cold_items": int(cold[1:].sum()), "cold_targets": int(ranks.cold.sum())}
     return [record | about for record in records]
 
