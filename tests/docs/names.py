@@ -16,9 +16,10 @@ from pathlib import Path
 from tests.docs.code_index import flags, module_scope, resolves, words
 from tests.docs.pages import ROOT
 
-# Flags of other programs: absl, pip, pytest, Beam's runners, TensorBoard.
+# Flags of other programs: absl, pip, pytest, Beam's runners, TensorBoard, Docker, Triton.
 OTHER_FLAGS = frozenset(
-    "help helpfull verbosity upgrade editable doctest-modules runner logdir".split()
+    "help helpfull verbosity upgrade editable doctest-modules runner logdir "
+    "build gpus user model-repository".split()
 )
 # What the reader chooses, and files and folders that commands write.
 PLACEHOLDERS = frozenset(
