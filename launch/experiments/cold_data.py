@@ -38,7 +38,7 @@ def choose_cold(raw_ids: list[str], share: float) -> np.ndarray:
 def prepare_cold(source: Dataset, directory: str | Path, share: float, data: DataConfig) -> Dataset:
     """Prepare a dataset in which a share of the items has no events before the test targets.
 
-    Titles, categories, attributes and vectors of all items stay known, and the order of each user's
+    Titles, categories and vectors of all items stay known, attributes do not. The order of each user's
     events stays.
 
     Args:

@@ -31,8 +31,8 @@ _log = logging.getLogger(__name__)
 def grow_items(params: Params, num_items: int, drawn_with: int | None = None) -> Params:
     """Return params whose item table has a row for each of `num_items` items and padding.
 
-    A new row is the mean of the rows there, so the item scores in the middle of the catalogue. A random
-    row would not do: a score is a cosine, so a random direction scores far above known items for some
+    A new row is the mean of the rows there, which scores no higher than known items do. A random row
+    would not do: a score is a cosine, and some random directions score above popular items for most
     users. Such items can be read and recommended, but nothing about them is learned. With content
     (`nn/item_features.py`) a new row is 0.
 

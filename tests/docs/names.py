@@ -16,15 +16,17 @@ from pathlib import Path
 from tests.docs.code_index import flags, module_scope, resolves, words
 from tests.docs.pages import ROOT
 
-# Flags of other programs: absl, pip, pytest, Beam's runners, TensorBoard.
+# Flags of other programs: absl, pip, pytest, Beam's runners, TensorBoard, Docker, Triton.
 OTHER_FLAGS = frozenset(
-    "help helpfull verbosity upgrade editable doctest-modules runner logdir".split()
+    "help helpfull verbosity upgrade editable doctest-modules runner logdir "
+    "build gpus user model-repository".split()
 )
 # What the reader chooses, and files and folders that commands write.
 PLACEHOLDERS = frozenset(
     "my/preset.py path/to/mine.py config.section.field config.NAME flag SUITE.md RESULTS/SUITE.md "
     "raw_ids/ checkpoints/ checkpoints/STEP/ train/tensorboard/ unreadable_checkpoints/ dropped/ "
-    "delta-NNNNN/ speed/ read.bin update.bin best.py WORKDIR/best.py tune.md study.journal runs/NNNN/".split()
+    "delta-NNNNN/ speed/ read.bin update.bin best.py WORKDIR/best.py tune.md study.journal "
+    "runs/NNNN/".split()
 )
 # What version 0.2 deleted or renamed. Only these two pages tell history.
 HISTORY = frozenset({"CHANGELOG.md", "docs/lab_notes.md"})
