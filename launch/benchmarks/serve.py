@@ -114,7 +114,7 @@ def _measure(driver: Driver, load: Load, name: str) -> dict[str, Any]:
     before = _thread_cpu_s()
     sent: Sent = send_load(load)
     cpu_ms = (_thread_cpu_s() - before) * 1e3 / max(1, sum(sent.statuses.values()))
-    latency, read = percentiles(sent.latencies_ms), percentiles(list(driver.summary.read_ms))
+    latency, read = sent.latency_ms, percentiles(list(driver.summary.read_ms))
     row = {
         "name": f"serve/{name}",
         "per_s": round(sent.per_s, 1),

@@ -1,7 +1,7 @@
 """The client of --suite=serve: a process of its own, so that it shares no interpreter with the service.
 
 It reads a `Load` as JSON from standard input, and prints one JSON line: requests per second, statuses,
-and the milliseconds of every request. With a rate, requests are due by the clock and latency counts
+and percentiles of latency. With a rate, requests are due by the clock and latency counts
 from then; else each connection sends as soon as it has its answer.
 """
 
@@ -14,6 +14,8 @@ import sys
 import time
 from collections import Counter
 from typing import Any, NamedTuple
+
+from rec2pm_jax.stream.metrics import percentiles
 
 
 class Load(NamedTuple):
@@ -42,12 +44,12 @@ class Sent(NamedTuple):
     Attributes:
       per_s: answers per second.
       statuses: how many answers had each status.
-      latencies_ms: of all answers with status 200.
+      latency_ms: p50, p95 and p99 of the answers with status 200; None without such answers.
     """
 
     per_s: float
     statuses: dict[str, int]
-    latencies_ms: list[float]
+    latency_ms: dict[str, float] | None
 
 
 def send_load(load: Load) -> Sent:
@@ -84,7 +86,7 @@ async def _run(load: Load) -> Sent:
 
     await asyncio.gather(*(connect() for _ in range(load.connections)))
     passed = time.perf_counter() - began
-    return Sent(sum(statuses.values()) / passed, dict(statuses), latencies)
+    return Sent(sum(statuses.values()) / passed, dict(statuses), percentiles(latencies))
 
 
 async def _request(
