@@ -146,6 +146,7 @@ SLOW = {
     ("tok_serial_o", "sasrec"),
     ("tok_serial_a", "sasrec"),
     ("tok_serial_a", "hstu"),
+    ("kv_mask_o", "sasrec"),
     ("kv_mask_o", "hstu"),
     ("kv_mask_a", "sasrec"),
     ("kv_mask_a", "hstu"),

@@ -13,7 +13,6 @@ from types import SimpleNamespace
 
 import jax
 import numpy as np
-import polars as pl
 import pytest
 
 from rec2pm_jax.errors import UserError
@@ -34,9 +33,7 @@ FEATURES = 16
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     """A recommender whose items have a category each, made of random parameters with content."""
-    dataset = make_data(tmp_path_factory.mktemp("data"))
-    categories = [f"c{n % 4}" for n in range(dataset.num_items)]
-    dataset.item_table = dataset.item_table.with_columns(category=pl.Series(categories))
+    dataset = make_data(tmp_path_factory.mktemp("data"), categories=4)
     config = make_config("rec2pm")
     config = dataclasses.replace(
         config, model=dataclasses.replace(config.model, item_features=FEATURES)

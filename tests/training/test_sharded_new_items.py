@@ -73,6 +73,7 @@ def test_a_whole_and_a_spread_table_serve_the_same_new_items():
         np.testing.assert_array_equal(found, expected)
 
 
+@pytest.mark.slow
 def test_a_run_continues_with_more_items_on_other_devices(tmp_path):
     """Through a checkpoint of 4 devices, read by 2: no row has changed before the first step."""
 
