@@ -9,21 +9,23 @@ source, such as a Kafka topic, are read in between.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import queue
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from rec2pm_jax.errors import UserError
 from rec2pm_jax.serve.journal import Journal
 from rec2pm_jax.serve.work import (
+    Acknowledgements,
     Applied,
+    CallWork,
     CommitFailed,
     EventsWork,
-    OtherWork,
+    RequestWork,
     Stopped,
     Work,
     send,
@@ -31,7 +33,7 @@ from rec2pm_jax.serve.work import (
 from rec2pm_jax.stream.driver import BUSY_WAIT_S, Driver
 from rec2pm_jax.stream.engine import Engine
 from rec2pm_jax.stream.feed import Feed
-from rec2pm_jax.stream.lines.events import DUPLICATE, Event
+from rec2pm_jax.stream.lines.events import DUPLICATE, Event, RejectedInput
 from rec2pm_jax.stream.lines.requests import Request
 from rec2pm_jax.stream.outcomes import Answer, Rejections
 from rec2pm_jax.stream.recommender import Recommender
@@ -75,9 +77,7 @@ class EngineThread:
         self._queue: queue.SimpleQueue[Work | None] = queue.SimpleQueue()
         self._stopping, self._ended = threading.Event(), False
         self._batch: list[Work] = []
-        # Results that wait for a snapshot to be taken, and for snapshots that are being written.
-        self._uncommitted: list[tuple[Work, Any]] = []
-        self._snapshots: deque[list[tuple[Work, Any]]] = deque()
+        self._acknowledgements = Acknowledgements()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._on_end: Callable[[], None] = lambda: None
 
@@ -114,11 +114,11 @@ class EngineThread:
         Raises:
           RejectedInput, UserError: as `Engine.recommend`.
         """
-        return await self._submit(OtherWork(request, _new_future()))
+        return await self._submit(RequestWork(request, _new_future()))
 
     async def call(self, function: Callable[[Driver], Any]) -> Any:
         """Return `function(driver)`, which the thread calls between other work."""
-        return await self._submit(OtherWork(function, _new_future()))
+        return await self._submit(CallWork(function, _new_future()))
 
     async def _submit(self, work: Work) -> Any:
         self._queue.put(work)
@@ -143,7 +143,7 @@ class EngineThread:
             driver.commit_all(self._positions)
         except UserError as error:
             raise CommitFailed(str(error)) from error
-        self._resolve_all()
+        self._acknowledgements.send_all()
         if self.journal is not None:
             self.journal.replay(engine)
         driver.replace_engine(engine)
@@ -157,7 +157,7 @@ class EngineThread:
             while not self._stopping.is_set() or not self._queue.empty():
                 self._turn()
             self.driver.finish(self._positions)
-            self._resolve_all()
+            self._acknowledgements.send_all()
         except BaseException as error:  # whatever it was, nobody may wait for ever
             if not isinstance(error, UserError):
                 _log.exception("the engine's thread ends")
@@ -189,10 +189,9 @@ class EngineThread:
             time.sleep(BUSY_WAIT_S)
         began, finished = driver.keep_up(not batch and not self._was_fed, self._positions)
         if finished:
-            self._resolve(self._snapshots.popleft())
+            self._acknowledgements.send_oldest()
         if began:
-            self._snapshots.append(self._uncommitted)
-            self._uncommitted = []
+            self._acknowledgements.take_snapshot()
 
     def _read_feed(self) -> bool:
         """Apply the next lines of the source, if there is one; return whether there were any."""
@@ -216,32 +215,48 @@ class EngineThread:
         return batch
 
     def _process(self, batch: list[Work]) -> None:
-        """Do work in order; events between other work are applied together."""
-        events: list[EventsWork] = []
-        for work in batch:
-            if isinstance(work, EventsWork):
-                events.append(work)
-                continue
-            self._apply(events)
-            events = []
-            try:
-                if isinstance(work.input, Request):
-                    result = self._answer(work.input)
-                else:
-                    result = work.input(self.driver)
-            except CommitFailed:
-                raise
-            except Exception as error:
-                send(work.future, error=error)
+        """Do work in order; neighbours of one kind, events or requests, are done together."""
+        for kind, group in itertools.groupby(batch, key=type):
+            works: Any = list(group)
+            if kind is EventsWork:
+                self._apply(works)
+            elif kind is RequestWork:
+                self._answer(works)
             else:
-                send(work.future, result)
-        self._apply(events)
+                for work in works:
+                    self._call(work)
 
-    def _answer(self, request: Request) -> Answer:
+    def _answer(self, works: list[RequestWork]) -> None:
+        """Answer requests that wait at the same time."""
         began = time.perf_counter()
-        answer = self.driver.answer(request)
-        self.driver.summary.read_ms.append((time.perf_counter() - began) * 1e3)
-        return answer
+        requests = [work.request for work in works]
+        answers: list[Answer | RejectedInput]
+        try:
+            if len(works) == 1:
+                answers = [self.driver.answer(requests[0])]
+            else:
+                answers = self.driver.answer_all(requests)
+        except Exception as error:
+            for work in works:
+                send(work.future, error=error)
+            return
+        passed_ms = (time.perf_counter() - began) * 1e3
+        for work, answer in zip(works, answers, strict=True):
+            if isinstance(answer, RejectedInput):
+                send(work.future, error=answer)
+            else:
+                self.driver.summary.read_ms.append(passed_ms)
+                send(work.future, answer)
+
+    def _call(self, work: CallWork) -> None:
+        try:
+            result = work.function(self.driver)
+        except CommitFailed:
+            raise
+        except Exception as error:
+            send(work.future, error=error)
+        else:
+            send(work.future, result)
 
     def _apply(self, works: list[EventsWork]) -> None:
         """Apply the events of several bodies as one list."""
@@ -263,24 +278,13 @@ class EngineThread:
             # What it duplicates may not be committed yet.
             needs_commit = accepted or any(error.reason == DUPLICATE for _, error in refused)
             if needs_commit and self._waits_for_commit:
-                self._uncommitted.append((work, Applied(accepted, refused, True)))
+                self._acknowledgements.add(work, Applied(accepted, refused, True))
             else:
                 send(work.future, Applied(accepted, refused, not needs_commit))
 
-    def _resolve(self, results: list[tuple[Work, Any]]) -> None:
-        for work, result in results:
-            send(work.future, result)
-
-    def _resolve_all(self) -> None:
-        for results in (*self._snapshots, self._uncommitted):
-            self._resolve(results)
-        self._uncommitted, self._snapshots = [], deque()
-
     def _refuse_queued(self) -> None:
         """Tell everybody who waits that nothing comes."""
-        waiting = [*self._batch, *(work for work, _ in self._uncommitted)]
-        waiting += [work for results in self._snapshots for work, _ in results]
-        self._uncommitted, self._snapshots = [], deque()
+        waiting = [*self._batch, *self._acknowledgements.give_up()]
         while True:
             try:
                 work = self._queue.get_nowait()

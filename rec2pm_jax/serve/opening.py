@@ -62,7 +62,7 @@ def open_service(
             journaled: Store = JournaledStore(store, journal)  # type: ignore[assignment]
             store = journaled
         engine, items = open_engine(paths, recommender, store, options)
-        engine.warm_up()
+        engine.warm_up(together=True)
         warm_up_users(engine.recommender)
         replayed = 0 if journal is None else journal.replay(engine)
         stack.pop_all()

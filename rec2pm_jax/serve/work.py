@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -47,19 +48,31 @@ class EventsWork(NamedTuple):
     future: asyncio.Future[Any]
 
 
-class OtherWork(NamedTuple):
-    """Anything else, done one after the other.
+class RequestWork(NamedTuple):
+    """A request for recommendations.
 
     Attributes:
-      input: a request, or a function of the driver.
-      future: of the event loop, gets the result.
+      request: to be answered.
+      future: of the event loop, gets an `Answer`.
     """
 
-    input: Request | Callable[[Driver], Any]
+    request: Request
     future: asyncio.Future[Any]
 
 
-Work = EventsWork | OtherWork
+class CallWork(NamedTuple):
+    """Anything else.
+
+    Attributes:
+      function: to be called with the driver.
+      future: of the event loop, gets what the function returns.
+    """
+
+    function: Callable[[Driver], Any]
+    future: asyncio.Future[Any]
+
+
+Work = EventsWork | RequestWork | CallWork
 
 
 def send(future: asyncio.Future[Any], result: Any = None, error: Exception | None = None) -> None:
@@ -77,3 +90,41 @@ def send(future: asyncio.Future[Any], result: Any = None, error: Exception | Non
         future.get_loop().call_soon_threadsafe(set_result)
     except RuntimeError:  # the loop is closed: nobody waits any more
         pass
+
+
+class Acknowledgements:
+    """Results that wait until the commit of their events is in the store.
+
+    Snapshots get into the store in the order in which they are taken.
+    """
+
+    def __init__(self) -> None:
+        self._uncommitted: list[tuple[Work, Any]] = []
+        self._snapshots: deque[list[tuple[Work, Any]]] = deque()
+
+    def add(self, work: Work, result: Any) -> None:
+        """Keep the result of work whose events are applied."""
+        self._uncommitted.append((work, result))
+
+    def take_snapshot(self) -> None:
+        """Note that a snapshot was taken of everything applied so far."""
+        self._snapshots.append(self._uncommitted)
+        self._uncommitted = []
+
+    def send_oldest(self) -> None:
+        """Send the results of the oldest snapshot, which is in the store now."""
+        for work, result in self._snapshots.popleft():
+            send(work.future, result)
+
+    def send_all(self) -> None:
+        """Send all results, as everything is in the store."""
+        self.take_snapshot()
+        while self._snapshots:
+            self.send_oldest()
+
+    def give_up(self) -> list[Work]:
+        """Return all work that still waits, and forget it."""
+        self.take_snapshot()
+        waiting = [work for results in self._snapshots for work, _ in results]
+        self._snapshots.clear()
+        return waiting

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from rec2pm_jax.stream.compute.batches import MAX_BATCH
 from rec2pm_jax.stream.engine import Engine
-from rec2pm_jax.stream.lines.events import Event
+from rec2pm_jax.stream.lines.events import Event, RejectedInput
 from rec2pm_jax.stream.lines.output import WriteRow
 from rec2pm_jax.stream.lines.requests import Request
 from rec2pm_jax.stream.metrics import Meter, Summary
@@ -139,13 +139,29 @@ class Driver:
           RejectedInput, UserError: as `Engine.recommend`.
         """
         self._last_request = time.monotonic()
-        user, k, exclude, asked, filters = request
-        answer = self.engine.recommend(user, k, exclude, asked, filters)
-        self.summary.unknown_excluded += self.engine.recommender.catalogue.count_unknown(exclude)
-        self.summary.answers += 1
-        self.summary.popular += answer.popular
-        self.summary.fewer += len(answer.items) < answer.wanted
+        answer = self.engine.recommend(*request)
+        self._count(request, answer)
         return answer
+
+    def answer_all(self, requests: Sequence[Request]) -> list[Answer | RejectedInput]:
+        """Answer requests that wait at the same time; see `Engine.recommend_all`.
+
+        Raises:
+          UserError: as `answer`.
+        """
+        self._last_request = time.monotonic()
+        answers = self.engine.recommend_all(requests)
+        for request, answer in zip(requests, answers, strict=True):
+            if isinstance(answer, Answer):
+                self._count(request, answer)
+        return answers
+
+    def _count(self, request: Request, answer: Answer) -> None:
+        summary, catalogue = self.summary, self.engine.recommender.catalogue
+        summary.unknown_excluded += catalogue.count_unknown(request.exclude)
+        summary.answers += 1
+        summary.popular += answer.popular
+        summary.fewer += len(answer.items) < answer.wanted
 
     # --- between input ---
 

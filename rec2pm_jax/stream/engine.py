@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import time
-from array import array
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from rec2pm_jax.stream.compute import batches
 from rec2pm_jax.stream.compute.histories import compute_known_users
-from rec2pm_jax.stream.compute.session_cache import SessionCache
+from rec2pm_jax.stream.compute.reader import Reader, Wanted
 from rec2pm_jax.stream.compute.update_queue import UpdateQueue
 from rec2pm_jax.stream.compute.updater import MemoryUpdater
 from rec2pm_jax.stream.lines.events import (
@@ -22,17 +20,18 @@ from rec2pm_jax.stream.lines.events import (
     parse_id,
     parse_time,
 )
-from rec2pm_jax.stream.lines.requests import NO_FILTERS, RawFilters
+from rec2pm_jax.stream.lines.requests import NO_FILTERS, RawFilters, Request
 from rec2pm_jax.stream.metrics import EngineGauges
 from rec2pm_jax.stream.options import EngineOptions
 from rec2pm_jax.stream.outcomes import Answer, Ingested, Rejections
-from rec2pm_jax.stream.plan import ask, plan_search
+from rec2pm_jax.stream.plan import plan_search
 from rec2pm_jax.stream.recommender import Recommender
 from rec2pm_jax.stream.stores.base import (
     MAX_USER_BYTES,
     Store,
     claim_store,
     claim_time_origin,
+    is_storable,
 )
 from rec2pm_jax.stream.stores.commit_writer import CommitWriter
 from rec2pm_jax.stream.users.mutable_user import MutableUser
@@ -86,10 +85,11 @@ class Engine:
         origin = claim_time_origin(store, recommender.catalogue.time_origin)
         self.recommender = recommender = recommender.with_time_origin(origin)
         self._updater = MemoryUpdater(recommender, options.memory, options.seen)
-        self._width, self.record_format = self._updater.width, self._updater.record_format
+        self.record_format = self._updater.record_format
         self.commit_writer = CommitWriter(store, self.record_format, options.lifetime_s)
         self.update_queue = UpdateQueue(self._updater, self.commit_writer.mark_changed)
-        self.sessions = self._new_session_cache(options.sessions)
+        self._reader = Reader(self._updater, recommender, options.sessions)
+        self.sessions = self._reader.sessions
         self._users = UserCache()
         self.num_unknown_items = 0
 
@@ -103,24 +103,15 @@ class Engine:
             recommender.method, recommender.params, recommender.scored_table
         )
 
-    def warm_up(self, k: int = 10) -> None:
-        """Compile everything that a stream with requests of up to `k` items needs."""
-        self._updater.warm_up()
-        sessions = self._new_session_cache(1)
-        search = plan_search(self.recommender.catalogue, 1)
-        asked = ask(self.recommender.catalogue, None, search, [None], always=True)
-        padded_k = batches.padded_k(k, self.recommender.method.num_items)
-        user = MutableUser()
-        for count in (1, 1, 2, 4):  # a session is opened, read again, gets one event and several
-            user.pending = array("i", [1] * count * self._width)
-            pending = self._updater.pending_events(user)
-            sessions.find_best(
-                "", 0, lambda: self._updater.stack_states([user]), pending, asked, padded_k
-            )
+    def warm_up(self, k: int = 10, *, together: bool = False) -> None:
+        """Compile everything that requests of up to `k` items need.
 
-    def _new_session_cache(self, capacity: int) -> SessionCache:
-        model = self.recommender
-        return SessionCache(model.method, model.params, model.scored_table, capacity)
+        Args:
+          together: whether several are answered at once, see `recommend_all`.
+        """
+        self._updater.warm_up()
+        reader = Reader(self._updater, self.recommender, sessions=1)
+        reader.warm_up(self.recommender, k, together=together)
 
     # --- events ---
 
@@ -188,12 +179,7 @@ class Engine:
     def _load(self, names: Iterable[str]) -> None:
         """Bring users into the process. New ones start empty; ids too long for a store are left out."""
         users, now = self._users, self._now()
-        missing = [
-            name
-            for name in names
-            if name not in users
-            and (len(name) * 4 <= MAX_USER_BYTES or len(name.encode()) <= MAX_USER_BYTES)
-        ]
+        missing = [name for name in names if name not in users and is_storable(name)]
         records = self.store.get(missing)
         known: dict[str, MutableUser] = {}
         if self.options.known_users:
@@ -249,25 +235,37 @@ class Engine:
         Raises:
           RejectedInput, UserError: as `Recommender.recommend`, or the id is too long for a store.
         """
+        wanted = self._check(name, k, exclude, time, filters)
+        return self._reader.answer(self.recommender, wanted)
+
+    def recommend_all(self, requests: Sequence[Request]) -> list[Answer | RejectedInput]:
+        """Answer several requests at once, which costs less than one by one.
+
+        Returns:
+          For each request what `recommend` returns, up to rounding, or why it was rejected.
+
+        Raises:
+          UserError: as `recommend`.
+        """
+        results: list[Wanted | RejectedInput] = []
+        for request in requests:
+            try:
+                results.append(self._check(*request))
+            except RejectedInput as error:
+                results.append(error)
+        wanted = [one for one in results if isinstance(one, Wanted)]
+        answers = iter(self._reader.answer_all(self.recommender, wanted))
+        return [next(answers) if isinstance(one, Wanted) else one for one in results]
+
+    def _check(
+        self, name: str, k: int, exclude: RawIds, time: RawTime, filters: RawFilters
+    ) -> Wanted:
+        """Return a request in numbers, its user without missing updates."""
         model, rules = self.recommender, self.recommender.catalogue.rules
         name, asked = parse_id(name, "user", rules), parse_time(time, rules)
         user = self._load_updated(name)
         search = plan_search(model.catalogue, k, exclude, filters, asked)
-        if user.events:
-            request = ask(model.catalogue, asked, search, [user.seen], always=True)
-            scores, ids = self.sessions.find_best(
-                name,
-                user.events - len(user.pending) // self._width,
-                lambda: self._updater.stack_states([user]),
-                self._updater.pending_events(user),
-                request,
-                batches.padded_k(search.k, model.catalogue.num_items),
-            )
-            batches.check_finite(scores, filtered=True)
-            named = model.catalogue.name_items(scores, ids, search)
-        else:
-            named = model.catalogue.name_items(None, model.popular_items[1], search)
-        return Answer(name, named, user.events, user.segments, not user.events, search.k)
+        return Wanted.of(model, name, user, search, asked)
 
     def _load_updated(self, name: str) -> MutableUser:
         """Return a user without missing updates."""

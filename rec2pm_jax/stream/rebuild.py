@@ -21,7 +21,7 @@ from rec2pm_jax.stream.compute.histories import compute_users
 from rec2pm_jax.stream.engine import Engine
 from rec2pm_jax.stream.options import EngineOptions
 from rec2pm_jax.stream.recommender import Recommender
-from rec2pm_jax.stream.stores.base import MAINTENANCE, MAX_USER_BYTES, Store, open_store
+from rec2pm_jax.stream.stores.base import MAINTENANCE, Store, is_storable, open_store
 from rec2pm_jax.stream.users.mutable_user import MutableUser
 
 USERS_PER_COMMIT = 4 * batches.MAX_BATCH
@@ -124,7 +124,7 @@ def rebuild(
     record_format = engine.record_format
     order = np.argsort(dataset.lengths, kind="stable")  # users of one length are updated together
     names = [dataset.user(int(index)) for index in order]
-    fits = np.array([len(name.encode()) <= MAX_USER_BYTES for name in names])
+    fits = np.array([is_storable(name) for name in names])
     updates = np.where(fits, recommender.method.plan(dataset.lengths[order]).updates, 0)
     total = int(updates.sum())
     complete = _check_source(store, dataset)

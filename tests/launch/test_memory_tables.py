@@ -99,7 +99,9 @@ def test_since_archive_groups_targets_by_raw_events():
     assert memory_tables.tabulate_since_archive(rows[1:])[2].count("(") == 0  # no `full`: no ratios
 
 
-@pytest.mark.parametrize("analysis", ["quantised", "since_archive"])
+@pytest.mark.parametrize(
+    "analysis", [pytest.param("quantised", marks=pytest.mark.slow), "since_archive"]
+)
 def test_an_analysis_leaves_what_its_table_needs(analysis, tmp_path):
     dataset = FakeDataset([60, 40, 33])
     config = make_config()

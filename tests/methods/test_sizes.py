@@ -140,7 +140,9 @@ OVERFIT = {
 SLOW = {
     ("rec2pm_a", "hstu"),
     ("tok_serial_o", "hstu"),
+    ("recent", "sasrec"),
     ("recent", "hstu"),
+    ("full", "hstu"),
     ("rec2pm_o", "hstu"),
     ("rec2pm_a", "sasrec"),
     ("tok_serial_o", "sasrec"),

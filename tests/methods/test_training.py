@@ -25,7 +25,7 @@ from tests.helpers.methods import (
 S, K = 3, 3
 CASES = [
     ("sasrec", "none", "overwrite", 1),
-    ("hstu", "position_time", "append", 3),
+    pytest.param("hstu", "position_time", "append", 3, marks=pytest.mark.slow),
     pytest.param("sasrec", "none", "overwrite", 3, marks=pytest.mark.slow),
     pytest.param("sasrec", "none", "append", 1, marks=pytest.mark.slow),
 ]
@@ -302,7 +302,7 @@ def test_sampled_softmax_in_training():
 @pytest.mark.parametrize(
     ("name", "sharing"),
     [
-        ("rec2pm", "per_position"),
+        pytest.param("rec2pm", "per_position", marks=pytest.mark.slow),
         ("recent", "shared"),
         pytest.param("tok_serial", "shared", marks=pytest.mark.slow),
         pytest.param("kv_mask", "per_position", marks=pytest.mark.slow),

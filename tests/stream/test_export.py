@@ -79,8 +79,8 @@ def inputs_of(recommender, users, events, times, width, time_name):
 CASES = [
     ("rec2pm", "overwrite", "sasrec", "none", 0),
     ("rec2pm", "append", "hstu", "position_time", 2),
-    ("rec2pm", "append", "sasrec", "none", 2),
-    ("recent", "overwrite", "sasrec", "none", 0, True),
+    pytest.param(("rec2pm", "append", "sasrec", "none", 2), marks=pytest.mark.slow),
+    pytest.param(("recent", "overwrite", "sasrec", "none", 0, True), marks=pytest.mark.slow),
     pytest.param(("kv_mask", "append", "sasrec", "none", 0), marks=pytest.mark.slow),
     ("full", "overwrite", "sasrec", "none", 0),
 ]

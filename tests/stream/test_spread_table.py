@@ -58,7 +58,7 @@ def rebuilt(model, dataset):
     return store
 
 
-@pytest.mark.parametrize("devices", [slow(1), 8])
+@pytest.mark.parametrize("devices", [slow(1), slow(8)])
 def test_memories_are_those_of_the_whole_table(dataset, models, devices):
     whole, spread = models(0), models(devices)
     assert spread.identity == whole.identity

@@ -124,6 +124,7 @@ def test_training_resumes_and_items_may_come(directory, tmp_path):
     assert summary["steps"] == 6
 
 
+@pytest.mark.slow
 def test_micro_batches_and_devices_change_nothing(directory):
     """Which rows are left out depends on the step alone."""
     dataset = open_dataset(directory / "data")

@@ -43,7 +43,7 @@ def assert_same(got, want, tolerance=1e-5):
 @pytest.mark.parametrize(
     ("name", "devices", "accumulate"),
     [
-        ("recent", 1, 1),
+        pytest.param("recent", 1, 1, marks=pytest.mark.slow),
         *(
             pytest.param("rec2pm", n, a, marks=pytest.mark.slow)
             for n, a in [(1, 1), (2, 1), (4, 2)]

@@ -10,6 +10,13 @@ from typing import Protocol
 from rec2pm_jax.errors import UserError
 
 MAX_USER_BYTES = 480  # of an id in UTF-8; LMDB's keys end at 511
+
+
+def is_storable(user: str) -> bool:
+    """Return whether an id is short enough for a store."""
+    return len(user) * 4 <= MAX_USER_BYTES or len(user.encode()) <= MAX_USER_BYTES
+
+
 MAINTENANCE = "maintenance"  # name of a writer that changes users of all workers
 _DEFAULTS = {"seen": "none"}  # of settings that an older store does not name
 _SETTINGS, _TIME_ORIGIN = "meaning", "time_origin"  # keys of metadata that an engine claims

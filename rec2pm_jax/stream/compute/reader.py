@@ -1,0 +1,174 @@
+"""Answers to checked requests: one user from an open session, or several users at once.
+
+Half of a request is reading the item table. Requests that wait at the same time share that: their users
+are read as one batch. A batch has one of a few sizes, padded by repeating a user, so that few programs
+are compiled.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple, cast
+
+import numpy as np
+
+from rec2pm_jax.nn.catalogue.filters import ItemFilter
+from rec2pm_jax.stream.compute import batches
+from rec2pm_jax.stream.compute.session_cache import SessionCache
+from rec2pm_jax.stream.compute.updater import MemoryUpdater
+from rec2pm_jax.stream.outcomes import Answer
+from rec2pm_jax.stream.plan import ask, plan_search
+from rec2pm_jax.stream.recommender import Recommender
+from rec2pm_jax.stream.search import Asked, Search
+from rec2pm_jax.stream.users.mutable_user import MutableUser
+from rec2pm_jax.typing import Array
+
+BATCH_SIZES = (2, 4, 8)
+
+
+class Wanted(NamedTuple):
+    """A checked request of a user without missing updates.
+
+    Attributes:
+      name: raw id of the user.
+      user: the user.
+      search: the request.
+      asked: the same in numbers, one row; None for a user without events.
+    """
+
+    name: str
+    user: MutableUser
+    search: Search
+    asked: Asked | None
+
+    @classmethod
+    def of(
+        cls, model: Recommender, name: str, user: MutableUser, search: Search, time: int | None
+    ) -> Wanted:
+        """Return the request in numbers; arguments as the attributes, and the request's time."""
+        asked = None
+        if user.events:
+            asked = ask(model.catalogue, time, search, [user.seen], always=True)
+        return cls(name, user, search, asked)
+
+    @property
+    def can_share(self) -> bool:
+        """Whether a batch may hold it: its filter is a list of items."""
+        if self.asked is None:
+            return False
+        return self.asked.rule.blocked is None and self.asked.rule.candidates is None
+
+
+class Reader:
+    """Answers requests of one model.
+
+    Attributes:
+      sessions: serves a user who asks alone, see `SessionCache`.
+    """
+
+    def __init__(self, updater: MemoryUpdater, model: Recommender, sessions: int):
+        """Start without sessions.
+
+        Args:
+          updater: of the model.
+          sessions: how many are kept.
+        """
+        self._updater = updater
+        self.sessions = SessionCache(model.method, model.params, model.scored_table, sessions)
+
+    def warm_up(self, model: Recommender, k: int, *, together: bool) -> None:
+        """Compile what requests of up to `k` items need.
+
+        Args:
+          together: for `answer_all`, too.
+        """
+        search, user = plan_search(model.catalogue, k), MutableUser()
+        for count in (1, 1, 2, 4):  # a session is opened, read again, gets one event and several
+            user.pending = array("i", [1] * count * self._updater.width)
+            user.events = count
+            wanted = Wanted.of(model, "", user, search, None)
+            self.answer(model, wanted)
+        for size in BATCH_SIZES if together else ():
+            self.answer_all(model, [wanted] * size)
+
+    def answer(self, model: Recommender, wanted: Wanted) -> Answer:
+        """Answer one request.
+
+        Raises:
+          UserError: some scores are NaN or infinite.
+        """
+        user, asked = wanted.user, wanted.asked
+        if asked is None:
+            return _name_items(model, wanted, None, model.popular_items[1])
+        scores, ids = self.sessions.find_best(
+            wanted.name,
+            user.events - len(user.pending) // self._updater.width,
+            lambda: self._updater.stack_states([user]),
+            self._updater.pending_events(user),
+            asked,
+            batches.padded_k(wanted.search.k, model.catalogue.num_items),
+        )
+        return _name_items(model, wanted, scores, ids)
+
+    def answer_all(self, model: Recommender, wanted: Sequence[Wanted]) -> list[Answer]:
+        """Answer several requests, in order; each answer is that of `answer`, up to rounding.
+
+        Raises:
+          UserError: some scores are NaN or infinite.
+        """
+        answers: dict[int, Answer] = {}
+        shared = [number for number, one in enumerate(wanted) if one.can_share]
+        for batch in _cut(shared):
+            if len(batch) > 1:
+                answers |= zip(batch, self._read([wanted[n] for n in batch], model), strict=True)
+        return [
+            answers[number] if number in answers else self.answer(model, one)
+            for number, one in enumerate(wanted)
+        ]
+
+    def _read(self, wanted: Sequence[Wanted], model: Recommender) -> list[Answer]:
+        """Answer requests that can share a batch, at most as many as the largest size."""
+        size = next(size for size in BATCH_SIZES if size >= len(wanted))
+        padded = [*wanted, *[wanted[0]] * (size - len(wanted))]
+        users = [one.user for one in padded]
+        k = max(batches.padded_k(one.search.k, model.catalogue.num_items) for one in wanted)
+        found = batches.read_best(
+            model.method,
+            k,
+            model.params,
+            model.scored_table,
+            self._updater.stack_states(users),
+            *cast(tuple, self._updater.stack_pending(users)),
+            _stack([cast(Asked, one.asked) for one in padded]),
+        )
+        scores, ids = (np.asarray(x) for x in found)
+        return [_name_items(model, one, scores[row], ids[row]) for row, one in enumerate(wanted)]
+
+
+def _cut(numbers: Sequence[int]) -> Iterator[Sequence[int]]:
+    """Cut requests into batches."""
+    for begin in range(0, len(numbers), BATCH_SIZES[-1]):
+        yield numbers[begin : begin + BATCH_SIZES[-1]]
+
+
+def _stack(asked: Sequence[Asked]) -> Asked:
+    """Return requests of one row each as one batch; shorter lists of denied items are padded."""
+    lists = [np.asarray(one.rule.denied) for one in asked]
+    denied = np.zeros((len(lists), max(row.shape[1] for row in lists)), np.int32)
+    for out, row in zip(denied, lists, strict=True):
+        out[: row.shape[1]] = row[0]
+    times = [one.time for one in asked]
+    time = None if times[0] is None else np.concatenate([np.asarray(t) for t in times])
+    return Asked(cast("Array | None", time), ItemFilter(denied=cast(Array, denied)))
+
+
+def _name_items(
+    model: Recommender, wanted: Wanted, scores: np.ndarray | None, ids: np.ndarray
+) -> Answer:
+    """Return the answer; `scores` is None for the most frequent items."""
+    if scores is not None:
+        batches.check_finite(scores, filtered=True)
+    user, search = wanted.user, wanted.search
+    items = model.catalogue.name_items(scores, ids, search)
+    return Answer(wanted.name, items, user.events, user.segments, scores is None, search.k)
