@@ -63,7 +63,7 @@ def measure_rows(smoke: bool) -> Iterator[dict[str, Any]]:
         form = Engine(recommender, store, options).record_format
         write_history(store, form, recommender, population)
         engine = Engine(recommender, store, options)
-        engine.warm_up()
+        engine.warm_up(together=True)
         configure_interpreter()
         askers = population.draw_users(np.random.default_rng(1), _ASKERS)
         bodies = [json.dumps({"user": f"u{user}", "recommend": 10}) for user in askers]
