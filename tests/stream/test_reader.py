@@ -94,10 +94,16 @@ def test_a_batch_is_one_read(engine, monkeypatch):
         return read_best(method, k, params, catalogue, state, *rest)
 
     monkeypatch.setattr(reader.batches, "read_best", counted)
+    engine.sessions.clear()
     misses = engine.sessions.hits + engine.sessions.misses
     engine.recommend_all([Request(str(user % USERS), 5) for user in range(19)])
     assert sizes == [8, 8, 4]  # 8, 8, and 3 that are padded
     assert engine.sessions.hits + engine.sessions.misses == misses  # nobody was read alone
+    hits = engine.sessions.hits
+    for user in ("0", "1", "2"):
+        engine.recommend(user, 5)  # opens a session
+    engine.recommend_all([Request(str(user), 5) for user in range(6)])
+    assert sizes == [8, 8, 4, 4] and engine.sessions.hits == hits + 3
 
 
 def test_requests_that_wait_in_a_service_are_answered_together(engine):

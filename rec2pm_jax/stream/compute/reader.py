@@ -1,8 +1,8 @@
 """Answers to checked requests: one user from an open session, or several users at once.
 
 Half of a request is reading the item table. Requests that wait at the same time share that: their users
-are read as one batch. A batch has one of a few sizes, padded by repeating a user, so that few programs
-are compiled.
+are read as one batch, except those with an open session, whose read costs less. A batch has one of a
+few sizes, padded by repeating a user, so that few programs are compiled.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ class Reader:
             return _name_items(model, wanted, None, model.popular_items[1])
         scores, ids = self.sessions.find_best(
             wanted.name,
-            user.events - len(user.pending) // self._updater.width,
+            self._place(user)[0],
             lambda: self._updater.stack_states([user]),
             self._updater.pending_events(user),
             asked,
@@ -118,7 +118,7 @@ class Reader:
           UserError: some scores are NaN or infinite.
         """
         answers: dict[int, Answer] = {}
-        shared = [number for number, one in enumerate(wanted) if one.can_share]
+        shared = [number for number, one in enumerate(wanted) if self._can_share(one)]
         for batch in _cut(shared):
             if len(batch) > 1:
                 answers |= zip(batch, self._read([wanted[n] for n in batch], model), strict=True)
@@ -126,6 +126,15 @@ class Reader:
             answers[number] if number in answers else self.answer(model, one)
             for number, one in enumerate(wanted)
         ]
+
+    def _can_share(self, wanted: Wanted) -> bool:
+        start, count = self._place(wanted.user)
+        return wanted.can_share and not self.sessions.serves(wanted.name, start, count)
+
+    def _place(self, user: MutableUser) -> tuple[int, int]:
+        """Return the events before the pending ones, and how many are pending."""
+        count = len(user.pending) // self._updater.width
+        return user.events - count, count
 
     def _read(self, wanted: Sequence[Wanted], model: Recommender) -> list[Answer]:
         """Answer requests that can share a batch, at most as many as the largest size."""

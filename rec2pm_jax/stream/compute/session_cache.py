@@ -78,6 +78,10 @@ class _OpenSession(NamedTuple):
     start: int
     events: int
 
+    def serves(self, start: int, count: int) -> bool:
+        """Return whether it serves a read of `count` pending events from `start` on."""
+        return self.start == start and 0 <= start + count - self.events <= MAX_STEPS
+
 
 class SessionCache:
     """Open sessions of the users who asked last; the least recently used is dropped first.
@@ -108,6 +112,11 @@ class SessionCache:
         """Close all sessions."""
         self._sessions.clear()
 
+    def serves(self, name: str, start: int, count: int) -> bool:
+        """Return whether a user has an open session that serves a read; see `find_best`."""
+        known = self._sessions.get(name)
+        return known is not None and known.serves(start, count)
+
     def find_best(
         self,
         name: str,
@@ -135,10 +144,10 @@ class SessionCache:
             k = asked.rule.candidates.shape[1]
         count = len(pending.ids)
         known = self._sessions.pop(name, None)
-        new = count + start - known.events if known else 0
         tables = (self._params, self._catalogue)
-        if known and known.start == start and 0 <= new <= MAX_STEPS:
+        if known and known.serves(start, count):
             self.hits += 1
+            new = start + count - known.events
             session = known.session
             for at in range(count - new, count - 1):
                 session = _step(self._method, self._params, session, _event_at(pending, at))
