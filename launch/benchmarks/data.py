@@ -9,6 +9,7 @@ killed with SIGKILL and started again.
 from __future__ import annotations
 
 import json
+import os
 import re
 import socket
 import subprocess
@@ -86,6 +87,13 @@ def _train(data: Path, workdir: Path, steps: int) -> dict[str, Any]:
     }
 
 
+def _one_device_each() -> dict[str, str]:
+    """Return the environment without simulated devices."""
+    given = os.environ.get("XLA_FLAGS", "")
+    flags = re.sub(r"--xla_force_host_platform_device_count=\d+", "", given)
+    return os.environ | {"XLA_FLAGS": flags}
+
+
 class _Job:
     """Both processes of a training run."""
 
@@ -121,7 +129,12 @@ class _Job:
         self._output = workdir.parent / "output.txt"
         with self._output.open("w") as file:
             self._processes = [
-                subprocess.Popen([*command, f"--process_id={i}"], stdout=file, stderr=file)
+                subprocess.Popen(
+                    [*command, f"--process_id={i}"],
+                    stdout=file,
+                    stderr=file,
+                    env=_one_device_each(),
+                )
                 for i in range(_PROCESSES)
             ]
 

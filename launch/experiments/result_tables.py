@@ -162,19 +162,23 @@ def tabulate_two_datasets(types: Sequence[Row], films: Sequence[Row]) -> list[st
 
 def tabulate_swapped(rows: Sequence[Row]) -> list[str]:
     """Return NDCG@10 with the user's own state, with another user's, and with one part of another's."""
-    parts = {"whole state": "ndcg@10", "preference memory": "memory", "exact memory": "exact"}
+    shown = [row for row in rows if row.records[0]["swap"]]
+    parts = {"state": "ndcg@10", "preference memory": "memory", "exact memory": "exact"}
+    parts = {
+        name: part
+        for name, part in parts.items()
+        if any(part in r.records[0]["swap"] for r in shown)
+    }
     body = [
         [
             row.label,
             f"{100 * row.mean():.2f}",
-            *(tables.format_swap(row, part) for part in parts.values()),
+            *(tables.format_swap(row, p) for p in parts.values()),
         ]
-        for row in rows
-        if row.records[0]["swap"]
+        for row in shown
     ]
-    return tables.format_markdown(
-        ["method", "own state", *(f"another {name}" for name in parts)], body
-    )
+    header = ["method", "own state", *(f"another user's {name}" for name in parts)]
+    return tables.format_markdown(header, body)
 
 
 def tabulate_records(

@@ -122,7 +122,7 @@ CASES = {
     ),
     "bench": Case(
         "--suite=topk --json={d}/{n}.json --smoke",
-        {"launch.benchmarks.driver": ["measure"], "launch.bench": ["_measure_command"]},
+        {"launch.benchmarks.driver": ["measure"], "launch.bench": ["_record"]},
     ),
     "aot": Case(
         "--config=base --topology=v5e:1x1 --json={d}/{n}.json",
