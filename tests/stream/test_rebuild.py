@@ -18,6 +18,7 @@ from rec2pm_jax.stream.engine import Engine
 from rec2pm_jax.stream.lines.events import parse_event
 from rec2pm_jax.stream.options import EngineOptions
 from rec2pm_jax.stream.rebuild import is_rebuilt, open_new_store, rebuild
+from rec2pm_jax.stream.stores import base
 from rec2pm_jax.stream.stores.base import MemoryStore, open_store
 from tests.helpers.stream import make_config, make_data, make_recommender, raw_events, save_run
 
@@ -176,7 +177,7 @@ def test_a_rebuild_replaces_no_store_that_was_made_meanwhile(tmp_path):
 def test_ids_too_long_for_a_store_are_left_out(dataset, monkeypatch):
     recommender = make_recommender(dataset, make_config())
     longest = max(len(dataset.user(i).encode()) for i in range(dataset.num_users))
-    monkeypatch.setattr(rebuilding, "MAX_USER_BYTES", longest - 1)
+    monkeypatch.setattr(base, "MAX_USER_BYTES", longest - 1)
     store = MemoryStore()
     done = rebuild(recommender, dataset, store, EngineOptions(memory="int8"))
     assert done.left_out > 0 and done.users + done.left_out == dataset.num_users
