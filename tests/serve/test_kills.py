@@ -15,7 +15,7 @@ from tests.helpers.serve_client import CheckingClient, ServiceProcess
 from tests.helpers.stream import make_config, make_data, save_run
 
 pytestmark = pytest.mark.slow
-KILLS = int(os.environ.get("SERVE_KILLS", "8"))  # every one starts a process; 20 before a release
+KILLS = int(os.environ.get("SERVE_KILLS", "6"))  # every one starts a process; 20 before a release
 
 
 @pytest.fixture(scope="module")

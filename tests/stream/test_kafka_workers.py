@@ -30,7 +30,7 @@ from tests.helpers.stream import make_config, make_data, make_recommender, save_
 
 pytestmark = pytest.mark.slow
 _BLOCKS = 100  # of messages for each kill: 23,700
-KILLS = int(os.environ.get("STREAM_KILLS", "6"))
+KILLS = int(os.environ.get("STREAM_KILLS", "4"))
 
 
 @pytest.fixture
@@ -161,7 +161,7 @@ def test_kill_9_of_two_workers_on_one_server(dataset, model, server, broker, com
 
 
 def test_kill_9_of_one_worker_on_a_directory(dataset, model, mock_broker, compiled, tmp_path):
-    kills = KILLS + 4
+    kills = KILLS + 2
     save_run(tmp_path / "run", dataset, make_config())
     mock_broker.create_topic("events", 3)
     messages, rng = make_messages(dataset, _BLOCKS * kills), random.Random(1)
