@@ -227,26 +227,19 @@ class EngineThread:
                     self._call(work)
 
     def _answer(self, works: list[RequestWork]) -> None:
-        """Answer requests that wait at the same time."""
-        began = time.perf_counter()
-        requests = [work.request for work in works]
-        answers: list[Answer | RejectedInput]
+        """Answer requests that wait at the same time, each as soon as its answer is known."""
+        began, waiting = time.perf_counter(), dict(enumerate(works))
         try:
-            if len(works) == 1:
-                answers = [self.driver.answer(requests[0])]
-            else:
-                answers = self.driver.answer_all(requests)
+            for number, answer in self.driver.answer_all([work.request for work in works]):
+                future = waiting.pop(number).future
+                if isinstance(answer, RejectedInput):
+                    send(future, error=answer)
+                else:
+                    self.driver.summary.read_ms.append((time.perf_counter() - began) * 1e3)
+                    send(future, answer)
         except Exception as error:
-            for work in works:
+            for work in waiting.values():
                 send(work.future, error=error)
-            return
-        passed_ms = (time.perf_counter() - began) * 1e3
-        for work, answer in zip(works, answers, strict=True):
-            if isinstance(answer, RejectedInput):
-                send(work.future, error=answer)
-            else:
-                self.driver.summary.read_ms.append(passed_ms)
-                send(work.future, answer)
 
     def _call(self, work: CallWork) -> None:
         try:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from rec2pm_jax.stream.compute.batches import MAX_BATCH
@@ -143,18 +143,19 @@ class Driver:
         self._count(request, answer)
         return answer
 
-    def answer_all(self, requests: Sequence[Request]) -> list[Answer | RejectedInput]:
-        """Answer requests that wait at the same time; see `Engine.recommend_all`.
+    def answer_all(
+        self, requests: Sequence[Request]
+    ) -> Iterator[tuple[int, Answer | RejectedInput]]:
+        """Answer requests that wait at the same time; yields as `Engine.recommend_all`.
 
         Raises:
           UserError: as `answer`.
         """
         self._last_request = time.monotonic()
-        answers = self.engine.recommend_all(requests)
-        for request, answer in zip(requests, answers, strict=True):
+        for number, answer in self.engine.recommend_all(requests):
             if isinstance(answer, Answer):
-                self._count(request, answer)
-        return answers
+                self._count(requests[number], answer)
+            yield number, answer
 
     def _count(self, request: Request, answer: Answer) -> None:
         summary, catalogue = self.summary, self.engine.recommender.catalogue

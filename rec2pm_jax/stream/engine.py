@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from rec2pm_jax.stream.compute.histories import compute_known_users
 from rec2pm_jax.stream.compute.reader import Reader, Wanted
@@ -238,24 +238,26 @@ class Engine:
         wanted = self._check(name, k, exclude, time, filters)
         return self._reader.answer(self.recommender, wanted)
 
-    def recommend_all(self, requests: Sequence[Request]) -> list[Answer | RejectedInput]:
-        """Answer several requests at once, which costs less than one by one.
+    def recommend_all(
+        self, requests: Sequence[Request]
+    ) -> Iterator[tuple[int, Answer | RejectedInput]]:
+        """Answer several requests, which costs less than one by one.
 
-        Returns:
-          For each request what `recommend` returns, up to rounding, or why it was rejected.
+        Yields:
+          (number of a request, what `recommend` returns, up to rounding, or why it was rejected).
 
         Raises:
           UserError: as `recommend`.
         """
-        results: list[Wanted | RejectedInput] = []
-        for request in requests:
+        wanted: dict[int, Wanted] = {}
+        for number, request in enumerate(requests):
             try:
-                results.append(self._check(*request))
+                wanted[number] = self._check(*request)
             except RejectedInput as error:
-                results.append(error)
-        wanted = [one for one in results if isinstance(one, Wanted)]
-        answers = iter(self._reader.answer_all(self.recommender, wanted))
-        return [next(answers) if isinstance(one, Wanted) else one for one in results]
+                yield number, error
+        numbers = list(wanted)
+        for place, answer in self._reader.answer_all(self.recommender, list(wanted.values())):
+            yield numbers[place], answer
 
     def _check(
         self, name: str, k: int, exclude: RawIds, time: RawTime, filters: RawFilters

@@ -79,10 +79,10 @@ def assert_same(found, wanted):
 @pytest.mark.parametrize("count", [0, 1, 3, 9, 30])
 def test_answers_together_are_those_one_by_one(engine, dataset, count):
     requests = draw_requests(dataset, random.Random(count), count)
-    found = engine.recommend_all(requests)
-    assert len(found) == count
-    for answer, request in zip(found, requests, strict=True):
-        assert_same(answer, answer_alone(engine, request))
+    found = list(engine.recommend_all(requests))
+    assert sorted(number for number, _ in found) == list(range(count))
+    for number, answer in found:
+        assert_same(answer, answer_alone(engine, requests[number]))
 
 
 def test_a_batch_is_one_read(engine, monkeypatch):
@@ -96,13 +96,13 @@ def test_a_batch_is_one_read(engine, monkeypatch):
     monkeypatch.setattr(reader.batches, "read_best", counted)
     engine.sessions.clear()
     misses = engine.sessions.hits + engine.sessions.misses
-    engine.recommend_all([Request(str(user % USERS), 5) for user in range(19)])
+    list(engine.recommend_all([Request(str(user % USERS), 5) for user in range(19)]))
     assert sizes == [8, 8, 4]  # 8, 8, and 3 that are padded
     assert engine.sessions.hits + engine.sessions.misses == misses  # nobody was read alone
     hits = engine.sessions.hits
     for user in ("0", "1", "2"):
         engine.recommend(user, 5)  # opens a session
-    engine.recommend_all([Request(str(user), 5) for user in range(6)])
+    list(engine.recommend_all([Request(str(user), 5) for user in range(6)]))
     assert sizes == [8, 8, 4, 4] and engine.sessions.hits == hits + 3
 
 

@@ -90,7 +90,7 @@ class Reader:
             wanted = Wanted.of(model, "", user, search, None)
             self.answer(model, wanted)
         for size in BATCH_SIZES if together else ():
-            self.answer_all(model, [wanted] * size)
+            self._read([wanted] * size, model)
 
     def answer(self, model: Recommender, wanted: Wanted) -> Answer:
         """Answer one request.
@@ -111,21 +111,22 @@ class Reader:
         )
         return _name_items(model, wanted, scores, ids)
 
-    def answer_all(self, model: Recommender, wanted: Sequence[Wanted]) -> list[Answer]:
-        """Answer several requests, in order; each answer is that of `answer`, up to rounding.
+    def answer_all(
+        self, model: Recommender, wanted: Sequence[Wanted]
+    ) -> Iterator[tuple[int, Answer]]:
+        """Answer several requests; yields (its number, what `answer` returns, up to rounding).
 
         Raises:
           UserError: some scores are NaN or infinite.
         """
-        answers: dict[int, Answer] = {}
         shared = [number for number, one in enumerate(wanted) if self._can_share(one)]
-        for batch in _cut(shared):
-            if len(batch) > 1:
-                answers |= zip(batch, self._read([wanted[n] for n in batch], model), strict=True)
-        return [
-            answers[number] if number in answers else self.answer(model, one)
-            for number, one in enumerate(wanted)
-        ]
+        batched = [batch for batch in _cut(shared) if len(batch) > 1]
+        in_batches = {number for batch in batched for number in batch}
+        for number, one in enumerate(wanted):
+            if number not in in_batches:
+                yield number, self.answer(model, one)
+        for batch in batched:
+            yield from zip(batch, self._read([wanted[n] for n in batch], model), strict=True)
 
     def _can_share(self, wanted: Wanted) -> bool:
         start, count = self._place(wanted.user)
