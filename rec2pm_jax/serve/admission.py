@@ -18,7 +18,7 @@ class Overloaded(Exception):
 class Admission:
     """Counts requests that wait for the engine, and the bytes of all bodies that have arrived.
 
-    A request whose body is not complete takes bytes and no place: slow clients hold up nobody.
+    A request whose body is not complete takes bytes and no place: slow clients delay no other.
     Used by the event loop only.
 
     Attributes:

@@ -158,7 +158,7 @@ class EngineThread:
                 self._turn()
             self.driver.finish(self._positions)
             self._acknowledgements.send_all()
-        except BaseException as error:  # whatever it was, nobody may wait for ever
+        except BaseException as error:  # whatever it was, no request may wait for ever
             if not isinstance(error, UserError):
                 _log.exception("the engine's thread ends")
             self.failure = str(error) or type(error).__name__
@@ -276,7 +276,7 @@ class EngineThread:
                 send(work.future, Applied(accepted, refused, not needs_commit))
 
     def _refuse_queued(self) -> None:
-        """Tell everybody who waits that nothing comes."""
+        """Refuse all work that still waits."""
         waiting = [*self._batch, *self._acknowledgements.give_up()]
         while True:
             try:

@@ -88,7 +88,7 @@ def send(future: asyncio.Future[Any], result: Any = None, error: Exception | Non
 
     try:
         future.get_loop().call_soon_threadsafe(set_result)
-    except RuntimeError:  # the loop is closed: nobody waits any more
+    except RuntimeError:  # the loop is closed: no handler waits any more
         pass
 
 

@@ -26,7 +26,7 @@ class Feed:
 
         Args:
           write: called with the JSON line of each answer. None: requests among the lines are skipped,
-            as nobody reads their answers.
+            as their answers have no reader.
         """
         self.source = source
         self._driver, self._summary, self._write = driver, driver.summary, write
@@ -105,6 +105,6 @@ class Feed:
 
     def _answer(self, request: Request, arrived: float) -> None:
         if self._write is None:
-            raise RejectedInput(UNASKED, "a request, whose answer nobody would read: ask over HTTP")
+            raise RejectedInput(UNASKED, "a request, whose answer has no reader here: ask over HTTP")
         self._write(format_answer(self._driver.answer(request)))
         self._summary.read_ms.append((time.perf_counter() - arrived) * 1e3)

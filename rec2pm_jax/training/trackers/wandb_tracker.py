@@ -36,7 +36,7 @@ class WandbTracker:
         """Continue the run of the workdir, or create one; see `Tracker.start`.
 
         Raises:
-          UserError: Weights & Biases refuses, for example as nobody is logged in.
+          UserError: Weights & Biases refuses, for example without a login.
         """
         self._exit_code = _INCOMPLETE
         self._tracked = TrackedRun(run.workdir, "wandb", self._place, run.step)
