@@ -105,6 +105,8 @@ class Feed:
 
     def _answer(self, request: Request, arrived: float) -> None:
         if self._write is None:
-            raise RejectedInput(UNASKED, "a request, whose answer has no reader here: ask over HTTP")
+            raise RejectedInput(
+                UNASKED, "a request, whose answer has no reader here: ask over HTTP"
+            )
         self._write(format_answer(self._driver.answer(request)))
         self._summary.read_ms.append((time.perf_counter() - arrived) * 1e3)
