@@ -135,7 +135,7 @@ def train_model(config: Config, dataset: Dataset, workdir: str | Path) -> Traine
     method = make_method(config, dataset.num_items)
     summary = train_and_evaluate(config, dataset, method, workdir)
     _, params, meta = load_for_inference(workdir)
-    params = dataset_params(config, params, dataset)
+    params = dataset_params(config, params, dataset, meta["num_items"])
     return TrainedModel(config, method, params, meta, summary["wall_s"], summary["device"])
 
 

@@ -84,7 +84,7 @@ def make_recommender(
         assert trained_items is not None, "how many items were there?"
         warn_untrained(table.height - trained_items)
         identity = spread_table.identify(config, params, trained_items)
-        served = serving_params(config, params, table)
+        served = serving_params(config, params, table, trained_items)
         method, served = spread_table.place(method, served, counts)
         return Recommender(method, served, catalogue, identity, dataset)
     identity = ModelIdentity.from_params(config, params)

@@ -40,7 +40,9 @@ def training_content(config: Config, dataset: Dataset) -> ItemContent | None:
     return content._replace(trained=jnp.asarray(counts > 0))
 
 
-def serving_params(config: Config, params: Params, items: pl.DataFrame) -> Params:
+def serving_params(
+    config: Config, params: Params, items: pl.DataFrame, trained_items: int | None = None
+) -> Params:
     """Return parameters that serve all items of a table.
 
     Items without a row get a new one (`grow_items`), or their content alone where the model reads it.
@@ -49,27 +51,30 @@ def serving_params(config: Config, params: Params, items: pl.DataFrame) -> Param
       config: of the training run.
       params: as trained; a sharded table is whole, or spread over devices.
       items: the item table of a dataset, with the items of training first.
+      trained_items: how many items the model was trained with; None for a whole table, which tells.
 
     Raises:
       UserError: items have vectors of another length than in training.
     """
-    params = _grow(config, params, items.height)
+    params = _grow(config, params, items.height, trained_items)
     return add_content(params, _encode(config, items)) if CONTENT in params else params
 
 
-def dataset_params(config: Config, params: Params, dataset: Dataset) -> Params:
+def dataset_params(
+    config: Config, params: Params, dataset: Dataset, trained_items: int | None = None
+) -> Params:
     """Return `serving_params` for the items of a dataset; only a model of content reads its table."""
     if CONTENT in params:
-        return serving_params(config, params, dataset.item_table)
-    return _grow(config, params, dataset.num_items)
+        return serving_params(config, params, dataset.item_table, trained_items)
+    return _grow(config, params, dataset.num_items, trained_items)
 
 
-def _grow(config: Config, params: Params, num_items: int) -> Params:
+def _grow(config: Config, params: Params, num_items: int, trained_items: int | None) -> Params:
     """Return parameters with rows for all items."""
     if is_spread(params["embedding"][TABLE]):
-        return grow_spread_items(params, num_items, config.train.seed, config.model.dim)
-    drawn_with = config.train.seed if config.model.table == "sharded" else None
-    return grow_items(params, num_items, drawn_with)
+        assert trained_items is not None, "how many items were there?"
+        return grow_spread_items(params, num_items, trained_items, config.model.dim)
+    return grow_items(params, num_items)
 
 
 def _encode(config: Config, items: pl.DataFrame) -> ItemContent:

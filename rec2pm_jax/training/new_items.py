@@ -19,16 +19,15 @@ from rec2pm_jax.nn.catalogue.sharded_table import (
 )
 from rec2pm_jax.nn.embedding import TABLE
 from rec2pm_jax.nn.item_features import CONTENT
-from rec2pm_jax.training.sharded_step import fresh_rows
 from rec2pm_jax.training.step import TrainState
-from rec2pm_jax.typing import Array, Params
+from rec2pm_jax.typing import PADDING_ID, Array, Params
 
 _TABLE_PATH = ("embedding", TABLE)  # in parameters and in moments of an optimizer
 
 _log = logging.getLogger(__name__)
 
 
-def grow_items(params: Params, num_items: int, drawn_with: int | None = None) -> Params:
+def grow_items(params: Params, num_items: int) -> Params:
     """Return params whose item table has a row for each of `num_items` items and padding.
 
     A new row is the mean of the rows there, which scores no higher than known items do. A random row
@@ -39,8 +38,6 @@ def grow_items(params: Params, num_items: int, drawn_with: int | None = None) ->
     Args:
       params: with a whole item table [V, D].
       num_items: number of items, without padding.
-      drawn_with: seed of a run with a sharded table, which draws rows in training (`fresh_rows`); then
-        new rows are these. None: they are the mean.
 
     >>> params = {"embedding": {TABLE: jnp.array([[9.0, 9.0], [1.0, 0.0], [0.0, 2.0]])}}
     >>> grow_items(params, num_items=3)["embedding"][TABLE][-1].tolist()
@@ -54,24 +51,25 @@ def grow_items(params: Params, num_items: int, drawn_with: int | None = None) ->
     new = jnp.zeros((fresh, dim), table.dtype)  # content stands for new items
     if CONTENT not in params:
         warn_untrained(fresh)
-        if drawn_with is not None:
-            new = fresh_rows(drawn_with, jnp.arange(rows, num_items + 1), dim).astype(table.dtype)
-        elif rows > 1:
+        if rows > 1:
             new = jnp.broadcast_to(jnp.mean(table[1:], axis=0), (fresh, dim))
     return _with_table(params, jnp.concatenate([table, new]))
 
 
-def grow_spread_items(params: Params, num_items: int, seed: int, dim: int) -> Params:
+def grow_spread_items(params: Params, num_items: int, trained_items: int, dim: int) -> Params:
     """Do as `grow_items` for a sharded table that is spread over devices.
 
     Args:
       params: with a packed table over a mesh.
       num_items: number of items, without padding.
-      seed: seed of the training run.
+      trained_items: how many of them were there before; a spread table does not tell.
       dim: D, numbers per item.
     """
     table = params["embedding"][TABLE]
-    return _with_table(params, _grow_table(table, num_items, seed, dim))
+    table = _insert_rows(table, dim, num_items, lambda ids: jnp.zeros((len(ids), dim), table.dtype))
+    if num_items > trained_items:
+        table = _fill_new_rows(table, dim, num_items, trained_items, CONTENT not in params)
+    return _with_table(params, table)
 
 
 def warn_untrained(count: int) -> None:
@@ -86,7 +84,7 @@ def _with_table(params: Params, table: Array) -> Params:
     return {**params, "embedding": {**params["embedding"], TABLE: table}}
 
 
-def grow_state(state: TrainState, method: Method, seed: int) -> TrainState:
+def grow_state(state: TrainState, method: Method, trained_items: int) -> TrainState:
     """Return a training state with rows for all items of `method`.
 
     The optimizer's moments of new rows are zero, as those of rows that had no gradient so far. A
@@ -95,7 +93,7 @@ def grow_state(state: TrainState, method: Method, seed: int) -> TrainState:
     Args:
       state: as a checkpoint holds it.
       method: over the larger catalogue.
-      seed: seed of the training run.
+      trained_items: number of items of the checkpoint.
     """
 
     def grow(path: Any, moments: Array) -> Array:
@@ -105,26 +103,21 @@ def grow_state(state: TrainState, method: Method, seed: int) -> TrainState:
         return jnp.concatenate([moments, jnp.zeros((fresh, *moments.shape[1:]), moments.dtype)])
 
     if method.config.model.table == "sharded":
-        return _grow_sharded(state, method, seed)
+        return _grow_sharded(state, method, trained_items)
     params = grow_items(state.params, method.num_items)
     opt_state = jax.tree_util.tree_map_with_path(grow, state.opt_state)
     return TrainState(state.step, params, opt_state)
 
 
-def _grow_sharded(state: TrainState, method: Method, seed: int) -> TrainState:
+def _grow_sharded(state: TrainState, method: Method, trained_items: int) -> TrainState:
     """Grow a sharded table and its optimizer."""
-    adagrad = state.opt_state["table"]
-    params = grow_spread_items(state.params, method.num_items, seed, method.config.model.dim)
+    adagrad, dim = state.opt_state["table"], method.config.model.dim
+    params = grow_spread_items(state.params, method.num_items, trained_items, dim)
     accumulator = _insert_rows(
         adagrad.accumulator, 1, method.num_items, lambda ids: jnp.zeros((len(ids), 1))
     )
     opt_state = {**state.opt_state, "table": adagrad._replace(accumulator=accumulator)}
     return TrainState(state.step, params, opt_state)
-
-
-def _grow_table(table: Array, num_items: int, seed: int, dim: int) -> Array:
-    """Grow a sharded table; new rows are those of a run over all items."""
-    return _insert_rows(table, dim, num_items, lambda ids: fresh_rows(seed, ids, dim))
 
 
 def _insert_rows(
@@ -154,6 +147,30 @@ def _insert_rows(
 
     by_rows = PartitionSpec(axis)
     return jax.jit(jax.shard_map(grow, mesh=mesh, in_specs=by_rows, out_specs=by_rows))(array)
+
+
+def _fill_new_rows(
+    table: Array, dim: int, num_items: int, trained_items: int, with_mean: bool
+) -> Array:
+    """Set the rows of new items of a spread table to the mean of the trained ones, or to 0.
+
+    Rows that were not in use so far have random numbers, see `sharded_step.fresh_rows`.
+    """
+    mesh, rows = table.sharding.mesh, table_rows(num_items)  # type: ignore[attr-defined]
+    [axis] = mesh.axis_names
+
+    def fill(part: Array) -> Array:
+        own = part.reshape(-1, dim)
+        index = len(own) * jax.lax.axis_index(axis) + jnp.arange(len(own), dtype=jnp.int32)
+        ids = rows_to_ids(index, rows)
+        known = (ids > PADDING_ID) & (ids <= trained_items)
+        total = jax.lax.psum(jnp.where(known[:, None], own, 0).sum(0, dtype=jnp.float32), axis)
+        new = total / max(1, trained_items) if with_mean else jnp.zeros_like(total)
+        is_new = (ids > trained_items) & (ids <= num_items)
+        return jnp.where(is_new[:, None], new.astype(own.dtype), own).reshape(part.shape)
+
+    by_rows = PartitionSpec(axis)
+    return jax.jit(jax.shard_map(fill, mesh=mesh, in_specs=by_rows, out_specs=by_rows))(table)
 
 
 def resize_abstract(abstract: TrainState, method: Method, num_items: int) -> TrainState:

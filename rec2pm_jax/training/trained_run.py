@@ -66,7 +66,7 @@ def load_run(
     dataset = open_training_data(data, workdir, meta)
     if config.model.table == "sharded":
         warn_untrained(dataset.num_items - meta["num_items"])
-    params = dataset_params(config, params, dataset)
+    params = dataset_params(config, params, dataset, meta["num_items"])
     method = make_method(_serving_config(config, memory), dataset.num_items)
     return TrainedRun(config, method, params, dataset, meta)
 

@@ -113,7 +113,7 @@ class TrainingRun:
             state = restored.state
             if grown:
                 self._print(describe_growth(restored.meta, data.content_hash, method.num_items))
-                state = grow_state(state, method, self.config.train.seed)
+                state = grow_state(state, method, restored.meta["num_items"])
                 self.progress.forget_validations()
             self._state = partition.place(state)
         if self._is_main:

@@ -129,7 +129,7 @@ def test_continues_as_plain_steps_over_the_grown_data_would(grown):
     method = make_method(config, dataset.num_items)
     jax.tree.map(
         np.testing.assert_array_equal,
-        grow_state(state, method, config.train.seed),
+        grow_state(state, method, before),
         expected,
     )
     step = jax.jit(make_train_step(method, make_optimizer(config.optim, END), config.train.seed))

@@ -1,4 +1,4 @@
-"""A sharded table grows with its data: old rows stay as they are, new ones are those of a new run."""
+"""A sharded table grows with its data: old rows stay as they are, new ones are the mean of them."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import pytest
 
 from rec2pm_jax.methods.registry import make_method
 from rec2pm_jax.nn.catalogue.sharded_table import ids_to_rows, table_rows
+from rec2pm_jax.nn.embedding import TABLE
+from rec2pm_jax.nn.item_features import CONTENT
 from rec2pm_jax.training.loop import train_on
 from rec2pm_jax.training.new_items import (
     grow_items,
@@ -40,11 +42,12 @@ def by_id(state, items: int):
 
 @pytest.mark.parametrize("devices", [1, 8])
 @pytest.mark.parametrize("stops", [(MORE,), (ITEMS + 1, 14_000, MORE)])
-def test_old_rows_stay_and_new_ones_are_those_of_a_new_run(devices, stops):
+def test_old_rows_stay_and_new_ones_are_their_mean(devices, stops):
+    """Also the rows that the table had before, but no item."""
     state = jax.tree.map(lambda x: x + jnp.ones((), x.dtype), partition_of(ITEMS, devices).init())
-    grown = state
+    grown, before = state, ITEMS
     for items in stops:
-        grown = grow_state(grown, make_method(SMALL, items), SMALL.train.seed)
+        grown, before = grow_state(grown, make_method(SMALL, items), before), items
     partition = partition_of(MORE, devices)
     for have, want in zip(*map(jax.tree.leaves, (grown, partition.abstract)), strict=True):
         assert (have.shape, have.dtype) == (want.shape, want.dtype)
@@ -53,24 +56,24 @@ def test_old_rows_stay_and_new_ones_are_those_of_a_new_run(devices, stops):
     old_table, old_accumulator = by_id(state, ITEMS)
     np.testing.assert_array_equal(table[: ITEMS + 1], old_table)
     np.testing.assert_array_equal(accumulator[: ITEMS + 1], old_accumulator)
-    fresh_table, _ = by_id(partition.init(), MORE)
-    unused = table_rows(ITEMS)  # ids below have had rows before, which no step asked for
-    np.testing.assert_array_equal(table[unused:], fresh_table[unused:])
-    np.testing.assert_array_equal(accumulator[unused:], 0)
+    mean = np.broadcast_to(old_table[1:].mean(axis=0), table[ITEMS + 1 :].shape)
+    np.testing.assert_allclose(table[ITEMS + 1 :], mean, rtol=1e-5)
+    np.testing.assert_array_equal(accumulator[table_rows(ITEMS) :], 0)
 
 
-def test_a_whole_and_a_spread_table_serve_the_same_new_items():
-    """The spread one has rows that no step has changed; the whole one draws them anew."""
+@pytest.mark.parametrize("with_content", [False, True])
+def test_a_whole_and_a_spread_table_serve_the_same_new_items(with_content):
     params, dim = partition_of(ITEMS).init().params, SMALL.model.dim
-    table = params["embedding"]["item_embedding"].reshape(-1, dim)
+    content = {CONTENT: jnp.ones(1)} if with_content else {}
+    table = params["embedding"][TABLE].reshape(-1, dim)
     rows = ids_to_rows(np.arange(ITEMS + 1), table_rows(ITEMS))
-    whole = {"embedding": {"item_embedding": table[rows]}}
-    seed = SMALL.train.seed
-    for items in (ITEMS + 1, MORE):
-        spread = grow_spread_items(params, items, seed, dim)["embedding"]["item_embedding"]
-        found = spread.reshape(-1, dim)[ids_to_rows(np.arange(items + 1), table_rows(items))]
-        expected = grow_items(whole, items, seed)["embedding"]["item_embedding"]
-        np.testing.assert_array_equal(found, expected)
+    whole = {"embedding": {TABLE: table[rows]}} | content
+    for items in (ITEMS, ITEMS + 1, MORE):
+        grown = grow_spread_items(params | content, items, ITEMS, dim)["embedding"][TABLE]
+        found = grown.reshape(-1, dim)[ids_to_rows(np.arange(items + 1), table_rows(items))]
+        expected = grow_items(whole, items)["embedding"][TABLE]
+        np.testing.assert_array_equal(found[: ITEMS + 1], expected[: ITEMS + 1])
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-9)
 
 
 @pytest.mark.slow
