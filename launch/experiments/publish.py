@@ -80,7 +80,7 @@ def main(_) -> None:
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("results", "results/v0.1", "Directory of the records.")
+    flags.DEFINE_string("results", "results", "Directory of the records.")
     flags.DEFINE_string("docs", "docs", "Directory of the pages.")
     flags.DEFINE_boolean("check", False, "Only say whether the pages are up to date.")
     cli.run(main)

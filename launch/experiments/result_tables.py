@@ -11,23 +11,25 @@ from typing import Any
 from launch.experiments import memory_tables, tables
 from launch.experiments.results_file import SuiteResults
 from launch.experiments.rows import Row, collect_rows
+from launch.experiments.run import DATASETS
+from launch.experiments.suites import MAIN
 from rec2pm_jax.errors import UserError
 from rec2pm_jax.evaluation.report import display_name
 
+KNOWN_TIME, UNKNOWN_TIME = ", request time known", ", request time unknown"
+_WINDOWED = "personal_frequency (window"  # counts of few events: for SUITE.md only
 Table = Callable[[], list[str]]  # -> lines of markdown
 
-TYPES, PRODUCTS = "complete_journey_types", "complete_journey_products"
+TYPES = "complete_journey_types"
 # generative-recommenders' README: HR@10, NDCG@10 and HR@50 of its public ML-1M setting, in %.
 PUBLISHED = {"sasrec": (28.53, 16.03, 54.74), "hstu": (30.97, 17.20, 57.54)}
-_METHOD_COLUMNS = ("HR@10", "NDCG@10")
-_COST_COLUMNS = ("state, bytes", "training, min")
 
 
 def list_tables(folder: Path) -> dict[str, Table]:
     """Return the tables of the page by name.
 
     Args:
-      folder: directory of the records, such as results/v0.1.
+      folder: directory of the records.
     """
 
     @functools.cache
@@ -40,26 +42,47 @@ def list_tables(folder: Path) -> dict[str, Table]:
     def records(name: str) -> list[dict[str, Any]]:
         return json.loads((folder / f"{name}.json").read_text())
 
-    def compare(suite: str, dataset: str, columns: Sequence[str], costs: Sequence[str]) -> Table:
+    def compare(dataset: str, backbone: str = "sasrec") -> Table:
         return lambda: tables.tabulate_comparison(
-            rows(suite, dataset), ("full", "recent"), columns=columns, costs=costs
+            _choose_for_main(rows("main", dataset, backbone)),
+            ("full", "recent_exact"),
+            columns=("state, bytes", "HR@10", "NDCG@10"),
+            costs=("training, min",),
         )
 
+    def compare_baskets(dataset: str) -> Table:
+        return lambda: tables.tabulate_comparison(
+            _choose_for_main(rows("last_basket", dataset)),
+            ("last_basket/full", "last_basket/recent"),
+            columns=("HR@10", "RECALL@10", "MAP@10", "NDCG@10"),
+            costs=(),
+        )
+
+    def compare_long(backbone: str) -> Table:
+        return lambda: tables.tabulate_comparison(
+            rows("long", TYPES, backbone),
+            ("long/full", "long/recent"),
+            columns=("HR@10", "NDCG@10"),
+            costs=("memory swapped",),
+        )
+
+    datasets = [name for name, spec in DATASETS.items() if name in MAIN]
     return {
         "demo": lambda: tabulate_records(records("demo"), serving=True),
-        "main-types": compare("main", TYPES, _METHOD_COLUMNS, _COST_COLUMNS),
-        "main-types-long": lambda: tabulate_long(rows("main")),
-        "main-ml1m": compare("main", "ml1m_200", _METHOD_COLUMNS, ("state, bytes",)),
-        "main-products": compare("main", PRODUCTS, _METHOD_COLUMNS, ()),
-        "main-hstu": lambda: tabulate_two_datasets(
-            rows("main", TYPES, "hstu"), rows("main", "ml1m_200", "hstu")
-        ),
+        **{f"main-{name}": compare(name) for name in datasets},
+        "main-hstu": compare(TYPES, "hstu"),
+        "main-long": lambda: tabulate_long(rows("main")),
+        "parts": lambda: tabulate_swapped(rows("main")),
+        "request-time": lambda: tabulate_request_time(rows("main")),
+        **{f"basket-{name}": compare_baskets(name) for name in datasets},
         "ablation-recipe": lambda: tabulate_variants(rows("ablation"), RECIPE_VARIANTS),
         "ablation-sizes": lambda: tabulate_variants(rows("ablation"), SIZE_VARIANTS),
         "ablation-consistency": lambda: tabulate_consistency(rows("ablation")),
-        "swapped": lambda: tabulate_swapped(rows("main")),
+        **{f"long-{backbone}": compare_long(backbone) for backbone in PUBLISHED},
         "lifelong": lambda: tables.tabulate_lengths(rows("lifelong")),
+        "lifelong-coop100": lambda: tables.tabulate_lengths(rows("lifelong", "coop100")),
         "drift": lambda: tables.tabulate_drift(rows("lifelong")),
+        "drift-coop100": lambda: tables.tabulate_drift(rows("lifelong", "coop100")),
         "denoise": lambda: tables.tabulate_noise(rows("denoise")),
         "quantised": lambda: memory_tables.tabulate_kept(rows("quantised")),
         "tuning": lambda: tables.tabulate_search(rows("tuning")),
@@ -74,22 +97,21 @@ def list_tables(folder: Path) -> dict[str, Table]:
 # What the page calls a variant -> its name in the suite.
 RECIPE_VARIANTS = {
     "default recipe": "recipe",
-    "without slots of different horizons": "without horizons",
-    "without recall": "without recall",
-    "without the running mean": "without running mean",
-    "without identity initialisation": "without copying start",
-    "paper's plain recipe": "plain recipe",
-    "with a next-item loss of the reference pass": "with reference AR loss",
-    "with bag loss": "with bag loss",
-    "target of L_con stopped": "L_con target stopped",
+    "without live memories": "without live memories",
+    "live memories only": "live memories only",
+    "without identity initialisation": "without identity initialisation",
+    "without the running mean": "plain memory",
+    "paper's plain recipe, with times and own items": "plain recipe",
+    "without times": "without times",
+    "without exact memory": "without exact memory",
+    "without exact memory and repeat head": "without own items",
 }
 SIZE_VARIANTS = {
-    "default: C = 4, S = 25, R = 1, window 1, overwrite": "recipe",
+    "default: C = 4, E = 94, S = 16, R = 1, window 1, overwrite": "recipe",
     **{f"C = {c} slots": f"C = {c}" for c in (1, 2, 8, 16)},
-    "segments of S = 10 events": "S = 10",
-    "segments of S = 50 events": "S = 50",
-    "R = 13 events stay raw": "R = 13",
-    "R = 25 events stay raw": "R = 25",
+    **{f"exact memory of E = {e} items": f"E = {e}" for e in (32, 64, 128)},
+    **{f"segments of S = {s} events": f"S = {s}" for s in (10, 25, 50)},
+    **{f"R = {r} events stay raw": f"R = {r}" for r in (8, 16)},
     "reference pass sees 2 segments": "reference window of 2",
     "reference pass sees 4 segments": "reference window of 4",
     "reference pass sees the whole window": "reference pass without window",
@@ -141,23 +163,20 @@ def tabulate_consistency(rows: Sequence[Row]) -> list[str]:
 
 
 def tabulate_long(rows: Sequence[Row]) -> list[str]:
-    """Return the table of users with long histories, without one-time and appended memories."""
-    chosen = [r for r in rows if not r.label.endswith(("(one-time)", "_a")) and r.trained]
-    return tables.tabulate_comparison(chosen, ("full", "recent"), long=True)
+    """Return the table of users with long histories, of models whose memory is rolled forward."""
+    chosen = [r for r in _choose_for_main(rows) if not r.label.endswith("(one-time)") and r.trained]
+    return tables.tabulate_comparison(chosen, ("full", "recent_exact"), long=True)
 
 
-def tabulate_two_datasets(types: Sequence[Row], films: Sequence[Row]) -> list[str]:
-    """Return NDCG@10 and the ratio to `full` on two datasets side by side."""
-    others, body = {row.variant: row for row in films}, []
-    bases = [next(r for r in table if r.variant == "full") for table in (types, films)]
-    for row in types:
-        if row.trained and not row.label.endswith("(one-time)"):
-            cells = [row.label]
-            for value, base in zip((row, others[row.variant]), bases, strict=True):
-                cells += [f"{100 * value.mean():.2f}", tables.format_ratio(value, base)]
-            body.append(cells)
-    header = ["method", "Complete Journey", "/ full", "MovieLens 1M", "/ full"]
-    return tables.format_markdown(header, body)
+def tabulate_request_time(rows: Sequence[Row]) -> list[str]:
+    """Return NDCG@10 of models where the time of the request is known, and where it is not."""
+    found, body = _by_label(rows), []
+    for label, row in found.items():
+        unknown = found.get(f"{label}{UNKNOWN_TIME}")
+        if unknown:
+            ratio = tables.format_ratio(unknown, row)
+            body.append([label, f"{100 * row.mean():.2f}", f"{100 * unknown.mean():.2f}", ratio])
+    return tables.format_markdown(["method", "known", "unknown", "unknown / known"], body)
 
 
 def tabulate_swapped(rows: Sequence[Row]) -> list[str]:
@@ -223,6 +242,20 @@ def tabulate_published(rows: dict[str, Row]) -> list[str]:
             cells += [f"{100 * row.mean(name):.2f}", f"{published:.2f}"]
         body.append(cells)
     return tables.format_markdown(header, body)
+
+
+def _choose_for_main(rows: Sequence[Row]) -> list[Row]:
+    """Return the rows of a table that compares methods where the time of the request is known.
+
+    Of each heuristic the better of the forms with and without the rule "nothing twice in one basket"
+    stays. Data without times have all their rows.
+    """
+    models = [row for row in rows if row.trained and not row.label.endswith(UNKNOWN_TIME)]
+    best: dict[str, Row] = {}
+    for row in rows:  # best first
+        if not row.trained and not row.label.startswith(_WINDOWED):
+            best.setdefault(row.label.removesuffix(KNOWN_TIME), row)
+    return models + list(best.values())
 
 
 def _by_label(rows: Sequence[Row]) -> dict[str, Row]:

@@ -49,7 +49,8 @@ class Row:
     @property
     def label(self) -> str:
         """The variant as tables show it."""
-        return self.variant.removeprefix("ablation/").removeprefix("last_basket/")
+        group, _, rest = self.variant.partition("/")
+        return rest if group in ("ablation", "last_basket", "long") else self.variant
 
     @property
     def trained(self) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 from launch.configs import demo, ml1m_hstu, ml1m_hstu_large, ml1m_sasrec, paper_plain
 from launch.experiments.run import Run
@@ -36,6 +37,8 @@ MAIN: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "complete_journey_products": (_ALL[:2], _ALL[2:]),
 }
 HSTU_METHODS = ("rec2pm_o", "full", "tok_serial_o", "recent_exact")
+# What our default adds to the paper's model.
+_PLAIN_MODEL = ("identity_init", "use_times", "repeat_head")
 BASKET_METHODS = ("recent", "full", "rec2pm_o", "tok_serial_o")
 
 
@@ -148,6 +151,26 @@ def _ablated(base: Config) -> dict[str, Config]:
     }
 
 
+def _long_training() -> Iterator[Run]:
+    """Does the paper's plain recipe work if it is trained ten times longer? Methods as in the paper."""
+    plain = from_dict(paper_plain.get_config().to_dict())
+    methods: dict[str, dict[str, Any]] = {
+        "rec2pm plain": dataclasses.asdict(plain.method),
+        "rec2pm plain without L_con": dataclasses.asdict(plain.method) | {"consistency": 0.0},
+        "full": METHODS["full"],
+        "recent": METHODS["recent"],
+    }
+    config = override(
+        _setting(),
+        # Every event is seen about twenty times.
+        model={name: getattr(plain.model, name) for name in _PLAIN_MODEL} | {"dropout": 0.1},
+        train={"steps": 10 * _setting().train.steps},
+    )
+    for backbone, (name, fields) in itertools.product(("sasrec", "hstu"), methods.items()):
+        run = override(config, model={"backbone": backbone}, method=fields)
+        yield Run("complete_journey_types", f"long/{name}", run)
+
+
 def _analysis_of_main(
     analysis: str,
     methods: Iterable[str],
@@ -203,6 +226,7 @@ _SUITES: dict[str, Callable[[], Iterator[Run]]] = {
     "main": _main,
     "last_basket": _last_basket,
     "ablation": _ablation,
+    "long": _long_training,
     "denoise": lambda: _analysis_of_main("denoise", METHODS),
     "lifelong": lambda: _analysis_of_main(
         "lifelong", METHODS, ("complete_journey_types", "coop100")

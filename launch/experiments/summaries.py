@@ -77,8 +77,13 @@ SUMMARIES = {
         tables.tabulate_search,
     ),
     "ablation": Summary(
-        "One factor at a time from the recipe of `rec2pm_o`, at half of the steps.",
+        "One factor at a time from the recipe of `rec2pm_o`, with the budget of main.",
         partial(tables.tabulate_comparison, baselines=("ablation/recipe",)),
+    ),
+    "long": Summary(
+        "The paper's plain recipe, full attention and recent events, with ten times the steps of main. "
+        "Nothing of ours is added: no times, no own items, no exact memory, random kernels.",
+        partial(tables.tabulate_comparison, baselines=("long/full", "long/recent")),
     ),
     "denoise": Summary(
         "The models of the main suite with a noisy archive. At evaluation a share of the events that "
@@ -107,8 +112,7 @@ SUMMARIES = {
     ),
     "since_archive": Summary(
         "NDCG@10 by the number of raw events that a read sees, S + R - 1 at most. Ratios are to "
-        "`full` on the same targets. The ablation suite's models, trained at several R, have half of "
-        "the steps: compare them with each other.",
+        "`full` on the same targets. The models trained at several R are those of the ablation suite.",
         memory_tables.tabulate_since_archive,
     ),
     "genrec": Summary(

@@ -10,7 +10,8 @@ import numpy as np
 from launch.experiments.rows import Row
 from rec2pm_jax.evaluation.bootstrap import paired_bootstrap
 
-BINS = ((0, 200), (200, 500), (500, 1000), (1000, 1 << 30))  # events before the last target
+# Events before the last target.
+BINS = ((0, 200), (200, 500), (500, 1000), (1000, 5000), (5000, 1 << 30))
 
 COLUMNS = ("seeds", "state, bytes", "HR@10", "HR@50", "MRR", "NDCG@10")
 
@@ -131,16 +132,18 @@ def group_noise_levels(rows: Sequence[Row]) -> dict[str, dict[tuple[str, float],
 
 
 def tabulate_lengths(rows: Sequence[Row]) -> list[str]:
-    """Return NDCG@10 of users by length of the history."""
+    """Return NDCG@10 of users by length of the history; lengths that nobody has are left out."""
     lengths = rows[0].lengths
-    groups = [(lengths >= low) & (lengths < high) for low, high in BINS]
-    names = [f"{low}-{high}" if high < 1 << 30 else f">= {low}" for low, high in BINS]
-    header = [f"{name} ({group.sum()} users)" for name, group in zip(names, groups, strict=True)]
+    groups = {
+        f"{low}-{high}" if high < 1 << 30 else f">= {low}": (lengths >= low) & (lengths < high)
+        for low, high in BINS
+    }
+    groups = {name: group for name, group in groups.items() if group.any()}
+    header = [f"{name} ({group.sum()} users)" for name, group in groups.items()]
     body = []
     for row in rows:
         values = row.user_values()
-        cells = (f"{100 * values[group].mean():.2f}" if group.any() else "-" for group in groups)
-        body.append([row.label, *cells])
+        body.append([row.label, *(f"{100 * values[g].mean():.2f}" for g in groups.values())])
     return format_markdown(["method", *header], body)
 
 
