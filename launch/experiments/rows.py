@@ -76,11 +76,13 @@ Tables = dict[tuple[str, str], list[Row]]  # (dataset, backbone) -> rows, best f
 def collect_rows(found: SuiteResults) -> Tables:
     """Return the rows of each dataset and backbone, best first.
 
-    Heuristics belong to every backbone of a dataset.
+    Heuristics belong to every backbone of a dataset. Linear recurrences have a backbone that replaces
+    the one of their run; they stand beside the other methods of that run.
     """
     groups: dict[tuple[str, str | None, str], list[Row]] = {}
     for record in found.records:
-        key = (record["run"].split("/", 1)[0], record["backbone"], record["variant"])
+        dataset, backbone, _ = record["run"].split("/", 2)
+        key = (dataset, backbone if record["backbone"] else None, record["variant"])
         groups.setdefault(key, []).append(_load_row(found, record))
     rows = {key: _merge_seeds(seeds) for key, seeds in groups.items()}
     tables: Tables = {}

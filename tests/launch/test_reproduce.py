@@ -17,7 +17,7 @@ import pytest
 
 from launch.experiments import results_file, scheduler, summaries, tables
 from launch.experiments.results_file import SuiteResults
-from launch.experiments.rows import Row
+from launch.experiments.rows import Row, collect_rows
 from launch.experiments.settings import TUNING_GRID, choose_setting, override
 from launch.experiments.suites import MAIN, SUITES, TUNED, list_runs
 from rec2pm_jax.config_dict import to_dict
@@ -123,6 +123,13 @@ def test_a_suite_names_the_runs_of_main_that_it_trained_again(found):
 def row(variant, ndcg, lengths=(30, 200, 500, 1000), **fields):
     one = record(variant, 0, ndcg) | fields
     return Row(variant, [one], np.array([ndcg]), np.array(lengths))
+
+
+def test_a_method_that_replaces_the_backbone_stands_beside_the_others(found):
+    next(r for r in found.records if r["variant"] == "recent")["backbone"] = "lru"
+    [((_, backbone), rows)] = collect_rows(found).items()
+    assert backbone == "sasrec"
+    assert {row.variant for row in rows} == {"full", "recent", "rec2pm_o", "popularity"}
 
 
 def test_noise_table_shows_the_share_of_the_clean_value():
