@@ -7,7 +7,7 @@ Command:
         --methods=full --json=runs/ml1m.json
 Hardware: two CPU cores.
 Time: about ten minutes for `full`.
-Metrics: HR@10 .195, NDCG@10 .093 (results/v0.1/ml1m.json). generative-recommenders reports HR@10 .285
+Metrics: HR@10 .195, NDCG@10 .093 (results/ml1m.json). generative-recommenders reports HR@10 .285
     and NDCG@10 .160 for SASRec in another setting: no validation split, the best epoch on test targets.
 """
 

@@ -4,7 +4,7 @@ Command, hardware, differences: as in ml1m_sasrec.py, except for initial values.
 theirs do, positions with a standard deviation of .124 (theirs: .088), and output biases at 0 (theirs:
 uniform within .142).
 Time: about 45 minutes.
-Metrics: published, HR@10 .3097 and NDCG@10 .1720; ours in results/v0.1/genrec.md.
+Metrics: published, HR@10 .3097 and NDCG@10 .1720; ours in results/genrec.md.
 
 N, which divides attention scores, is theirs: 200 events, 10 of their outputs, and 1.
 

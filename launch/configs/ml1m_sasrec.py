@@ -6,7 +6,7 @@ Command:
     python -m launch.reproduce --suite=genrec --data=data --workdir=runs/reproduce
 Hardware: one CPU core per run.
 Time: about 45 minutes.
-Metrics: published, HR@10 .2853 and NDCG@10 .1603; ours in results/v0.1/genrec.md.
+Metrics: published, HR@10 .2853 and NDCG@10 .1603; ours in results/genrec.md.
 
 As theirs: no validation split, the best of all evaluated steps on the test targets, items of the last
 200 events left out of the ranking. AdamW (.9, .98) at a constant 1e-3, no weight decay, no clipping;

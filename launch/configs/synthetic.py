@@ -6,7 +6,7 @@ Command:
         --json=runs/synthetic.json
 Hardware: two CPU cores.
 Time: under two minutes per method.
-Metrics: results/v0.1/synthetic.json. A model that cannot know the taste gets NDCG@10 .28, one that
+Metrics: results/synthetic.json. A model that cannot know the taste gets NDCG@10 .28, one that
     knows it .82.
 """
 

@@ -1,4 +1,4 @@
-"""Write the generated tables of docs/results.md and docs/performance.md from the records.
+"""Write the generated tables of README.md, docs/results.md and docs/performance.md from the records.
 
     python -m launch.experiments.publish
     python -m launch.experiments.publish --check    # exit code 1 if a page is out of date
@@ -48,26 +48,25 @@ def fill(text: str, tables: Mapping[str, Callable[[], list[str]]]) -> str:
     return _TABLE.sub(generate, text)
 
 
-def generate_pages(results: Path, docs: Path) -> dict[Path, str]:
+def generate_pages(results: Path, root: Path) -> dict[Path, str]:
     """Return the text of each page with its tables as the records have them.
 
     Args:
       results: directory of the records; those of speed are in `speed/`.
-      docs: directory of the pages.
+      root: directory of README.md and docs/.
     """
-    return {
-        docs / "results.md": fill(
-            (docs / "results.md").read_text(), result_tables.list_tables(results)
-        ),
-        docs / "performance.md": fill(
-            (docs / "performance.md").read_text(), speed_tables.list_tables(results / "speed")
-        ),
+    accuracy = result_tables.list_tables(results)
+    tables = {
+        "README.md": accuracy,
+        "docs/results.md": accuracy,
+        "docs/performance.md": speed_tables.list_tables(results / "speed"),
     }
+    return {root / page: fill((root / page).read_text(), tables[page]) for page in tables}
 
 
 def main(_) -> None:
     args = flags.FLAGS
-    pages = generate_pages(Path(args.results), Path(args.docs))
+    pages = generate_pages(Path(args.results), Path(args.root))
     stale = [path for path, text in pages.items() if path.read_text() != text]
     if args.check and stale:
         raise UserError(
@@ -81,6 +80,6 @@ def main(_) -> None:
 
 if __name__ == "__main__":
     flags.DEFINE_string("results", "results", "Directory of the records.")
-    flags.DEFINE_string("docs", "docs", "Directory of the pages.")
+    flags.DEFINE_string("root", ".", "Directory of README.md and docs/.")
     flags.DEFINE_boolean("check", False, "Only say whether the pages are up to date.")
     cli.run(main)

@@ -8,9 +8,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from launch.experiments import memory_tables, tables
+from launch.experiments import ablation_tables, memory_tables, tables
 from launch.experiments.results_file import SuiteResults
-from launch.experiments.rows import Row, collect_rows
+from launch.experiments.rows import Row, by_label, collect_rows
 from launch.experiments.run import DATASETS
 from launch.experiments.suites import MAIN
 from rec2pm_jax.errors import UserError
@@ -44,7 +44,7 @@ def list_tables(folder: Path) -> dict[str, Table]:
 
     def compare(dataset: str, backbone: str = "sasrec") -> Table:
         return lambda: tables.tabulate_comparison(
-            _choose_for_main(rows("main", dataset, backbone)),
+            choose_for_main(rows("main", dataset, backbone)),
             ("full", "recent_exact"),
             columns=("state, bytes", "HR@10", "NDCG@10"),
             costs=("training, min",),
@@ -52,7 +52,7 @@ def list_tables(folder: Path) -> dict[str, Table]:
 
     def compare_baskets(dataset: str) -> Table:
         return lambda: tables.tabulate_comparison(
-            _choose_for_main(rows("last_basket", dataset)),
+            choose_for_main(rows("last_basket", dataset)),
             ("last_basket/full", "last_basket/recent"),
             columns=("HR@10", "RECALL@10", "MAP@10", "NDCG@10"),
             costs=(),
@@ -68,6 +68,7 @@ def list_tables(folder: Path) -> dict[str, Table]:
 
     datasets = [name for name, spec in DATASETS.items() if name in MAIN]
     return {
+        "overview": lambda: tabulate_overview({name: rows("main", name) for name in OVERVIEW}),
         "demo": lambda: tabulate_records(records("demo"), serving=True),
         **{f"main-{name}": compare(name) for name in datasets},
         "main-hstu": compare(TYPES, "hstu"),
@@ -75,9 +76,13 @@ def list_tables(folder: Path) -> dict[str, Table]:
         "parts": lambda: tabulate_swapped(rows("main")),
         "request-time": lambda: tabulate_request_time(rows("main")),
         **{f"basket-{name}": compare_baskets(name) for name in datasets},
-        "ablation-recipe": lambda: tabulate_variants(rows("ablation"), RECIPE_VARIANTS),
-        "ablation-sizes": lambda: tabulate_variants(rows("ablation"), SIZE_VARIANTS),
-        "ablation-consistency": lambda: tabulate_consistency(rows("ablation")),
+        "ablation-recipe": lambda: ablation_tables.tabulate_variants(
+            rows("ablation"), ablation_tables.RECIPE
+        ),
+        "ablation-sizes": lambda: ablation_tables.tabulate_variants(
+            rows("ablation"), ablation_tables.SIZES
+        ),
+        "ablation-consistency": lambda: ablation_tables.tabulate_consistency(rows("ablation")),
         **{f"long-{backbone}": compare_long(backbone) for backbone in PUBLISHED},
         "lifelong": lambda: tables.tabulate_lengths(rows("lifelong")),
         "lifelong-coop100": lambda: tables.tabulate_lengths(rows("lifelong", "coop100")),
@@ -94,83 +99,55 @@ def list_tables(folder: Path) -> dict[str, Table]:
     }
 
 
-# What the page calls a variant -> its name in the suite.
-RECIPE_VARIANTS = {
-    "default recipe": "recipe",
-    "without live memories": "without live memories",
-    "live memories only": "live memories only",
-    "without identity initialisation": "without identity initialisation",
-    "without the running mean": "plain memory",
-    "paper's plain recipe, with times and own items": "plain recipe",
-    "without times": "without times",
-    "without exact memory": "without exact memory",
-    "without exact memory and repeat head": "without own items",
+# Dataset -> its column in README's table, and the methods that are rows there.
+OVERVIEW = {
+    TYPES: "groceries",
+    "online_retail": "online retail",
+    "complete_journey_products": "grocery products",
+    "ml1m_200": "films",
 }
-SIZE_VARIANTS = {
-    "default: C = 4, E = 94, S = 16, R = 1, window 1, overwrite": "recipe",
-    **{f"C = {c} slots": f"C = {c}" for c in (1, 2, 8, 16)},
-    **{f"exact memory of E = {e} items": f"E = {e}" for e in (32, 64, 128)},
-    **{f"segments of S = {s} events": f"S = {s}" for s in (10, 25, 50)},
-    **{f"R = {r} events stay raw": f"R = {r}" for r in (8, 16)},
-    "reference pass sees 2 segments": "reference window of 2",
-    "reference pass sees 4 segments": "reference window of 4",
-    "reference pass sees the whole window": "reference pass without window",
-    "memories append": "append",
-}
-# (what readers read in training, what targets read) -> variant by lambda.
-_CONSISTENCY = {
-    "live memory in half of the cases": {
-        "3": "lambda = 3",
-        "1": "recipe",
-        "0.3": "lambda = 0.3",
-        "0.1": "lambda = 0.1",
-        "0": "without L_con",
-    },
-    "reference memory only, as in the paper": {
-        "1": "without live memories",
-        "0": "without live memories or L_con",
-    },
+OVERVIEW_ROWS = {
+    "Rec2PM": "rec2pm_o",
+    "the same memory by back-propagation through time (`tok_serial_o`)": "tok_serial_o",
+    "linear recurrence (LRU)": "linear_recurrence",
+    "recent events and the exact memory": "recent_exact",
+    "full attention, last 400 events": "full",
+    "attention, last 16 events": "recent",
+    "counts and transitions, whole history": "counts_and_transitions",
+    "personal frequency, whole history": "personal_frequency (whole history)",
+    "popularity": "popularity",
 }
 
 
-def tabulate_variants(rows: Sequence[Row], variants: dict[str, str]) -> list[str]:
-    """Return NDCG@10 of variants, rolled forward and in one pass, and the ratio to the recipe.
+def tabulate_overview(datasets: dict[str, list[Row]]) -> list[str]:
+    """Return NDCG@10 of methods on several datasets, the best of each in bold, and bytes of state.
 
     Args:
-      rows: of suite ablation.
-      variants: label -> name of the variant.
+      datasets: key of `OVERVIEW` -> rows of suite main.
     """
-    found, body = _by_label(rows), []
-    base = found["recipe"]
-    for label, name in variants.items():
-        one_time = found.get(f"{name} (one-time)")
-        in_one_pass = f"{100 * one_time.mean():.2f}" if one_time else "-"
-        ratio = tables.format_ratio(found[name], base)
-        body.append([label, f"{100 * found[name].mean():.2f}", ratio, in_one_pass])
-    return tables.format_markdown(["variant", "NDCG@10", "/ default", "memory in one pass"], body)
-
-
-def tabulate_consistency(rows: Sequence[Row]) -> list[str]:
-    """Return NDCG@10 by the weight of L_con, the memory that readers train on, and that they read."""
-    found, body = _by_label(rows), []
-    weights = list(_CONSISTENCY["live memory in half of the cases"])
-    for trained_on, variants in _CONSISTENCY.items():
-        for memory, suffix in (("rolled forward", ""), ("in one pass", " (one-time)")):
-            values = {w: found[f"{name}{suffix}"].mean() for w, name in variants.items()}
-            cells = [f"{100 * values[w]:.2f}" if w in values else "-" for w in weights]
-            body.append([f"{trained_on}; evaluated {memory}", *cells])
-    return tables.format_markdown(["trained on", *(f"lambda {w}" for w in weights)], body)
+    columns = {name: by_label(choose_for_main(rows)) for name, rows in datasets.items()}
+    best = {name: max(row.mean() for row in rows.values()) for name, rows in columns.items()}
+    body = []
+    for label, variant in OVERVIEW_ROWS.items():
+        cells = [label]
+        for name, found in columns.items():
+            row = found.get(variant) or found[variant + KNOWN_TIME]
+            text = f"{100 * row.mean():.2f}"
+            cells.append(f"**{text}**" if row.mean() == best[name] else text)
+        cells.append(tables.format_cell("state, bytes", row))
+        body.append(cells)
+    return tables.format_markdown(["method", *OVERVIEW.values(), "state, bytes"], body)
 
 
 def tabulate_long(rows: Sequence[Row]) -> list[str]:
     """Return the table of users with long histories, of models whose memory is rolled forward."""
-    chosen = [r for r in _choose_for_main(rows) if not r.label.endswith("(one-time)") and r.trained]
+    chosen = [r for r in choose_for_main(rows) if not r.label.endswith("(one-time)") and r.trained]
     return tables.tabulate_comparison(chosen, ("full", "recent_exact"), long=True)
 
 
 def tabulate_request_time(rows: Sequence[Row]) -> list[str]:
     """Return NDCG@10 of models where the time of the request is known, and where it is not."""
-    found, body = _by_label(rows), []
+    found, body = by_label(rows), []
     for label, row in found.items():
         unknown = found.get(f"{label}{UNKNOWN_TIME}")
         if unknown:
@@ -244,7 +221,7 @@ def tabulate_published(rows: dict[str, Row]) -> list[str]:
     return tables.format_markdown(header, body)
 
 
-def _choose_for_main(rows: Sequence[Row]) -> list[Row]:
+def choose_for_main(rows: Sequence[Row]) -> list[Row]:
     """Return the rows of a table that compares methods where the time of the request is known.
 
     Of each heuristic the better of the forms with and without the rule "nothing twice in one basket"
@@ -256,7 +233,3 @@ def _choose_for_main(rows: Sequence[Row]) -> list[Row]:
         if not row.trained and not row.label.startswith(_WINDOWED):
             best.setdefault(row.label.removesuffix(KNOWN_TIME), row)
     return models + list(best.values())
-
-
-def _by_label(rows: Sequence[Row]) -> dict[str, Row]:
-    return {row.label: row for row in rows}

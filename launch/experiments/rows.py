@@ -95,6 +95,11 @@ def collect_rows(found: SuiteResults) -> Tables:
     return tables
 
 
+def by_label(rows: Sequence[Row]) -> dict[str, Row]:
+    """Return rows of one dataset and backbone by what tables call them."""
+    return {row.label: row for row in rows}
+
+
 def _load_row(found: SuiteResults, record: dict[str, Any]) -> Row:
     """Return the row of one record, with one seed."""
     number = [r for r in found.records if r["run"] == record["run"]].index(record)

@@ -18,7 +18,7 @@ def list_tables(folder: Path) -> dict[str, Table]:
     """Return the tables of the page by name.
 
     Args:
-      folder: directory of the records, such as results/v0.1/speed.
+      folder: directory of the records, such as results/speed.
     """
 
     def load(*names: str) -> list[Record]:
