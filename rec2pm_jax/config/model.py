@@ -80,7 +80,8 @@ class ModelConfig:
     """The backbone and the item table.
 
     Attributes:
-      backbone: a name registered in `nn/registry.py`: sasrec or hstu.
+      backbone: a name registered in `nn/registry.py`: sasrec, hstu, or lru (for methods full and
+        recent; linear_recurrence always has it).
       layers: layers of the backbone.
       heads: attention heads.
       dim: D, width of tokens and of an item's vector.
@@ -156,7 +157,7 @@ class MethodConfig:
 
     Attributes:
       name: a registered method: rec2pm, tok_serial, kv_mask, persrec (kv_mask as in PerSRec's code),
-        full or recent.
+        linear_recurrence, full or recent.
       memory: overwrite (one group of C slots) or append (the newest `max_groups` groups).
       slots: C, memory tokens per group.
       max_groups: G, groups that append keeps.
