@@ -1,6 +1,6 @@
 # The service on CPUs: docker build -f docker/serve.Dockerfile -t rec2pm-serve .
-# The image holds code only. Mount the training run and its dataset where training had them: see
-# compose.yaml and docs/docker.md.
+# The image holds code only. Mount the training run and its dataset under /work: see compose.yaml and
+# docs/docker.md.
 FROM python:3.11-slim AS build
 WORKDIR /src
 RUN python -m venv /venv
@@ -23,4 +23,4 @@ HEALTHCHECK --interval=10s --timeout=5s --start-period=120s --retries=3 \
     CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8000/health', timeout=4)"]
 # SIGTERM, which `docker stop` sends, lets the service answer what waits and commit.
 ENTRYPOINT ["rec2pm", "serve", "--host=0.0.0.0", "--port=8000"]
-CMD ["--workdir=runs/demo/rec2pm"]
+CMD ["--workdir=runs/demo/rec2pm", "--data=runs/demo/data"]

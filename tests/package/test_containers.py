@@ -57,6 +57,9 @@ def test_compose():
     assert {"yes", "always"} <= set(valkey["command"])  # commits survive a power cut
     assert serve["depends_on"] == {"valkey": {"condition": "service_healthy"}}
     assert "--store=redis://valkey:6379/0" in serve["command"]
+    # A run stores the path that its dataset has on the host, so the command names it.
+    assert "--data=${DATA:-runs/demo/data}" in serve["command"]
+    assert "./runs:/work/runs:ro" in serve["volumes"]
     assert all(port.startswith("127.0.0.1:") for port in serve["ports"])
     assert "ports" not in valkey
 
