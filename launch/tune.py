@@ -37,7 +37,7 @@ flags.DEFINE_integer("max_runs", None, "Start at most so many runs, all calls to
 flags.DEFINE_integer("workers", 0, "Runs at a time; 0: one per core.", 0)
 flags.DEFINE_enum("sampler", "tpe", ["tpe", "random"], "How settings are chosen.")
 flags.DEFINE_integer("seed", 0, "Of the sampler.", 0, 2**31)
-flags.DEFINE_integer("reduction", 3, "After a rung one of so many runs goes on.", 2)
+flags.DEFINE_integer("reduction", 3, "After a rung one of so many runs continues.", 2)
 flags.DEFINE_integer("rungs", 3, "Times that a run is compared, its end included.", 1, 10)
 flags.mark_flags_as_required(["data", "workdir", "search"])
 

@@ -169,7 +169,7 @@ def _format_page(
         "",
         f"{len(runs)} runs from preset `{Path(plan.preset).name}` in {hours:.2f} process-hours. "
         f"Validation NDCG@10 in percent, the best so far at each rung. Of the runs at a rung, the "
-        f"best 1/{plan.eta} go on.",
+        f"best 1/{plan.eta} continue.",
         "",
         "## What mattered",
         "",

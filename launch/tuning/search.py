@@ -128,7 +128,7 @@ class Search:
         return optuna.Trial(self._study, self._trials()[number]._trial_id)
 
     def _choose(self, budget: Budget) -> FrozenTrial | None:
-        """Return the trial to start next: a stopped run that goes on, or a new one."""
+        """Return the trial to start next: a stopped run that resumes, or a new one."""
         stopped = self._pruner.find_promotable(self._study)
         if stopped is not None:
             attributes = {RUN: stopped.number} | stopped.user_attrs
@@ -175,7 +175,7 @@ class Search:
         step = self._report(process)
         if step is not None and code is None and not process.pruned:
             prune = self._open(process.number).should_prune()
-            what = "stops" if prune else "goes on"
+            what = "stops" if prune else "continues"
             if step < self._plan.rungs[-1]:
                 self._say(process, f"{100 * self._value(process):.2f} % after step {step}, {what}")
             if prune:
