@@ -16,7 +16,6 @@ from rec2pm_jax.serve.engine_thread import EngineThread
 from rec2pm_jax.serve.opening import Opened, open_service, resolve
 from rec2pm_jax.stream.opening import ModelPaths
 from rec2pm_jax.stream.options import EngineOptions
-from rec2pm_jax.stream.stores.base import Store
 
 
 class SwapRefused(Exception):
@@ -88,7 +87,7 @@ class Swapper:
             open_service, self._paths, address, self._options, journal, create=False
         )
         try:
-            old: Store = await self._thread.call(
+            old, last = await self._thread.call(
                 lambda driver: self._thread.switch(opened.engine, opened.items.poll)
             )
         except Exception:  # not a cancellation: the thread may serve the new store then
@@ -98,4 +97,5 @@ class Swapper:
         await asyncio.to_thread(old.close)
         self.address, self.swaps, self.items = opened.address, self.swaps + 1, opened.items
         identity = opened.engine.recommender.identity
-        return {"model": identity.model, "store": opened.address, "replayed": opened.replayed}
+        replayed = opened.replayed + last
+        return {"model": identity.model, "store": opened.address, "replayed": replayed}
