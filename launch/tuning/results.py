@@ -60,7 +60,12 @@ def collect_runs(study: optuna.Study) -> list[TunedRun]:
     """Return all runs of a study, the longest and best first."""
     started = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.RUNNING)
     trials = study.get_trials(deepcopy=False, states=started)
-    runs = [_make_run(number, trial) for number, trial in latest_trials(trials).items()]
+    fields = study.user_attrs["identity"]["search"].keys()
+    runs = [
+        _make_run(number, trial)
+        for number, trial in latest_trials(trials).items()
+        if fields <= trial.params.keys()  # else the call ended while it chose the setting
+    ]
     return sorted(runs, key=lambda run: (-run.steps, -(run.value or 0.0), run.number))
 
 

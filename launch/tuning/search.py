@@ -21,6 +21,7 @@ from launch.tuning.study import Plan
 from launch.tuning.trial_process import PRESET, TrialProcess, read_curve
 from rec2pm_jax.config import Config
 from rec2pm_jax.errors import UserError
+from rec2pm_jax.lock import alone_in
 from rec2pm_jax.training.preemption import EXIT_PREEMPTED
 
 SECONDS = "seconds"  # attribute of a trial: of all its processes
@@ -100,7 +101,9 @@ class Search:
         try:
             while time.time() < deadline:
                 while len(self._active) < len(cores):
-                    trial = interrupted.pop(0) if interrupted else self._choose(budget)
+                    trial = (
+                        self._complete(interrupted.pop(0)) if interrupted else self._choose(budget)
+                    )
                     if trial is None:
                         break
                     core = next(c for c in cores if c not in [p.core for p in self._active])
@@ -115,10 +118,12 @@ class Search:
                 process.process.send_signal(signal.SIGTERM)
             for process in self._active:
                 process.stop()
-                self._report(process)
+                stops = self._stops_at_new_rung(process.number, process.directory)
                 self._add_seconds(process)
                 if process.process.returncode == 0:
                     self._study.tell(process.number, self._value(process))
+                elif process.process.returncode == EXIT_PREEMPTED and (process.pruned or stops):
+                    self._study.tell(process.number, state=TrialState.PRUNED)
 
     def _trials(self) -> list[FrozenTrial]:
         return self._study.get_trials(deepcopy=False)
@@ -133,6 +138,8 @@ class Search:
         if stopped is not None:
             attributes = {RUN: stopped.number} | stopped.user_attrs
             self._study.enqueue_trial(stopped.params, user_attrs=attributes)
+        # A call that was killed may have left one in the queue.
+        if any(trial.state == TrialState.WAITING for trial in self._trials()):
             return self._ask()
         if budget.runs is not None and self._count_runs() >= budget.runs:
             return None
@@ -158,10 +165,27 @@ class Search:
         trial = self._study.ask({d.field: d.distribution for d in self._plan.dimensions})
         return self._trials()[trial.number]
 
+    def _complete(self, trial: FrozenTrial) -> FrozenTrial:
+        """Return a trial with all fields; a call that was killed may have chosen only some."""
+        opened = self._open(trial.number)
+        for dimension in self._plan.dimensions:
+            opened._suggest(dimension.field, dimension.distribution)  # keeps what was chosen
+        return self._trials()[trial.number]
+
     def _start(self, trial: FrozenTrial, core: int | None) -> None:
-        """Start or resume the run of a trial."""
+        """Start or resume the run of a trial, unless it stops where it is.
+
+        Raises:
+          UserError: another process trains it, such as one that a killed call has left.
+        """
         run = trial.user_attrs.get(RUN, trial.number)
         directory = self._workdir / RUNS / f"{run:04}"
+        with alone_in(directory / "train"):
+            pass
+        # Decided now: a process that has just begun could not save when it is told to stop.
+        if self._stops_at_new_rung(trial.number, directory):
+            self._study.tell(trial.number, state=TrialState.PRUNED)
+            return
         config = make_trial_config(self._plan, trial.params)
         write_preset(config, directory / PRESET, f"Run {run} of a search by launch.tune.")
         process = TrialProcess(trial.number, directory, core, self._flags)
@@ -172,7 +196,7 @@ class Search:
     def _follow(self, process: TrialProcess) -> None:
         """Report what a run has reached; stop it if it is not among the best; see to its end."""
         code = process.process.poll()  # before its files are read, so that they are whole
-        step = self._report(process)
+        step = self._report(process.number, process.directory)
         if step is not None and code is None and not process.pruned:
             prune = self._open(process.number).should_prune()
             what = "stops" if prune else "continues"
@@ -184,11 +208,15 @@ class Search:
         if code is not None:
             self._end(process, code)
 
-    def _report(self, process: TrialProcess) -> int | None:
+    def _stops_at_new_rung(self, number: int, directory: Path) -> bool:
+        """Report new rungs of a run that does not train; return whether it stops at the last."""
+        return self._report(number, directory) is not None and self._open(number).should_prune()
+
+    def _report(self, number: int, directory: Path) -> int | None:
         """Report new rungs of a run; return the last of them, None if there is none."""
-        trial, new = self._open(process.number), None
-        known = self._trials()[process.number].intermediate_values
-        for step, value in read_curve(process.directory).items():
+        trial, new = self._open(number), None
+        known = self._trials()[number].intermediate_values
+        for step, value in read_curve(directory).items():
             if step in self._plan.rungs and step not in known:
                 trial.report(value, step)
                 new = step

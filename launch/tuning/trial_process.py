@@ -8,7 +8,6 @@ import time
 from pathlib import Path
 
 from launch.benchmarks.processes import PinnedProcess
-from rec2pm_jax.lock import alone_in
 from rec2pm_jax.training.progress import TARGET
 
 PRESET = "preset.py"
@@ -31,14 +30,9 @@ class TrialProcess(PinnedProcess):
           directory: see above.
           core: the core to pin it to; None: all of them.
           flags: further flags of `launch.train`.
-
-        Raises:
-          UserError: another process trains this run, such as one that a killed call has left.
         """
         self.number, self.directory, self.pruned = number, directory, False
         self._began = time.time()
-        with alone_in(directory / "train"):
-            pass
         command = [
             *(sys.executable, "-m", "launch.train", f"--config={directory / PRESET}"),
             *(f"--workdir={directory}", *flags),

@@ -12,7 +12,7 @@ A request passes through these files:
     metrics.py          count and time it
 
 `process.py` runs the service until SIGTERM, `swap.py` changes to a new checkpoint while it runs, and
-`openapi.py` describes all of it to machines.
+`openapi.py` and `openapi_page.py` describe all of it to machines.
 """
 
 from __future__ import annotations

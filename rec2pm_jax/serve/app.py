@@ -24,11 +24,12 @@ from rec2pm_jax.serve.bodies import (
 )
 from rec2pm_jax.serve.metrics import METRICS_TYPE, TimeRequests
 from rec2pm_jax.serve.openapi import describe_api
+from rec2pm_jax.serve.openapi_page import describe_page_routes
 from rec2pm_jax.serve.service import Service
 from rec2pm_jax.serve.swap import SwapRefused
 from rec2pm_jax.serve.users import describe_user
 from rec2pm_jax.serve.work import Stopped
-from rec2pm_jax.stream.lines.events import DUPLICATE, RejectedInput
+from rec2pm_jax.stream.lines.events import DUPLICATE, RejectedInput, parse_id
 from rec2pm_jax.stream.lines.output import format_answer
 
 STATUS_OTHER_WORKER = 421  # Misdirected Request
@@ -96,7 +97,7 @@ async def post_recommend(http: HttpRequest) -> Response:
 async def get_user(http: HttpRequest) -> Response:
     """Return what is kept of a user."""
     service: Service = http.app.state.service
-    user = http.path_params["user"]
+    user = parse_id(http.path_params["user"], "user", service.rules)
     check_owned(user, service.worker)
     with service.admission.admit() as admitted:
         admitted.take_place()
@@ -126,9 +127,11 @@ async def get_metrics(http: HttpRequest) -> Response:
 
 
 async def get_openapi(http: HttpRequest) -> Response:
-    """Return the description of all routes of this file."""
+    """Return the description of all routes."""
     service: Service = http.app.state.service
-    return JSONResponse(describe_api(service.max_body_bytes))
+    served = {getattr(route, "path", "") for route in http.app.routes}
+    page = {path: text for path, text in describe_page_routes().items() if path in served}
+    return JSONResponse(describe_api(service.max_body_bytes, page))
 
 
 async def get_health(http: HttpRequest) -> Response:

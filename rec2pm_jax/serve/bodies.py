@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -17,6 +18,9 @@ from rec2pm_jax.stream.options import Worker
 from rec2pm_jax.stream.outcomes import Rejections
 
 OTHER_WORKER = "other worker"
+BODY_S = (
+    60  # a body has to arrive within so long; a client that has vanished keeps no bytes waiting
+)
 
 
 class EventsBody(NamedTuple):
@@ -45,7 +49,7 @@ async def read_json(
       empty: stands for a body of no bytes, if it may have none.
 
     Raises:
-      HTTPException: 413 if it is too large, 400 if it is not JSON.
+      HTTPException: 413 if it is too large, 408 if it takes too long, 400 if it is not JSON.
       ClientDisconnect: the client went away before the body was complete.
       Overloaded: see `Admitted`.
     """
@@ -56,11 +60,16 @@ async def read_json(
     if announced.isdigit() and int(announced) > max_bytes:
         raise too_large
     parts = []
-    async for part in http.stream():
-        admitted.add(len(part))
-        if admitted.num_bytes > max_bytes:
-            raise too_large
-        parts.append(part)
+    try:
+        async with asyncio.timeout(BODY_S):
+            async for part in http.stream():
+                admitted.add(len(part))
+                if admitted.num_bytes > max_bytes:
+                    raise too_large
+                parts.append(part)
+    except TimeoutError as error:
+        text = f"The body has not arrived within {BODY_S} s: send it again."
+        raise HTTPException(408, text, {"Connection": "close"}) from error
     admitted.take_place()
     if not admitted.num_bytes and empty is not None:
         return empty

@@ -78,6 +78,7 @@ class EngineThread:
         self._stopping, self._ended = threading.Event(), False
         self._batch: list[Work] = []
         self._acknowledgements = Acknowledgements()
+        self._refusing = threading.Lock()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._on_end: Callable[[], None] = lambda: None
 
@@ -126,14 +127,16 @@ class EngineThread:
             self._refuse_queued()
         return await work.future
 
-    def switch(self, engine: Engine, new_items: Callable[[], Recommender | None]) -> Store:
+    def switch(
+        self, engine: Engine, new_items: Callable[[], Recommender | None]
+    ) -> tuple[Store, int]:
         """Change to another engine; to be called by the thread, see `call`.
 
         The engine before commits, and its acknowledgements are sent. Then the new engine reads from the
         journal what it is behind.
 
         Returns:
-          The store of the engine before.
+          (the store of the engine before, how many events were read from the journal).
 
         Raises:
           UserError: the new engine's store could not keep it; then the engine before goes on.
@@ -144,11 +147,10 @@ class EngineThread:
         except UserError as error:
             raise CommitFailed(str(error)) from error
         self._acknowledgements.send_all()
-        if self.journal is not None:
-            self.journal.replay(engine)
+        replayed = 0 if self.journal is None else self.journal.replay(engine)
         driver.replace_engine(engine)
         self._new_items = new_items
-        return before.store
+        return before.store, replayed
 
     # --- the thread ---
 
@@ -276,8 +278,9 @@ class EngineThread:
                 send(work.future, Applied(accepted, refused, not needs_commit))
 
     def _refuse_queued(self) -> None:
-        """Refuse all work that still waits."""
-        waiting = [*self._batch, *self._acknowledgements.give_up()]
+        """Refuse all work that still waits; called by both threads at the end."""
+        with self._refusing:
+            waiting = [*self._batch, *self._acknowledgements.give_up()]
         while True:
             try:
                 work = self._queue.get_nowait()

@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -31,6 +32,7 @@ from rec2pm_jax.stream.runner import run_stream
 from rec2pm_jax.stream.stores.base import Store
 
 FILE_S = 3600.0  # a file is this long; the time of its first event is in its name
+_NAME = re.compile(r"events-\d{8}T\d{6}Z-\d{4}")
 
 
 class Journal:
@@ -59,6 +61,7 @@ class Journal:
         self._lock = contextlib.ExitStack()
         self._lock.enter_context(alone_in(self.directory))
         self._files: list[_JournalFile] = []
+        self._earlier = self._list()  # files of earlier processes
 
     def append(self, events: Sequence[Event]) -> None:
         """Write events, in the order in which they were applied.
@@ -100,13 +103,14 @@ class Journal:
         Raises:
           UserError: a file cannot be read, or the store cannot keep what it holds.
         """
-        own, count = {file.path for file in self._files}, 0
-        for path in sorted(self.directory.glob("*.jsonl")):
+        count = 0
+        for path in self._list():
             source = FileSource(path, engine.store.metadata())
             with contextlib.closing(source):
                 summary = run_stream(engine, source, lambda line: None, intervals=Intervals())
             count += summary.events
-            if path not in own and source.offset < path.stat().st_size:
+            # Others may grow meanwhile: a new store is opened beside the thread that appends.
+            if path in self._earlier and source.offset < path.stat().st_size:
                 os.truncate(path, source.offset)
         return count
 
@@ -116,13 +120,20 @@ class Journal:
             file.close()
         self._lock.close()
 
+    def _list(self) -> list[Path]:
+        """Return all files, in the order in which they were written."""
+        return sorted(self.directory.glob("*.jsonl"))
+
     def _new_path(self) -> Path:
-        now = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
-        for number in range(10_000):  # more than one may begin within a second
-            path = self.directory / f"events-{now}-{number:04d}.jsonl"
-            if not path.exists():
-                return path
-        raise UserError(f"--journal={self.directory}: too many files begin with events-{now}.")
+        """Return a path behind all others, also if the clock was set back."""
+        begin = f"events-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}"
+        last = max((path.stem for path in self._list() if _NAME.fullmatch(path.stem)), default="")
+        number = 0
+        if last[: len(begin)] >= begin:  # more than one may begin within a second
+            begin, number = last[: len(begin)], int(last[len(begin) + 1 :]) + 1
+        if number > 9999:
+            raise UserError(f"--journal={self.directory}: too many files begin with {begin}.")
+        return self.directory / f"{begin}-{number:04d}.jsonl"
 
 
 class _JournalFile:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -19,12 +20,17 @@ _PATHS = ("/events", "/recommend", "/swap", "/health", "/metrics", "/openapi.jso
 
 
 class ServiceMetrics:
-    """The registry of one service: the totals of the stream, and times of requests by route."""
+    """The registry of one service: the totals of the stream, and times of requests by route.
+
+    Attributes:
+      rejected: events that the engine never got, as they are malformed or another worker's; by reason.
+    """
 
     def __init__(self, thread: EngineThread, admission: Admission):
         """Read the totals of a thread and of the admission at each call of `render`."""
+        self.rejected: Counter[str] = Counter()
         self._registry = CollectorRegistry()
-        self._registry.register(_Totals(thread, admission))
+        self._registry.register(_Totals(thread, admission, self.rejected))
         self._seconds = Histogram(
             "rec2pm_http_request_seconds",
             "Seconds from the headers of a request to the end of its answer.",
@@ -49,8 +55,8 @@ class ServiceMetrics:
 class _Totals(Collector):
     """Reads what the engine's thread did; the thread may be at work meanwhile."""
 
-    def __init__(self, thread: EngineThread, admission: Admission):
-        self._thread, self._admission = thread, admission
+    def __init__(self, thread: EngineThread, admission: Admission, rejected: Counter[str]):
+        self._thread, self._admission, self._rejected = thread, admission, rejected
 
     def collect(self) -> Iterator[Any]:
         driver, admission = self._thread.driver, self._admission
@@ -72,7 +78,8 @@ class _Totals(Collector):
         rejected = CounterMetricFamily(
             "rec2pm_rejected_events_total", "Events that could not be used.", labels=["reason"]
         )
-        for reason, count in dict(summary.skipped).items():
+        skipped = Counter(dict(summary.skipped))  # a copy, as the thread may count meanwhile
+        for reason, count in (self._rejected + skipped).items():
             rejected.add_metric([reason], count)
         yield rejected
         for name, text, value in (

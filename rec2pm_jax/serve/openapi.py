@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import rec2pm_jax
 
 Schema = dict[str, Any]
 
-_ID: Schema = {
+ID: Schema = {
     "description": 'An id: text, or a whole number. 7, 7.0 and "7" are the same.',
     "oneOf": [{"type": "string", "minLength": 1, "maxLength": 120}, {"type": "integer"}],
 }
-_TIME: Schema = {
+TIME: Schema = {
     "description": "Seconds since 1970, or ISO 8601 text.",
     "oneOf": [
         {"type": "integer", "minimum": 0, "maximum": 4_000_000_000},
         {"type": "string", "format": "date-time"},
     ],
 }
-_IDS: Schema = {"type": "array", "items": _ID}
+_IDS: Schema = {"type": "array", "items": ID}
 _GROUP: Schema = {
     "description": "A list of items, or items and categories.",
     "oneOf": [
@@ -38,9 +39,9 @@ _EVENT: Schema = {
     "type": "object",
     "required": ["user", "item"],
     "properties": {
-        "user": _ID,
-        "item": _ID,
-        "time": _TIME,
+        "user": ID,
+        "item": ID,
+        "time": TIME,
         "type": {"type": "string", "description": "Name of the event type."},
         "seq": {
             "type": "integer",
@@ -69,7 +70,7 @@ _APPLIED: Schema = {
         "committed": {"type": "boolean", "description": "Whether they are in the store."},
     },
 }
-_RECOMMENDATION: Schema = {
+RECOMMENDATION: Schema = {
     "type": "object",
     "required": ["item", "title", "score"],
     "properties": {
@@ -82,9 +83,9 @@ _REQUEST: Schema = {
     "type": "object",
     "required": ["user"],
     "properties": {
-        "user": _ID,
+        "user": ID,
         "recommend": {"type": "integer", "minimum": 1, "default": 10},
-        "time": _TIME,
+        "time": TIME,
         "exclude": _IDS,
         "exclude_seen": {
             "oneOf": [
@@ -99,7 +100,7 @@ _REQUEST: Schema = {
                 },
             ]
         },
-        "candidates": {"type": "array", "items": _ID, "minItems": 1},
+        "candidates": {"type": "array", "items": ID, "minItems": 1},
         "allow": _GROUP,
         "deny": _GROUP,
     },
@@ -109,14 +110,14 @@ _ANSWER: Schema = {
     "required": ["user", "items", "events", "updates"],
     "properties": {
         "user": {"type": "string"},
-        "items": {"type": "array", "items": _RECOMMENDATION},
+        "items": {"type": "array", "items": RECOMMENDATION},
         "events": {"type": "integer"},
         "updates": {"type": "integer"},
         "popular": {"type": "boolean", "description": "The user has no events."},
         "wanted": {"type": "integer", "description": "Given if filters leave fewer items."},
     },
 }
-_LAST_EVENT: Schema = {
+LAST_EVENT: Schema = {
     "type": "object",
     "properties": {
         "item": {"type": ["string", "null"]},
@@ -133,8 +134,8 @@ _USER: Schema = {
         "events": {"type": "integer", "description": "Events of the user so far."},
         "updates": {"type": "integer", "description": "Memory updates from them."},
         "pending": {"type": "integer", "description": "Events that no update has used."},
-        "last_events": {"type": "array", "items": _LAST_EVENT},
-        "memory_expects": {"type": "array", "items": _RECOMMENDATION},
+        "last_events": {"type": "array", "items": LAST_EVENT},
+        "memory_expects": {"type": "array", "items": RECOMMENDATION},
     },
 }
 _SWAPPED: Schema = {
@@ -159,6 +160,7 @@ _ERROR: Schema = {
 _TEXTS = {
     400: "The body is not JSON.",
     404: "The user has no events.",
+    408: "The body takes too long to arrive.",
     409: "The change was not made; the model before goes on.",
     413: "The body is too large.",
     421: "Another worker serves the user.",
@@ -168,11 +170,12 @@ _TEXTS = {
 }
 
 
-def describe_api(max_body_bytes: int) -> dict[str, Any]:
+def describe_api(max_body_bytes: int, more: Mapping[str, Schema]) -> dict[str, Any]:
     """Return the description.
 
     Args:
       max_body_bytes: largest body.
+      more: descriptions of further routes, by their paths.
     """
     events: Schema = {
         "oneOf": [
@@ -186,7 +189,8 @@ def describe_api(max_body_bytes: int) -> dict[str, Any]:
     }
     user = {"name": "user", "in": "path", "required": True}
     user["schema"] = {"type": "string", "minLength": 1, "maxLength": 120}
-    posts = (400, 413, 421, 422, 429, 503)
+    posts = (400, 408, 413, 421, 422, 429, 503)
+    swap = describe_post("Change to a new checkpoint", _SWAP, _SWAPPED, (*posts, 409))
     return {
         "openapi": "3.1.0",
         "info": {
@@ -195,18 +199,21 @@ def describe_api(max_body_bytes: int) -> dict[str, Any]:
             "description": f"Events in, recommendations out. Largest body: {max_body_bytes} bytes.",
         },
         "paths": {
-            "/events": {"post": _post("Apply one event or several", events, _APPLIED, posts)},
-            "/recommend": {"post": _post("Recommend items", _REQUEST, _ANSWER, posts)},
+            "/events": {
+                "post": describe_post("Apply one event or several", events, _APPLIED, posts)
+            },
+            "/recommend": {"post": describe_post("Recommend items", _REQUEST, _ANSWER, posts)},
             "/users/{user}": {
                 "get": {
                     "parameters": [user],
-                    **_get("Show a user", _USER, (404, 421, 422, 429, 503)),
+                    **describe_get("Show a user", _USER, (404, 421, 422, 429, 503)),
                 }
             },
-            "/swap": {"post": _post("Change to a new checkpoint", _SWAP, _SWAPPED, (*posts, 409))},
-            "/health": {"get": _get("Whether the service works", _STATUS, (503,))},
-            "/metrics": {"get": _get("Metrics for Prometheus", None, ())},
-            "/openapi.json": {"get": _get("This description", {"type": "object"}, ())},
+            "/swap": {"post": swap},
+            "/health": {"get": describe_get("Whether the service works", _STATUS, (503,))},
+            "/metrics": {"get": describe_get("Metrics for Prometheus", None, ())},
+            "/openapi.json": {"get": describe_get("This description", {"type": "object"}, ())},
+            **more,
         },
     }
 
@@ -219,16 +226,23 @@ _SWAP: Schema = {
 }
 
 
-def _post(summary: str, body: Schema, answer: Schema, errors: tuple[int, ...]) -> Schema:
+def describe_post(summary: str, body: Schema, answer: Schema, errors: tuple[int, ...]) -> Schema:
+    """Return the description of a POST; arguments as for `describe_get`, and the schema of the body."""
     required = body is not _SWAP
     content = {"application/json": {"schema": body}}
     return {
-        **_get(summary, answer, errors),
+        **describe_get(summary, answer, errors),
         "requestBody": {"required": required, "content": content},
     }
 
 
-def _get(summary: str, answer: Schema | None, errors: tuple[int, ...]) -> Schema:
+def describe_get(summary: str, answer: Schema | None, errors: tuple[int, ...]) -> Schema:
+    """Return the description of a GET.
+
+    Args:
+      answer: schema of its JSON; None: it is text.
+      errors: statuses of its errors, without 500.
+    """
     text = {"text/plain": {"schema": {"type": "string"}}}
     content = text if answer is None else {"application/json": {"schema": answer}}
     responses = {"200": {"description": summary, "content": content}}

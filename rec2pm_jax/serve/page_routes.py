@@ -155,7 +155,7 @@ async def get_users(http: HttpRequest) -> Response:
     def find_stored(driver: Driver) -> list[dict[str, Any]] | None:
         if begins_with_dataset(driver.engine):
             return None
-        return views.find_stored_users(driver.engine.store, search, limit)
+        return views.find_stored_users(driver.engine.store, search, limit, service.worker)
 
     with service.admission.admit() as admitted:
         admitted.take_place()

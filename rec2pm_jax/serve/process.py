@@ -105,15 +105,12 @@ def serve(
             feed=feed,
         )
         admission = Admission(options.max_waiting)
-        service = Service(
-            thread,
-            admission,
-            ServiceMetrics(thread, admission),
-            options.max_body_bytes,
-            Swapper(thread, paths, store, opened, engine_options),
-        )
+        metrics = ServiceMetrics(thread, admission)
+        swapper = Swapper(thread, paths, store, opened, engine_options)
+        service = Service(thread, admission, metrics, options.max_body_bytes, swapper)
+        del opened  # else this function would keep the first model after a change to another
         run_service(service, make_app(service, page), listener)
-    notes = [*opened.items.notes(), *(source.notes() if source is not None else [])]
+    notes = [*swapper.items.notes(), *(source.notes() if source is not None else [])]
     print("\n".join([*driver.summary.format_report(), *notes]), file=sys.stderr)
 
 

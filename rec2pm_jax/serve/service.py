@@ -53,6 +53,7 @@ class Service:
 
     async def apply(self, body: EventsBody) -> Applied:
         """Apply the events of a body; the result has their places in the body."""
+        self.metrics.rejected.update(error.reason for _, error in body.rejected)
         applied = Applied(0, [], True)
         if body.events:
             applied = await self.thread.apply(body.events)

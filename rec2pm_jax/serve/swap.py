@@ -16,7 +16,6 @@ from rec2pm_jax.serve.engine_thread import EngineThread
 from rec2pm_jax.serve.opening import Opened, open_service, resolve
 from rec2pm_jax.stream.opening import ModelPaths
 from rec2pm_jax.stream.options import EngineOptions
-from rec2pm_jax.stream.stores.base import Store
 
 
 class SwapRefused(Exception):
@@ -29,6 +28,7 @@ class Swapper:
     Attributes:
       address: of the store that is served.
       swaps: how many changes were made.
+      items: the item table that is served.
     """
 
     def __init__(
@@ -47,6 +47,7 @@ class Swapper:
         """
         self._thread, self._paths, self._flag, self._options = thread, paths, store, options
         self.address, self.swaps, self._is_busy = opened.address, 0, False
+        self.items = opened.items  # no more of it: a change releases the model before
 
     async def swap(self, address: str = "") -> dict[str, Any]:
         """Change to the newest checkpoint of the workdir.
@@ -86,14 +87,15 @@ class Swapper:
             open_service, self._paths, address, self._options, journal, create=False
         )
         try:
-            old: Store = await self._thread.call(
+            old, last = await self._thread.call(
                 lambda driver: self._thread.switch(opened.engine, opened.items.poll)
             )
-        except BaseException:
+        except Exception:  # not a cancellation: the thread may serve the new store then
             with contextlib.suppress(Exception):
                 opened.engine.store.close()
             raise
         await asyncio.to_thread(old.close)
-        self.address, self.swaps = opened.address, self.swaps + 1
+        self.address, self.swaps, self.items = opened.address, self.swaps + 1, opened.items
         identity = opened.engine.recommender.identity
-        return {"model": identity.model, "store": opened.address, "replayed": opened.replayed}
+        replayed = opened.replayed + last
+        return {"model": identity.model, "store": opened.address, "replayed": replayed}

@@ -9,7 +9,6 @@ import numpy as np
 from rec2pm_jax.serve.views import without_events
 from rec2pm_jax.stream.catalogue import Catalogue
 from rec2pm_jax.stream.engine import Engine
-from rec2pm_jax.stream.lines.events import parse_id
 from rec2pm_jax.stream.outcomes import Recommendation
 from rec2pm_jax.stream.recommender import Recommender
 from rec2pm_jax.stream.users.user_state import UserState
@@ -18,16 +17,18 @@ from rec2pm_jax.typing import PADDING_ID
 EXPECTED = 10  # items that the memory alone expects
 
 
-def describe_user(engine: Engine, raw_id: str) -> dict[str, Any] | None:
+def describe_user(engine: Engine, name: str) -> dict[str, Any] | None:
     """Return what is kept of a user, as JSON has it; None for a user without events.
 
     Call it in the thread that owns the engine.
 
+    Args:
+      name: raw id, as `parse_id` returns it.
+
     Raises:
-      RejectedInput: the id is malformed.
+      RejectedInput: the id is too long for a store.
     """
     model = engine.recommender
-    name = parse_id(raw_id, "user", model.catalogue.rules)
     user = engine.get_user(name)
     if not user.events:
         return None

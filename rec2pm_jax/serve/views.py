@@ -205,8 +205,17 @@ def find_users(
     return list(islice(found, limit))
 
 
-def find_stored_users(store: Store, search: str, limit: int) -> list[dict[str, Any]]:
+def find_stored_users(
+    store: Store,
+    search: str,
+    limit: int,
+    worker: Worker = Worker(),  # noqa: B008 (immutable)
+) -> list[dict[str, Any]]:
     """Do as `find_users` for the first `MAX_SCANNED` users of a store; `events` is null."""
     names = (name for name, _ in islice(store.items(), MAX_SCANNED))
-    stored = ({"user": name, "events": None} for name in names if name.startswith(search))
+    stored = (
+        {"user": name, "events": None}
+        for name in names
+        if name.startswith(search) and (worker.count == 1 or worker.owns(name))
+    )
     return list(islice(stored, limit))

@@ -11,7 +11,7 @@ from rec2pm_jax.stream.lines.output import WriteLine, format_answer
 from rec2pm_jax.stream.lines.requests import Request, parse_line
 from rec2pm_jax.stream.lines.sources import PartitionedSource, Source
 
-UNASKED = "request"  # reason of a RejectedInput
+NO_READER = "request without a reader"  # reason of a RejectedInput
 
 
 class Feed:
@@ -106,7 +106,7 @@ class Feed:
     def _answer(self, request: Request, arrived: float) -> None:
         if self._write is None:
             raise RejectedInput(
-                UNASKED, "a request, whose answer has no reader here: ask over HTTP"
+                NO_READER, "a request, whose answer has no reader here: ask over HTTP"
             )
         self._write(format_answer(self._driver.answer(request)))
         self._summary.read_ms.append((time.perf_counter() - arrived) * 1e3)

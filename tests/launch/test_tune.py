@@ -263,12 +263,63 @@ def test_a_search_resumes_with_the_runs_that_the_end_of_the_budget_interrupted(p
     assert PlayedRun.ended == before
 
 
+def test_a_run_that_reaches_a_rung_at_the_end_of_the_budget_stops_there(played):
+    """It goes on only if it is promoted later, as a run that stops at a rung at any other time."""
+    plan = plan_of([RATE])
+    study, pruner = open_study(plan, played, "hash", "random", 0)
+    kept = study.ask({d.field: d.distribution for d in plan.dimensions})
+    kept.report(0.9, 1)
+    bad = study.ask({d.field: d.distribution for d in plan.dimensions})
+
+    class NotTrained(PlayedRun):
+        def poll(self):
+            self.returncode = EXIT_PREEMPTED if self.signal else None
+            return self.returncode
+
+    run = NotTrained.__new__(NotTrained)
+    run.number, run.directory, run.core = bad.number, played / "runs/0001", 0
+    run.pruned, run.seconds, run.process, run.signal = False, 1.0, run, None
+    run.returncode = None
+    path = run.directory / "train/validation.jsonl"
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps({"step": 1, "ndcg@10": 0.1}) + "\n")
+    call = Search(plan, study, pruner, played, [])
+    call._active = [run]
+    call.run(Budget(hours=1e-9))
+    assert study.trials[bad.number].state == optuna.trial.TrialState.PRUNED
+    assert study.trials[kept.number].state == optuna.trial.TrialState.RUNNING
+
+
+def test_a_run_that_another_call_left_at_a_rung_is_not_started_to_be_stopped(played, monkeypatch):
+    """A training process that has just begun cannot save, so SIGTERM would make it a failure."""
+    plan = plan_of([RATE])
+    study, pruner = open_study(plan, played, "hash", "random", 0)
+    asked = [study.ask({d.field: d.distribution for d in plan.dimensions}) for _ in range(2)]
+    for trial, value in zip(asked, (0.9, 0.1), strict=True):
+        path = played / f"runs/{trial.number:04}/train/validation.jsonl"
+        path.parent.mkdir(parents=True)
+        path.write_text(json.dumps({"step": 1, "ndcg@10": value}) + "\n")
+    Search(plan, study, pruner, played, []).run(Budget(runs=2))
+    assert [name for name, _ in PlayedRun.ended] == ["0000"]
+    assert [run.state for run in collect_runs(study)] == ["complete", "stopped"]
+
+
+def test_a_call_that_ends_while_it_chooses_a_setting_breaks_nothing(played):
+    plan = plan_of()
+    study, _ = open_study(plan, played, "hash", "tpe", 0)
+    study.ask()  # no field is chosen yet, as after a kill
+    write_results(plan, study, played, "data")
+    runs = search(plan, played, Budget(runs=1))
+    assert [run.state for run in runs] == ["complete"] and runs[0].is_preset
+    assert runs[0].setting == {"optim.learning_rate": 0.005, "method.slots": 4}
+
+
 def test_a_workdir_holds_one_search(played):
     search(plan_of(), played, Budget(runs=1))
     with pytest.raises(
-        UserError, match="holds another search .*config.train.batch_size was 8, now 4"
+        UserError, match="holds another search .*config.train.batch_size was 8, now 16"
     ):
-        search(plan_of(changes={"train.batch_size": 4}), played, Budget(runs=1))
+        search(plan_of(changes={"train.batch_size": 16}), played, Budget(runs=1))
     with pytest.raises(UserError, match="another search .*search was .*use another --workdir"):
         search(plan_of([RATE]), played, Budget(runs=1))
 

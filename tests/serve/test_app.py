@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import socket
 import threading
@@ -9,7 +10,9 @@ import time
 
 import pytest
 
+from rec2pm_jax.data.reading.values import ValueRules
 from rec2pm_jax.errors import UserError
+from rec2pm_jax.serve import bodies
 from rec2pm_jax.stream.engine import Engine
 from rec2pm_jax.stream.lines.output import format_answer
 from rec2pm_jax.stream.options import EngineOptions, Worker
@@ -175,8 +178,21 @@ def test_a_client_that_disconnects(service, kind):
     assert admission.waiting == 0 and admission.waiting_bytes == 0
 
 
+def test_a_body_that_never_arrives_makes_room_for_others(service, monkeypatch):
+    monkeypatch.setattr(bodies, "BODY_S", 0.2)
+    head = b"POST /events HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", service.port), timeout=60) as raw:
+        raw.sendall(head + b"{")
+        answer = b"".join(iter(lambda: raw.recv(1000), b""))  # the service closes the connection
+    assert answer.startswith(b"HTTP/1.1 408 ")
+    assert answer.endswith(b'{"error":"The body has not arrived within 0.2 s: send it again."}')
+    assert service.service.admission.waiting_bytes == 0
+
+
 def test_metrics_and_description(service):
+    service.post("/events", {"events": [{"user": "u"}, {"item": "i1"}]})
     status, text = service.get("/metrics")
+    assert 'rec2pm_rejected_events_total{reason="malformed"}' in text
     assert status == 200 and "rec2pm_events_total" in text
     assert 'rec2pm_rejected_events_total{reason="duplicate"}' in text
     assert 'path="/users/ID",status="404"' in text and "nobody" not in text
@@ -280,3 +296,15 @@ def test_users_of_other_workers(model, kind):
         status, answer = service.post("/events", both)
         assert (status, answer["accepted"]) == (200, 1)
         assert answer["rejected"][0]["index"] == 1
+
+
+def test_an_id_in_a_path_is_read_as_in_a_body(model, kind):
+    """With whole numbers as ids, "7.0" is the user "7", and so the worker of "7" serves it."""
+    catalogue = dataclasses.replace(model.catalogue, rules=ValueRules(id_type="int"))
+    whole = dataclasses.replace(model, catalogue=catalogue)
+    worker = Worker(0, 2)
+    mine = next(n for n in range(99) if worker.owns(str(n)) and not worker.owns(f"{n}.0"))
+    with serve_locally(Engine(whole, MemoryStore(), EngineOptions(worker=worker))) as service:
+        assert service.post("/events", event(1, mine, type=kind))[0] == 200
+        status, found = service.get(f"/users/{mine}.0")
+        assert status == 200 and found["user"] == str(mine)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import time
+from pathlib import Path
 
 import pytest
 
@@ -82,6 +83,41 @@ def test_half_a_line_is_removed(model, events, tmp_path):
     journal = Journal(tmp_path)
     assert journal.replay(open_engine(model, journal)) == 4
     assert path.read_bytes() == b"".join(whole.splitlines(keepends=True)[:4])
+
+
+def test_a_file_that_grows_is_never_cut(model, events, tmp_path, monkeypatch):
+    """A swap replays the journal in another thread than the one that appends to it."""
+    journal, run = Journal(tmp_path), journals.run_stream
+    engine = open_engine(model, journal)
+    listed = Path.glob
+
+    def list_late(path, pattern):  # the first event since the start arrives just before
+        monkeypatch.setattr(Path, "glob", listed)
+        journal.append(events[:1])
+        return listed(path, pattern)
+
+    def run_and_append(*args, **more):
+        summary = run(*args, **more)
+        journal.append(events[1:3])
+        return summary
+
+    monkeypatch.setattr(Path, "glob", list_late)
+    monkeypatch.setattr(journals, "run_stream", run_and_append)
+    assert journal.replay(engine) == 1
+    assert len(read_lines(journal)) == 3
+
+
+def test_a_clock_that_is_set_back_does_not_change_the_order(events, tmp_path, monkeypatch):
+    for second, event in zip((50, 10, 10, 50), events, strict=False):
+        monkeypatch.setattr(
+            journals.time,
+            "gmtime",
+            lambda s=second: time.struct_time((2030, 1, 1, 0, 0, s, 1, 1, 0)),
+        )
+        journal = Journal(tmp_path)
+        journal.append([event])
+        journal.close()
+    assert [journals.format_event(e).decode() for e in events[:4]] == read_lines(journal)
 
 
 def test_files_end_and_are_named_once(model, events, tmp_path):

@@ -101,6 +101,19 @@ def test_an_event_changes_what_is_shown(served, dataset):
     assert changed == [True, False, True, True], "the memory alone waits for its next update"
 
 
+def test_its_routes_are_described(served):
+    client, name = served
+    paths = client.get("/openapi.json").json()["paths"]
+    assert {"/model", "/users", "/items", "/history", "/compare"} < paths.keys()
+    for path in ("/model", "/users", "/items", f"/history?user={name}"):
+        described = paths[path.partition("?")[0]]["get"]["responses"]["200"]
+        schema = described["content"]["application/json"]["schema"]
+        assert client.get(path).json().keys() == schema["properties"].keys()
+    plain = make_app(client.app.state.service)  # --nopage
+    with TestClient(plain) as other:
+        assert "/model" not in other.get("/openapi.json").json()["paths"]
+
+
 def test_searches(served, dataset):
     client, name = served
     users = client.get("/users", params={"search": name, "limit": 1}).json()["users"]

@@ -13,7 +13,7 @@ from rec2pm_jax.serve.engine_thread import EngineThread
 from rec2pm_jax.serve.opening import check_events
 from rec2pm_jax.stream.driver import Driver, Intervals
 from rec2pm_jax.stream.engine import Engine
-from rec2pm_jax.stream.feed import Feed
+from rec2pm_jax.stream.feed import NO_READER, Feed
 from rec2pm_jax.stream.lines.events import Event
 from rec2pm_jax.stream.lines.requests import Request
 from rec2pm_jax.stream.lines.sources import FileSource
@@ -61,7 +61,7 @@ def test_lines_and_bodies_change_the_same_users_once(model, dataset, tmp_path):
     wait_until_read(thread, "both", len(first))
     summary = thread.driver.summary
     thread.stop()
-    assert summary.events == len(first) and summary.skipped == {"request": 1, "malformed": 1}
+    assert summary.events == len(first) and summary.skipped == {NO_READER: 1, "malformed": 1}
 
     with path.open("a") as file:
         file.write("".join(json.dumps(event) + "\n" for event in second))

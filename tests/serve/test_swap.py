@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import shutil
 import threading
+import time
+import weakref
 
 import jax
 import pytest
 
+from rec2pm_jax.serve import process
 from rec2pm_jax.serve.journal import Journal
 from rec2pm_jax.serve.opening import open_service
 from rec2pm_jax.stream.load import load_recommender
@@ -128,6 +132,55 @@ def test_swap_under_load(runs, dataset, tmp_path):
         )
         assert reopened.engine.get_user(user).events == before + sent[0]
         reopened.engine.store.close()
+
+
+def test_a_swap_releases_the_model_before(runs, dataset, tmp_path, monkeypatch):
+    run, released = tmp_path / "run", []
+    shutil.copytree(runs / "old", run)
+    rebuild_store(run, dataset, tmp_path / "first")
+
+    def change(service, app, listener):
+        before = weakref.ref(service.thread.driver.engine)
+        replace_checkpoint(runs, run)
+        rebuild_store(run, dataset, tmp_path / "second")
+        service.thread.start()
+        asyncio.run(service.swapper.swap(str(tmp_path / "second")))
+        service.thread.stop()
+        released.append(before() is None)
+
+    monkeypatch.setattr(process, "run_service", change)
+    monkeypatch.setattr(process, "configure_interpreter", lambda: None)
+    options = process.ServiceOptions(port=0, journal=str(tmp_path / "journal"), page=False)
+    process.serve(ModelPaths(str(run)), str(tmp_path / "first"), OPTIONS, options)
+    assert released == [True]
+
+
+def test_a_swap_that_is_cancelled_leaves_the_new_store_open(runs, dataset, tmp_path):
+    """At the end of a service requests are cancelled, while the thread may be at the change."""
+    with serving(runs, dataset, tmp_path) as service:
+        replace_checkpoint(runs, tmp_path / "run")
+        rebuild_store(tmp_path / "run", dataset, tmp_path / "second")
+        thread, swapper = service.thread, service.service.swapper
+        switch, begun = thread.switch, threading.Event()
+
+        def switch_late(*args):
+            done = switch(*args)
+            begun.set()
+            time.sleep(0.5)
+            return done
+
+        async def cancel():
+            task = asyncio.create_task(swapper.swap(str(tmp_path / "second")))
+            await asyncio.to_thread(begun.wait, 60)
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+
+        thread.switch = switch_late
+        asyncio.run(cancel())
+        body = {"user": "new", "item": "i1", "time": 1_700_000_000}
+        assert service.post("/events", body)[0] == 200
+        assert service.thread.driver.engine.store.get(["new"]) != [None]
 
 
 def test_refused_swaps_leave_the_old_model(runs, dataset, tmp_path):

@@ -160,6 +160,9 @@ def test_histories_start_with_the_dataset_only_if_users_do(dataset):
     assert views.find_stored_users(engine.store, "", 5) == []  # nothing is committed
     engine.commit({})
     assert views.find_stored_users(engine.store, name, 5) == [{"user": name, "events": None}]
+    workers = [Worker(0, 2), Worker(1, 2)]
+    found = [views.find_stored_users(engine.store, name, 5, worker) for worker in workers]
+    assert sorted(map(len, found)) == [0, 1]  # another worker's user is not suggested
     described = views.describe_user(engine, name, *KnownEvents().look_up(engine, name), limit=2)
     assert described["events"] == described["pending"] == 3 and described["updates"] == 0
     newest = [(event["item"], event["time"]) for event in described["last_events"]]

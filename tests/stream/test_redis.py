@@ -72,6 +72,26 @@ def assert_same(model, store, clean):
             np.testing.assert_allclose(*memories, rtol=0, atol=1e-5)
 
 
+def test_commits_from_several_threads_are_all_kept(server):
+    """The commit thread writes users while the engine's thread notes new items."""
+    store, failures = RedisStore(server.url), []
+
+    def write(thread):
+        try:
+            for n in range(100):
+                store.put({f"{thread} {n}": b"1"}, {})
+        except UserError as error:
+            failures.append(str(error))
+
+    threads = [threading.Thread(target=write, args=(n,)) for n in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failures and len(dict(store.items())) == 300
+    store.close()
+
+
 def test_protocol(server):
     store = RedisStore(server.url)
     users = {f"user {i}": bytes([i]) * (i + 1) for i in range(100)}

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import functools
 import secrets
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
@@ -83,6 +84,7 @@ class RedisStore:
         self._own_metadata = f"rec2pm:marks:{writer}".encode()
         self._last_commit_key = f"rec2pm:newest:{writer}".encode()
         self._process, self._count = secrets.token_hex(8), 0
+        self._committing = threading.Lock()  # commits come from several threads, and are numbered
         self._maintains = writer == MAINTENANCE
         self._owned: tuple[str, ...] = ()  # replaced at once, as a thread commits
         self._retry(lambda: self._server.set(self._last_commit_key, self._commit_name(0)))
@@ -129,6 +131,10 @@ class RedisStore:
         Raises:
           UserError: names the process, and says what to do.
         """
+        with self._committing:
+            self._commit_alone(write)
+
+    def _commit_alone(self, write: Callable[[Any], None]) -> None:
         before, after = self._commit_name(self._count), self._commit_name(self._count + 1)
         others = [_STARTS] if self._maintains else []
         owned = self._owned
