@@ -22,7 +22,6 @@ import re
 import signal
 import subprocess
 import sys
-import tarfile
 import tempfile
 import time
 from pathlib import Path
@@ -61,7 +60,7 @@ def main(_) -> None:
     no_device = "" if report["env"]["device"] else "JAX finds no NVIDIA GPU"
     with tempfile.TemporaryDirectory() as work, open(output / "log.txt", "a+") as log:
         if args.resume:
-            _unpack(args.resume, work)
+            gpu_steps.unpack_training(args.resume, work)
         for step in gpu_steps.list_steps(Path(work), Path(args.data).absolute(), args.smoke):
             if not re.search(args.only, step.name):
                 continue
@@ -77,14 +76,6 @@ def main(_) -> None:
     failed = [r["name"] for r in report["steps"] if r["status"] == "failed" or "errors" in r]
     if failed or no_device:
         raise UserError(no_device or f"failed, see {output / 'log.txt'}: {', '.join(failed)}")
-
-
-def _unpack(path: str, directory: str) -> None:
-    try:
-        with tarfile.open(path) as archive:
-            archive.extractall(directory, filter="data")
-    except (OSError, tarfile.TarError) as error:
-        raise UserError(f"--resume={path} cannot be read: {error}") from error
 
 
 def describe_environment(smoke: bool, commit: str) -> dict[str, Any]:

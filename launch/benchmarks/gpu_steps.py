@@ -19,6 +19,7 @@ from typing import IO, Any, NamedTuple
 from launch.benchmarks import processes, settings
 from launch.experiments.worker import count_steps
 from rec2pm_jax.data.info import INFO_FILE
+from rec2pm_jax.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 GRACE_S = 40.0  # a training run saves a checkpoint before it ends
@@ -182,6 +183,19 @@ def count_verdicts(lines: Iterable[str]) -> dict[str, Any]:
     counts: dict[str, Any] = {v.lower(): verdicts.count(v) for v in sorted(set(verdicts))}
     bad = [name for name, verdict in found.items() if verdict in ("FAILED", "ERROR")]
     return counts | ({"names": bad} if bad else {})
+
+
+def unpack_training(path: str, work: str) -> None:
+    """Put the training run that `read_results` packed back where it continues.
+
+    Raises:
+      UserError: `path` is no such archive.
+    """
+    try:
+        with tarfile.open(path) as archive:
+            archive.extractall(work, filter="data")
+    except (OSError, tarfile.TarError) as error:
+        raise UserError(f"--resume={path} cannot be read: {error}") from error
 
 
 def read_results(name: str, work: Path, output: Path) -> dict[str, Any]:

@@ -14,6 +14,7 @@ or over the target and uniform negatives of each position. Optimiser, dropout an
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import torch
@@ -25,6 +26,8 @@ from launch.benchmarks.case import Work
 from rec2pm_jax.config import Config, ModelConfig
 from rec2pm_jax.config_dict import from_dict
 from rec2pm_jax.training.optimizer import BETAS
+
+_WARM_UP = 5  # steps: the first ones compile, and record CUDA graphs
 
 
 class Layer(nn.Module):
@@ -123,8 +126,13 @@ def build_step(config: dict[str, Any], items: int, mode: str) -> Work:
         optimizer.step()
         losses[:] = [loss.item()]  # waits for the device
 
+    began = time.perf_counter()
+    run()
+    first_s = time.perf_counter() - began
+    for _ in range(_WARM_UP):
+        run()
     return Work(
         run,
         tokens=values.train.batch_size * values.data.window,
-        fields={"torch": torch.__version__, "losses": losses},
+        fields={"torch": torch.__version__, "first_s": first_s, "last_loss": losses},
     )
