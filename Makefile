@@ -8,7 +8,7 @@ FAST := XLA_FLAGS="$$XLA_FLAGS --xla_backend_optimization_level=0 --xla_cpu_use_
 PYTEST := $(RUN) -m pytest -q
 PARALLEL := -n auto --dist loadfile
 
-.PHONY: install demo test smoke test-slow lint check-wheel check-newest check-lowest clean
+.PHONY: install demo test smoke test-slow lint check-wheel check-newest check-lowest gpu-check clean
 
 install: $(VENV)/installed
 
@@ -39,6 +39,16 @@ $(VENV)/installed-tpu: $(VENV)/installed
 
 test-slow: install $(VENV)/installed-tpu
 	$(PYTEST) -m slow $(PARALLEL)
+
+$(VENV)/installed-gpu: $(VENV)/installed
+	$(RUN) -m pip install --quiet --editable '.[dev,gpu]'
+	touch $@
+
+# On a machine with an NVIDIA GPU, in 12 minutes: its tests, steps, requests, and PyTorch beside them.
+# OUT gets the records; FLAGS are those of the check, such as FLAGS=--resume=genrec.tar.gz.
+OUT ?= runs/gpu_check
+gpu-check: $(VENV)/installed-gpu
+	$(RUN) -m launch.benchmarks.gpu_check --output=$(OUT) $(FLAGS)
 
 lint: install
 	$(VENV)/bin/ruff check .

@@ -50,6 +50,7 @@ SUITES = {  # name -> (smoke) -> cases
     "scale": scale.make_cases,
     "topk": topk.make_cases,
     "input": inputs.make_cases,
+    "torch": train.make_torch_cases,
 }
 # Suites that measure a whole command: name -> (smoke) -> rows
 COMMANDS = {c.__name__.split(".")[-1]: c.measure_rows for c in (prepare, recommend, serve, stream)}

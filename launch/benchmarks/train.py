@@ -1,4 +1,7 @@
-"""--suite=train: a training step of every method with both backbones, and of harder settings."""
+"""--suite=train: a training step of every method with both backbones, and of harder settings.
+
+--suite=torch: a step of SASRec in PyTorch beside ours.
+"""
 
 from __future__ import annotations
 
@@ -51,6 +54,28 @@ def make_cases(smoke: bool) -> list[Case]:
     add("wide", sasrec | {"dim": 256}, "full", compute=micro(8))
     config = settings.make_config("full", sasrec, loss={"negatives": None})
     rows.append(make_step_case(config, 1_000_000, "full softmax", "full_softmax/1000000"))
+    return rows
+
+
+def make_torch_cases(smoke: bool) -> list[Case]:
+    """Return the rows of SASRec: `full` without own items, and PyTorch's in both modes, equal sizes."""
+    sizes: list[tuple[dict[str, Any], int, dict[str, Any]]] = [
+        (settings.DEVELOPMENT, settings.FEW_ITEMS, settings.MANY_SEGMENTS),
+        (settings.SASREC, settings.ITEMS, {}),
+    ]
+    if smoke:
+        sizes = [(settings.SMOKE_SASREC, settings.SMOKE_ITEMS, {})]
+    rows = []
+    for model, items, changes in sizes:
+        plain = model | {"repeat_head": False}
+        config = settings.make_config("full", plain, smoke=smoke, **changes)
+        ours = make_step_case(config, items, f"{model['layers']} layers")
+        rows.append(ours)
+        for mode in ("default", "reduce-overhead"):
+            options = ours.options | {"mode": mode}
+            row = ours.row | {"method": "torch", "mode": f"step, {mode}"}
+            name = f"torch/{ours.name}/{mode}"
+            rows.append(Case(name, ours.group, "torch_sasrec:build_step", options, row))
     return rows
 
 
