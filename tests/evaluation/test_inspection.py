@@ -182,7 +182,7 @@ def test_settings_are_suggested_with_a_reason(tmp_path):
     text = "\n".join(settings)
     assert "--config.data.segment=25 --config.data.segments=11: a quarter" in text
     assert re.search(r"exact_entries=94: 9\d% of events", text) and "event_types=2" in text
-    assert "relative_bias=position: gaps are alike" in text
+    assert "use_times=false: gaps are alike" in text
 
     def once(rows):
         return [(u, f"{u}-{t}", t + 10 ** (n % 4)) for n, (u, _, t) in enumerate(rows)]
@@ -194,6 +194,20 @@ def test_settings_are_suggested_with_a_reason(tmp_path):
         "exact_entries=0: only 0%" in text
         and "--config.data.segment=1 --config.data.segments=1" in text
     )
+
+
+@pytest.mark.parametrize(
+    ("gaps", "said"),
+    [
+        ([60, 86400], "use_times=true: gaps differ by a factor of 1,440"),
+        ([0] * 30 + [86400], "use_times=true: 97% of gaps are zero"),
+    ],
+)
+def test_times_that_tell_more_than_the_order_are_to_be_read(tmp_path, gaps, said):
+    times = 1_500_000_000 + np.cumsum((gaps * 40)[:124])
+    rows = [(user, number % 7, int(time)) for user in range(5) for number, time in enumerate(times)]
+    settings = suggest_settings(inspect_dataset(dataset_of(tmp_path, rows)))
+    assert any(said in line for line in settings), settings
 
 
 def test_ranks_are_not_times(tmp_path):

@@ -9,6 +9,7 @@ from rec2pm_jax.data.splits import LAST_10
 from rec2pm_jax.evaluation.inspection.measure import Inspection
 
 _MANY_REPEATS = 0.3  # of events are of an item the user had before
+_LARGE_BASKETS = 0.95  # of gaps are zero
 _HELD_OUT = 2 * LAST_10.count  # validation and test targets of a user
 
 
@@ -56,14 +57,19 @@ def _suggest_times(found: Inspection) -> list[str]:
     if found.gaps is None or not len(found.gaps):
         return []
     zero = float((found.gaps == 0).mean())
-    if zero > 0.95:
-        return [f"--config.model.relative_bias=position: {zero:.0%} of gaps are zero"]
+    if zero > _LARGE_BASKETS:
+        return [
+            f"--config.model.use_times=true: {zero:.0%} of gaps are zero, so times tell baskets"
+        ]
     low, high = np.quantile(found.gaps[found.gaps > 0], [0.1, 0.9])
     if high < 10 * low:
-        return [f"--config.model.relative_bias=position: gaps are alike, {low:.0f} to {high:.0f} s"]
+        return [
+            f"--config.model.use_times=false: gaps are alike, {low:.0f} to {high:.0f} s, so times tell "
+            "no more than the order"
+        ]
     return [
-        "--config.model.backbone=hstu --config.model.relative_bias=position_time: gaps differ by a "
-        f"factor of {high / low:,.0f}, so time may tell more than position"
+        f"--config.model.use_times=true: gaps differ by a factor of {high / low:,.0f}, so times tell "
+        "more than the order"
     ]
 
 
