@@ -24,7 +24,7 @@ def list_rungs(steps: int, eta: int, count: int) -> list[int]:
 
     Args:
       steps: of a whole run.
-      eta: one of so many runs goes on.
+      eta: one of so many runs continues.
       count: rungs at most; short runs have fewer.
 
     >>> list_rungs(700, 3, 3)
@@ -36,12 +36,12 @@ def list_rungs(steps: int, eta: int, count: int) -> list[int]:
 
 
 def is_among_best(value: float, others: Sequence[float], eta: int) -> bool:
-    """Return whether a run goes on: it is one of the best 1 / eta, or the best of less than eta.
+    """Return whether a run continues: it is one of the best 1 / eta, or the best of less than eta.
 
     Args:
       value: its metric at a rung.
       others: the metrics of all other runs there.
-      eta: one of so many runs goes on.
+      eta: one of so many runs continues.
     """
     better = sum(other > value for other in others)
     return better < max(1, (len(others) + 1) // eta)
@@ -50,7 +50,7 @@ def is_among_best(value: float, others: Sequence[float], eta: int) -> bool:
 def latest_trials(trials: Sequence[FrozenTrial]) -> dict[int, FrozenTrial]:
     """Return the newest trial of each run, by the number of the run.
 
-    A trial of Optuna cannot be opened again once it has stopped. So a run that goes on does so as a
+    A trial of Optuna cannot be opened again once it has stopped. So a run that continues does so as a
     new trial with the same setting, which replaces the one before.
     """
     return {trial.user_attrs.get(RUN, trial.number): trial for trial in trials}
@@ -60,11 +60,11 @@ class PromotingPruner(optuna.pruners.BasePruner):
     """Stops a run at a rung unless it is among the best there.
 
     Optuna's own pruner of successive halving never lets a stopped run go on, and it would count a
-    run that goes on twice.
+    run that continues twice.
     """
 
     def __init__(self, rungs: Sequence[int], eta: int) -> None:
-        """Compare runs at `rungs`; one of `eta` goes on."""
+        """Compare runs at `rungs`; one of `eta` continues."""
         self.rungs, self._eta = list(rungs), eta
 
     def prune(self, study: optuna.Study, trial: FrozenTrial) -> bool:

@@ -34,7 +34,7 @@ class Plan:
       config: the configuration of the preset with these changes.
       dimensions: the fields that are searched.
       rungs: steps at which runs are compared; the last one ends a run.
-      eta: one of so many runs goes on after a rung.
+      eta: one of so many runs continues after a rung.
     """
 
     preset: str

@@ -139,7 +139,7 @@ class EngineThread:
           (the store of the engine before, how many events were read from the journal).
 
         Raises:
-          UserError: the new engine's store could not keep it; then the engine before goes on.
+          UserError: the new engine's store could not keep it; then the old engine stays.
         """
         driver, before = self.driver, self.driver.engine
         try:

@@ -161,7 +161,7 @@ _TEXTS = {
     400: "The body is not JSON.",
     404: "The user has no events.",
     408: "The body takes too long to arrive.",
-    409: "The change was not made; the model before goes on.",
+    409: "The change was not made; the old model stays.",
     413: "The body is too large.",
     421: "Another worker serves the user.",
     422: "A field is missing, malformed or unknown.",

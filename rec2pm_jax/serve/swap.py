@@ -1,7 +1,7 @@
 """Change to a new checkpoint and its rebuilt store while the service runs.
 
 The new engine is opened, compiled, and brought up to date from the journal beside the old one. Then the
-engine's thread commits the old one, reads the last events from the journal, and goes on with the new
+engine's thread commits the old one, reads the last events from the journal, and continues with the new
 one. Requests wait for that moment, and none is lost. Anything that fails leaves the old one serving.
 """
 
@@ -19,7 +19,7 @@ from rec2pm_jax.stream.options import EngineOptions
 
 
 class SwapRefused(Exception):
-    """The change was not made, and the model before goes on; the message says why."""
+    """The change was not made, and the old model stays; the message says why."""
 
 
 class Swapper:
@@ -67,7 +67,7 @@ class Swapper:
         try:
             return await self._swap(resolve(address or self._flag))
         except UserError as error:
-            raise SwapRefused(f"{error} The model before goes on.") from error
+            raise SwapRefused(f"{error} The old model stays.") from error
         finally:
             self._is_busy = False
 
