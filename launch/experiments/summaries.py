@@ -56,8 +56,8 @@ def _format_lifelong(rows: Sequence[Row]) -> list[str]:
 
 SUMMARIES = {
     "main": Summary(
-        "All methods with the same backbone, data, budget and optimiser, in the setting of `make demo`. "
-        "States are evaluated in int8. The best comes first, heuristics included.",
+        "All methods with the same backbone, data, budget and optimiser, those of `make demo`; states "
+        "are evaluated in int8. The best comes first, heuristics included.",
         _format_main,
         figures.draw_main,
     ),
