@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from launch.experiments.rows import Row, Tables
+from launch.experiments.rows import Row, Tables, choose_for_main
 from launch.experiments.tables import group_noise_levels
 from rec2pm_jax.evaluation.bootstrap import bootstrap
 from rec2pm_jax.evaluation.denoise import KINDS
@@ -24,6 +24,7 @@ COLOURS = {
     "kv_mask": "#27ae60",
     "full": "#34495e",
     "recent": "#7f8c8d",
+    "linear_recurrence": "#8e44ad",
 }
 _OTHERS = "#d5d8dc"
 
@@ -57,13 +58,19 @@ def draw_comparison(results: Sequence[Result], path: str | Path) -> None:
 
 
 def draw_main(tables: Tables, path: str | Path) -> None:
-    """Draw accuracy and state of every row, and accuracy by length of the history.
+    """Draw accuracy and state where the time of the request is known, and accuracy by history length.
 
     Raises:
       UserError: matplotlib is not installed.
     """
+    tables = {key: choose_for_main(rows) for key, rows in tables.items()}
+    heights = [1.2 + 0.26 * len(rows) for rows in tables.values()]
     figure, axes = pyplot().subplots(
-        len(tables), 2, figsize=(12, 4.4 * len(tables)), squeeze=False, layout="constrained"
+        *(len(tables), 2),
+        figsize=(12, sum(heights)),
+        height_ratios=heights,
+        squeeze=False,
+        layout="constrained",
     )
     for (bars, curves), ((dataset, backbone), rows) in zip(axes, tables.items(), strict=True):
         intervals = np.array([bootstrap(100 * row.user_values()) for row in rows])
@@ -172,7 +179,7 @@ def _draw_bars(
         text = f" {mean[i]:.2f}" + (f"   {state:,} B/user" if state else "")
         axis.text(high[i], i, text, va="center", fontsize=8)
     axis.set_xlim(0, high.max() * 1.35)
-    axis.set_xlabel("NDCG@10, %, full catalogue (bars: 95 % interval over users)")
+    axis.set_xlabel("NDCG@10, %, and its 95 % interval")
     axis.invert_yaxis()
     _remove_frame(axis)
 
@@ -211,6 +218,8 @@ def _draw_curves(axis: Axes, rows: Sequence[Row]) -> None:
         style = {"marker": "o", "ms": 4, "color": _choose_colour(row)}
         axis.plot(x, values / reference, _choose_line(row.variant), label=row.label, **style)
     axis.set_xscale("log")
+    axis.set_xticks(x, [f"{events:,.0f}" for events in x], fontsize=8, rotation=45)
+    axis.set_xticks([], minor=True)
     axis.set_xlabel("events in the user's history")
     axis.set_ylabel("NDCG@10 relative to recent")
     axis.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))

@@ -10,14 +10,19 @@ from typing import Any
 
 from launch.experiments import ablation_tables, memory_tables, tables
 from launch.experiments.results_file import SuiteResults
-from launch.experiments.rows import Row, by_label, collect_rows
+from launch.experiments.rows import (
+    KNOWN_TIME,
+    UNKNOWN_TIME,
+    Row,
+    by_label,
+    choose_for_main,
+    collect_rows,
+)
 from launch.experiments.run import DATASETS
 from launch.experiments.suites import MAIN
 from rec2pm_jax.errors import UserError
 from rec2pm_jax.evaluation.report import display_name
 
-KNOWN_TIME, UNKNOWN_TIME = ", request time known", ", request time unknown"
-_WINDOWED = "personal_frequency (window"  # counts of few events: for SUITE.md only
 Table = Callable[[], list[str]]  # -> lines of markdown
 
 TYPES = "complete_journey_types"
@@ -219,17 +224,3 @@ def tabulate_published(rows: dict[str, Row]) -> list[str]:
             cells += [f"{100 * row.mean(name):.2f}", f"{published:.2f}"]
         body.append(cells)
     return tables.format_markdown(header, body)
-
-
-def choose_for_main(rows: Sequence[Row]) -> list[Row]:
-    """Return the rows of a table that compares methods where the time of the request is known.
-
-    Of each heuristic the better of the forms with and without the rule "nothing twice in one basket"
-    stays. Data without times have all their rows.
-    """
-    models = [row for row in rows if row.trained and not row.label.endswith(UNKNOWN_TIME)]
-    best: dict[str, Row] = {}
-    for row in rows:  # best first
-        if not row.trained and not row.label.startswith(_WINDOWED):
-            best.setdefault(row.label.removesuffix(KNOWN_TIME), row)
-    return models + list(best.values())

@@ -10,6 +10,8 @@ import numpy as np
 
 from launch.experiments.results_file import SuiteResults
 
+KNOWN_TIME, UNKNOWN_TIME = ", request time known", ", request time unknown"
+_WINDOWED = "personal_frequency (window"  # counts of few events: for SUITE.md only
 LONG = 500  # events from which a history counts as long
 
 
@@ -98,6 +100,20 @@ def collect_rows(found: SuiteResults) -> Tables:
 def by_label(rows: Sequence[Row]) -> dict[str, Row]:
     """Return rows of one dataset and backbone by what tables call them."""
     return {row.label: row for row in rows}
+
+
+def choose_for_main(rows: Sequence[Row]) -> list[Row]:
+    """Return the rows that compare methods where the time of the request is known, best first.
+
+    Of each heuristic the better of the forms with and without the rule "nothing twice in one basket"
+    stays. Data without times have all their rows.
+    """
+    models = [row for row in rows if row.trained and not row.label.endswith(UNKNOWN_TIME)]
+    best: dict[str, Row] = {}
+    for row in rows:  # best first
+        if not row.trained and not row.label.startswith(_WINDOWED):
+            best.setdefault(row.label.removesuffix(KNOWN_TIME), row)
+    return sorted([*models, *best.values()], key=Row.mean, reverse=True)
 
 
 def _load_row(found: SuiteResults, record: dict[str, Any]) -> Row:
