@@ -39,7 +39,6 @@ MAIN: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 HSTU_METHODS = ("rec2pm_o", "full", "tok_serial_o", "recent_exact")
 # What our default adds to the paper's model.
 _PLAIN_MODEL = ("identity_init", "use_times", "repeat_head")
-BASKET_METHODS = ("recent", "full", "rec2pm_o", "tok_serial_o")
 
 
 def list_runs(suite: str) -> list[Run]:
@@ -95,7 +94,7 @@ def _main_run(dataset: str, method: str, backbone: str, seed: int) -> Run:
 def _last_basket() -> Iterator[Run]:
     """Whole baskets predicted at once, where times are real; trained without the last two baskets."""
     for dataset in ("complete_journey_types", "online_retail", "coop100"):
-        for method in BASKET_METHODS:
+        for method in _ALL:
             run = _main_run(dataset, method, "sasrec", 0)
             config = override(run.config, data={"protocol": "last_basket"})
             yield Run(dataset, f"last_basket/{method}", config)
