@@ -18,9 +18,7 @@ from rec2pm_jax.stream.options import Worker
 from rec2pm_jax.stream.outcomes import Rejections
 
 OTHER_WORKER = "other worker"
-BODY_S = (
-    60  # a body has to arrive within so long; a client that has vanished keeps no bytes waiting
-)
+BODY_S = 60  # in which a body has to arrive: else the bytes of a client that vanished would stay
 
 
 class EventsBody(NamedTuple):
