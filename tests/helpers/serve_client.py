@@ -92,7 +92,7 @@ class CheckingClient(threading.Thread):
         sent = 0
         connection: http.client.HTTPConnection | None = None
         while not self.stopping.is_set():
-            user, item = self.users[sent % len(self.users)], f"i{1 + sent % 30}"
+            user, item = self.users[sent % len(self.users)], f"i{sent % 30}"
             event = {"user": user, "item": item, "time": 1_700_000_000 + sent}
             if self.retries:
                 event["seq"] = sent
