@@ -132,7 +132,7 @@ def group_noise_levels(rows: Sequence[Row]) -> dict[str, dict[tuple[str, float],
 
 
 def tabulate_lengths(rows: Sequence[Row]) -> list[str]:
-    """Return NDCG@10 of users by length of the history; lengths that nobody has are left out."""
+    """Return NDCG@10 of users by length of the history; lengths of no user are left out."""
     lengths = rows[0].lengths
     groups = {
         f"{low}-{high}" if high < 1 << 30 else f">= {low}": (lengths >= low) & (lengths < high)

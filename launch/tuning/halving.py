@@ -1,7 +1,7 @@
-"""Asynchronous successive halving: which runs go on after a rung.
+"""Asynchronous successive halving: which runs continue after a rung.
 
 A rung is a number of steps at which runs are compared. Of the runs that reached it, the best 1 / eta
-go on to the next one. Others stop after a checkpoint. They continue from there if they are among the
+continue to the next one. Others stop after a checkpoint. They continue from there if they are among the
 best later, when worse runs have arrived (ASHA: Li et al., "Massively Parallel Hyperparameter Tuning").
 """
 
@@ -59,7 +59,7 @@ def latest_trials(trials: Sequence[FrozenTrial]) -> dict[int, FrozenTrial]:
 class PromotingPruner(optuna.pruners.BasePruner):
     """Stops a run at a rung unless it is among the best there.
 
-    Optuna's own pruner of successive halving never lets a stopped run go on, and it would count a
+    Optuna's own pruner of successive halving never lets a stopped run continue, and it would count a
     run that continues twice.
     """
 
@@ -75,7 +75,7 @@ class PromotingPruner(optuna.pruners.BasePruner):
         return not self._goes_on(trial, step, study.get_trials(deepcopy=False))
 
     def find_promotable(self, study: optuna.Study) -> FrozenTrial | None:
-        """Return the best stopped run of the highest rung that should go on; None if there is none."""
+        """Return the best stopped run of the highest rung that should continue; None if none should."""
         trials = study.get_trials(deepcopy=False)
         stopped: list[tuple[int, float, Any]] = []
         for trial in latest_trials(trials).values():

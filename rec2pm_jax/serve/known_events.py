@@ -129,7 +129,7 @@ def _continues(history: KnownHistory, start: int, events: int) -> bool:
 
 
 def _agrees(events: list[PastEvent], pending: list[PastEvent], start: int) -> bool:
-    """Return whether a history can go on with the pending events, which are those from `start` on."""
+    """Return whether a history can continue with the pending events: those from `start` on."""
     if start > len(events) or len(events) > start + len(pending):
         return False
     both = zip(events[start:], pending, strict=False)

@@ -38,7 +38,7 @@ class KafkaAddress(NamedTuple):
       topic: its name.
       group: the consumer group that divides the partitions; "" where `--worker` divides them.
       config: file of further settings of the client; "" for none.
-      skip_lost: go on after events that the broker has deleted before they were read.
+      skip_lost: continue after events that the broker has deleted before they were read.
     """
 
     text: str

@@ -221,7 +221,7 @@ class KafkaSource:
             raise self._failure
 
     def _handle_lost(self, partition: int) -> None:
-        """Fail, or go on behind the gap, where the broker has no next message of a partition."""
+        """Fail, or continue behind the gap, where the broker has no next message of a partition."""
         at, (low, high) = self._next[partition], self._client.watermarks(partition)
         if at != FIRST and not low <= at <= high:
             what = (
@@ -234,7 +234,7 @@ class KafkaSource:
             if not self._address.skip_lost:
                 self._fail(
                     f"{what}: the messages in between were deleted before they were read (retention). "
-                    "Rebuild the store, or add lost=skip to the address to go on without them"
+                    "Rebuild the store, or add lost=skip to the address to continue without them"
                 )
                 return
             print(f"warning: {what}: {low - at} messages are lost", file=sys.stderr, flush=True)
