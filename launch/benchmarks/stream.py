@@ -4,19 +4,22 @@ How active users are: the user of an event is floor(N u^2) with u uniform in (0,
 share of the first x users is sqrt(x): a tenth of the users make a third of the events, a hundredth a
 tenth of them (rank-activity exponent 1/2, density ~ x^(-1/2)). Items are drawn likewise with u^3.
 
-Three phases use the same store:
+Four phases use the same store:
 
 1. history, not timed: the store gets every user with a history drawn by the same law. A user's record
    holds the pending events, and a random memory if the history is long enough for an update. Then the
    store is closed; opening it up to the first user read is `open_s`.
-2. throughput: lines are parsed, applied, folded and committed at full speed.
-3. latency: lines arrive by the clock at half of the target rate. One line in `_EVERY` is a request, of
-   a user from a pool of recent askers. Latency counts from the scheduled time of the request.
+2. throughput: events are parsed, applied, folded and committed at full speed.
+3. capacity: the same, where one line in `_EVERY` is a request of a user from a pool of recent askers.
+4. latency: such lines arrive by the clock, at each of `SHARES` of that capacity, `_RUNS` times.
+   Latency counts from the scheduled time of a request. A row has the median over the runs of each
+   percentile, and the percentiles of every run.
 """
 
 from __future__ import annotations
 
 import resource
+import statistics
 import tempfile
 import time
 from collections.abc import Iterator
@@ -42,17 +45,18 @@ from rec2pm_jax.stream.stores.base import Store
 from rec2pm_jax.stream.stores.lmdb_store import LmdbStore
 from rec2pm_jax.stream.stores.record import RecordFormat
 
-TARGET_RATE = 30_000  # events/s
 POPULATION = Population(users=1_000_000, items=100_000, mean_history=300)
 SMOKE_POPULATION = Population(users=2_000, items=settings.SMOKE_ITEMS, mean_history=10)
-_EVENTS, _SMOKE_EVENTS = 1_000_000, 5_000  # of the second phase
-_LATENCY_S, _SMOKE_LATENCY_S = 20.0, 0.5
+SHARES = (0.25, 0.5, 0.75, 0.9)  # of the capacity
+_RUNS, _SMOKE_RUNS = 3, 1
+_EVENTS, _SMOKE_EVENTS = 1_000_000, 5_000  # of the second phase; the third has half as many lines
+_LATENCY_S, _SMOKE_LATENCY_S = 10.0, 0.5  # of one run
 _EVERY = 150  # lines per request
 _ASKERS = 64
 
 
 def measure_rows(smoke: bool) -> Iterator[dict[str, Any]]:
-    """Yield one row, see the module; smoke: with few users."""
+    """Yield a row for the stream as a whole and one for each share; smoke: with few users."""
     population = SMOKE_POPULATION if smoke else POPULATION
     model = settings.SMOKE_SASREC if smoke else settings.SASREC
     recommender = make_recommender(
@@ -73,21 +77,17 @@ def measure_rows(smoke: bool) -> Iterator[dict[str, Any]]:
 
         engine.warm_up()
         configure_interpreter()
-        lines = make_event_lines(population, _SMOKE_EVENTS if smoke else _EVENTS, seed=1)
+        count = _SMOKE_EVENTS if smoke else _EVENTS
+        lines = make_event_lines(population, count, seed=1)
         before = _measure_cpu_s()
         fast = run_stream(engine, Listed(lines), lambda line: None)
         cpu = _measure_cpu_s() - before
 
-        rate = TARGET_RATE / 2
-        paced = Paced(
-            _make_lines(
-                population, int(rate * (_SMOKE_LATENCY_S if smoke else _LATENCY_S)), seed=2
-            ),
-            rate,
-        )
-        before = _measure_cpu_s()
-        answered = run_stream(engine, paced, paced.record_answer, intervals=Intervals())
-        paced_cpu = _measure_cpu_s() - before
+        lines = _make_lines(population, count // 2, first=count)
+        mixed = run_stream(engine, Listed(lines), lambda line: None)
+        capacity = len(lines) / mixed.seconds
+        latencies = _measure_latencies(engine, population, capacity, smoke)
+
         size = store.size()
         pending, record_bytes = _measure_contents(store, form)
         store.compact()
@@ -106,24 +106,54 @@ def measure_rows(smoke: bool) -> Iterator[dict[str, Any]]:
         "commits": fast.commits,
         "wall_s": round(fast.seconds, 2),
         "cpu_s": round(cpu, 2),
-        "latency_ms": percentiles(paced.latencies_ms),
-        "latency_requests": answered.answers,
-        "latency_events_per_s": round(answered.events / answered.seconds),
-        "latency_cpu_share": round(paced_cpu / answered.seconds, 3),
-        "read_ms": percentiles(answered.read_ms),
-        "hit_rate": round(engine.sessions.hits / max(answered.answers, 1), 4),
+        "capacity_lines_per_s": round(capacity),
+        "hit_rate": round(
+            engine.sessions.hits / (engine.sessions.hits + engine.sessions.misses), 4
+        ),
         "disk_bytes_per_user": round(size / population.users, 1),
         "compacted_bytes_per_user": round(compacted / population.users, 1),
         "record_bytes_per_user": round(record_bytes / population.users, 1),
         "bytes_per_user_floor": round(272 + 48 + 6 * pending / population.users, 1),
         "open_s": round(open_s, 4),
     }
+    yield from latencies
 
 
-def _make_lines(population: Population, count: int, seed: int) -> list[bytes]:
-    """Return lines of events with a request in every `_EVERY` of them."""
-    lines = make_event_lines(population, count, seed, first=_EVENTS)
-    askers = population.draw_users(np.random.default_rng(seed), _ASKERS)
+def _measure_latencies(
+    engine: Engine, population: Population, capacity: float, smoke: bool
+) -> list[dict[str, Any]]:
+    """Return a row for each share of the capacity, in lines per second."""
+    seconds = _SMOKE_LATENCY_S if smoke else _LATENCY_S
+    rows: dict[float, dict[str, Any]] = {
+        share: {"name": f"latency/{share:.0%}", "share": share, "runs": []} for share in SHARES
+    }
+    first = 10 * _EVENTS  # after the events of the other phases
+    for _ in range(_SMOKE_RUNS if smoke else _RUNS):
+        for share, row in rows.items():
+            rate = share * capacity
+            lines = _make_lines(population, max(int(rate * seconds), _EVERY), first)
+            first += len(lines)
+            paced = Paced(lines, rate)
+            before = _measure_cpu_s()
+            answered = run_stream(engine, paced, paced.record_answer, intervals=Intervals())
+            run = {
+                "lines_per_s": round(len(lines) / answered.seconds),
+                "requests": answered.answers,
+                "cpu_share": round((_measure_cpu_s() - before) / answered.seconds, 3),
+                "latency_ms": percentiles(paced.latencies_ms),
+                "read_ms": percentiles(answered.read_ms),
+            }
+            row["runs"].append(run)
+    for row in rows.values():
+        found = [run["latency_ms"] for run in row["runs"]]
+        row["latency_ms"] = {name: statistics.median(x[name] for x in found) for name in found[0]}
+    return list(rows.values())
+
+
+def _make_lines(population: Population, count: int, first: int) -> list[bytes]:
+    """Return lines from number `first` on: events, with a request in every `_EVERY` of them."""
+    lines = make_event_lines(population, count, seed=first, first=first)
+    askers = population.draw_users(np.random.default_rng(2), _ASKERS)
     for n in range(_EVERY - 1, count, _EVERY):
         lines[n] = b'{"user": "u%d", "recommend": 10}\n' % askers[n // _EVERY % _ASKERS]
     return lines

@@ -40,7 +40,8 @@ def list_tables(folder: Path) -> dict[str, Table]:
         "input": lambda: tabulate_input(rows("input")),
         "topk": lambda: tabulate_search(rows("topk")),
         "prepare": lambda: tabulate_preparation(rows("prepare")),
-        "stream": lambda: tabulate_streams(load("stream", "stream_epyc")),
+        "stream": lambda: tabulate_stream(rows("stream")[0]),
+        "stream-latency": lambda: tabulate_latencies(rows("stream")[1:]),
         "tpu-chip": lambda: tabulate_compiled(
             load("tpu_v5e_pallas", "tpu_v5e_xla", "tpu_v5e_read"), attention=True
         ),
@@ -168,20 +169,29 @@ def tabulate_preparation(rows: Sequence[Record]) -> list[str]:
     return format_markdown(["events", "users", "wall time", "events/s", "peak GB"], body)
 
 
-def tabulate_streams(records: Sequence[Record]) -> list[str]:
-    """Return throughput, latency and disk use of a stream: quantities down, machines across."""
-    rows = [record["rows"][0] for record in records]
-    quantities: dict[str, Callable[[Record], str]] = {
-        "users": lambda row: f"{row['users']:,}",
-        "events/s, with updates and commits": lambda row: f"{row['events_per_s']:,}",
-        "latency of a request at 15,000 events/s, p50": lambda row: _percentile(row, "p50"),
-        "p95": lambda row: _percentile(row, "p95"),
-        "p99": lambda row: _percentile(row, "p99"),
-        "disk per user, bytes": lambda row: f"{row['disk_bytes_per_user']:,.0f}",
-        "opening the store": lambda row: _format_seconds(row["open_s"]),
-    }
-    body = [[name, *map(show, rows)] for name, show in quantities.items()]
-    return format_markdown(["quantity", *(record["env"]["cpu"] for record in records)], body)
+def tabulate_stream(row: Record) -> list[str]:
+    """Return what a stream does at full speed, and its use of disk."""
+    body = [
+        ["users", f"{row['users']:,}"],
+        ["events/s, with updates and commits", f"{row['events_per_s']:,}"],
+        ["lines/s, with a request in every 150", f"{row['capacity_lines_per_s']:,}"],
+        ["disk per user, bytes", f"{row['disk_bytes_per_user']:,.0f}"],
+        ["opening the store", _format_seconds(row["open_s"])],
+    ]
+    return format_markdown(["quantity", "value"], body)
+
+
+def tabulate_latencies(rows: Sequence[Record]) -> list[str]:
+    """Return the latency of a stream's requests: shares of its capacity down, percentiles across."""
+    names = ("p50", "p95", "p99")
+    body = []
+    for row in rows:
+        cells = [f"{row['share']:.0%}", f"{row['runs'][0]['lines_per_s']:,}"]
+        for name in names:
+            found = sorted(run["latency_ms"][name] for run in row["runs"])
+            cells.append(f"{row['latency_ms'][name]:.1f} ms ({found[0]:.1f}..{found[-1]:.1f})")
+        body.append(cells)
+    return format_markdown(["of the capacity", "lines/s", *names], body)
 
 
 def tabulate_compiled(records: Sequence[Record], attention: bool = False) -> list[str]:
@@ -201,10 +211,6 @@ def tabulate_compiled(records: Sequence[Record], attention: bool = False) -> lis
             cells = report.format_columns(record)
             body.append([name, record["topology"], f"{record['items']:,}", *cells])
     return format_markdown(header, body)
-
-
-def _percentile(row: Record, name: str) -> str:
-    return f"{row['latency_ms'][name]:.1f} ms"
 
 
 def _format_seconds(value: float) -> str:

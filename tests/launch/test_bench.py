@@ -117,9 +117,12 @@ def test_command(tmp_path, suite):
         columns = {"events", "users", "events_per_s", "peak_rss_bytes", "content_hash"}
         assert columns <= set(record["rows"][0])
     if suite == "stream":
-        columns = {"events_per_s", "updates_per_s", "latency_ms", "disk_bytes_per_user"}
-        assert columns | {"bytes_per_user_floor", "open_s", "users"} <= set(record["rows"][0])
-        assert record["rows"][0]["latency_ms"].keys() == {"p50", "p95", "p99"}
+        whole, *shares = record["rows"]
+        columns = {"events_per_s", "updates_per_s", "capacity_lines_per_s", "disk_bytes_per_user"}
+        assert columns | {"bytes_per_user_floor", "open_s", "users"} <= set(whole)
+        assert [row["share"] for row in shares] == [0.25, 0.5, 0.75, 0.9]
+        assert all(row["latency_ms"].keys() == {"p50", "p95", "p99"} for row in shares)
+        assert all(run["requests"] for row in shares for run in row["runs"])
     failed = {row["name"]: row["error"] for row in record["rows"] if "error" in row}
     assert record["rows"] and not failed
     assert {"cpu", "cores", "threads", "jax", "commit"} <= set(record["env"])

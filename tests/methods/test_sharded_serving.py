@@ -71,7 +71,8 @@ def test_updates_and_requests_are_those_of_the_whole_table(users, devices, name,
     table = np.asarray(method.network.table(params))
     spread = method.network.with_table(params, shard_table(table, devices))
     first, old, new = map(users, [config.data.segment] * 2 + [method.read_length])
-    state = method.update(params, method.init_state(params, USERS), *first)
+    update, read = jax.jit(method.update), jax.jit(method.read)
+    state = update(params, method.init_state(params, USERS), *first)
     asked = None
     if times:
         asked = jnp.full(USERS, 10**5, jnp.int32).at[3].set(UNKNOWN_TIME)
@@ -80,7 +81,7 @@ def test_updates_and_requests_are_those_of_the_whole_table(users, devices, name,
     updating = ShardedServing(config, ITEMS, AXIS).update
     after = new[0].times[:, 0]
     updated, needed = over_devices(updating, spread, state, *old, after, results=kept)
-    expected = method.update(params, state, *old, after)
+    expected = update(params, state, *old, after)
     np.testing.assert_allclose(updated.memory, expected.memory, atol=2e-5)
     jax.tree.map(np.testing.assert_array_equal, updated[1:], jax.device_get(expected[1:]))
     assert np.any(expected.exact.items)
@@ -89,7 +90,7 @@ def test_updates_and_requests_are_those_of_the_whole_table(users, devices, name,
 
     reading = partial(ShardedServing(config, ITEMS, AXIS).read_best, K)
     kept = P(AXIS), P(AXIS), P()
-    readout = method.read(params, expected, *new, asked)
+    readout = read(params, expected, *new, asked)
     rule = ItemFilter(denied=method.best(params, readout, 2)[1])  # own items among them
     scores, ids, _ = over_devices(reading, spread, expected, *new, asked, rule, results=kept)
     best, items = method.best(params, readout, K, None, rule)

@@ -186,10 +186,10 @@ def test_bfloat16_stays_close_to_float32(backbone):
 @pytest.mark.parametrize(
     ("backbone", "attention", "wanted"),
     [
-        ("sasrec", "dense", Rows(1, 3)),
+        pytest.param("sasrec", "dense", Rows(1, 3), marks=pytest.mark.slow),
         ("sasrec", "pallas", None),
         ("hstu", "dense", None),
-        ("hstu", "pallas", Rows(1, 3)),
+        pytest.param("hstu", "pallas", Rows(1, 3), marks=pytest.mark.slow),
     ],
 )
 def test_recomputing_changes_what_is_kept_and_nothing_else(
