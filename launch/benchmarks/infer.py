@@ -140,9 +140,12 @@ def _build_incremental(
     session, _ = jax.jit(method.open_session)(params, state, *draw_events(before))
     lengths = np.asarray(session.lengths)
     event, _ = draw_events(1)
+    asked = np.zeros(1, np.int32)
 
-    def call(params: Params, catalogue: Any, session: Any, event: Events) -> tuple[Any, Any]:
-        session, readout = method.step_session(params, session, event)
+    def call(
+        params: Params, catalogue: Any, session: Any, event: Events, asked: Any
+    ) -> tuple[Any, Any]:
+        session, readout = method.step_session(params, session, event, asked)
         return session, method.best(params, readout, K, catalogue)
 
     step = jax.jit(call, donate_argnums=2)
@@ -150,7 +153,7 @@ def _build_incremental(
 
     def run() -> None:
         nonlocal session
-        session, _ = jax.block_until_ready(step(params, catalogue, session, event))
+        session, _ = jax.block_until_ready(step(params, catalogue, session, event, asked))
         session = session._replace(lengths=lengths)  # so that it never fills up
 
-    return run, call, (params, catalogue, first, event)
+    return run, call, (params, catalogue, first, event, asked)

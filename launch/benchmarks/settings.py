@@ -1,4 +1,7 @@
-"""Models and sizes of rows: B = 8, L = 1000, D = 64, 20,000 items, 128 negatives per position."""
+"""Models and sizes of rows: B = 8, L = 1000, D = 64, 20,000 items, 128 negatives per position.
+
+Models read times, as they do by default on data with times.
+"""
 
 from __future__ import annotations
 
@@ -48,7 +51,7 @@ def make_config(
     """
     values: dict[str, dict[str, Any]] = {
         "data": {"segment": 200, "segments": 5},
-        "model": model,
+        "model": {"use_times": True} | model,
         "method": METHODS[method] | {"slots": 4},
         "loss": {"negatives": 128, "sharing": "per_position"},
         "train": {"batch_size": 8},

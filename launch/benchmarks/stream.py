@@ -32,6 +32,7 @@ from launch.benchmarks.stream_load import (
     Listed,
     Paced,
     Population,
+    line_time,
     make_event_lines,
     make_recommender,
     write_history,
@@ -155,7 +156,8 @@ def _make_lines(population: Population, count: int, first: int) -> list[bytes]:
     lines = make_event_lines(population, count, seed=first, first=first)
     askers = population.draw_users(np.random.default_rng(2), _ASKERS)
     for n in range(_EVERY - 1, count, _EVERY):
-        lines[n] = b'{"user": "u%d", "recommend": 10}\n' % askers[n // _EVERY % _ASKERS]
+        asker, when = askers[n // _EVERY % _ASKERS], line_time(first + n)
+        lines[n] = b'{"user": "u%d", "recommend": 10, "time": %d}\n' % (asker, when)
     return lines
 
 

@@ -20,6 +20,8 @@ from rec2pm_jax.stream.stores.record import RecordFormat
 from rec2pm_jax.stream.users.mutable_user import MutableUser
 from rec2pm_jax.typing import Array, ExactMemory, State
 
+TIME_ORIGIN = 1_600_000_000  # seconds since 1970; histories begin here
+_NOW = 1_700_000_000  # when the measured events begin
 _PUT = 20_000  # records per transaction
 _MEMORIES = 64  # distinct memories
 
@@ -60,7 +62,8 @@ def make_recommender(config: Config, items: int) -> Recommender:
     method = make_method(config, items)
     params = jax.jit(method.init)(jax.random.key(0))
     table: Any = _Items(items)
-    catalogue = Catalogue(table, (), 0, uses_times=False, uses_types=False)
+    times = config.reads_times
+    catalogue = Catalogue(table, (), TIME_ORIGIN, uses_times=times, uses_types=False)
     return Recommender(method, params, catalogue)
 
 
@@ -83,7 +86,11 @@ def write_history(
         if live.segments:
             live.groups, live.memory = 1, memories[user % _MEMORIES]
         kept = live.events - int(plan.start[user])
-        live.pending = array("i", population.draw_items(rng, kept).astype(np.int32).tobytes())
+        pending = np.zeros((kept, form.width), np.int32)
+        pending[:, 0] = population.draw_items(rng, kept)
+        if form.width > 1:
+            pending[:, 1] = 60 * np.arange(kept)
+        live.pending = array("i", pending.tobytes())
         records[f"u{user}"] = form.encode(f"u{user}", live)
         if len(records) == _PUT:
             store.put(records, {})
@@ -103,13 +110,18 @@ def _random_states(rng: np.random.Generator, form: StateFormat) -> State:
     return State(cast(Array, memory), cast(Array, none), cast(Array, none), exact)
 
 
+def line_time(number: int) -> int:
+    """Return the time stamp of a line: there are a hundred per second."""
+    return _NOW + number // 100
+
+
 def make_event_lines(population: Population, count: int, seed: int, first: int = 0) -> list[bytes]:
-    """Return lines of events, a hundred per second of their time stamps, from number `first` on."""
+    """Return lines of events from number `first` on, see `line_time`."""
     rng = np.random.default_rng(seed)
     users = population.draw_users(rng, count).tolist()
     items = population.draw_items(rng, count).tolist()
     return [
-        b'{"user": "u%d", "item": "%d", "time": %d}\n' % (user, item, 1_700_000_000 + n // 100)
+        b'{"user": "u%d", "item": "%d", "time": %d}\n' % (user, item, line_time(n))
         for n, (user, item) in enumerate(zip(users, items, strict=True), start=first)
     ]
 

@@ -58,7 +58,7 @@ def make_cases(smoke: bool) -> list[Case]:
 
 
 def make_torch_cases(smoke: bool) -> list[Case]:
-    """Return the rows of SASRec: `full` without own items, and PyTorch's in both modes, equal sizes."""
+    """Return the rows of a plain SASRec: `full`, and PyTorch's in both modes, equal sizes."""
     sizes: list[tuple[dict[str, Any], int, dict[str, Any]]] = [
         (settings.DEVELOPMENT, settings.FEW_ITEMS, settings.MANY_SEGMENTS),
         (settings.SASREC, settings.ITEMS, {}),
@@ -67,7 +67,7 @@ def make_torch_cases(smoke: bool) -> list[Case]:
         sizes = [(settings.SMOKE_SASREC, settings.SMOKE_ITEMS, {})]
     rows = []
     for model, items, changes in sizes:
-        plain = model | {"repeat_head": False}
+        plain = model | {"repeat_head": False, "use_times": False}
         config = settings.make_config("full", plain, smoke=smoke, **changes)
         ours = make_step_case(config, items, f"{model['layers']} layers")
         rows.append(ours)

@@ -107,6 +107,7 @@ def list_tables(folder: Path) -> dict[str, Table]:
 # Dataset -> its column in README's table; label of a row there -> its variant.
 OVERVIEW = {
     TYPES: "groceries",
+    "complete_journey_products": "products",
     "online_retail": "online retail",
     "ml1m_200": "films",
 }
