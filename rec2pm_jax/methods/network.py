@@ -28,12 +28,11 @@ from rec2pm_jax.nn.catalogue.own_items import (
     combine_own,
     flatten_own,
     merge_own,
-    own_per_row,
 )
 from rec2pm_jax.nn.catalogue.topk import top_k
 from rec2pm_jax.nn.embedding import TABLE, EventEmbedding
 from rec2pm_jax.nn.registry import LayerSpec
-from rec2pm_jax.typing import PADDING_ID, Array, OwnItems, Params, PRNGKey, Readout
+from rec2pm_jax.typing import Array, OwnItems, Params, PRNGKey, Readout
 
 _to_item_vectors = jax.jit(to_item_vectors)  # of a whole table, without large arrays in between
 _NEGATIVES = "negatives"  # in params, see `with_step_rows`
@@ -240,8 +239,8 @@ class Network:
         numbers = rows[:, None] * length + jnp.arange(length, dtype=jnp.int32)
         own = readout.own
         if own is not None:
-            own = own if self.config.loss.negatives is None else self._candidates(own)
-            own = flatten_own(own)
+            sampled = self.config.loss.negatives is not None
+            own = self._candidates(own) if sampled else flatten_own(own)
         positions = Positions(
             readout.vectors.reshape(-1, readout.vectors.shape[-1]),
             targets.reshape(-1),
@@ -259,18 +258,18 @@ class Network:
         )
 
     def _candidates(self, own: OwnItems) -> OwnItems:
-        """Return the own items that each row has seen, without duplicates: fields [B, N, J].
+        """Return own items as `Positions` takes them: ids [B, J] once each, addends [B * N, J].
 
         An item that only comes after a row is no candidate of a sampled softmax there: a negative
         beside the target that is known to be of interest would be pushed away.
         """
-        own = own_per_row(combine_own(own))
-        if not self.config.model.repeat_head:
-            return own
-        rows, count = own.addends.shape[1:]
-        place = jnp.arange(count) - (count - rows)  # the raw events are the last N own items
-        seen = place <= jnp.arange(rows)[:, None]
-        return own._replace(ids=jnp.where(seen, own.ids, PADDING_ID))
+        ids, addends = combine_own(own)
+        if self.config.model.repeat_head:
+            rows, count = addends.shape[1:]
+            place = jnp.arange(count) - (count - rows)  # the raw events are the last N own items
+            seen = place <= jnp.arange(rows)[:, None]
+            addends = jnp.where(seen, addends, -jnp.inf)
+        return OwnItems(ids, addends.reshape(-1, addends.shape[-1]))
 
 
 def _same(rows: Array) -> Array:

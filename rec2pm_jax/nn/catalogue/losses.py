@@ -27,15 +27,16 @@ class Positions(NamedTuple):
       targets: int32 [T], ids of the next items.
       weights: float32 [T]. A position with weight 0 does not count, and is not computed.
       numbers: int32 [T], unique within the step: they select the negatives, see `per_row`.
-      own: fields [T, J], addends of the user's own items; None for a model without. Sampled negatives
-        need them without duplicates, see `combine_own`.
+      own: addends float32 [T, J] of the user's own items; None for a model without. The full softmax
+        takes ids [T, J]. Sampled negatives take ids [B, J] without duplicates, see `combine_own`: each
+        user's are those of T / B consecutive positions, and an addend of -inf leaves an item out.
     """
 
     vectors: Array  # T D
     targets: Array  # T
     weights: Array  # T
     numbers: Array  # T
-    own: OwnItems | None = None  # T J
+    own: OwnItems | None = None  # ids T J or B J, addends T J
 
 
 def to_queries(config: LossConfig, vectors: Array) -> Array:
@@ -177,22 +178,56 @@ def _sum_sampled_softmax(
     """
     vectors, targets, weights, _, own = positions
     queries, count = to_queries(config, vectors), ids.shape[-1]
-    own_ids = own_logits = None
+    excluded = ids == targets[:, None]
+    own_logits = is_target = None
     if own is not None:
-        own_ids = own.ids
-        vectors_of_own = to_item_vectors(table[own_ids])
-        own_logits = jnp.einsum("td,tjd->tj", queries, vectors_of_own) + own.addends
+        own_logits = _score_own(queries, table, own)
+        seen = own_logits > -jnp.inf
+        is_target = seen & (_repeat(own.ids, targets) == targets[:, None])
+        excluded |= _are_own(ids, own.ids, seen)
+    context = is_target, excluded
     if config.sharing == "shared":
         # Gather first, then normalise: the cost does not grow with the catalogue.
         negatives, positives = to_item_vectors(table[ids]), to_item_vectors(table[targets])
         rows, chunk = (queries, positives, own_logits), _chunk_positions(chunk_bytes, count)
-        context = own_ids, targets
-        return weighted_sum(_shared_negatives, negatives, rows, ids, context, weights, chunk)
+        return weighted_sum(_shared_negatives, negatives, rows, (), context, weights, chunk)
     items = to_item_vectors(table)
     chunk_bytes = max(chunk_bytes, items.size)  # each chunk adds to a gradient of all items
     rows = queries, items[targets], own_logits
     chunk = _chunk_positions(chunk_bytes, count * table.shape[1])
-    return weighted_sum(_own_negatives, items, rows, (), (ids, own_ids, targets), weights, chunk)
+    return weighted_sum(_own_negatives, items, rows, (), (ids, *context), weights, chunk)
+
+
+def _score_own(queries: Array, table: Array, own: OwnItems) -> Array:
+    """Return the logits of own items [T, J], -inf for none. Positions of a user share their vectors."""
+    users, items = own.ids.shape
+    vectors = to_item_vectors(table[own.ids])
+    queries = queries.reshape(users, -1, queries.shape[-1])
+    logits = jnp.einsum("bnd,bjd->bnj", queries, vectors).reshape(-1, items)
+    seen = _repeat(own.ids != PADDING_ID, logits) & (own.addends > -jnp.inf)
+    return jnp.where(seen, logits + jnp.where(seen, own.addends, 0), -jnp.inf)
+
+
+def _are_own(ids: Array, own_ids: Array, seen: Array) -> Array:
+    """Return which negatives are own items of a position: bool [T, R].
+
+    Args:
+      ids: [R] or [T, R], the negatives.
+      own_ids: [B, J].
+      seen: bool [T, J], which of them count.
+    """
+    if ids.ndim == 2:
+        same = ids[:, :, None] == _repeat(own_ids, ids)[:, None, :]
+        return jnp.any(same & seen[:, None, :], axis=-1)
+    same = ids[:, None] == own_ids[:, None, :]  # B R J
+    seen = seen.reshape(len(own_ids), -1, own_ids.shape[1])
+    found = jnp.einsum("bnj,brj->bnr", seen.astype(jnp.float32), same.astype(jnp.float32))
+    return (found > 0).reshape(-1, len(ids))
+
+
+def _repeat(of_users: Array, positions: Array) -> Array:
+    """Return what belongs to users [B, ...] for each position of [T, ...]."""
+    return jnp.repeat(of_users, len(positions) // len(of_users), axis=0)
 
 
 def _chunk_positions(chunk_bytes: int, numbers: int) -> int:
@@ -217,45 +252,39 @@ def _full_softmax(
 
 
 def _shared_negatives(
-    negatives: Array, rows: ScoredRows, ids: Array, row_context: tuple[Array | None, Array]
+    negatives: Array, rows: ScoredRows, _: tuple, row_context: tuple[Array | None, Array]
 ) -> Array:
-    return _sampled_softmax(rows[0] @ negatives.T, rows, ids, *row_context)
+    return _sampled_softmax(rows[0] @ negatives.T, rows, *row_context)
 
 
 def _own_negatives(
     items: Array, rows: ScoredRows, _: tuple, row_context: tuple[Array, Array | None, Array]
 ) -> Array:
-    ids, own_ids, targets = row_context
+    ids, is_target, excluded = row_context
     logits = jnp.einsum("td,trd->tr", rows[0], items[ids])
-    return _sampled_softmax(logits, rows, ids, own_ids, targets)
+    return _sampled_softmax(logits, rows, is_target, excluded)
 
 
 def _sampled_softmax(
-    logits: Array, rows: ScoredRows, ids: Array, own_ids: Array | None, targets: Array
+    logits: Array, rows: ScoredRows, is_target: Array | None, excluded: Array
 ) -> Array:
     """Return the loss of each position.
 
     Args:
       logits: [chunk, R], of the negatives.
-      rows: queries and positives of the positions, and the logits of own items.
-      ids: [R] or [chunk, R], the negatives.
-      own_ids: [chunk, J], the own items, without duplicates.
-      targets: [chunk].
+      rows: queries and positives of the positions, and the logits of own items, -inf for none.
+      is_target: bool [chunk, J], which own item is the target; None without own items.
+      excluded: bool [chunk, R], negatives that do not count.
     """
     queries, positives, own_logits = rows
     positive = jnp.sum(queries * positives, axis=-1)
-    ids = jnp.broadcast_to(ids, logits.shape)
-    excluded = ids == targets[:, None]
-    if own_logits is not None and own_ids is not None:
-        is_target = own_ids == targets[:, None]
+    logits = jnp.where(excluded, -jnp.inf, logits)
+    if own_logits is not None and is_target is not None:
         # The positive is an own item as well: its logit is complete there.
         own_positive = jnp.sum(jnp.where(is_target, own_logits, 0), axis=-1)
         positive = jnp.where(jnp.any(is_target, axis=-1), own_positive, positive)
-        excluded |= jnp.any(ids[:, :, None] == own_ids[:, None, :], axis=-1)
-        own_logits = jnp.where(is_target | (own_ids == PADDING_ID), -jnp.inf, own_logits)
-        logits = jnp.concatenate([jnp.where(excluded, -jnp.inf, logits), own_logits], axis=-1)
-    else:
-        logits = jnp.where(excluded, -jnp.inf, logits)
+        own_logits = jnp.where(is_target, -jnp.inf, own_logits)
+        logits = jnp.concatenate([logits, own_logits], axis=-1)
     # Not one array with the positive: what is large is written once and read as rarely as possible.
     top = jax.lax.stop_gradient(jnp.maximum(positive, jnp.max(logits, axis=-1)))
     total = jnp.exp(positive - top) + jnp.sum(jnp.exp(logits - top[:, None]), axis=-1)
