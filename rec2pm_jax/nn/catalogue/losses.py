@@ -9,7 +9,13 @@ import jax.numpy as jnp
 
 from rec2pm_jax.config import ComputeConfig, LossConfig
 from rec2pm_jax.nn.catalogue.chunked_sums import log_partition_sum, weighted_sum
-from rec2pm_jax.nn.catalogue.own_items import add_own, addend_of, flatten_own
+from rec2pm_jax.nn.catalogue.own_items import (
+    add_own,
+    addend_of,
+    are_own,
+    flatten_own,
+    repeat_users,
+)
 from rec2pm_jax.nn.dropout import per_row
 from rec2pm_jax.nn.platform import platform_of
 from rec2pm_jax.typing import PADDING_ID, Array, OwnItems, PRNGKey, Readout
@@ -183,8 +189,8 @@ def _sum_sampled_softmax(
     if own is not None:
         own_logits = _score_own(queries, table, own)
         seen = own_logits > -jnp.inf
-        is_target = seen & (_repeat(own.ids, targets) == targets[:, None])
-        excluded |= _are_own(ids, own.ids, seen)
+        is_target = seen & (repeat_users(own.ids, targets) == targets[:, None])
+        excluded |= are_own(ids, own.ids, seen)
     context = is_target, excluded
     if config.sharing == "shared":
         # Gather first, then normalise: the cost does not grow with the catalogue.
@@ -204,30 +210,8 @@ def _score_own(queries: Array, table: Array, own: OwnItems) -> Array:
     vectors = to_item_vectors(table[own.ids])
     queries = queries.reshape(users, -1, queries.shape[-1])
     logits = jnp.einsum("bnd,bjd->bnj", queries, vectors).reshape(-1, items)
-    seen = _repeat(own.ids != PADDING_ID, logits) & (own.addends > -jnp.inf)
+    seen = repeat_users(own.ids != PADDING_ID, logits) & (own.addends > -jnp.inf)
     return jnp.where(seen, logits + jnp.where(seen, own.addends, 0), -jnp.inf)
-
-
-def _are_own(ids: Array, own_ids: Array, seen: Array) -> Array:
-    """Return which negatives are own items of a position: bool [T, R].
-
-    Args:
-      ids: [R] or [T, R], the negatives.
-      own_ids: [B, J].
-      seen: bool [T, J], which of them count.
-    """
-    if ids.ndim == 2:
-        same = ids[:, :, None] == _repeat(own_ids, ids)[:, None, :]
-        return jnp.any(same & seen[:, None, :], axis=-1)
-    same = ids[:, None] == own_ids[:, None, :]  # B R J
-    seen = seen.reshape(len(own_ids), -1, own_ids.shape[1])
-    found = jnp.einsum("bnj,brj->bnr", seen.astype(jnp.float32), same.astype(jnp.float32))
-    return (found > 0).reshape(-1, len(ids))
-
-
-def _repeat(of_users: Array, positions: Array) -> Array:
-    """Return what belongs to users [B, ...] for each position of [T, ...]."""
-    return jnp.repeat(of_users, len(positions) // len(of_users), axis=0)
 
 
 def _chunk_positions(chunk_bytes: int, numbers: int) -> int:

@@ -6,6 +6,8 @@ addends add up.
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
@@ -63,6 +65,47 @@ def own_per_row(own: OwnItems) -> OwnItems:
     if own.ids.ndim == own.addends.ndim:
         return own
     return own._replace(ids=jnp.broadcast_to(own.ids[:, None], own.addends.shape))
+
+
+def repeat_users(of_users: Array, positions: Array) -> Array:
+    """Return what belongs to users [B, ...] for each of their positions [T, ...]: [T, ...].
+
+    Args:
+      of_users: a user's positions are T / B consecutive ones.
+      positions: any array of T rows.
+
+    >>> repeat_users(jnp.array([5, 7]), jnp.zeros(4)).tolist()
+    [5, 5, 7, 7]
+    """
+    return jnp.repeat(of_users, len(positions) // len(of_users), axis=0)
+
+
+def are_own(items: Array, own_ids: Array, counted: Array) -> Array:
+    """Return which items are own items of a position: bool [T, R].
+
+    Args:
+      items: int32 [R], the same for all positions, or [T, R]; without padding.
+      own_ids: int32 [B, J] without duplicates, of users with T / B consecutive positions each.
+      counted: bool [T, J], which of them count at a position.
+
+    >>> counted = jnp.array([[True, True], [True, False]])
+    >>> are_own(jnp.array([8, 9]), jnp.array([[4, 8]]), counted).tolist()
+    [[True, False], [False, False]]
+    """
+    users, count = own_ids.shape
+    if items.ndim == 1:
+        same = (items[:, None] == own_ids[:, None, :]).astype(jnp.float32)  # B R J
+        of_user = counted.reshape(users, -1, count).astype(jnp.float32)
+        return (jnp.einsum("bnj,brj->bnr", of_user, same) > 0).reshape(-1, len(items))
+    # Looked up in sorted own items: comparisons with all of them would be a tenth of a step.
+    order = jnp.argsort(own_ids, axis=1)
+    ordered = jnp.take_along_axis(own_ids, order, axis=1)
+    wanted = items.reshape(users, -1)
+    search = functools.partial(jnp.searchsorted, method="scan_unrolled")
+    place = jnp.minimum(jax.vmap(search)(ordered, wanted), count - 1)
+    found = jnp.take_along_axis(ordered, place, axis=1) == wanted
+    which = jnp.take_along_axis(order, place, axis=1).reshape(items.shape)
+    return found.reshape(items.shape) & jnp.take_along_axis(counted, which, axis=1)
 
 
 def is_first(ids: Array) -> Array:
