@@ -14,7 +14,13 @@ from hypothesis import strategies as st
 from rec2pm_jax.config import LossConfig
 from rec2pm_jax.nn.catalogue import chunked_sums, losses
 from rec2pm_jax.nn.catalogue.losses import Positions
-from rec2pm_jax.nn.catalogue.own_items import add_own, addend_of, combine_own, merge_own
+from rec2pm_jax.nn.catalogue.own_items import (
+    add_own,
+    addend_of,
+    are_own,
+    combine_own,
+    merge_own,
+)
 from rec2pm_jax.typing import OwnItems
 
 ITEMS, WIDTH, T, J = 17, 4, 23, 6
@@ -185,3 +191,18 @@ def test_a_negative_that_is_own_counts_once(monkeypatch):
     table = np.ones((ITEMS + 1, WIDTH), np.float32)
     total, _ = losses.next_item_loss(config, table, at, KEY, 1 << 20)
     np.testing.assert_allclose(total, np.log(1 + np.exp(1.5)), rtol=1e-5)
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_negatives_are_compared_with_what_each_position_counts(shared):
+    """Three users of four positions; padding among the own items, which no negative is."""
+    rng = np.random.default_rng(3)
+    own_ids = np.stack([rng.permutation(9)[:5] for _ in range(3)]).astype(np.int32)
+    counted = (rng.random((12, 5)) < 0.6) & (np.repeat(own_ids, 4, axis=0) > 0)
+    items = rng.integers(1, 12, 6 if shared else (12, 6), dtype=np.int32)
+    expected = np.zeros((12, 6), bool)
+    for t, r in np.ndindex(12, 6):
+        item = items[r] if shared else items[t, r]
+        expected[t, r] = item in own_ids[t // 4][counted[t]]
+    np.testing.assert_array_equal(are_own(items, own_ids, counted), expected)
+    assert 5 < expected.sum() < 60
