@@ -62,11 +62,11 @@ check-wheel: install
 
 # Smoke tests on Python 3.12 with the newest versions; skipped where there is no Python 3.12.
 check-newest:
-	tests/package/check_versions.sh newest
+	$(FAST) tests/package/check_versions.sh newest
 
 # Smoke tests with the lowest versions that pyproject.toml and requirements.txt allow.
 check-lowest:
-	PYTHON=$(PYTHON) tests/package/check_versions.sh lowest
+	$(FAST) PYTHON=$(PYTHON) tests/package/check_versions.sh lowest
 
 clean:
 	rm -rf $(VENV) .venv-newest .venv-lowest build dist runs data
