@@ -42,9 +42,7 @@ from rec2pm_jax.stream.metrics import percentiles
 from rec2pm_jax.stream.options import EngineOptions
 from rec2pm_jax.stream.process import configure_interpreter
 from rec2pm_jax.stream.runner import Intervals, run_stream
-from rec2pm_jax.stream.stores.base import Store
 from rec2pm_jax.stream.stores.lmdb_store import LmdbStore
-from rec2pm_jax.stream.stores.record import RecordFormat
 
 POPULATION = Population(users=1_000_000, items=100_000, mean_history=300)
 SMOKE_POPULATION = Population(users=2_000, items=settings.SMOKE_ITEMS, mean_history=10)
@@ -90,7 +88,7 @@ def measure_rows(smoke: bool) -> Iterator[dict[str, Any]]:
         latencies = _measure_latencies(engine, population, capacity, smoke)
 
         size = store.size()
-        pending, record_bytes = _measure_contents(store, form)
+        record_bytes = sum(len(record) for _, record in store.items())
         store.compact()
         compacted = store.size()
         store.close()
@@ -114,7 +112,6 @@ def measure_rows(smoke: bool) -> Iterator[dict[str, Any]]:
         "disk_bytes_per_user": round(size / population.users, 1),
         "compacted_bytes_per_user": round(compacted / population.users, 1),
         "record_bytes_per_user": round(record_bytes / population.users, 1),
-        "bytes_per_user_floor": round(272 + 48 + 6 * pending / population.users, 1),
         "open_s": round(open_s, 4),
     }
     yield from latencies
@@ -159,17 +156,6 @@ def _make_lines(population: Population, count: int, first: int) -> list[bytes]:
         asker, when = askers[n // _EVERY % _ASKERS], line_time(first + n)
         lines[n] = b'{"user": "u%d", "recommend": 10, "time": %d}\n' % (asker, when)
     return lines
-
-
-def _measure_contents(store: Store, form: RecordFormat) -> tuple[int, int]:
-    """Return the pending events and the bytes of records of all users."""
-    pending = total = 0
-    for user, record in store.items():
-        total += len(record)
-        decoded = form.decode(user, record)
-        assert decoded is not None  # written by this run
-        pending += len(decoded.pending) // form.width
-    return pending, total
 
 
 def _measure_cpu_s() -> float:

@@ -119,7 +119,7 @@ def test_command(tmp_path, suite):
     if suite == "stream":
         whole, *shares = record["rows"]
         columns = {"events_per_s", "updates_per_s", "capacity_lines_per_s", "disk_bytes_per_user"}
-        assert columns | {"bytes_per_user_floor", "open_s", "users"} <= set(whole)
+        assert columns | {"open_s", "users"} <= set(whole)
         assert [row["share"] for row in shares] == [0.25, 0.5, 0.75, 0.9]
         assert all(row["latency_ms"].keys() == {"p50", "p95", "p99"} for row in shares)
         assert all(run["requests"] for row in shares for run in row["runs"])
