@@ -80,7 +80,8 @@ def assert_same_gradients(got, want):
         for key in path:
             b = b[key.key]
         scale = np.abs(b).max()
-        np.testing.assert_allclose(a, b, rtol=0, atol=1e-4 * scale + 1e-6, err_msg=str(path))
+        # A key's bias moves all scores of a softmax alike: its gradient is rounding.
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-4 * scale + 4e-6, err_msg=str(path))
 
 
 @pytest.mark.parametrize(("backbone", "bias", "memory", "recent"), CASES)
