@@ -43,5 +43,5 @@ import sys
 from importlib.metadata import version
 names = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "polars")
 print(f"Python {sys.version.split()[0]},", ", ".join(f"{n} {version(n)}" for n in names))'
-"$env/bin/python" -m pytest -q \
+XLA_FLAGS="${XLA_FLAGS:-} --xla_backend_optimization_level=0" "$env/bin/python" -m pytest -q \
   -o cache_dir="$env/pytest_cache" -m "smoke and not slow" -n auto --dist loadfile

@@ -18,7 +18,7 @@ pip wheel --quiet --no-deps --wheel-dir "$work/dist" "$work/source"
 pip install --quiet "$work"/dist/*.whl
 
 cd "$work/elsewhere"
-export JAX_PLATFORMS=cpu XLA_FLAGS="--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+export JAX_PLATFORMS=cpu XLA_FLAGS="--xla_backend_optimization_level=0"
 python -c 'import rec2pm_jax, sys; assert rec2pm_jax.__file__.startswith(sys.prefix), rec2pm_jax'
 rec2pm --help
 python -m launch.train --help >help.txt || true  # absl exits with 1 after printing its help
