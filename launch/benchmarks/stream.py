@@ -23,6 +23,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Iterator
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -52,6 +53,7 @@ _EVENTS, _SMOKE_EVENTS = 1_000_000, 5_000  # of the second phase; the third has 
 _LATENCY_S, _SMOKE_LATENCY_S = 10.0, 0.5  # of one run
 _EVERY = 150  # lines per request
 _ASKERS = 64
+_COUNTED = 10_000  # records at a time
 
 
 def measure_rows(smoke: bool) -> Iterator[dict[str, Any]]:
@@ -88,7 +90,7 @@ def measure_rows(smoke: bool) -> Iterator[dict[str, Any]]:
         latencies = _measure_latencies(engine, population, capacity, smoke)
 
         size = store.size()
-        record_bytes = sum(len(record) for _, record in store.items())
+        record_bytes = _count_record_bytes(store)
         store.compact()
         compacted = store.size()
         store.close()
@@ -156,6 +158,15 @@ def _make_lines(population: Population, count: int, first: int) -> list[bytes]:
         asker, when = askers[n // _EVERY % _ASKERS], line_time(first + n)
         lines[n] = b'{"user": "u%d", "recommend": 10, "time": %d}\n' % (asker, when)
     return lines
+
+
+def _count_record_bytes(store: LmdbStore) -> int:
+    """Return the bytes of all records and states."""
+    records, count = store.items(), 0
+    while part := dict(islice(records, _COUNTED)):
+        states = store.get_states(list(part))
+        count += sum(len(value) for value in (*part.values(), *states) if value is not None)
+    return count
 
 
 def _measure_cpu_s() -> float:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from array import array
 from collections.abc import Mapping
 from typing import Any, NamedTuple, cast
 
@@ -18,10 +17,12 @@ from rec2pm_jax.stream.recommender import Recommender
 from rec2pm_jax.stream.stores.base import Store
 from rec2pm_jax.stream.stores.record import RecordFormat
 from rec2pm_jax.stream.users.mutable_user import MutableUser
+from rec2pm_jax.stream.users.pending import PendingEvents
 from rec2pm_jax.typing import Array, ExactMemory, State
 
 TIME_ORIGIN = 1_600_000_000  # seconds since 1970; histories begin here
 _NOW = 1_700_000_000  # when the measured events begin
+_DAY = 24 * 3600
 _PUT = 20_000  # records per transaction
 _MEMORIES = 64  # distinct memories
 
@@ -46,6 +47,11 @@ class Population(NamedTuple):
     def draw_items(self, rng: np.random.Generator, count: int) -> np.ndarray:
         """Return the items of events, int [count], 1 and up."""
         return 1 + (self.items * rng.random(count) ** 3).astype(np.int64)
+
+
+def draw_gaps(rng: np.random.Generator, count: int) -> np.ndarray:
+    """Return seconds between events, int [count]: half are 0, the others have a mean of a day."""
+    return (rng.exponential(_DAY, count) * (rng.random(count) < 0.5)).astype(np.int64)
 
 
 class _Items:
@@ -79,23 +85,30 @@ def write_history(
     plan = recommender.method.plan(counts)
     states = _random_states(rng, form.states)
     memories = [row.tobytes() for row in form.states.encode(states)]
-    records: dict[str, bytes] = {}
+    put: dict[str, MutableUser] = {}
+
+    def write() -> None:
+        records, states = form.encode_changed(put)
+        store.put(records, {}, states)
+        put.clear()
+
     for user in rng.permutation(population.users).tolist():
-        live = MutableUser()
+        live = form.new_user()
         live.events, live.segments = int(counts[user]), int(plan.updates[user])
         if live.segments:
             live.groups, live.memory = 1, memories[user % _MEMORIES]
+            live.state_changed = True
         kept = live.events - int(plan.start[user])
-        pending = np.zeros((kept, form.width), np.int32)
+        pending = np.zeros((kept, form.width), np.int64)
         pending[:, 0] = population.draw_items(rng, kept)
         if form.width > 1:
-            pending[:, 1] = 60 * np.arange(kept)
-        live.pending = array("i", pending.tobytes())
-        records[f"u{user}"] = form.encode(f"u{user}", live)
-        if len(records) == _PUT:
-            store.put(records, {})
-            records = {}
-    store.put(records, {})
+            pending[:, 1] = draw_gaps(rng, kept)
+            live.last_time = _NOW - _DAY
+        live.pending = PendingEvents.of(pending)
+        put[f"u{user}"] = live
+        if len(put) == _PUT:
+            write()
+    write()
     return int(np.count_nonzero(plan.updates))
 
 

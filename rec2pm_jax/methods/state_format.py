@@ -86,7 +86,8 @@ class StateFormat:
           encoded: uint8 [U, bytes].
         """
         memory = decode(encoded[:, : self.memory_bytes], self.kind, self.dim)
-        rows = encoded[:, self.memory_bytes :].reshape(len(encoded), self.entries, -1)
+        exact = encoded[:, self.memory_bytes :]
+        rows = exact.reshape(len(encoded), self.entries, sum(self.widths))
         leaves, begin = [], 0
         for width in self.widths:
             numbers = np.zeros((*rows.shape[:2], 4), np.uint8)
@@ -106,7 +107,7 @@ def widen_ids(states: StateFormat, encoded: bytes) -> bytes:
       encoded: one state.
     """
     memory, exact = encoded[: states.memory_bytes], encoded[states.memory_bytes :]
-    entries = np.frombuffer(exact, np.uint8).reshape(states.entries, -1)
+    entries = np.frombuffer(exact, np.uint8).reshape(states.entries, sum(states.widths) - 1)
     return memory + np.insert(entries, 3, 0, axis=1).tobytes()
 
 

@@ -29,7 +29,7 @@ from rec2pm_jax.stream.lines.positions import HEAD_BYTES, encode_position, posit
 from rec2pm_jax.stream.lines.sources import FileSource
 from rec2pm_jax.stream.options import Worker
 from rec2pm_jax.stream.runner import run_stream
-from rec2pm_jax.stream.stores.base import Store
+from rec2pm_jax.stream.stores.base import NOTHING, Store
 
 FILE_S = 3600.0  # a file is this long; the time of its first event is in its name
 _NAME = re.compile(r"events-\d{8}T\d{6}Z-\d{4}")
@@ -191,9 +191,14 @@ class JournaledStore:
     def __init__(self, store: Store, journal: Journal):
         self._store, self._journal = store, journal
 
-    def put(self, records: Mapping[str, bytes], metadata: Mapping[str, bytes]) -> None:
+    def put(
+        self,
+        records: Mapping[str, bytes],
+        metadata: Mapping[str, bytes],
+        states: Mapping[str, bytes] = NOTHING,
+    ) -> None:
         self._journal.sync()
-        self._store.put(records, metadata)
+        self._store.put(records, metadata, states)
 
     def __getattr__(self, name: str) -> object:
         return getattr(self._store, name)

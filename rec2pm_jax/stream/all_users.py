@@ -21,7 +21,7 @@ from rec2pm_jax.stream.lines.events import RawIds, parse_ids
 from rec2pm_jax.stream.rebuild import is_rebuilt
 from rec2pm_jax.stream.recommender import Recommender
 from rec2pm_jax.stream.stores.base import Store, claim_store, claim_time_origin, read_settings
-from rec2pm_jax.stream.users.mutable_user import MutableUser
+from rec2pm_jax.stream.stores.reading import read_states
 from rec2pm_jax.stream.users.user_state import UserState
 
 GROUP = 4 * batches.MAX_BATCH
@@ -119,15 +119,14 @@ def users_of_store(recommender: Recommender, store: Store, now: float | None = N
     recommender = recommender.with_time_origin(origin)
     updater = MemoryUpdater(recommender, memory)
 
+    form = updater.record_format
+
     def groups() -> Iterator[UserGroup]:
         records = store.items()
         while group := list(islice(records, GROUP)):
-            users = [
-                updater.record_format.decode(name, record, now) or MutableUser()
-                for name, record in group
-            ]
-            updater.finish(users)
-            names = (name for name, _ in group)
-            yield list(zip(names, updater.freeze(users), strict=True))
+            users = {name: form.decode(name, row, now) or form.new_user() for name, row in group}
+            read_states(store, form, users)
+            updater.finish(list(users.values()))
+            yield list(zip(users, updater.freeze(list(users.values())), strict=True))
 
     return AllUsers(recommender, memory, None, groups())

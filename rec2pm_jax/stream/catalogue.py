@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
+from operator import itemgetter
 from typing import cast
 
 import numpy as np
@@ -65,6 +66,11 @@ class Catalogue:
         if origin == self.time_origin:
             return self
         return dataclasses.replace(self, time_origin=origin)
+
+    @property
+    def event_width(self) -> int:
+        """Fields of a pending event: the item, and time and type if the model uses them."""
+        return 1 + self.uses_times + self.uses_types
 
     @property
     def num_items(self) -> int:
@@ -153,11 +159,11 @@ class Catalogue:
         table = np.array(codes, np.int32).reshape(-1, 3)
         return self.select_fields(*(np.ascontiguousarray(column) for column in table.T))
 
-    def field_selector(self) -> Callable[[EventCode], tuple[int, ...]] | None:
-        """Return a function that selects the pending fields of an event; None if only the item is."""
+    def field_selector(self) -> Callable[[EventCode], tuple[int, ...]]:
+        """Return a function that selects what is kept of an event: `event_width` fields."""
         if self.uses_times:
-            return tuple if self.uses_types else lambda code: code[:2]
-        return (lambda code: code[::2]) if self.uses_types else None
+            return tuple if self.uses_types else itemgetter(0, 1)
+        return itemgetter(0, 2) if self.uses_types else itemgetter(slice(1))
 
     @cached_property
     def category_ids(self) -> dict[str, np.ndarray]:

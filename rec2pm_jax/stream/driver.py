@@ -46,7 +46,7 @@ class StepSizes(NamedTuple):
     examined: int
 
 
-BULK = StepSizes(lines=4096, updated=MAX_BATCH, encoded=8192, examined=4096)
+BULK = StepSizes(lines=4096, updated=2 * MAX_BATCH, encoded=8192, examined=4096)
 RESPONSIVE = StepSizes(lines=32, updated=2, encoded=64, examined=128)  # while requests come
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
 from rec2pm_jax.stream.compute.histories import compute_known_users
 from rec2pm_jax.stream.compute.reader import Reader, Wanted
@@ -34,6 +35,7 @@ from rec2pm_jax.stream.stores.base import (
     is_storable,
 )
 from rec2pm_jax.stream.stores.commit_writer import CommitWriter
+from rec2pm_jax.stream.stores.reading import read_states
 from rec2pm_jax.stream.users.mutable_user import MutableUser
 from rec2pm_jax.stream.users.user_cache import UserCache
 from rec2pm_jax.stream.users.user_state import UserState
@@ -87,7 +89,10 @@ class Engine:
         self._updater = MemoryUpdater(recommender, options.memory, options.seen)
         self.record_format = self._updater.record_format
         self.commit_writer = CommitWriter(store, self.record_format, options.lifetime_s)
-        self.update_queue = UpdateQueue(self._updater, self.commit_writer.mark_changed)
+        self._read_states = functools.partial(read_states, store, self.record_format)
+        self.update_queue = UpdateQueue(
+            self._updater, self._read_states, self.commit_writer.mark_changed
+        )
         self._reader = Reader(self._updater, recommender, options.sessions)
         self.sessions = self._reader.sessions
         self._users = UserCache()
@@ -138,48 +143,43 @@ class Engine:
           (how many were applied, the rejected ones).
         """
         rejected: Rejections = []
-        self._load({event.user for event in events})
+        users = self._load({event.user for event in events})
         latest = self._now() + self.options.max_ahead_s
-        users, mark_changed = self._users, self.commit_writer.mark_changed
-        encode_event = self.recommender.encode_event
+        mark_changed, encode_event = self.commit_writer.mark_changed, self.recommender.encode_event
         select_fields = self.recommender.catalogue.field_selector()
         max_pending = self._updater.max_pending
         for index, event in enumerate(events):
             name, _, when, kind, seq = event
             try:
-                if name not in users:
+                user = users.get(name)
+                if user is None:
                     raise _id_too_long(name)
-                user = users[name]
                 if seq is not None and seq <= user.watermark:
                     raise RejectedInput(DUPLICATE, f"seq {seq} is not above {user.watermark}")
                 if when is not None and when > latest:
                     raise RejectedInput(FAR_FUTURE, f"time {when} lies in the future")
-                code = encode_event(event, user.last_time, True)
+                item, _, type_id = encode_event(event, user.last_time, True)
             except RejectedInput as error:
                 rejected.append((index, error))
                 continue
-            self.num_unknown_items += code[0] == PADDING_ID
+            self.num_unknown_items += item == PADDING_ID
             mark_changed(name, user)
-            user.events += 1
-            if when is not None:
-                user.last_time = when
-            if seq is not None:
-                user.watermark = seq
+            user.append(select_fields((item, user.gap_before(when), type_id)), when, seq)
             if user.seen is not None:
-                user.seen.add(code[0], self.recommender.catalogue.type_id(kind), when)
-            pending = user.pending
-            if select_fields is None:
-                pending.append(code[0])
-            else:
-                pending.extend(select_fields(code))
-            if len(pending) >= max_pending:
+                user.seen.add(item, self.recommender.catalogue.type_id(kind), when)
+            if len(user.pending) >= max_pending:
                 self.update_queue.add(name, user)
         return len(events) - len(rejected), rejected
 
-    def _load(self, names: Iterable[str]) -> None:
-        """Bring users into the process. New ones start empty; ids too long for a store are left out."""
-        users, now = self._users, self._now()
-        missing = [name for name in names if name not in users and is_storable(name)]
+    def _load(self, names: Collection[str]) -> dict[str, MutableUser]:
+        """Bring users into the process and return them; ids too long for a store are left out.
+
+        New users start empty.
+        """
+        now, loaded = self._now(), self._users.find(names)
+        missing = [name for name in names if name not in loaded and is_storable(name)]
+        if not missing:
+            return loaded
         records = self.store.get(missing)
         known: dict[str, MutableUser] = {}
         if self.options.known_users:
@@ -189,10 +189,11 @@ class Engine:
             user = known.get(name)
             if record is not None:
                 user = self.record_format.decode(name, record, now)
-            user = self.record_format.new_user() if user is None else user
-            users.add(name, user)
+            loaded[name] = user = self.record_format.new_user() if user is None else user
+            self._users.add(name, user)
             if len(user.pending) >= self._updater.max_pending:
                 self.update_queue.add(name, user)
+        return loaded
 
     def evict(self, max_examined: int) -> None:
         """Release the oldest users that are in the store, until `max_cached_users` are left.
@@ -270,12 +271,12 @@ class Engine:
         return Wanted.of(model, name, user, search, asked)
 
     def _load_updated(self, name: str) -> MutableUser:
-        """Return a user without missing updates."""
-        self._load([name])
-        user = self._users.get(name)
+        """Return a user without missing updates, whose memory was read."""
+        user = self._load([name]).get(name)
         if user is None:
             raise _id_too_long(name)
         self.update_queue.finish_user(name, user)
+        self._read_states({name: user})
         return user
 
     # --- commits ---

@@ -141,8 +141,9 @@ def rebuild(
             sequences = [dataset.sequence(int(order[row])) for row in missing]
             users = compute_users(engine.recommender, record_format, sequences, dataset.time_origin)
             bookkeeping += _count_seen_bytes(users)
-            named = zip((names[row] for row in missing), users, strict=True)
-            store.put({name: record_format.encode(name, user) for name, user in named}, {})
+            named = dict(zip((names[row] for row in missing), users, strict=True))
+            records, states = record_format.encode_changed(named)
+            store.put(records, {}, states)
         found += len(rows) - len(missing)
         done += int(updates[rows].sum())
         progress(done, total)

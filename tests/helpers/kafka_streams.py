@@ -17,8 +17,8 @@ from rec2pm_jax.stream.options import EngineOptions, Worker
 from rec2pm_jax.stream.recommender import Recommender
 from rec2pm_jax.stream.runner import Intervals, run_stream
 from rec2pm_jax.stream.stores.base import MemoryStore, Store
-from rec2pm_jax.stream.stores.record import RecordFormat
 from tests.helpers.kafka_broker import Broker
+from tests.helpers.stores import Contents, read_users
 from tests.helpers.stream import raw_events
 
 Messages = list[tuple[str | None, bytes]]
@@ -91,25 +91,19 @@ def clean_pass(model: Recommender, messages: Messages, path: Path) -> Engine:
     return engine
 
 
-def assert_same(model: Recommender, records: Mapping[str, bytes], clean: Engine) -> None:
+def assert_same(model: Recommender, held: Contents, clean: Engine) -> None:
     """Check counts and states of all users, once updates that a kill has left are made."""
-    store, format_ = MemoryStore(), clean.record_format
-    store.put(records, clean.store.metadata())
+    store, form = MemoryStore(), clean.record_format
+    store.put(held.records, clean.store.metadata(), held.states)
     engine = Engine(model, store)
-    for user in records:
+    for user in held.records:
         engine.get_user(user)
     engine.commit({})
-    found, wanted = dict(store.items()), dict(clean.store.items())
+    found, wanted = read_users(store, form), read_users(clean.store, form)
     assert found.keys() == wanted.keys()
     for user in wanted:
-        a, b = (_decode(format_, user, given[user]) for given in (found, wanted))
+        a, b = found[user], wanted[user]
         assert (a.events, a.last_time, a.pending) == (b.events, b.last_time, b.pending), user
         if b.memory is not None:
             memories = [np.frombuffer(x.memory, np.float32) for x in (a, b)]
             np.testing.assert_allclose(*memories, rtol=0, atol=1e-5)
-
-
-def _decode(format_: RecordFormat, user: str, record: bytes):
-    found = format_.decode(user, record)
-    assert found is not None
-    return found

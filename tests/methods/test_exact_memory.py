@@ -212,4 +212,9 @@ def test_a_state_without_preference_memory_or_without_table_has_its_bytes():
     memory, back = form.decode(encoded)
     assert memory.shape == (1, 0, 64)
     assert_equal(back, table)
-    assert StateFormat("float32", slots=4, dim=64, entries=0, num_items=9).bytes == 1024
+    form = StateFormat("float32", slots=4, dim=64, entries=0, num_items=9)
+    assert form.bytes == 1024
+    held = np.random.default_rng(0).normal(size=(1, 4, 64)).astype(np.float32)
+    memory, back = form.decode(form.encode(State(held, none, none, empty_exact(1, 0))))
+    np.testing.assert_array_equal(memory, held)
+    assert all(leaf.shape == (1, 0) for leaf in back)

@@ -210,11 +210,11 @@ class SlowStore(MemoryStore):
         self.may_write, self.broken = threading.Event(), False
         self.may_write.set()
 
-    def put(self, records, metadata):
+    def put(self, *contents):
         self.may_write.wait(60)
         if self.broken:
             raise UserError("The disk is full.")
-        super().put(records, metadata)
+        super().put(*contents)
 
 
 def in_threads(calls):
@@ -256,7 +256,9 @@ def test_too_much_waits(model, kind):
         store.may_write.clear()
         bodies = [event(1, f"u{n}", type=kind) for n in range(3)]
         threads, results = in_threads([lambda b=b: service.post("/events", b) for b in bodies])
+        end = time.monotonic() + 60
         while service.service.admission.waiting < 3:
+            assert time.monotonic() < end, results
             time.sleep(0.01)
         status, answer = service.post("/recommend", {"user": "u0"})
         assert status == 429 and "try again" in answer["error"]

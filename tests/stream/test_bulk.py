@@ -24,6 +24,7 @@ from rec2pm_jax.stream.plan import plan_search
 from rec2pm_jax.stream.rebuild import rebuild
 from rec2pm_jax.stream.recommender import Recommender
 from rec2pm_jax.stream.stores.base import MemoryStore
+from rec2pm_jax.stream.users.pending import PendingEvents
 from tests.helpers.stream import make_config, make_data, make_recommender, save_run
 
 K = 6
@@ -116,8 +117,8 @@ def test_the_store_misses_updates(dataset, model, store, tmp_path):
     sequence = dataset.sequence(dataset.user_index("u0"))
     for field in ("events", "last_time", "seen"):
         setattr(behind, field, getattr(user, field))
-    times = sequence.times
-    behind.pending.frombytes(np.stack([sequence.ids, times], axis=1).astype(np.int32).tobytes())
+    gaps = np.diff(sequence.times, prepend=sequence.times[:1])
+    behind.pending = PendingEvents.of(np.stack([sequence.ids, gaps], axis=1))
     updater.finish_updates([behind])
     assert (behind.segments, behind.pending) == (user.segments, user.pending)
     assert behind.segments > 0

@@ -30,6 +30,7 @@ from tests.helpers.kafka_streams import (
     offsets,
     run_topic,
 )
+from tests.helpers.stores import Connection, Contents, contents
 from tests.helpers.stream import make_config, make_data, make_recommender, raw_events
 
 
@@ -52,25 +53,6 @@ def broker():
 
 class Killed(Exception):
     """Stands for the end of the process."""
-
-
-class Connection:
-    """A process's connection to a store; what a dead process writes never arrives."""
-
-    def __init__(self, store):
-        self._store, self._lock, self._dead = store, threading.Lock(), False
-
-    def __getattr__(self, name):
-        return getattr(self._store, name)
-
-    def put(self, records, metadata):
-        with self._lock:
-            if not self._dead:
-                self._store.put(records, metadata)
-
-    def die(self):
-        with self._lock:
-            self._dead = True
 
 
 @pytest.mark.smoke
@@ -103,7 +85,7 @@ def test_any_restarts_of_a_topic(dataset, model, broker, tmp_path, monkeypatch):
     clean = clean_pass(model, [*messages, *more], tmp_path / "events.jsonl")
     stopped = at_end(broker, "restarts")
     summary, _ = run_topic(model, store, address, stopped=stopped, write=answers.append)
-    assert_same(model, dict(store.items()), clean)
+    assert_same(model, contents(store), clean)
     assert json.loads(answers[-1])["user"] == user
     assert summary.skipped == {"malformed": 1}
     assert summary.examples["malformed"][0].startswith("partition ")
@@ -132,7 +114,7 @@ def test_workers_divide_the_partitions(dataset, model, broker, tmp_path):
     assert "several workers need messages keyed by user" in examples[0]
     assert_same(
         model,
-        dict(stores[0].items()) | dict(stores[1].items()),
+        Contents(*(a | b for a, b in zip(*map(contents, stores), strict=True))),
         clean_pass(model, messages, tmp_path / "events.jsonl"),
     )
     assert not {u for u, _ in stores[0].items()} & {u for u, _ in stores[1].items()}
@@ -264,7 +246,7 @@ def test_a_broker_that_goes_away_is_waited_for(dataset, model, capsys, tmp_path)
         over.set()
         thread.join()
         broker.stop()
-    assert_same(model, dict(store.items()), clean_pass(model, messages, tmp_path / "events.jsonl"))
+    assert_same(model, contents(store), clean_pass(model, messages, tmp_path / "events.jsonl"))
 
 
 def test_no_broker_and_no_topic(broker):
@@ -340,7 +322,7 @@ def test_hand_over_commits_and_releases_all_users(dataset, model):
         def read(self, max_lines, timeout_s):
             if not self.lines:
                 self.hand_over()
-                self.seen.append(dict(self.store.items()))
+                self.seen.append(contents(self.store).records)
                 self.done = True
             lines, self.lines = self.lines, []
             return lines

@@ -26,6 +26,7 @@ from rec2pm_jax.stream.stores.redis_store import RedisStore
 from tests.helpers.kafka_broker import MockBroker, Tansu
 from tests.helpers.kafka_streams import assert_same, clean_pass, make_messages, offsets
 from tests.helpers.redis_server import Server
+from tests.helpers.stores import contents
 from tests.helpers.stream import make_config, make_data, make_recommender, save_run
 
 pytestmark = pytest.mark.slow
@@ -155,7 +156,7 @@ def test_kill_9_of_two_workers_on_one_server(dataset, model, server, broker, com
     assert any(b > 0 for b in behind), behind  # killed while they had work
     assert_same(
         model,
-        dict(watcher.items()),
+        contents(watcher),
         clean_pass(model, messages[: KILLS * each], tmp_path / "events.jsonl"),
     )
 
@@ -170,7 +171,7 @@ def test_kill_9_of_one_worker_on_a_directory(dataset, model, mock_broker, compil
 
     def metadata():
         store = LmdbStore(path)
-        found, records = offsets(store.metadata(), "events"), dict(store.items())
+        found, records = offsets(store.metadata(), "events"), contents(store)
         store.close()
         return found, records
 
@@ -290,7 +291,7 @@ def test_workers_of_a_group_join_and_leave(dataset, model, server, broker, setti
     assert sum(s.events for s in summaries) == len(messages)  # none twice: all left in order
     assert first.summary.events and second.summary.events
     assert_same(
-        model, dict(watcher.items()), clean_pass(model, messages, tmp_path / "events.jsonl")
+        model, contents(watcher), clean_pass(model, messages, tmp_path / "events.jsonl")
     )
 
 
@@ -342,7 +343,7 @@ def test_a_broker_that_goes_away_under_load(
     for member in members:
         member.leave()
     clean = clean_pass(model, messages[: 10 * each], tmp_path / "events.jsonl")
-    assert_same(model, dict(watcher.items()), clean)
+    assert_same(model, contents(watcher), clean)
 
 
 def test_owners_in_the_store(server):

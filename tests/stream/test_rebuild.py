@@ -20,6 +20,7 @@ from rec2pm_jax.stream.options import EngineOptions
 from rec2pm_jax.stream.rebuild import is_rebuilt, open_new_store, rebuild
 from rec2pm_jax.stream.stores import base
 from rec2pm_jax.stream.stores.base import MemoryStore, open_store
+from tests.helpers.stores import contents, read_users
 from tests.helpers.stream import make_config, make_data, make_recommender, raw_events, save_run
 
 ROOT = Path(__file__).parents[2]
@@ -43,7 +44,7 @@ def streamed(recommender, dataset, options) -> MemoryStore:
 
 def users_of(store, recommender, options):
     form = Engine(recommender, store, options).record_format
-    return {user: form.decode(user, record) for user, record in store.items()}, form
+    return read_users(store, form), form
 
 
 @pytest.mark.parametrize(
@@ -96,10 +97,10 @@ def test_a_stopped_rebuild_resumes_and_never_mixes(dataset, tmp_path, monkeypatc
     store = MemoryStore()
     put = store.put
 
-    def stop_at_second_commit(records, metadata):
+    def stop_at_second_commit(records, *more):
         if records and dict(store.items()):
             raise Stopped
-        put(records, metadata)
+        put(records, *more)
 
     monkeypatch.setattr(store, "put", stop_at_second_commit)
     with pytest.raises(Stopped):
@@ -108,7 +109,7 @@ def test_a_stopped_rebuild_resumes_and_never_mixes(dataset, tmp_path, monkeypatc
     monkeypatch.setattr(store, "put", put)
     done = rebuild(recommender, dataset, store, EngineOptions(memory="int8"))
     assert done.found == 5 and done.users == dataset.num_users
-    assert dict(store.items()) == dict(whole.items())
+    assert contents(store) == contents(whole)
     store.delete([dataset.user(0)])  # a user deleted after that is not added again
     assert (
         rebuild(recommender, dataset, store, EngineOptions(memory="int8")).found

@@ -18,6 +18,7 @@ from rec2pm_jax.stream.runner import Intervals, run_stream
 from rec2pm_jax.stream.stores.base import MAINTENANCE, MemoryStore
 from rec2pm_jax.stream.stores.redis_store import RedisStore
 from tests.helpers.redis_server import Server
+from tests.helpers.stores import read_users
 from tests.helpers.stream import make_config, make_data, make_recommender, raw_events
 
 pytestmark = pytest.mark.slow
@@ -61,11 +62,10 @@ def clean_pass(model, path):
 
 
 def assert_same(model, store, clean):
-    found = dict(store.items())
-    wanted = dict(clean.store.items())
+    found, wanted = (read_users(s, clean.record_format) for s in (store, clean.store))
     assert found.keys() == wanted.keys()
     for user in wanted:
-        a, b = (clean.record_format.decode(user, records[user]) for records in (found, wanted))
+        a, b = found[user], wanted[user]
         assert (a.events, a.last_time, a.pending) == (b.events, b.last_time, b.pending)
         if b.memory is not None:
             memories = [np.frombuffer(x.memory, np.float32) for x in (a, b)]

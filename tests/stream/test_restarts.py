@@ -8,7 +8,6 @@ import random
 import signal
 import subprocess
 import sys
-import threading
 import time
 
 import jax
@@ -31,6 +30,7 @@ from rec2pm_jax.stream.runner import Intervals, run_stream
 from rec2pm_jax.stream.stores.base import MemoryStore
 from rec2pm_jax.stream.stores.lmdb_store import LmdbStore
 from tests.helpers.data import prepare_log, random_log
+from tests.helpers.stores import Connection, contents
 from tests.helpers.stream import make_config, make_data, make_recommender, raw_events, save_run
 
 
@@ -46,25 +46,6 @@ def model(dataset):
 
 class Killed(Exception):
     """Stands for the end of the process: nothing after this instant happens."""
-
-
-class Connection:
-    """A process's connection to a store; what a dead process writes never arrives."""
-
-    def __init__(self, store):
-        self._store, self._lock, self._dead = store, threading.Lock(), False
-
-    def __getattr__(self, name):
-        return getattr(self._store, name)
-
-    def put(self, records, metadata):
-        with self._lock:
-            if not self._dead:
-                self._store.put(records, metadata)
-
-    def die(self):
-        with self._lock:
-            self._dead = True
 
 
 def open_engine(model, store, **options):
@@ -171,7 +152,7 @@ def test_equal_batches_give_equal_bits(dataset, model, monkeypatch):
         parts.ingest(events[begin : begin + 16])
         parts.commit({})
     whole.commit({})
-    assert dict(whole.store.items()) == dict(store.items())
+    assert contents(whole.store) == contents(store)
 
 
 def test_a_store_of_another_model_or_format_is_refused(dataset, model):

@@ -9,7 +9,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from array import array
 
 import lmdb
 import numpy as np
@@ -19,8 +18,15 @@ from rec2pm_jax.errors import UserError
 from rec2pm_jax.methods.state_format import StateFormat
 from rec2pm_jax.stream.stores.base import MemoryStore, claim_store, delete_matching, open_store
 from rec2pm_jax.stream.stores.lmdb_store import LmdbStore
-from rec2pm_jax.stream.stores.record import HEADER_BYTES, ModelIdentity, RecordFormat, is_expired
-from rec2pm_jax.stream.users.mutable_user import MutableUser
+from rec2pm_jax.stream.stores.record import (
+    RECORD_BYTES,
+    STATE_BYTES,
+    ModelIdentity,
+    RecordFormat,
+    is_expired,
+)
+from rec2pm_jax.stream.users.mutable_user import IN_STORE, MutableUser
+from rec2pm_jax.stream.users.pending import PendingEvents
 from rec2pm_jax.typing import ExactMemory, State
 
 STATES = StateFormat("int8", slots=4, dim=64, entries=32, num_items=70_000)
@@ -29,13 +35,22 @@ FIELDS = MutableUser.__slots__
 
 
 def make_user(pending=(5, 6, 70_000), segments=3, **changes) -> MutableUser:
-    user = MutableUser()
+    user = MutableUser(PendingEvents.of(np.array(pending, np.int64).reshape(-1, 1)))
     user.events, user.segments, user.groups = 603, segments, 1
     user.memory = bytes(range(256)) + bytes(16) + bytes(range(256)) if segments else None
-    user.pending = array("i", pending)
     for name, value in changes.items():
         setattr(user, name, value)
     return user
+
+
+def stored(user: MutableUser, form: RecordFormat = RECORDS, name: str = "u") -> MutableUser:
+    """Return the user as it comes back from its record and its state."""
+    found = form.decode(name, form.encode(name, user))
+    assert found is not None
+    if user.segments:
+        assert found.memory is IN_STORE
+        form.decode_state(name, found, form.encode_state(name, user))
+    return found
 
 
 def same(a: MutableUser, b: MutableUser) -> bool:
@@ -53,20 +68,35 @@ def same(a: MutableUser, b: MutableUser) -> bool:
     ],
 )
 def test_decoding_a_record_gives_back_the_user(user):
+    if not user.segments:
+        user.groups = 0
+    assert same(stored(user, name="Zoë"), user)
     record = RECORDS.encode("Zoë", user)
-    assert same(RECORDS.decode("Zoë", record), user)
-    assert len(record) == HEADER_BYTES + 528 * bool(user.segments) + 4 * len(user.pending)
-    assert HEADER_BYTES <= 48
+    assert len(record) == RECORD_BYTES + len(user.pending.to_bytes()) <= 48 + 5
+    if user.segments:
+        assert len(RECORDS.encode_state("Zoë", user)) == STATE_BYTES + 528 == 540
 
 
 def test_torn_and_foreign_records_are_refused():
-    record = RECORDS.encode("u", make_user())
-    for at in range(len(record)):
-        with pytest.raises(UserError, match="damaged|cannot read"):
-            RECORDS.decode("u", record[:at])
-        flipped = record[:at] + bytes([record[at] ^ 1]) + record[at + 1 :]
-        with pytest.raises(UserError, match="damaged|cannot read"):
-            RECORDS.decode("u", flipped)
+    user = make_user()
+    record, state = RECORDS.encode("u", user), RECORDS.encode_state("u", user)
+    for whole, decode in (
+        (record, lambda data: RECORDS.decode("u", data)),
+        (state, lambda data: RECORDS.decode_state("u", make_user(), data)),
+    ):
+        decode(whole)
+        for at in range(len(whole)):
+            with pytest.raises(UserError, match="damaged|cannot read"):
+                decode(whole[:at])
+            flipped = whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :]
+            with pytest.raises(UserError, match="damaged|cannot read"):
+                decode(flipped)
+    with pytest.raises(UserError, match="damaged"):
+        RECORDS.decode_state("another user", make_user(), state)
+    with pytest.raises(UserError, match="there is none for its record"):
+        RECORDS.decode_state("u", make_user(), None)
+    with pytest.raises(UserError, match="it has 3 updates, and its record 4"):
+        RECORDS.decode_state("u", make_user(segments=4), state)
     with pytest.raises(UserError, match="damaged"):
         RECORDS.decode("another user", record)
     other = dataclasses.replace(RECORDS, identity=ModelIdentity("cd" * 16, "c0ffee"))
@@ -74,7 +104,7 @@ def test_torn_and_foreign_records_are_refused():
         other.decode("u", record)
     with pytest.raises(UserError, match="stored as int8, not bfloat16"):
         other = dataclasses.replace(STATES, kind="bfloat16")
-        dataclasses.replace(RECORDS, states=other).decode("u", record)
+        dataclasses.replace(RECORDS, states=other).decode_state("u", user, state)
 
 
 def test_records_stay_readable_when_the_catalogue_grows_past_24_bits():
@@ -82,12 +112,12 @@ def test_records_stay_readable_when_the_catalogue_grows_past_24_bits():
     state = State(np.ones((1, 4, 64), np.float32), np.ones(1), np.ones(1), exact)
     user = make_user(memory=STATES.encode(state).tobytes())
     wide = dataclasses.replace(STATES, num_items=2**24)
-    found = dataclasses.replace(RECORDS, states=wide).decode("u", RECORDS.encode("u", user))
-    assert found.pending == user.pending and found.memory == wide.encode(state).tobytes()
-    wider = dataclasses.replace(RECORDS, states=wide)
-    assert same(wider.decode("u", wider.encode("u", found)), found)
+    wider, found = dataclasses.replace(RECORDS, states=wide), make_user()
+    wider.decode_state("u", found, RECORDS.encode_state("u", user))
+    assert found.memory == wide.encode(state).tobytes()
+    assert same(stored(found, wider), found)
     with pytest.raises(UserError, match="stored as int8, of 2.24 items or more, not int8"):
-        RECORDS.decode("u", wider.encode("u", found))
+        RECORDS.decode_state("u", user, wider.encode_state("u", found))
 
 
 def test_expired_users_are_gone():
@@ -125,18 +155,20 @@ def test_protocol(reopened):
     store = reopened()
     users = {f"user {i}": bytes([i]) * (i + 1) for i in range(100)}
     assert store.get(["user 1"]) == [None] and store.metadata() == {}
-    store.put(users, {"input:a": b"5"})
-    store.put({"user 7": b"new", "Zoë": b"x"}, {"input:a": b"6"})
+    store.put(users, {"input:a": b"5"}, {"user 7": b"old", "user 8": b"state"})
+    store.put({"user 7": b"new", "Zoë": b"x"}, {"input:a": b"6"}, {"user 7": b"newer"})
     for again in (False, True):
         store = reopened() if again else store
         assert store.get(["user 7", "nobody", "user 2", "Zoë"]) == [b"new", None, b"\2\2\2", b"x"]
         assert store.metadata() == {"input:a": b"6"}
         assert dict(store.items()) == users | {"user 7": b"new", "Zoë": b"x"}
+        assert store.get_states(["user 7", "user 1", "user 8"]) == [b"newer", None, b"state"]
     assert store.delete(["user 7", "nobody"]) == 1 and store.delete(["user 7"]) == 0
     store.compact()
     for again in (False, True):
         store = reopened() if again else store
         assert store.get(["user 7", "user 8"]) == [None, users["user 8"]]
+        assert store.get_states(["user 7", "user 8"]) == [None, b"state"]
         assert len(dict(store.items())) == 100 and store.metadata() == {"input:a": b"6"}
     assert store.size() > 0
 

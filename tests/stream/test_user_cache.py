@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rec2pm_jax.stream.users.mutable_user import MutableUser
+from rec2pm_jax.stream.users.pending import PendingEvents
 from rec2pm_jax.stream.users.user_cache import UserCache
 
 
@@ -19,18 +20,17 @@ def test_the_cache_equals_a_dictionary(turns):
             name, user = cache.pop_oldest()
             assert expected.pop(name) is user
         elif turn is not None and f"u{turn}" not in expected:
-            expected[f"u{turn}"] = MutableUser()
+            expected[f"u{turn}"] = MutableUser(PendingEvents())
             cache.add(f"u{turn}", expected[f"u{turn}"])
         assert len(cache) == len(expected)
-    for name, user in expected.items():
-        assert name in cache and cache[name] is cache.get(name) is user
-    assert "other" not in cache and cache.get("other") is None
+    found = cache.find([*expected, "other"])
+    assert found == expected and all(found[name] is user for name, user in expected.items())
 
 
 def test_every_user_is_removed_once_and_early_ones_first():
     cache = UserCache()
     for n in range(6400):
-        cache.add(f"u{n}", MutableUser())
+        cache.add(f"u{n}", MutableUser(PendingEvents()))
     left = [int(cache.pop_oldest()[0][1:]) for _ in range(6400)]
     assert sorted(left) == list(range(6400))
     assert max(left[:640]) < 3200  # the first tenth removed is among the first half added

@@ -28,6 +28,7 @@ from rec2pm_jax.stream.options import EngineOptions
 from rec2pm_jax.stream.recommender import Recommender
 from rec2pm_jax.stream.stores.base import MemoryStore
 from tests.helpers.data import prepare_log, random_log
+from tests.helpers.stores import contents
 from tests.helpers.stream import make_config, make_data, make_recommender, raw_events, save_run
 
 ROOT = Path(__file__).parents[2]
@@ -180,13 +181,13 @@ def test_users_of_a_store_are_those_that_a_stream_answers(dataset, tmp_path):
     engine.commit_writer.flush({}, 50.0)
     form = engine.record_format
     stored = {name: form.decode(name, record) for name, record in store.items()}
-    width = engine.recommender.method.read_length * 3
-    assert any(len(user.pending) > width for user in stored.values())  # a whole segment
+    longest = engine.recommender.method.read_length
+    assert any(len(user.pending) > longest for user in stored.values())  # a whole segment
 
-    records, time = dict(store.items()), dataset.time_origin + 400_000
+    held, time = contents(store), dataset.time_origin + 400_000
     options = VectorOptions(time=time)
     manifest = write_vectors(users_of_store(model, store, now=60.0), tmp_path / "out", options)
-    assert dict(store.items()) == records
+    assert contents(store) == held
     assert (manifest["users"], manifest["memory_format"]) == (dataset.num_users, "int8")
     _, tables = read(tmp_path / "out")
     for name in stored:

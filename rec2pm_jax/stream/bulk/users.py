@@ -21,6 +21,7 @@ from rec2pm_jax.stream.lines.events import RejectedInput, parse_id
 from rec2pm_jax.stream.rebuild import is_rebuilt
 from rec2pm_jax.stream.recommender import Recommender
 from rec2pm_jax.stream.stores.base import MAINTENANCE, Store, check_settings, open_store
+from rec2pm_jax.stream.stores.reading import read_states
 from rec2pm_jax.stream.users.mutable_user import MutableUser
 
 
@@ -114,6 +115,7 @@ class StoreUsers:
         for name, record in zip(names, self._store.get(names), strict=True):
             user = None if record is None else record_format.decode(name, record, self._now)
             users.append(record_format.new_user() if user is None else user)
+        read_states(self._store, record_format, dict(zip(names, users, strict=True)))
         self.updater.finish_updates(users)
         return users
 

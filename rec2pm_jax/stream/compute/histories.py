@@ -13,6 +13,7 @@ from rec2pm_jax.stream.compute import batches
 from rec2pm_jax.stream.recommender import Recommender
 from rec2pm_jax.stream.stores.record import RecordFormat
 from rec2pm_jax.stream.users.mutable_user import MutableUser
+from rec2pm_jax.stream.users.pending import PendingEvents
 from rec2pm_jax.stream.users.seen import SeenItems
 from rec2pm_jax.typing import Array, Events, State
 
@@ -71,8 +72,8 @@ def compute_users(
             user.seen = SeenItems.of_sequence(sequence, time_origin, user.seen.detailed)
         user.groups, user.segments = int(states.groups[row]), int(states.segments[row])
         user.memory = encoded[row].tobytes() if user.segments else None
-        pending = np.stack([f[plan.start[row] :] for f in events if f is not None], axis=1)
-        user.pending.frombytes(np.ascontiguousarray(pending, np.int32).tobytes())
+        user.state_changed = user.segments > 0
+        user.pending = _encode_events(events, int(plan.start[row]))
         users.append(user)
     return users
 
@@ -135,6 +136,13 @@ def compress_histories(
             for out, leaf in zip(jax.tree.leaves(states), jax.tree.leaves(new), strict=True):
                 out[index[:real]] = np.asarray(leaf)[:real]
     return states, record_format.states.encode(states)
+
+
+def _encode_events(events: Events, start: int) -> PendingEvents:
+    """Return the events of a history from number `start` on."""
+    gaps = None if events.times is None else np.diff(events.times, prepend=events.times[:1])
+    fields = [f[start:] for f in (events.ids, gaps, events.types) if f is not None]
+    return PendingEvents.of(np.stack(fields, axis=1))
 
 
 def _empty_states(recommender: Recommender, count: int) -> State:

@@ -7,7 +7,6 @@ few sizes, padded by repeating a user, so that few programs are compiled.
 
 from __future__ import annotations
 
-from array import array
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple, cast
 
@@ -22,6 +21,7 @@ from rec2pm_jax.stream.plan import ask, plan_search
 from rec2pm_jax.stream.recommender import Recommender
 from rec2pm_jax.stream.search import Asked, Search
 from rec2pm_jax.stream.users.mutable_user import MutableUser
+from rec2pm_jax.stream.users.pending import PendingEvents
 from rec2pm_jax.typing import Array
 
 BATCH_SIZES = (2, 4, 8)
@@ -83,10 +83,10 @@ class Reader:
         Args:
           together: for `answer_all`, too.
         """
-        search, user = plan_search(model.catalogue, k), MutableUser()
+        search, user = plan_search(model.catalogue, k), self._updater.record_format.new_user()
         for count in (1, 1, 2, 4):  # a session is opened, read again, gets one event and several
-            user.pending = array("i", [1] * count * self._updater.width)
-            user.events = count
+            user.pending = PendingEvents.of(np.ones((count, model.catalogue.event_width), np.int64))
+            user.events, user.last_time = count, model.catalogue.time_origin
             wanted = Wanted.of(model, "", user, search, None)
             self.answer(model, wanted)
         for size in BATCH_SIZES if together else ():
@@ -134,7 +134,7 @@ class Reader:
 
     def _place(self, user: MutableUser) -> tuple[int, int]:
         """Return the events before the pending ones, and how many are pending."""
-        count = len(user.pending) // self._updater.width
+        count = len(user.pending)
         return user.events - count, count
 
     def _read(self, wanted: Sequence[Wanted], model: Recommender) -> list[Answer]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from rec2pm_jax.stream.compute import batches
@@ -29,15 +29,22 @@ class UpdateQueue:
       update_ms: of the newest batches, milliseconds per update.
     """
 
-    def __init__(self, updater: MemoryUpdater, mark_changed: Callable[[str, MutableUser], None]):
+    def __init__(
+        self,
+        updater: MemoryUpdater,
+        read_states: Callable[[Mapping[str, MutableUser]], None],
+        mark_changed: Callable[[str, MutableUser], None],
+    ):
         """Start with no users.
 
         Args:
+          read_states: called with users by id before their states are used, see `IN_STORE`.
           mark_changed: called with a user before the user is changed.
         """
         self.num_updates = 0
         self.update_ms: deque[float] = deque(maxlen=MAX_TIMINGS)
-        self._updater, self._mark_changed = updater, mark_changed
+        self._updater = updater
+        self._read_states, self._mark_changed = read_states, mark_changed
         self._waiting: dict[str, MutableUser] = {}
         self._running: dict[str, MutableUser] = {}
         self._result: Future[tuple[UpdatedStates, float]] | None = None
@@ -78,6 +85,7 @@ class UpdateQueue:
             if self._take(name, user):
                 self._running[name] = user
         if self._running:
+            self._read_states(self._running)
             inputs = self._updater.copy_inputs(list(self._running.values()))
             self._result = self._thread.submit(self._compute_timed, inputs)
 
@@ -103,6 +111,7 @@ class UpdateQueue:
             self.finish_batch()
         while name in self._waiting:
             if self._take(name, user):
+                self._read_states({name: user})
                 inputs = self._updater.copy_inputs([user])
                 self._install({name: user}, self._updater.compute(inputs))
 
@@ -116,7 +125,7 @@ class UpdateQueue:
         updates, drop = self._updater.plan(user)
         if not updates and drop:
             self._mark_changed(name, user)
-            del user.pending[: drop * self._updater.width]
+            user.pending.drop(drop)
         return updates > 0
 
     def _compute_timed(self, inputs: UpdateInputs) -> tuple[UpdatedStates, float]:

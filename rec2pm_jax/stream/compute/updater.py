@@ -47,8 +47,7 @@ class MemoryUpdater:
     """Updates memories of one model in one format.
 
     Attributes:
-      width: int32 fields of a pending event.
-      max_pending: number of pending fields from which on a segment may be full, or an event out of
+      max_pending: number of pending events from which on a segment may be full, or an event out of
         the reach of reads.
       record_format: how users become bytes.
     """
@@ -67,9 +66,9 @@ class MemoryUpdater:
         empty = self._method.init_state(self._params, 1)
         self._initial = jax.tree.map(np.asarray, empty)
         states = state_format(self._method, memory_format)
-        self.width = 1 + self._catalogue.uses_times + self._catalogue.uses_types
-        self.max_pending = (self._method.read_length + 1) * self.width
-        self.record_format = RecordFormat(recommender.identity, states, self.width, seen)
+        self.max_pending = self._method.read_length + 1
+        width = self._catalogue.event_width
+        self.record_format = RecordFormat(recommender.identity, states, width, seen)
 
     def replace_model(self, recommender: Recommender) -> None:
         """Go on with the same model over another item table; no update may be under way.
@@ -93,11 +92,11 @@ class MemoryUpdater:
           (memory updates that are missing, pending events that are used up or out of reach).
         """
         plan = self._method.plan(np.asarray(user.events))
-        first_pending = user.events - len(user.pending) // self.width
+        first_pending = user.events - len(user.pending)
         return int(plan.updates) - user.segments, int(plan.start) - first_pending
 
     def stack_states(self, users: Sequence[MutableUser]) -> State:
-        """Return the decoded states of users: numpy, a row per user."""
+        """Return the decoded states of users, none `IN_STORE`: numpy, a row per user."""
         states = jax.tree.map(lambda x: np.repeat(x, len(users), axis=0), self._initial)
         rows = [row for row, user in enumerate(users) if user.memory is not None]
         if rows:
@@ -114,8 +113,15 @@ class MemoryUpdater:
 
     def pending_events(self, user: MutableUser) -> Events:
         """Return the pending events of a user: numpy fields int32 [p]."""
-        fields = np.array(user.pending, np.int32).reshape(-1, self.width)
-        return jax.tree.map(np.ascontiguousarray, self._split_fields(fields))
+        return self._split_fields(self._read_fields(user))
+
+    def _read_fields(self, user: MutableUser) -> np.ndarray:
+        """Return the pending events int32 [p, width], with times since the origin in place of gaps."""
+        fields = user.pending.numbers()
+        if self._catalogue.uses_times and user.last_time is not None:
+            since = np.cumsum(fields[::-1, 1])[::-1] - fields[:, 1]
+            fields[:, 1] = user.last_time - self._catalogue.time_origin - since
+        return fields.astype(np.int32)
 
     def stack_pending(self, users: Sequence[MutableUser]) -> tuple[Events, np.ndarray]:
         """Return the pending events of users without missing updates, padded for a read.
@@ -123,12 +129,11 @@ class MemoryUpdater:
         Returns:
           (numpy fields int32 [U, read_length], valid bool [U, read_length]).
         """
-        counts = np.array([len(user.pending) // self.width for user in users])
+        counts = np.array([len(user.pending) for user in users])
         valid = np.arange(self._method.read_length) < counts[:, None]
-        flat = np.frombuffer(b"".join(user.pending.tobytes() for user in users), np.int32)
-        fields = np.zeros((*valid.shape, self.width), np.int32)
-        fields[valid] = flat.reshape(-1, self.width)
-        return jax.tree.map(np.ascontiguousarray, self._split_fields(fields)), valid
+        fields = np.zeros((*valid.shape, self.record_format.width), np.int32)
+        fields[valid] = np.concatenate([self._read_fields(user) for user in users])
+        return self._split_fields(fields), valid
 
     def finish_updates(self, users: Sequence[MutableUser]) -> None:
         """Update the memories of users until no segment is full, in place."""
@@ -137,7 +142,7 @@ class MemoryUpdater:
             plans = [self.plan(user) for user in waiting]
             for user, (updates, drop) in zip(waiting, plans, strict=True):
                 if not updates:
-                    del user.pending[: drop * self.width]
+                    user.pending.drop(drop)
             ready = [user for user, plan in zip(waiting, plans, strict=True) if plan[0]]
             if ready:
                 self.install(ready, self.compute(self.copy_inputs(ready)))
@@ -145,10 +150,8 @@ class MemoryUpdater:
 
     def copy_inputs(self, users: Sequence[MutableUser]) -> UpdateInputs:
         """Copy what `compute` needs of users, each with a segment and an event after it pending."""
-        size = self._segment + 1
-        fields = [np.array(user.pending[: size * self.width], np.int32) for user in users]
-        events = self._split_fields(np.stack(fields).reshape(len(users), size, self.width))
-        return UpdateInputs(self.stack_states(users), events)
+        fields = np.stack([self._read_fields(user)[: self._segment + 1] for user in users])
+        return UpdateInputs(self.stack_states(users), self._split_fields(fields))
 
     def compute(self, inputs: UpdateInputs) -> UpdatedStates:
         """Update memories with the oldest pending segment; this changes no user."""
@@ -161,17 +164,17 @@ class MemoryUpdater:
 
         Users may have had further events since `copy_inputs`.
         """
-        used = self._segment * self.width
         for user, memory, groups, segments in zip(users, *updated, strict=True):
             user.memory, user.groups, user.segments = memory, groups, segments
-            del user.pending[:used]
+            user.state_changed = True
+            user.pending.drop(self._segment)
 
     def finish(self, users: Sequence[MutableUser]) -> None:
         """Update users in place until no segment is full and no event is out of reach."""
         while late := [user for user in users if self.plan(user)[0] > 0]:
             self.install(late, self.compute(self.copy_inputs(late)))
         for user in users:
-            del user.pending[: self.plan(user)[1] * self.width]
+            user.pending.drop(self.plan(user)[1])
 
     def freeze(self, users: Sequence[MutableUser]) -> list[UserState]:
         """Return copies of users that are never changed."""
@@ -190,10 +193,11 @@ class MemoryUpdater:
 
     def warm_up(self) -> None:
         """Compile updates of all batch sizes."""
-        rows = 1
+        rows, width = 1, self.record_format.width
         while self._method.stores_memory and rows <= batches.MAX_BATCH:
-            events = self._split_fields(np.ones((rows, self._segment + 1, self.width), np.int32))
-            self._update(UpdateInputs(self.stack_states([MutableUser()] * rows), events))
+            states = self.stack_states([self.record_format.new_user()] * rows)
+            events = self._split_fields(np.ones((rows, self._segment + 1, width), np.int32))
+            self._update(UpdateInputs(states, events))
             rows *= 2
 
     def _update(self, inputs: UpdateInputs) -> State:
@@ -205,4 +209,5 @@ class MemoryUpdater:
     def _split_fields(self, fields: np.ndarray) -> Events:
         """Return int32 [..., width] as events with fields [...]."""
         times = fields[..., 1] if self._catalogue.uses_times else None
-        return self._catalogue.select_fields(fields[..., 0], times, fields[..., -1])
+        events = self._catalogue.select_fields(fields[..., 0], times, fields[..., -1])
+        return jax.tree.map(np.ascontiguousarray, events)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Protocol
 
 from rec2pm_jax.errors import UserError
@@ -17,13 +18,16 @@ def is_storable(user: str) -> bool:
     return len(user) * 4 <= MAX_USER_BYTES or len(user.encode()) <= MAX_USER_BYTES
 
 
+NOTHING: Mapping[str, bytes] = MappingProxyType({})  # no states
 MAINTENANCE = "maintenance"  # name of a writer that changes users of all workers
 _DEFAULTS = {"seen": "none"}  # of settings that an older store does not name
 _SETTINGS, _TIME_ORIGIN = "meaning", "time_origin"  # keys of metadata that an engine claims
 
 
 class Store(Protocol):
-    """Records by user id, and a few entries of metadata: settings and positions of the input.
+    """Records and states by user id, and a few entries of metadata: settings and positions of input.
+
+    `record.py` says what a record and a state are.
 
     Attributes:
       is_shared: whether several processes may write to it.
@@ -35,8 +39,17 @@ class Store(Protocol):
         """Return the record of each user, None for unknown users."""
         ...
 
-    def put(self, records: Mapping[str, bytes], metadata: Mapping[str, bytes]) -> None:
-        """Replace records and entries of metadata: all of them or none, also if the process dies.
+    def get_states(self, users: Sequence[str]) -> list[bytes | None]:
+        """Return the state of each user, None for users without one."""
+        ...
+
+    def put(
+        self,
+        records: Mapping[str, bytes],
+        metadata: Mapping[str, bytes],
+        states: Mapping[str, bytes] = NOTHING,
+    ) -> None:
+        """Replace records, entries of metadata and states: all or none, also if the process dies.
 
         On return they are as durable as the store can make them.
 
@@ -68,7 +81,7 @@ class Store(Protocol):
         ...
 
     def delete(self, users: Sequence[str]) -> int:
-        """Delete users, durably; return how many of them the store had."""
+        """Delete users with their states, durably; return how many of them the store had."""
         ...
 
     def items(self) -> Iterator[tuple[str, bytes]]:
@@ -89,19 +102,29 @@ class Store(Protocol):
 
 
 class MemoryStore:
-    """Records in a dictionary, lost when the process ends."""
+    """Records and states in dictionaries, lost when the process ends."""
 
     is_shared = False
 
     def __init__(self) -> None:
         self._records: dict[str, bytes] = {}
+        self._states: dict[str, bytes] = {}
         self._metadata: dict[str, bytes] = {}
 
     def get(self, users: Sequence[str]) -> list[bytes | None]:
         return [self._records.get(user) for user in users]
 
-    def put(self, records: Mapping[str, bytes], metadata: Mapping[str, bytes]) -> None:
+    def get_states(self, users: Sequence[str]) -> list[bytes | None]:
+        return [self._states.get(user) for user in users]
+
+    def put(
+        self,
+        records: Mapping[str, bytes],
+        metadata: Mapping[str, bytes],
+        states: Mapping[str, bytes] = NOTHING,
+    ) -> None:
         self._records |= records
+        self._states |= states
         self._metadata |= metadata
 
     def metadata(self) -> dict[str, bytes]:
@@ -117,6 +140,8 @@ class MemoryStore:
         pass
 
     def delete(self, users: Sequence[str]) -> int:
+        for user in users:
+            self._states.pop(user, None)
         return sum(self._records.pop(user, None) is not None for user in users)
 
     def items(self) -> Iterator[tuple[str, bytes]]:
@@ -126,7 +151,7 @@ class MemoryStore:
         pass
 
     def size(self) -> int:
-        return sum(map(len, self._records.values()))
+        return sum(map(len, (*self._records.values(), *self._states.values())))
 
     def close(self) -> None:
         pass

@@ -30,9 +30,10 @@ class CommitWriter:
         """
         self._store, self._format, self._lifetime_s = store, record_format, lifetime_s
         self._changed: dict[str, MutableUser] = {}  # since the newest snapshot
-        # The newest snapshot: users still to be encoded, records, and metadata until it is written.
+        # The newest snapshot: users still to be encoded, what is, and metadata until it is written.
         self._to_encode: dict[str, MutableUser] = {}
         self._records: dict[str, bytes] = {}
+        self._states: dict[str, bytes] = {}
         self._metadata: Mapping[str, bytes] | None = None
         self._expires = 0
         # The snapshot before it, which the thread writes.
@@ -43,10 +44,13 @@ class CommitWriter:
     def mark_changed(self, name: str, user: MutableUser) -> None:
         """Note that a user is about to change, and encode it first if the snapshot needs it as is."""
         if name in self._to_encode:
-            self._records[name] = self._format.encode(
-                name, self._to_encode.pop(name), self._expires
-            )
+            self._encode({name: self._to_encode.pop(name)})
         self._changed[name] = user
+
+    def _encode(self, users: Mapping[str, MutableUser]) -> None:
+        records, states = self._format.encode_changed(users, self._expires)
+        self._records |= records
+        self._states |= states
 
     def has_uncommitted(self, name: str) -> bool:
         """Return whether the store lacks the newest state of a user."""
@@ -92,16 +96,18 @@ class CommitWriter:
         Raises:
           UserError: the store could not write it.
         """
-        for _ in range(min(max_users, len(self._to_encode))):
-            name, user = self._to_encode.popitem()
-            self._records[name] = self._format.encode(name, user, self._expires)
+        count = min(max_users, len(self._to_encode))
+        self._encode(dict(self._to_encode.popitem() for _ in range(count)))
         finished = False
         if self._writing is not None and self._writing.done():
             self._writing.result()  # raises what the thread met
             self._writing, self._being_written, finished = None, {}, True
         if self._metadata is not None and not self._to_encode and self._writing is None:
-            self._writing = self._thread.submit(self._store.put, self._records, self._metadata)
-            self._being_written, self._records, self._metadata = self._records, {}, None
+            self._writing = self._thread.submit(
+                self._store.put, self._records, self._metadata, self._states
+            )
+            self._being_written, self._metadata = self._records, None
+            self._records, self._states = {}, {}
         return finished
 
     def flush(self, metadata: Mapping[str, bytes], now: float = 0.0) -> int:

@@ -14,9 +14,11 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from rec2pm_jax.errors import UserError
 from rec2pm_jax.lock import alone_in
+from rec2pm_jax.stream.stores.base import NOTHING
 
 try:
     import lmdb
@@ -66,9 +68,10 @@ class LmdbStore:
     def _open(self) -> None:
         with self._explain_errors("opened"):
             self._env = lmdb.open(
-                str(self.path), map_size=self._map_bytes, max_dbs=2, readahead=False
+                str(self.path), map_size=self._map_bytes, max_dbs=3, readahead=False
             )
             self._users = self._env.open_db(b"users")
+            self._states = self._env.open_db(b"states")
             self._metadata = self._env.open_db(b"marks")
 
     @contextlib.contextmanager
@@ -103,19 +106,31 @@ class LmdbStore:
             return error.errno in _FULL
 
     def get(self, users: Sequence[str]) -> list[bytes | None]:
-        with self._explain_errors("read"), self._env.begin(db=self._users) as transaction:
+        return self._read(self._users, users)
+
+    def get_states(self, users: Sequence[str]) -> list[bytes | None]:
+        return self._read(self._states, users)
+
+    def _read(self, table: Any, users: Sequence[str]) -> list[bytes | None]:
+        if not users:
+            return []
+        with self._explain_errors("read"), self._env.begin(db=table) as transaction:
             return [transaction.get(user.encode()) for user in users]
 
-    def put(self, records: Mapping[str, bytes], metadata: Mapping[str, bytes]) -> None:
-        # In the order of keys a commit takes half as long as in any other.
-        rows = ((user, records[user]) for user in sorted(records))
+    def put(
+        self,
+        records: Mapping[str, bytes],
+        metadata: Mapping[str, bytes],
+        states: Mapping[str, bytes] = NOTHING,
+    ) -> None:
         self._is_blank = False
         with self._explain_errors("written"), self._env.begin(write=True) as transaction:
-            cursor = transaction.cursor(self._users)
-            while part := [
-                (user.encode(), record) for user, record in islice(rows, _RECORDS_PER_CALL)
-            ]:
-                cursor.putmulti(part)
+            for table, values in ((self._users, records), (self._states, states)):
+                # In the order of keys a commit takes half as long as in any other.
+                rows = ((user.encode(), values[user]) for user in sorted(values))
+                cursor = transaction.cursor(table)
+                while part := list(islice(rows, _RECORDS_PER_CALL)):
+                    cursor.putmulti(part)
             for name, value in metadata.items():
                 transaction.put(name.encode(), value, db=self._metadata)
 
@@ -137,12 +152,11 @@ class LmdbStore:
         pass
 
     def delete(self, users: Sequence[str]) -> int:
-        with (
-            self._explain_errors("written"),
-            self._env.begin(write=True, db=self._users) as transaction,
-        ):
-            # LMDB has no keys of no bytes.
-            return sum(transaction.delete(user.encode()) for user in users if user)
+        keys = [user.encode() for user in users if user]  # LMDB has no keys of no bytes
+        with self._explain_errors("written"), self._env.begin(write=True) as transaction:
+            for key in keys:
+                transaction.delete(key, db=self._states)
+            return sum(transaction.delete(key, db=self._users) for key in keys)
 
     def items(self) -> Iterator[tuple[str, bytes]]:
         with self._explain_errors("read"), self._env.begin(db=self._users) as transaction:

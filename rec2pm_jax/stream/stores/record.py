@@ -1,14 +1,18 @@
-"""One user as bytes: a versioned record that names its model and detects damage.
+"""One user as bytes: two versioned records that name their model and detect damage.
 
-Little-endian, 44 bytes before the memory:
+Every event changes the record of a user, and an update changes the state. They are stored apart, so
+that an event does not write the state again. Little-endian, the record has 48 bytes and what follows:
 
-    version u8, memory format u8, groups u16, model 8 bytes, watermark i64, last time i64,
-    events u32, segments u32, expires u32 (seconds since 1970; 0: never), CRC-32 u32
+    CRC-32 u32, version u8, 3 bytes of 0, model 8 bytes, watermark i64, last time i64, events u32,
+    segments u32, expires u32 (seconds since 1970; 0: never), number of pending events u32
+    the seen items, if the store keeps them, and the pending events (`users/pending.py`)
 
-The memory format has the bit 128 where item ids of the exact memory take four bytes. The encoded state
-follows if there has been an update. Then come the seen items, if the store keeps them, and the pending
-events as int32 fields. The CRC-32 covers the user's id and everything but itself. So a record under
-another user's key is detected as well.
+The state, of users with an update, has 12 bytes and the encoded `State`:
+
+    CRC-32 u32, version u8, memory format u8, groups u16, segments u32
+
+The memory format has the bit 128 where item ids of the exact memory take four bytes. A CRC-32 covers
+the user's id and everything but itself. So a record under another user's key is detected as well.
 """
 
 from __future__ import annotations
@@ -16,9 +20,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import struct
-import sys
-from array import array
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import cached_property
 from zlib import crc32
 
@@ -31,16 +33,19 @@ from rec2pm_jax.methods.codec import FORMATS
 from rec2pm_jax.methods.registry import config_hash
 from rec2pm_jax.methods.state_format import StateFormat, widen_ids
 from rec2pm_jax.nn.catalogue.sharded_table import is_spread
-from rec2pm_jax.stream.users.mutable_user import MutableUser
+from rec2pm_jax.stream.users.mutable_user import IN_STORE, MutableUser
+from rec2pm_jax.stream.users.pending import PendingEvents
 from rec2pm_jax.stream.users.seen import SeenItems
 from rec2pm_jax.typing import Params
 
-VERSION = 2
+VERSION = 3
 _WIDE_IDS = 128  # added to the memory format
-_FIELDS = struct.Struct("<BBH8sqqIII")
-_EXPIRES_AT = _FIELDS.size - 4
-_CRC = struct.Struct("<I")
-HEADER_BYTES = _FIELDS.size + _CRC.size
+_RECORD = struct.Struct("<B3x8sqqIIII")  # without the CRC-32
+_STATE = struct.Struct("<BBHI")
+_CRC_BYTES = 4
+RECORD_BYTES = _CRC_BYTES + _RECORD.size  # before seen items and pending events
+STATE_BYTES = _CRC_BYTES + _STATE.size  # before the encoded state
+_EXPIRES_AT = RECORD_BYTES - 8
 _NO_TIME = -(2**63)
 
 
@@ -88,7 +93,7 @@ class RecordFormat:
     Attributes:
       identity: of the model.
       states: how states become bytes.
-      width: int32 fields of a pending event, 1 to 3.
+      width: fields of a pending event, 1 to 3.
       seen: what is kept of seen items, one of `seen.SEEN_FORMATS`.
     """
 
@@ -99,7 +104,7 @@ class RecordFormat:
 
     def new_user(self) -> MutableUser:
         """Return a user without events."""
-        user = MutableUser()
+        user = MutableUser(PendingEvents(width=self.width))
         if self.seen != "none":
             user.seen = SeenItems(self.seen == "events")
         return user
@@ -121,37 +126,50 @@ class RecordFormat:
           expires: seconds since 1970 at which the record expires; 0 for never.
         """
         time = _NO_TIME if user.last_time is None else user.last_time
-        fields = _FIELDS.pack(
-            VERSION, self._kind_code, user.groups, self._tag, user.watermark, time, user.events,
-            user.segments, expires,
+        head = _RECORD.pack(
+            VERSION, self._tag, user.watermark, time, user.events, user.segments, expires,
+            len(user.pending),
         )  # fmt: skip
-        seen = b"" if user.seen is None else user.seen.to_bytes()
-        body = (user.memory or b"") + seen + _to_little_endian(user.pending).tobytes()
-        crc = crc32(body, crc32(fields, crc32(name.encode())))
-        return b"".join((fields, _CRC.pack(crc), body))
+        if user.seen is not None:
+            head += user.seen.to_bytes()
+        return _seal(name, head + user.pending.to_bytes())
+
+    def encode_state(self, name: str, user: MutableUser) -> bytes:
+        """Return the state of a user with an update, whose memory is not `IN_STORE`."""
+        assert user.memory
+        head = _STATE.pack(VERSION, self._kind_code, user.groups, user.segments)
+        return _seal(name, head + user.memory)
+
+    def encode_changed(
+        self, users: Mapping[str, MutableUser], expires: int = 0
+    ) -> tuple[dict[str, bytes], dict[str, bytes]]:
+        """Return what a store lacks of users: their records, and the states that changed.
+
+        Args:
+          users: by id; their states count as stored from then on.
+          expires: as in `encode`.
+        """
+        records, states = {}, {}
+        for name, user in users.items():
+            records[name] = self.encode(name, user, expires)
+            if user.state_changed:
+                states[name] = self.encode_state(name, user)
+                user.state_changed = False
+        return records, states
 
     def decode(self, name: str, record: bytes, now: float = 0.0) -> MutableUser | None:
-        """Return the user of a record, or None if it has expired.
+        """Return the user of a record, or None if it has expired; the memory is `IN_STORE`.
 
         Args:
           name: the user's id.
           now: seconds since 1970.
 
         Raises:
-          UserError: the record is damaged, of another version of this program or of another model,
-            or its memory has another format.
+          UserError: the record is damaged, of another version of this program or of another model.
         """
-        _check_version(name, record)
-        fields, body = record[: _FIELDS.size], record[HEADER_BYTES:]
-        (crc,) = _CRC.unpack_from(record, _FIELDS.size)
-        if crc != crc32(body, crc32(fields, crc32(name.encode()))):
-            raise UserError(
-                f"The stored state of user {name!r} is damaged (its checksum is wrong): delete the "
-                "user, or restore the store from a backup."
-            )
-        user = self.new_user()
-        _, kind, user.groups, tag, user.watermark, time, user.events, user.segments, expires = (
-            _FIELDS.unpack(fields)
+        _check(name, record, RECORD_BYTES)
+        _, tag, watermark, time, events, segments, expires, pending = _RECORD.unpack_from(
+            record, _CRC_BYTES
         )
         if tag != self._tag:
             raise UserError(
@@ -159,27 +177,47 @@ class RecordFormat:
                 f"(config {self.identity.config_hash}); memories cannot be shared between models: "
                 "serve with the model that made it, or rebuild the memories for this one."
             )
-        grown = self._kind_code - kind == _WIDE_IDS  # the catalogue, since the record was written
+        if expires and expires <= now:
+            return None
+        rest, seen = record[RECORD_BYTES:], None
+        if self.seen != "none":
+            seen = SeenItems.from_bytes(rest, self.seen == "events")
+            rest = rest[seen.nbytes :]
+        user = MutableUser(PendingEvents(rest, pending, self.width))
+        user.watermark, user.events, user.segments, user.seen = watermark, events, segments, seen
+        if time != _NO_TIME:
+            user.last_time = time
+        if segments:
+            user.memory = IN_STORE
+        return user
+
+    def decode_state(self, name: str, user: MutableUser, stored: bytes | None) -> None:
+        """Give a user the memory that is `IN_STORE`.
+
+        Args:
+          name: the user's id.
+          stored: the state in the store, which should have one.
+
+        Raises:
+          UserError: the state is missing, damaged, of another version of this program, or of another
+            number of updates than the record; or its memory has another format.
+        """
+        if stored is None:
+            raise _damaged(name, "there is none for its record")
+        _check(name, stored, STATE_BYTES)
+        _, kind, user.groups, segments = _STATE.unpack_from(stored, _CRC_BYTES)
+        if segments != user.segments:
+            raise _damaged(name, f"it has {segments} updates, and its record {user.segments}")
+        grown = self._kind_code - kind == _WIDE_IDS  # the catalogue, since the state was written
         if kind != self._kind_code and not grown:
-            stored = FORMATS[kind % _WIDE_IDS] + (
+            found = FORMATS[kind % _WIDE_IDS] + (
                 ", of 2^24 items or more" if kind & _WIDE_IDS else ""
             )
             raise UserError(
-                f"The memory of user {name!r} is stored as {stored}, not {self.states.kind}."
+                f"The memory of user {name!r} is stored as {found}, not {self.states.kind}."
             )
-        if expires and expires <= now:
-            return None
-        user.last_time = None if time == _NO_TIME else time
-        size = self.states.bytes - grown * self.states.entries if user.segments else 0
-        rest = body[size:]
-        if user.seen is not None:
-            user.seen = SeenItems.from_bytes(rest, user.seen.detailed)
-            rest = rest[user.seen.nbytes :]
-        user.pending.frombytes(rest)
-        if size:
-            user.memory = widen_ids(self.states, body[:size]) if grown else body[:size]
-        user.pending = _to_little_endian(user.pending)
-        return user
+        memory = stored[STATE_BYTES:]
+        user.memory = widen_ids(self.states, memory) if grown else memory
 
 
 def is_expired(name: str, record: bytes, now: float) -> bool:
@@ -192,23 +230,31 @@ def is_expired(name: str, record: bytes, now: float) -> bool:
     Raises:
       UserError: the record is damaged or of another version of this program.
     """
-    _check_version(name, record)
+    _check(name, record, RECORD_BYTES)
     (expires,) = struct.unpack_from("<I", record, _EXPIRES_AT)
     return 0 < expires <= now
 
 
-def _check_version(name: str, record: bytes) -> None:
-    if len(record) < HEADER_BYTES or record[0] != VERSION:
-        what = f"version {record[0]}" if len(record) >= HEADER_BYTES else f"{len(record)} bytes"
+def _seal(name: str, body: bytes) -> bytes:
+    """Return a record or state: its CRC-32 and the rest."""
+    return crc32(name.encode(), crc32(body)).to_bytes(_CRC_BYTES, "little") + body
+
+
+def _check(name: str, record: bytes, least: int) -> None:
+    """Raise UserError if a record or state is shorter than `least`, of another version or damaged."""
+    if len(record) < least or record[_CRC_BYTES] != VERSION:
+        what = f"version {record[_CRC_BYTES]}" if len(record) >= least else f"{len(record)} bytes"
         raise UserError(
-            f"The stored state of user {name!r} is {what}, which this program (version "
-            f"{VERSION}) cannot read: it is torn, or of another version. Rebuild the store."
+            f"The stored state of user {name!r} is {what}, which this program (version {VERSION}) "
+            "cannot read: it is torn, or of another version. Rebuild the store."
         )
+    found = crc32(name.encode(), crc32(memoryview(record)[_CRC_BYTES:]))
+    if found != int.from_bytes(record[:_CRC_BYTES], "little"):
+        raise _damaged(name)
 
 
-def _to_little_endian(numbers: array) -> array:
-    """Return the numbers with little-endian bytes, or little-endian bytes as numbers."""
-    if sys.byteorder == "big":
-        numbers = array("i", numbers)
-        numbers.byteswap()
-    return numbers
+def _damaged(name: str, reason: str = "its checksum is wrong") -> UserError:
+    return UserError(
+        f"The stored state of user {name!r} is damaged ({reason}): delete the user, or restore the "
+        "store from a backup."
+    )

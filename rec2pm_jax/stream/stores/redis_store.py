@@ -1,6 +1,6 @@
 """A store that several workers share: Redis or Valkey.
 
-A commit is one MULTI/EXEC transaction of whole records, the worker's metadata and the commit's name.
+A commit is one MULTI/EXEC transaction of records, states, the worker's metadata and the commit's name.
 The name makes a repeated commit harmless, and detects a second process with the same worker number.
 
 Parts of an input that move between workers, such as partitions of a topic, have an owner key each. A
@@ -27,7 +27,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 from rec2pm_jax.errors import UserError
-from rec2pm_jax.stream.stores.base import MAINTENANCE
+from rec2pm_jax.stream.stores.base import MAINTENANCE, NOTHING
 
 try:
     import redis
@@ -44,7 +44,7 @@ _PASSING = (
     redis.exceptions.BusyLoadingError,
     redis.exceptions.WatchError,
 )
-_USER_PREFIX = b"rec2pm:user:"
+_USER_PREFIX, _STATE_PREFIX = b"rec2pm:user:", b"rec2pm:state:"
 _SHARED_METADATA = b"rec2pm:marks"
 _STARTS = b"rec2pm:starts"  # how many processes have connected
 _MAINTAINER = b"rec2pm:maintainer"  # the last maintenance process that wrote
@@ -112,14 +112,28 @@ class RedisStore:
                 raise UserError(f"The store {self._url} refuses ({error}).") from error
 
     def get(self, users: Sequence[str]) -> list[bytes | None]:
+        return self._read(_key, users)
+
+    def get_states(self, users: Sequence[str]) -> list[bytes | None]:
+        return self._read(_state_key, users)
+
+    def _read(self, key: Callable[[str], bytes], users: Sequence[str]) -> list[bytes | None]:
         if not users:
             return []
-        return self._retry(lambda: self._server.mget([_key(user) for user in users]))
+        return self._retry(lambda: self._server.mget([key(user) for user in users]))
 
-    def put(self, records: Mapping[str, bytes], metadata: Mapping[str, bytes]) -> None:
+    def put(
+        self,
+        records: Mapping[str, bytes],
+        metadata: Mapping[str, bytes],
+        states: Mapping[str, bytes] = NOTHING,
+    ) -> None:
+        values = {_key(user): record for user, record in records.items()}
+        values |= {_state_key(user): state for user, state in states.items()}
+
         def write(pipe: Any) -> None:
-            if records:
-                pipe.mset({_key(user): record for user, record in records.items()})
+            if values:
+                pipe.mset(values)
             for name, value in metadata.items():
                 pipe.hset(self._metadata_key(name), name, value)
 
@@ -230,7 +244,7 @@ class RedisStore:
     def delete(self, users: Sequence[str]) -> int:
         if not users:
             return 0
-        keys = [_key(user) for user in users]
+        keys = [key(user) for user in users for key in (_key, _state_key)]
         found = sum(record is not None for record in self.get(users))
         self._commit(lambda pipe: pipe.delete(*keys))
         return found
@@ -269,3 +283,7 @@ def _owner_key(name: str) -> bytes:
 
 def _key(user: str) -> bytes:
     return _USER_PREFIX + user.encode()
+
+
+def _state_key(user: str) -> bytes:
+    return _STATE_PREFIX + user.encode()

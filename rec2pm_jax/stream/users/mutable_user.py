@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from array import array
+from collections.abc import Iterable
 
+from rec2pm_jax.stream.users.pending import PendingEvents
 from rec2pm_jax.stream.users.seen import SeenItems
 
 NO_WATERMARK = -1
+IN_STORE = b""  # stands for a memory that is in the store, and was not read yet
 
 
 class MutableUser:
@@ -14,29 +16,53 @@ class MutableUser:
 
     Some pending events may already fill a segment. How many segments are missing in the memory
     follows from `events`, so a record written before the update is as good as one written after it.
+    An event changes everything but the memory, so the memory is read only for updates and requests.
 
     Attributes:
       events: n, how many events the user has had.
       watermark: the largest `seq` applied; `NO_WATERMARK` before the first.
       last_time: seconds since 1970 of the newest event that had a time, or None.
       groups, segments: those of the `State`.
-      memory: encoded as it is stored (see `methods.codec`), or None before the first update. It stays
-        encoded between updates, so that reading it from the store again changes nothing.
-      pending: C ints, one event after the other: item id, then time and type id if the model uses
-        them. An event has the same number of fields throughout, 1 to 3.
+      memory: encoded as it is stored (see `methods.codec`), None before the first update, or
+        `IN_STORE`. It stays encoded between updates, so that reading it from the store again changes
+        nothing.
+      state_changed: whether the store lacks the newest memory.
+      pending: the newest events, read as they are.
       seen: what the user has seen, or None if the store does not keep that.
     """
 
     __slots__ = (
-        "events", "groups", "last_time", "memory", "pending", "seen", "segments", "watermark"
+        "events", "groups", "last_time", "memory", "pending", "seen", "segments", "state_changed",
+        "watermark",
     )  # fmt: skip
 
-    def __init__(self) -> None:
+    def __init__(self, pending: PendingEvents) -> None:
+        """Make a user without other events than these."""
         self.events = 0
         self.watermark = NO_WATERMARK
         self.last_time: int | None = None
         self.groups = 0
         self.segments = 0
         self.memory: bytes | None = None
-        self.pending = array("i")
+        self.state_changed = False
+        self.pending = pending
         self.seen: SeenItems | None = None
+
+    def gap_before(self, time: int | None) -> int:
+        """Return the seconds from the newest event to a time since 1970; 0 if one of them has none."""
+        return 0 if time is None or self.last_time is None else time - self.last_time
+
+    def append(self, fields: Iterable[int], time: int | None, seq: int | None) -> None:
+        """Add the newest event.
+
+        Args:
+          fields: see `PendingEvents`.
+          time: seconds since 1970, not before `last_time`.
+          seq: above the watermark.
+        """
+        self.events += 1
+        if time is not None:
+            self.last_time = time
+        if seq is not None:
+            self.watermark = seq
+        self.pending.append(fields)

@@ -7,6 +7,7 @@ dictionaries each of them stops for less than a millisecond.
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Iterable
 
 from rec2pm_jax.stream.users.mutable_user import MutableUser
 
@@ -24,15 +25,14 @@ class UserCache:
     def __len__(self) -> int:
         return self._count
 
-    def __contains__(self, name: str) -> bool:
-        return name in self._shards[hash(name) & _SHARDS - 1]
-
-    def __getitem__(self, name: str) -> MutableUser:
-        return self._shards[hash(name) & _SHARDS - 1][name]
-
-    def get(self, name: str) -> MutableUser | None:
-        """Return a user, or None if the cache does not hold it."""
-        return self._shards[hash(name) & _SHARDS - 1].get(name)
+    def find(self, names: Iterable[str]) -> dict[str, MutableUser]:
+        """Return those of the users that the cache holds."""
+        shards, found = self._shards, {}
+        for name in names:
+            user = shards[hash(name) & _SHARDS - 1].get(name)
+            if user is not None:
+                found[name] = user
+        return found
 
     def add(self, name: str, user: MutableUser) -> None:
         """Add a user that the cache does not hold."""
