@@ -44,6 +44,9 @@ flags.DEFINE_string(
 flags.DEFINE_string(
     "output", None, "File of the answers, new (with a store: appended to); - for standard output."
 )
+flags.DEFINE_bool(
+    "in_order", False, "Have a request wait for all events before it, and not only for its user's."
+)
 flags.DEFINE_string("metrics", "", "File that gets a JSON line of metrics every second.")
 flags.DEFINE_bool("progress", sys.stderr.isatty(), "Show the metrics on a status line.")
 flags.mark_flags_as_required(["events", "output"])
@@ -70,7 +73,14 @@ def main(_: list[str]) -> None:
             engine.warm_up()
         configure_interpreter()
         summary = run_stream(
-            engine, source, write, items.poll, intervals=intervals, report=report, stopped=stopped
+            engine,
+            source,
+            write,
+            items.poll,
+            in_order=args.in_order,
+            intervals=intervals,
+            report=report,
+            stopped=stopped,
         )
     report_lines = [*summary.format_report(), *items.notes(), *source.notes()]
     if summary.popular and not args.data:

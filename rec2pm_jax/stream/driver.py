@@ -54,8 +54,9 @@ class Intervals(NamedTuple):
     """How often an engine's changes are committed and reported.
 
     Attributes:
-      commit_s: seconds between commits; infinite for a store that ends with the process. After a
-        crash at most what was read in this time, and while two commits were written, is read again.
+      commit_s: seconds between commits, twice as many where events wait; infinite for a store that ends
+        with the process. After a crash at most what was read in this time, and while two commits were
+        written, is read again.
       report_s: seconds between rows of metrics.
     """
 
@@ -170,12 +171,20 @@ class Driver:
         """Note that the input has moved on, so that its new position is committed."""
         self._moved = True
 
-    def keep_up(self, is_idle: bool, positions: Callable[[], Mapping[str, bytes]]) -> Turn:
+    def keep_up(
+        self,
+        is_idle: bool,
+        positions: Callable[[], Mapping[str, bytes]],
+        *,
+        input_waits: bool = False,
+    ) -> Turn:
         """Do a turn's share of updates, commits, evictions and reports.
 
         Args:
           is_idle: whether there was no input.
           positions: returns the place in the input of everything applied so far.
+          input_waits: whether `positions` has to apply events first. Then a commit that is due waits,
+            for as long again at most.
 
         Raises:
           UserError: the store cannot keep what was read.
@@ -186,7 +195,8 @@ class Driver:
         if queue.num_waiting >= BULK.updated or (spare_time and queue.is_ready):
             queue.start_batch(steps.updated)
         full = self.is_durable and commits.num_changed >= MAX_CHANGED
-        passed = self._moved and now - self._committed >= self._intervals.commit_s
+        interval = self._intervals.commit_s * (2 if input_waits else 1)
+        passed = self._moved and now - self._committed >= interval
         began_commit = (full or passed) and not commits.is_encoding
         if began_commit:
             engine.begin_commit(positions())

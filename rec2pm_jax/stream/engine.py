@@ -172,10 +172,7 @@ class Engine:
         return len(events) - len(rejected), rejected
 
     def _load(self, names: Collection[str]) -> dict[str, MutableUser]:
-        """Bring users into the process and return them; ids too long for a store are left out.
-
-        New users start empty.
-        """
+        """Bring users into the process, new ones empty; ids too long for a store are left out."""
         now, loaded = self._now(), self._users.find(names)
         missing = [name for name in names if name not in loaded and is_storable(name)]
         if not missing:

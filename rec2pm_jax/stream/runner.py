@@ -20,6 +20,7 @@ def run_stream(
     write: WriteLine,
     new_items: Callable[[], Recommender | None] = lambda: None,
     *,
+    in_order: bool = False,
     intervals: Intervals = Intervals(),  # noqa: B008 (immutable)
     report: WriteRow = lambda row: None,
     stopped: Callable[[], bool] = lambda: False,
@@ -34,6 +35,7 @@ def run_stream(
       write: called with the JSON line of each answer.
       new_items: returns a recommender over another item table when there is one, see
         `LiveItems.poll`.
+      in_order: as for `Feed`.
       report: called with rows of metrics.
       stopped: whether to end.
 
@@ -44,7 +46,7 @@ def run_stream(
       UserError: the store cannot keep what was read, or the source cannot be read.
     """
     driver = Driver(engine, intervals, report)
-    feed = Feed(driver, source, write)
+    feed = Feed(driver, source, write, in_order=in_order)
     while not stopped() and not source.done:
         if (recommender := new_items()) is not None:
             engine.replace_items(recommender)
@@ -53,5 +55,6 @@ def run_stream(
             read = feed.read(driver.steps.lines, driver.wait_s)
         else:
             time.sleep(BUSY_WAIT_S)
-        driver.keep_up(not read, feed.positions)
+        driver.keep_up(not read, feed.positions, input_waits=feed.is_waiting)
+    feed.settle()
     return driver.finish(feed.positions)

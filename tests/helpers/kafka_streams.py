@@ -58,13 +58,19 @@ def run_topic(
     stopped: Callable[[KafkaSource], bool],
     commit_s: float = 0.02,
     write: Callable[[str], None] = lambda line: None,
+    in_order: bool = False,
 ):
     """Run a stream over a topic until `stopped(source)`; return (summary, source)."""
     engine = Engine(model, store, EngineOptions(worker=worker))
     source = KafkaSource(address, store, worker)
     try:
         summary = run_stream(
-            engine, source, write, intervals=Intervals(commit_s), stopped=lambda: stopped(source)
+            engine,
+            source,
+            write,
+            in_order=in_order,
+            intervals=Intervals(commit_s),
+            stopped=lambda: stopped(source),
         )
     finally:
         source.close()

@@ -74,7 +74,7 @@ def test_any_restarts_of_a_topic(dataset, model, broker, tmp_path, monkeypatch):
             return False
 
         with pytest.raises(Killed):
-            run_topic(model, connection, address, stopped=killed, commit_s=0.0)
+            run_topic(model, connection, address, stopped=killed, commit_s=0.0, in_order=True)
         connection.die()
         reached.append(sum(offsets(store.metadata(), "restarts").values()))
     assert reached == sorted(reached) and len(set(reached)) > 2

@@ -290,9 +290,7 @@ def test_workers_of_a_group_join_and_leave(dataset, model, server, broker, setti
     summaries = [m.summary for m in (first, second, third)]
     assert sum(s.events for s in summaries) == len(messages)  # none twice: all left in order
     assert first.summary.events and second.summary.events
-    assert_same(
-        model, contents(watcher), clean_pass(model, messages, tmp_path / "events.jsonl")
-    )
+    assert_same(model, contents(watcher), clean_pass(model, messages, tmp_path / "events.jsonl"))
 
 
 def test_a_worker_that_lost_its_partitions_commits_nothing(dataset, model, server, mock_broker):

@@ -11,11 +11,14 @@ import subprocess
 import sys
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from rec2pm_jax.data.reading.values import ValueRules
 from rec2pm_jax.errors import UserError
 from rec2pm_jax.stream import driver, runner
 from rec2pm_jax.stream.engine import Engine
-from rec2pm_jax.stream.lines import output
+from rec2pm_jax.stream.lines import output, requests
 from rec2pm_jax.stream.lines.events import Event, RejectedInput
 from rec2pm_jax.stream.lines.output import open_output
 from rec2pm_jax.stream.lines.requests import Request, parse_line
@@ -45,9 +48,9 @@ def encode(lines):
     return [x if isinstance(x, bytes) else json.dumps(x).encode() + b"\n" for x in lines]
 
 
-def stream(engine, lines):
+def stream(engine, lines, **options):
     answers = []
-    summary = runner.run_stream(engine, ListSource(encode(lines)), answers.append)
+    summary = runner.run_stream(engine, ListSource(encode(lines)), answers.append, **options)
     return [json.loads(line) for line in answers], summary
 
 
@@ -128,6 +131,34 @@ def test_answers_come_in_order_with_everything_before_applied(dataset, engine):
     assert len(summary.read_ms) == 21
 
 
+VALUES = st.one_of(
+    st.sampled_from(["", "a", "7", "7.0", "7.50", "ü", "2024-05-31", 0, -1, 7.0, 7.5, True, None]),
+    st.sampled_from(
+        [2**63 - 1, 2**63, 10**11, 10**11 + 1, 10**30, float("nan"), [], {"a": 1}, [3]]
+    ),
+    st.integers(0, 100),
+    st.text(max_size=3),
+)
+FIELDS = ("user", "item", "time", "type", "seq", "recommend", "more")
+
+
+@given(
+    st.dictionaries(st.sampled_from(FIELDS), VALUES),
+    st.sampled_from(["text", "int"]),
+    st.sampled_from([b"", b" \r\n", b"{}", b"\xff"]),
+)
+def test_the_usual_way_through_a_line_is_the_long_one(fields, id_type, end):
+    def outcome(parse):
+        try:
+            return parse(json.dumps(fields).encode() + end, ValueRules(id_type))
+        except RejectedInput as error:
+            return str(error)
+
+    short = outcome(requests._parse_usual)
+    if short is not None:
+        assert repr(short) == repr(outcome(requests._parse_any))
+
+
 def test_the_size_of_steps_changes_nothing(dataset, engine, monkeypatch):
     lines = [{"user": i % 3} | e for i, e in enumerate(raw_events(dataset, 0))]
     one, _ = stream(engine, [*lines, {"user": "1", "recommend": 5}])
@@ -136,7 +167,7 @@ def test_the_size_of_steps_changes_nothing(dataset, engine, monkeypatch):
     apply = Engine.apply
     monkeypatch.setattr(Engine, "apply", lambda s, e: counts.append(len(e)) or apply(s, e))
     again = Engine(engine.recommender, MemoryStore())
-    two, summary = stream(again, [*lines, {"user": "1", "recommend": 5}])
+    two, summary = stream(again, [*lines, {"user": "1", "recommend": 5}], in_order=True)
     assert max(counts) == 4 and sum(counts) == len(lines) == summary.events
     assert [i["item"] for i in one[0]["items"]] == [i["item"] for i in two[0]["items"]]
 

@@ -26,11 +26,9 @@ def test_events_appended_dropped_and_stored(data, width):
     assert len(events) == len(expected)
     assert events.numbers().tolist() == [list(event) for event in expected]
     assert events == PendingEvents.of(np.array(expected, np.int64).reshape(-1, width))
-    again = PendingEvents(events.to_bytes(), len(events), width)
-    assert again == events and again.numbers().tolist() == events.numbers().tolist()
 
 
 def test_a_byte_holds_seven_bits():
     events = PendingEvents(width=2)
     events.append((300, 5))
-    assert events.to_bytes() == bytes([300 & 127 | 128, 300 >> 7, 5])
+    assert events.data == bytes([300 & 127 | 128, 300 >> 7, 5])

@@ -20,7 +20,7 @@ def test_the_cache_equals_a_dictionary(turns):
             name, user = cache.pop_oldest()
             assert expected.pop(name) is user
         elif turn is not None and f"u{turn}" not in expected:
-            expected[f"u{turn}"] = MutableUser(PendingEvents())
+            expected[f"u{turn}"] = MutableUser(PendingEvents(1))
             cache.add(f"u{turn}", expected[f"u{turn}"])
         assert len(cache) == len(expected)
     found = cache.find([*expected, "other"])
@@ -30,7 +30,7 @@ def test_the_cache_equals_a_dictionary(turns):
 def test_every_user_is_removed_once_and_early_ones_first():
     cache = UserCache()
     for n in range(6400):
-        cache.add(f"u{n}", MutableUser(PendingEvents()))
+        cache.add(f"u{n}", MutableUser(PendingEvents(1)))
     left = [int(cache.pop_oldest()[0][1:]) for _ in range(6400)]
     assert sorted(left) == list(range(6400))
     assert max(left[:640]) < 3200  # the first tenth removed is among the first half added

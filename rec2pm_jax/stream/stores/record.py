@@ -104,7 +104,7 @@ class RecordFormat:
 
     def new_user(self) -> MutableUser:
         """Return a user without events."""
-        user = MutableUser(PendingEvents(width=self.width))
+        user = MutableUser(PendingEvents(self.width))
         if self.seen != "none":
             user.seen = SeenItems(self.seen == "events")
         return user
@@ -132,7 +132,7 @@ class RecordFormat:
         )  # fmt: skip
         if user.seen is not None:
             head += user.seen.to_bytes()
-        return _seal(name, head + user.pending.to_bytes())
+        return _seal(name, head + user.pending.data)
 
     def encode_state(self, name: str, user: MutableUser) -> bytes:
         """Return the state of a user with an update, whose memory is not `IN_STORE`."""
@@ -183,13 +183,15 @@ class RecordFormat:
         if self.seen != "none":
             seen = SeenItems.from_bytes(rest, self.seen == "events")
             rest = rest[seen.nbytes :]
-        user = MutableUser(PendingEvents(rest, pending, self.width))
-        user.watermark, user.events, user.segments, user.seen = watermark, events, segments, seen
-        if time != _NO_TIME:
-            user.last_time = time
-        if segments:
-            user.memory = IN_STORE
-        return user
+        return MutableUser(
+            PendingEvents(self.width, pending, bytearray(rest)),
+            events=events,
+            watermark=watermark,
+            last_time=None if time == _NO_TIME else time,
+            segments=segments,
+            memory=IN_STORE if segments else None,
+            seen=seen,
+        )
 
     def decode_state(self, name: str, user: MutableUser, stored: bytes | None) -> None:
         """Give a user the memory that is `IN_STORE`.

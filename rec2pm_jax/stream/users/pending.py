@@ -10,71 +10,61 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import msgspec
 import numpy as np
 
 _BITS = 7
 
 
-class PendingEvents:
+class PendingEvents(msgspec.Struct, gc=False):
     """Events of one user that no update has used, oldest first.
+
+    Attributes:
+      width: fields of an event, 1 to 3.
+      count: number of events.
+      data: the events as they are stored.
 
     >>> events = PendingEvents(width=2)
     >>> events.append((70_000, 0))
     >>> events.append((5, 3600))
-    >>> len(events), len(events.to_bytes()), events.numbers().tolist()
+    >>> len(events), len(events.data), events.numbers().tolist()
     (2, 7, [[70000, 0], [5, 3600]])
     """
 
-    __slots__ = ("_count", "_data", "_width")
-
-    def __init__(self, data: bytes = b"", count: int = 0, width: int = 1):
-        """Take events as they are stored; without arguments there are none.
-
-        Args:
-          data: as `to_bytes` returns it.
-          count: how many events these are.
-          width: fields of an event, 1 to 3.
-        """
-        self._data, self._count, self._width = bytearray(data), count, width
+    width: int
+    count: int = 0
+    data: bytearray = msgspec.field(default_factory=bytearray)
 
     @classmethod
     def of(cls, numbers: np.ndarray) -> PendingEvents:
         """Return events of given fields, whole numbers >= 0, [n, width]."""
-        return cls(_encode(numbers.reshape(-1)), *numbers.shape)
+        count, width = numbers.shape
+        return cls(width, count, bytearray(_encode(numbers.reshape(-1))))
 
     def __len__(self) -> int:
-        return self._count
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, PendingEvents) and self._data == other._data
-
-    __hash__ = None  # type: ignore[assignment]
+        return self.count
 
     def append(self, fields: Iterable[int]) -> None:
         """Add the newest event, whole numbers >= 0."""
-        data = self._data
+        data = self.data
         for number in fields:
             while number > 127:
                 data.append(number & 127 | 128)
                 number >>= _BITS
             data.append(number)
-        self._count += 1
+        self.count += 1
 
     def drop(self, count: int) -> None:
         """Remove the oldest events, as many as `count` if there are so many."""
-        count = min(count, self._count)
+        count = min(count, self.count)
         if count > 0:
-            ends = np.flatnonzero(np.frombuffer(bytes(self._data), np.uint8) < 128)
-            del self._data[: int(ends[count * self._width - 1]) + 1]
-            self._count -= count
+            ends = np.flatnonzero(np.frombuffer(bytes(self.data), np.uint8) < 128)
+            del self.data[: int(ends[count * self.width - 1]) + 1]
+            self.count -= count
 
     def numbers(self) -> np.ndarray:
         """Return the fields, int64 [n, width]."""
-        return _decode(bytes(self._data)).reshape(-1, self._width)
-
-    def to_bytes(self) -> bytes:
-        """Return the events as they are stored."""
-        return bytes(self._data)
+        return _decode(bytes(self.data)).reshape(-1, self.width)
 
 
 def _encode(numbers: np.ndarray) -> bytes:
