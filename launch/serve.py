@@ -47,7 +47,7 @@ def main(_: list[str]) -> None:
 
     print(f"devices: {describe_devices()}", file=sys.stderr)
     serve(
-        ModelPaths(args.workdir, args.data, args.checkpoint, args.items),
+        ModelPaths(args.workdir, args.data, args.checkpoint, args.items, args.devices),
         args.store,
         get_options(args),
         ServiceOptions(

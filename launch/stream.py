@@ -59,7 +59,7 @@ def main(_: list[str]) -> None:
     intervals = Intervals(commit_s=args.commit_s if durable else float("inf"))
     stopped = watch_stop_signals()
     print(f"devices: {describe_devices()}", file=sys.stderr)
-    paths = ModelPaths(args.workdir, args.data, args.checkpoint, args.items)
+    paths = ModelPaths(args.workdir, args.data, args.checkpoint, args.items, args.devices)
     recommender = paths.load()
     with contextlib.ExitStack() as stack:
         store = open_store(args.store, options.worker.name) if durable else MemoryStore()

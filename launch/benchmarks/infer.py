@@ -15,7 +15,7 @@ from launch.benchmarks.flops import count_matmul_flops
 from rec2pm_jax.config import Config
 from rec2pm_jax.config_dict import from_dict
 from rec2pm_jax.methods.registry import make_method
-from rec2pm_jax.stream.compute.batches import prepare_catalogue, read_best, update
+from rec2pm_jax.stream.compute.compiled import prepare_catalogue, read_best, update
 from rec2pm_jax.stream.search import Asked
 from rec2pm_jax.typing import Events, Params, State
 

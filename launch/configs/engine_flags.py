@@ -40,6 +40,9 @@ def define_engine(commit_s: float) -> None:
         "max_live", 200_000, "Users held in memory; the rest stays in the store.", 1
     )
     flags.DEFINE_integer("sessions", 64, "Users whose last reads are kept for the next.", 0)
+    flags.DEFINE_integer(
+        "devices", None, "Devices that a sharded item table is divided over; by default all.", 0
+    )
     flags.DEFINE_string("worker", "0/1", "I/N: serve the users of worker I out of N on one Redis.")
     flags.mark_flag_as_required("workdir")
 

@@ -44,6 +44,10 @@ class MeshMethod(Method):
         fields = {f.name: getattr(method, f.name) for f in dataclasses.fields(Method)}
         return cls(**fields | {"compressor": None}, mesh=mesh)
 
+    @property
+    def spans_devices(self) -> bool:
+        return True
+
     def place(self, params: Params) -> Params:
         """Return parameters for the functions of this method: the same on every device, but the table.
 

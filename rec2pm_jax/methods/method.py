@@ -75,6 +75,11 @@ class Method:
         return self.config.method.memory if self.stores_memory else "none"
 
     @property
+    def spans_devices(self) -> bool:
+        """Whether a call computes on several devices, which wait for each other."""
+        return False
+
+    @property
     def can_compress(self) -> bool:
         """Whether `compress` makes the memory of a whole history in one pass."""
         return self.compressor is not None

@@ -78,6 +78,11 @@ class Swapper:
                 "Events since the new store was rebuilt are read from the journal: start the service "
                 "with --journal=DIRECTORY."
             )
+        if self._thread.driver.engine.recommender.method.spans_devices:
+            raise SwapRefused(
+                "The item table is divided over devices, which do not hold two of them: start another "
+                "service with the new checkpoint."
+            )
         if address == self.address:
             raise SwapRefused(
                 f"The store {address} is the one that is served: rebuild another with "

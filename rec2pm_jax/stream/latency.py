@@ -11,12 +11,8 @@ import jax
 import numpy as np
 
 from rec2pm_jax.methods.method import Method
-from rec2pm_jax.stream.compute.batches import (
-    next_power_of_two,
-    prepare_catalogue,
-    read_best,
-    update,
-)
+from rec2pm_jax.stream.compute.batches import next_power_of_two
+from rec2pm_jax.stream.compute.compiled import prepare_catalogue, read_best, update
 from rec2pm_jax.stream.search import Asked
 from rec2pm_jax.typing import Array, Events, Params
 

@@ -70,6 +70,11 @@ class LiveItems:
                     f"{self._added[0]!r}; give the table with --items."
                 )
             return
+        if recommender.method.spans_devices:
+            raise UserError(
+                f"--items={path} is not for an item table that is divided over devices: pass "
+                "--devices=1."
+            )
         if recommender.trained_params is None or recommender.dataset is None:
             raise UserError(
                 f"--items={path}: the model knows items by their ids only; train it with "

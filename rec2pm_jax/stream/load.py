@@ -29,7 +29,10 @@ from rec2pm_jax.typing import PADDING_ID, Params
 
 
 def load_recommender(
-    workdir: str | Path, data: str | Path | None = None, checkpoint: str = "best"
+    workdir: str | Path,
+    data: str | Path | None = None,
+    checkpoint: str = "best",
+    find_devices: FindDevices | None = None,
 ) -> Recommender:
     """Load a trained model, see `rec2pm_jax.load`.
 
@@ -37,12 +40,14 @@ def load_recommender(
       workdir: of a training run, complete or not.
       data: the prepared dataset it was trained on; None for the place that the run has noted.
       checkpoint: "best" (by validation NDCG@10) or "latest".
+      find_devices: as for `load_for_inference`.
 
     Raises:
       UserError: there is no readable checkpoint or dataset, or the dataset has another content.
     """
-    config, params, meta = load_quietly(workdir, checkpoint)
-    return make_recommender(config, params, open_training_data(data, workdir, meta))
+    config, params, meta = load_quietly(workdir, checkpoint, find_devices)
+    dataset = open_training_data(data, workdir, meta)
+    return make_recommender(config, params, dataset, trained_items=meta["num_items"])
 
 
 def load_quietly(

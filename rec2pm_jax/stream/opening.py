@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import rec2pm_jax
+import jax
+
+from rec2pm_jax.config import Config
+from rec2pm_jax.devices import select_table_devices
 from rec2pm_jax.stream.engine import Engine
 from rec2pm_jax.stream.live_items import LiveItems
+from rec2pm_jax.stream.load import load_recommender
 from rec2pm_jax.stream.options import EngineOptions
 from rec2pm_jax.stream.rebuild import is_rebuilt
 from rec2pm_jax.stream.recommender import Recommender
@@ -21,20 +25,29 @@ class ModelPaths(NamedTuple):
       data: prepared dataset whose users start with their events there; "" for none.
       checkpoint: best or latest.
       items: table of items; "" for none.
+      devices: that a sharded item table is divided over; None or 0 for all.
     """
 
     workdir: str
     data: str = ""
     checkpoint: str = "best"
     items: str = ""
+    devices: int | None = None
 
     def load(self) -> Recommender:
         """Load the model.
 
         Raises:
-          UserError: see `rec2pm_jax.load`.
+          UserError: see `rec2pm_jax.load` and `select_table_devices`.
         """
-        return rec2pm_jax.load(self.workdir, self.data or None, self.checkpoint)
+        return load_recommender(
+            self.workdir, self.data or None, self.checkpoint, self._find_devices
+        )
+
+    def _find_devices(self, config: Config) -> list[jax.Device] | None:
+        """Return the devices of a sharded table; None for one device, which has sessions then."""
+        devices = select_table_devices(config, self.devices)
+        return devices if len(devices) > 1 else None
 
 
 def open_engine(

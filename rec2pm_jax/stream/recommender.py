@@ -15,7 +15,7 @@ from rec2pm_jax.data.dataset import Dataset
 from rec2pm_jax.errors import UserError
 from rec2pm_jax.methods.method import Method
 from rec2pm_jax.stream.catalogue import Catalogue, EventCode
-from rec2pm_jax.stream.compute import batches
+from rec2pm_jax.stream.compute import batches, compiled
 from rec2pm_jax.stream.lines.events import (
     OUT_OF_ORDER,
     UNKNOWN_ITEM,
@@ -278,7 +278,7 @@ class Recommender:
     @cached_property
     def scored_table(self) -> Array:
         """The item table prepared for scoring."""
-        return batches.prepare_catalogue(self.method, self.params)
+        return compiled.prepare_catalogue(self.method, self.params)
 
     @cached_property
     def popular_items(self) -> tuple[np.ndarray, np.ndarray]:

@@ -45,7 +45,7 @@ from rec2pm_jax.training.step import TrainState
 from rec2pm_jax.typing import Params
 
 VECTOR_LENGTH = "item_vector_length"  # in the meta of models that read content
-FindDevices = Callable[[Config], Sequence[jax.Device]]
+FindDevices = Callable[[Config], Sequence[jax.Device] | None]
 KEPT_CHECKPOINTS = 2  # the newest ones, beside the best
 
 

@@ -14,7 +14,7 @@ from rec2pm_jax.evaluation.spec import EvalSpec
 from rec2pm_jax.evaluation.targets import memory_rows
 from rec2pm_jax.methods.codec import decode, encode
 from rec2pm_jax.methods.registry import make_method
-from rec2pm_jax.stream.compute.batches import update
+from rec2pm_jax.stream.compute.compiled import update
 from rec2pm_jax.typing import State
 from tests.helpers.evaluate_fakes import FakeDataset
 from tests.helpers.stream import make_config, random_params

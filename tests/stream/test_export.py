@@ -17,7 +17,7 @@ import pytest
 from rec2pm_jax.errors import UserError
 from rec2pm_jax.methods.registry import make_method
 from rec2pm_jax.stream.catalogue import Catalogue
-from rec2pm_jax.stream.compute import batches
+from rec2pm_jax.stream.compute import batches, compiled
 from rec2pm_jax.stream.engine import Engine
 from rec2pm_jax.stream.export.directory import write_export
 from rec2pm_jax.stream.export.programs import (
@@ -138,7 +138,7 @@ def test_exported_functions_equal_the_model(case, dataset, tmp_path):
             events = Events(*(inputs.get(field) for field in Events._fields))
             state = jax.tree.map(lambda *rows: np.stack(rows), *(u.state for u in batch))
             valid = np.arange(SEGMENT) < inputs["length"][:, None]
-            expected = batches.update(method, params, state, events, valid, asked)
+            expected = compiled.update(method, params, state, events, valid, asked)
             for field, leaf in flatten_state(expected).items():
                 atol = 1e-5 if field == "memory" else 0
                 np.testing.assert_allclose(found[field], leaf, rtol=0, atol=atol)

@@ -9,7 +9,7 @@ import threading
 import pytest
 
 from rec2pm_jax.serve.engine_thread import EngineThread
-from rec2pm_jax.stream.compute import batches, reader
+from rec2pm_jax.stream.compute import compiled
 from rec2pm_jax.stream.driver import Driver, Intervals
 from rec2pm_jax.stream.engine import Engine
 from rec2pm_jax.stream.lines.events import RejectedInput, parse_event
@@ -87,13 +87,13 @@ def test_answers_together_are_those_one_by_one(engine, dataset, count):
 
 def test_a_batch_is_one_read(engine, monkeypatch):
     sizes = []
-    read_best = batches.read_best
+    read_best = compiled.read_best
 
     def counted(method, k, params, catalogue, state, *rest):
         sizes.append(len(state.groups))
         return read_best(method, k, params, catalogue, state, *rest)
 
-    monkeypatch.setattr(reader.batches, "read_best", counted)
+    monkeypatch.setattr(compiled, "read_best", counted)
     engine.sessions.clear()
     misses = engine.sessions.hits + engine.sessions.misses
     list(engine.recommend_all([Request(str(user % USERS), 5) for user in range(19)]))

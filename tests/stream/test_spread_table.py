@@ -1,6 +1,8 @@
-"""Bulk recommendations and rebuilt memories from a sharded table: those of the whole table."""
+"""Streams, bulk recommendations and rebuilt memories from a sharded table: those of the whole one."""
 
 from __future__ import annotations
+
+import json
 
 import numpy as np
 import polars as pl
@@ -9,13 +11,18 @@ import pytest
 from rec2pm_jax.methods.registry import make_method
 from rec2pm_jax.stream.bulk.run import BulkOptions, recommend_all
 from rec2pm_jax.stream.bulk.users import DatasetUsers, StoreUsers
+from rec2pm_jax.stream.engine import Engine
+from rec2pm_jax.stream.lines.requests import Request
+from rec2pm_jax.stream.lines.sources import FileSource
 from rec2pm_jax.stream.load import make_recommender
 from rec2pm_jax.stream.options import EngineOptions
 from rec2pm_jax.stream.plan import plan_search
 from rec2pm_jax.stream.rebuild import rebuild
+from rec2pm_jax.stream.runner import run_stream
 from rec2pm_jax.stream.stores.base import MemoryStore
 from tests.helpers.sharded import config_of, shard_table
-from tests.helpers.stream import make_data, random_params
+from tests.helpers.stores import contents, read_users
+from tests.helpers.stream import make_data, random_params, raw_events
 
 K = 6
 CONFIG = config_of(
@@ -75,6 +82,63 @@ def test_memories_are_those_of_the_whole_table(dataset, models, devices):
     for got, want in zip(spread_states.exact, states.exact, strict=True):
         np.testing.assert_array_equal(got, want)
     assert np.any(states.exact.items) and states.groups.any()
+
+
+def make_stream(dataset):
+    """Return lines of all users in turns: events, and requests with several filters."""
+    lines = []
+    for number in range(12):
+        for user in range(0, dataset.num_users, 3):
+            events = raw_events(dataset, user)
+            part = events[3 * number : 3 * number + 3]
+            lines += [{"user": f"u{user}"} | event for event in part]
+            if not part or number % 2:
+                continue
+            asked = {"user": f"u{user}", "recommend": K, "time": part[-1]["time"] + 3600}
+            filters = [{}, {"exclude": ["i3"]}, {"candidates": ["i4", "i9", "i2", "i7"]}]
+            lines.append(asked | filters[user // 3 % 3])
+    return [json.dumps(line).encode() + b"\n" for line in lines]
+
+
+@pytest.mark.parametrize("devices", [slow(2), slow(4), 8])
+def test_a_stream_answers_as_from_the_whole_table(dataset, models, devices, tmp_path):
+    path = tmp_path / "events.jsonl"
+    path.write_bytes(b"".join(make_stream(dataset)))
+    answers, engines = [], []
+    for number in (0, devices):
+        engine, found = Engine(models(number), MemoryStore()), []
+        run_stream(engine, FileSource(path, {}), lambda line, f=found: f.append(json.loads(line)))
+        engine.commit({})
+        answers.append(found)
+        engines.append(engine)
+    assert engines[1].update_queue.num_updates == engines[0].update_queue.num_updates > 10
+    assert len(answers[0]) == len(answers[1]) > 12
+    for expected, got in zip(*answers, strict=True):
+        items = [[item["item"] for item in one["items"]] for one in (expected, got)]
+        assert items[0] == items[1] and got["events"] == expected["events"]
+        scores = [[item["score"] for item in one["items"]] for one in (expected, got)]
+        np.testing.assert_allclose(*scores, rtol=1e-4)
+    assert contents(engines[1].store).records == contents(engines[0].store).records
+    users = [read_users(engine.store, engine.record_format) for engine in engines]
+    for name, user in users[0].items():
+        if user.memory:
+            memories = [np.frombuffer(part[name].memory, np.float32) for part in users]
+            finite = np.isfinite(memories[0])  # the exact memory lies behind the vectors
+            np.testing.assert_allclose(*(m[finite] for m in memories), rtol=1e-4, atol=2e-5)
+
+
+def test_requests_that_wait_share_a_read(dataset, models):
+    """Also from a spread table."""
+    time = dataset.time_origin + 4 * 86_400
+    requests = [Request(f"u{user}", K, time=time) for user in range(5)]
+    found = []
+    for number in (0, 8):
+        engine = Engine(
+            models(number), rebuilt(models(number), dataset), EngineOptions(seen="events")
+        )
+        answers = dict(engine.recommend_all(requests))
+        found.append([[item.item for item in answers[n].items] for n in range(5)])
+    assert found[0] == found[1]
 
 
 def bulk_rows(model, source, folder, filters, time):

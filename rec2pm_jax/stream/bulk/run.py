@@ -20,7 +20,7 @@ from rec2pm_jax.nn.catalogue.filters import ItemFilter
 from rec2pm_jax.provenance import git_commit
 from rec2pm_jax.stream.bulk.files import Answers, OutputFolder
 from rec2pm_jax.stream.bulk.users import UserSource
-from rec2pm_jax.stream.compute import batches
+from rec2pm_jax.stream.compute import batches, compiled
 from rec2pm_jax.stream.lines.requests import Filters
 from rec2pm_jax.stream.plan import ask
 from rec2pm_jax.stream.recommender import Recommender
@@ -167,7 +167,9 @@ class _Ranker:
             k = self._search.k
         arguments = (model.params, model.scored_table, source.updater.stack_states(padded))
         if self._mesh is None:
-            return batches.read_best(model.method, k, *arguments, events, cast(Array, valid), asked)
+            return compiled.read_best(
+                model.method, k, *arguments, events, cast(Array, valid), asked
+            )
         return _read_best_on(self._mesh, model.method, k, *arguments, (events, valid), asked)
 
     def _collect(self, names: list[str], active: np.ndarray, found: Found | None) -> Answers:
@@ -208,12 +210,12 @@ def _read_best_on(
     window: tuple[Events, Array],
     asked: Asked,
 ) -> Found:
-    """Do as `batches.read_best`, with the users divided over the devices of a mesh."""
+    """Do as `compiled.read_best`, with the users divided over the devices of a mesh."""
 
     def body(
         params: Params, catalogue: Array, state: State, window: tuple[Events, Array], asked: Asked
     ) -> Found:
-        return batches.read_best(method, k, params, catalogue, state, *window, asked)
+        return compiled.read_best(method, k, params, catalogue, state, *window, asked)
 
     users: Any = P(AXIS)
     everywhere: Any = P()

@@ -6,7 +6,6 @@ on each other, so the results of the repeated rows are dropped.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -15,6 +14,7 @@ import numpy as np
 
 from rec2pm_jax.errors import UserError
 from rec2pm_jax.methods.method import Method
+from rec2pm_jax.stream.compute import compiled
 from rec2pm_jax.stream.search import Asked
 from rec2pm_jax.stream.users.user_state import UserState
 from rec2pm_jax.typing import Array, Events, Params, State
@@ -24,59 +24,6 @@ MAX_BATCH = 32
 _MIN_K = 16
 
 ReadInputs = tuple[State, Events, np.ndarray]  # states, events and valid of `Method.read`
-
-# --- the model, compiled ---
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def update(
-    method: Method,
-    params: Params,
-    state: State,
-    events: Events,
-    valid: Array,
-    next_time: Array | None,
-) -> State:
-    """Update the memories of a batch with one segment each, see `Method.update`."""
-    return method.update(params, state, events, valid, next_time)
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def compress(
-    method: Method, params: Params, events: Events, valid: Array, next_time: Array | None
-) -> State:
-    """Make the memories of a batch in one pass, see `Method.compress`."""
-    return method.compress(params, events, valid, next_time)
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def read_best(
-    method: Method,
-    k: int,
-    params: Params,
-    catalogue: Array,
-    state: State,
-    events: Events,
-    valid: Array,
-    asked: Asked,
-) -> tuple[Array, Array]:
-    """Return the k best items of a batch, best first; see `Method.read` and `Method.best`.
-
-    Args:
-      catalogue: the item table, see `prepare_catalogue`.
-      asked: the requests.
-
-    Returns:
-      (scores float32 [B, k], ids int32 [B, k]); -inf where the filter leaves fewer items.
-    """
-    readout = method.read(params, state, events, valid, asked.time)
-    return method.best(params, readout, k, catalogue, asked.rule)
-
-
-def prepare_catalogue(method: Method, params: Params) -> Array:
-    """Return the item table prepared for scoring, computed once for all reads."""
-    return method.catalogue(params)
-
 
 # --- padding ---
 
@@ -160,7 +107,8 @@ def update_memories(
     for index, real in iter_batches(np.arange(len(states.groups))):
         old, events = jax.tree.map(lambda x, i=index: x[i], (states, segment))
         times = None if next_time is None else next_time[index]
-        updated = update(method, params, old, events, np.ones(events.ids.shape, bool), times)
+        valid = np.ones(events.ids.shape, bool)
+        updated = compiled.run(method, compiled.update, method, params, old, events, valid, times)
         for out, leaf in zip(jax.tree.leaves(new), jax.tree.leaves(updated), strict=True):
             out[index[:real]] = np.asarray(leaf)[:real]
     return new
@@ -246,7 +194,7 @@ def find_best(
     """Return the best items of users who have events.
 
     Args:
-      catalogue: the item table, see `prepare_catalogue`.
+      catalogue: the item table, see `compiled.prepare_catalogue`.
       asked: the request of each user, numpy.
       k: how many items are wanted, 1 <= k <= num_items.
 
@@ -261,7 +209,9 @@ def find_best(
     scores = np.empty((len(users), width), np.float32)
     ids = np.empty((len(users), width), np.int32)
     for rows, real, inputs in iter_reads(method, users):
-        values, items = read_best(method, width, params, catalogue, *inputs, asked.take(rows))
+        values, items = compiled.run(
+            method, compiled.read_best, method, width, params, catalogue, *inputs, asked.take(rows)
+        )
         scores[rows[:real]] = np.asarray(values)[:real]
         ids[rows[:real]] = np.asarray(items)[:real]
     check_finite(scores, filtered=asked.rule.leaves_out)

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from rec2pm_jax.data.dataset import UserSequence
-from rec2pm_jax.stream.compute import batches
+from rec2pm_jax.stream.compute import batches, compiled
 from rec2pm_jax.stream.recommender import Recommender
 from rec2pm_jax.stream.stores.record import RecordFormat
 from rec2pm_jax.stream.users.mutable_user import MutableUser
@@ -132,7 +132,7 @@ def compress_histories(
             after = None
             if events.times is not None:  # R >= 1: an event follows the last segment
                 after = np.array([histories[r].times[updates[r] * size] for r in index], np.int32)
-            new = batches.compress(method, recommender.params, events, valid, after)
+            new = compiled.compress(method, recommender.params, events, valid, after)
             for out, leaf in zip(jax.tree.leaves(states), jax.tree.leaves(new), strict=True):
                 out[index[:real]] = np.asarray(leaf)[:real]
     return states, record_format.states.encode(states)

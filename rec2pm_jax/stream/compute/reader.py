@@ -13,7 +13,7 @@ from typing import NamedTuple, cast
 import numpy as np
 
 from rec2pm_jax.nn.catalogue.filters import ItemFilter
-from rec2pm_jax.stream.compute import batches
+from rec2pm_jax.stream.compute import batches, compiled
 from rec2pm_jax.stream.compute.session_cache import SessionCache
 from rec2pm_jax.stream.compute.updater import MemoryUpdater
 from rec2pm_jax.stream.outcomes import Answer
@@ -101,13 +101,19 @@ class Reader:
         user, asked = wanted.user, wanted.asked
         if asked is None:
             return _name_items(model, wanted, None, model.popular_items[1])
+        k = batches.padded_k(wanted.search.k, model.catalogue.num_items)
+        if model.method.spans_devices:  # it has no sessions
+            if asked.rule.candidates is not None:
+                k = asked.rule.candidates.shape[1]
+            scores, ids = (found[0] for found in self._find_best(model, [user], asked, k))
+            return _name_items(model, wanted, scores, ids)
         scores, ids = self.sessions.find_best(
             wanted.name,
             self._place(user)[0],
             lambda: self._updater.stack_states([user]),
             self._updater.pending_events(user),
             asked,
-            batches.padded_k(wanted.search.k, model.catalogue.num_items),
+            k,
         )
         return _name_items(model, wanted, scores, ids)
 
@@ -143,17 +149,19 @@ class Reader:
         padded = [*wanted, *[wanted[0]] * (size - len(wanted))]
         users = [one.user for one in padded]
         k = max(batches.padded_k(one.search.k, model.catalogue.num_items) for one in wanted)
-        found = batches.read_best(
-            model.method,
-            k,
-            model.params,
-            model.scored_table,
-            self._updater.stack_states(users),
-            *cast(tuple, self._updater.stack_pending(users)),
-            _stack([cast(Asked, one.asked) for one in padded]),
-        )
-        scores, ids = (np.asarray(x) for x in found)
+        asked = _stack([cast(Asked, one.asked) for one in padded])
+        scores, ids = self._find_best(model, users, asked, k)
         return [_name_items(model, one, scores[row], ids[row]) for row, one in enumerate(wanted)]
+
+    def _find_best(
+        self, model: Recommender, users: Sequence[MutableUser], asked: Asked, k: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return scores and ids of users who ask together, [U, k] each."""
+        method, states = model.method, self._updater.stack_states(users)
+        window = self._updater.stack_pending(users)
+        tables = model.params, model.scored_table
+        found = compiled.run(method, compiled.read_best, method, k, *tables, states, *window, asked)
+        return np.asarray(found[0]), np.asarray(found[1])
 
 
 def _cut(numbers: Sequence[int]) -> Iterator[Sequence[int]]:

@@ -95,7 +95,7 @@ class SessionCache:
         """Start with no sessions.
 
         Args:
-          catalogue: the item table, see `batches.prepare_catalogue`.
+          catalogue: the item table, see `compiled.prepare_catalogue`.
           capacity: how many sessions are kept; 0 keeps none.
         """
         self._method, self._params, self._catalogue = method, params, catalogue
