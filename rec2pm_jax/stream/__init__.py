@@ -6,17 +6,21 @@ An event passes through these files, from a line of input to the store:
       lines/kafka/source.py       or from the partitions of a topic that this worker owns
     lines/events.py             parse a line into an `Event`
     lines/requests.py           or into a `Request` with filters
-    runner.py                   the loop: take lines in order and schedule every step below
+    runner.py                   the loop: schedule every step below
+    feed.py                     read lines ahead; requests overtake events of others that wait
     engine.py                   find the user, check the event, append it to the user's pending events
       catalogue.py                raw ids -> item ids, times -> seconds since the time origin
-      users/mutable_user.py       a user in the process: encoded memory and pending events
+      users/mutable_user.py       a user in the process: encoded memory and
+      users/pending.py            pending events, in their stored form
       users/user_cache.py         all users in the process; the others are read from the store
       compute/histories.py        or from the dataset, if the store lacks them
     compute/update_queue.py     collect users with a full segment; a thread computes new memories
       compute/updater.py          decode memories, update them, encode them
       compute/batches.py          call the model in a few fixed batch shapes
+      compute/compiled.py         the model, compiled
     stores/commit_writer.py     snapshot the changed users; a thread writes them
-      stores/record.py            a user as bytes
+      stores/record.py            a user as bytes: a record, and the state
+      stores/reading.py           states are read when an update or a request needs them
       stores/base.py              the store: records and input positions, in one transaction
 
 A request takes the same way up to the engine, and then:

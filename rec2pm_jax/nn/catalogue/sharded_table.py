@@ -26,6 +26,7 @@ SLICES = 4096  # the number of devices must divide it
 _STRIDE = 2531  # odd, so prime to SLICES; SLICES / golden ratio
 _INVERSE = pow(_STRIDE, -1, SLICES)
 _LANES = 128
+_DRAWN = 1 << 16  # rows of a new table that are drawn at a time
 
 
 def table_rows(num_items: int) -> int:
@@ -107,10 +108,16 @@ def add_to_rows(table: Array, rows: Array, values: Array) -> Array:
 
 
 def initial_rows(rng: PRNGKey, ids: Array, dim: int) -> Array:
-    """Draw rows of a new table, float32 [n, dim], for ids int32 [n]; each depends on rng and id."""
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(rng, ids)
-    draw = jax.vmap(lambda key: jax.random.truncated_normal(key, -2, 2, (dim,)))
-    return ITEM_SCALE * draw(keys)
+    """Draw rows of a new table, float32 [n, dim], for ids int32 [n]; each depends on rng and id.
+
+    They are drawn in blocks, as the steps from random bits to numbers take the room of several tables.
+    """
+
+    def draw(item: Array) -> Array:
+        key = jax.random.fold_in(rng, item)
+        return ITEM_SCALE * jax.random.truncated_normal(key, -2, 2, (dim,))
+
+    return jax.lax.map(draw, ids, batch_size=_DRAWN)
 
 
 def insert_new_rows(part: Array, rows: int, fresh: Array) -> Array:
