@@ -40,6 +40,7 @@ def list_tables(folder: Path) -> dict[str, Table]:
         "input": lambda: tabulate_input(rows("input")),
         "topk": lambda: tabulate_search(rows("topk")),
         "prepare": lambda: tabulate_preparation(rows("prepare")),
+        "data": lambda: tabulate_large_data(rows("data")[0]),
         "stream": lambda: tabulate_stream(rows("stream")[0]),
         "stream-latency": lambda: tabulate_latencies(rows("stream")[1:]),
         "tpu-chip": lambda: tabulate_compiled(
@@ -167,6 +168,29 @@ def tabulate_preparation(rows: Sequence[Record]) -> list[str]:
         for row in rows
     ]
     return format_markdown(["events", "users", "wall time", "events/s", "peak GB"], body)
+
+
+def tabulate_large_data(row: Record) -> list[str]:
+    """Return what data that do not fit in memory cost."""
+
+    def gigabytes(name: str) -> str:
+        return f"{row[name] / 1e9:.2f} GB"
+
+    body = [
+        ["events, items, users", ", ".join(f"{row[x]:,}" for x in ("events", "items", "users"))],
+        ["disk", gigabytes("disk_bytes")],
+        ["opening", f"{_format_seconds(row['open_s'])}, {gigabytes('open_rss_bytes')}"],
+        ["one of the first 4,000 look-ups of a raw id", _format_seconds(row["look_up_us"] / 1e6)],
+        ["first training batch", _format_seconds(row["first_batch_s"])],
+        ["training windows per CPU second", f"{row['windows_per_cpu_s']:,}"],
+        ["windows per second against those of a step", f"{row['windows_ratio']:.0f} x"],
+        ["memory of a process that feeds", gigabytes("feed_rss_bytes")],
+        ["counting the training events of all items", _format_seconds(row["count_s"])],
+        ["start to the first step, two processes", _format_seconds(row["first_step_s"])],
+        ["the same after SIGKILL of both", _format_seconds(row["resumed_step_s"])],
+        ["peak memory of each process that trains", gigabytes("train_peak_rss_bytes")],
+    ]
+    return format_markdown(["quantity", "value"], body)
 
 
 def tabulate_stream(row: Record) -> list[str]:
