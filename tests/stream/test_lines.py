@@ -137,7 +137,7 @@ VALUES = st.one_of(
         [2**63 - 1, 2**63, 10**11, 10**11 + 1, 10**30, float("nan"), [], {"a": 1}, [3]]
     ),
     st.integers(0, 100),
-    st.text(max_size=3),
+    st.text("a7.ü\n\x00😀", max_size=3),
 )
 FIELDS = ("user", "item", "time", "type", "seq", "recommend", "more")
 
