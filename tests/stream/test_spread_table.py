@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 
 import numpy as np
 import polars as pl
@@ -139,6 +142,48 @@ def test_requests_that_wait_share_a_read(dataset, models):
         answers = dict(engine.recommend_all(requests))
         found.append([[item.item for item in answers[n].items] for n in range(5)])
     assert found[0] == found[1]
+
+
+@pytest.mark.slow
+def test_the_command_divides_the_table_of_a_run(dataset, tmp_path):
+    """Real processes: a run over four devices is streamed from one, two and four."""
+    flags = "--xla_force_host_platform_device_count=4"
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
+
+    def launch(name, **flags):
+        command = [sys.executable, "-m", f"launch.{name}", f"--workdir={tmp_path}/run"]
+        command += [f"--{flag}={value}" for flag, value in flags.items()]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-3000:]
+        return done.stderr
+
+    config = {
+        "data.segment": 5,
+        "data.segments": 2,
+        "loss.negatives": 8,
+        "model.dim": 16,
+        "model.layers": 1,
+        "model.table": "sharded",
+        "optim.table_learning_rate": 0.05,
+        "train.batch_size": 8,
+        "train.steps": 3,
+        "compute.devices": 0,
+    }
+    chosen = {f"config.{name}": value for name, value in config.items()}
+    launch("train", config="base", data=dataset.path, **chosen)
+    path = tmp_path / "events.jsonl"
+    path.write_bytes(b"".join(make_stream(dataset)))
+    answers = []
+    for devices in (1, 2, 4):
+        output = tmp_path / f"answers{devices}.jsonl"
+        report = launch("stream", events=path, output=output, devices=devices)
+        assert "memory updates" in report
+        lines = map(json.loads, output.read_text().splitlines())
+        answers.append([(one["events"], [item["item"] for item in one["items"]]) for one in lines])
+    assert answers[0] == answers[1] == answers[2] and len(answers[0]) > 12
+    store = tmp_path / "store"
+    launch("rebuild_memory", data=dataset.path, output=store, devices=2)
+    launch("stream", events=path, output=tmp_path / "more.jsonl", store=store, devices=4)
 
 
 def bulk_rows(model, source, folder, filters, time):
