@@ -8,6 +8,7 @@ Time: not measured, for want of a TPU; docs/performance.md has the compiler's fi
 Metrics: the paper's industrial data are not public.
 
 As in the paper: K * S = 1000 events, HSTU with 16 layers and 8 heads, D = 64, float32, rec2pm_o.
+A TPU prefers one head, --config.model.heads=1 (docs/performance.md).
 Ours: 4,096 negatives shared by the whole step, and row-wise Adagrad for the table, which keeps one
 float per item where Adam keeps 128.
 """
